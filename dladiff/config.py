@@ -1,0 +1,280 @@
+"""Configuration of the method: frozen dataclasses, one check of everything at once, the profiles and presets.
+
+Pixel quantities are in [0, 1] units (7/255 is seven grey levels). Nothing here imports torch: the driver reads it.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dladiff.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuningConfig:
+    """Layer 1 (Algorithm 1): the perturbation against fine-tuning."""
+
+    eta: float = 7 / 255
+    """Bound of the perturbation, L-inf, [0, 1] units."""
+    step: float = 2.5e-3
+    """PGD step, [0, 1] units (the paper's 5e-3 on [-1, 1] tensors)."""
+    gradient: Literal["sign", "l2", "raw"] = "sign"
+    """How a gradient becomes a step."""
+    iter_ft: int = 400
+    """Optimiser steps of the static surrogate on the clean set; 0 leaves it pretrained."""
+    iter_opt: int = 50
+    """Epochs of attention steps, denoising steps and dynamic-surrogate training."""
+    iter_1: int = 3
+    """Attention steps an epoch."""
+    iter_2: int = 3
+    """Denoising-loss steps an epoch."""
+    iter_3: int = 3
+    """Training steps of the dynamic surrogate an epoch."""
+    lr_static: float = 5e-6
+    """AdamW learning rate of the static surrogate."""
+    lr_dynamic: float = 5e-6
+    """AdamW learning rate of the dynamic surrogate."""
+    weight_decay: float = 1e-2
+    """AdamW weight decay of both surrogates."""
+    batch: int = 4
+    """Photos in one training step of the static surrogate."""
+    batch_photos: int = 4
+    """Working squares protected together; they share one dynamic surrogate."""
+    attention_resolution: int = 16
+    """Side, in latent cells, of the attention maps that the attention loss compares."""
+    tokens: Literal["all", "instance"] = "all"
+    """Text tokens whose cross-attention counts."""
+    self_weight: float = 1.0
+    """Weight of self-attention against cross-attention, both means over their maps."""
+    prompt: str = "a photo of sks person"
+    """Prompt of every training and attack step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotConfig:
+    """Layer 2 (Algorithm 2): the perturbation against identity encoders."""
+
+    eta: float = 11 / 255
+    """Bound of the perturbation, L-inf, [0, 1] units."""
+    step: float = 4e-4
+    """PGD step, [0, 1] units (the paper's 8e-4 on the encoder's [-1, 1] input)."""
+    max_steps: int = 200
+    """Most steps a face gets; the stop rule ends most faces earlier."""
+    ths: float = 0.1
+    """Stop when every optimised encoder's cosine to the original is at or below this."""
+    draws: int = 2
+    """Affine draws averaged in one step."""
+    linear_noise: float = 0.01
+    """Standard deviation of the noise on the alignment's 2x2 part, relative to it, about the crop's centre."""
+    shift_noise: float = 0.5
+    """Standard deviation of the noise on its translation, in pixels of the 112 px crop."""
+    space: Literal["image", "aligned"] = "image"
+    """Where the perturbation lives: the photo's own pixels, or the aligned crop (the paper's)."""
+    check_every: int = 10
+    """Steps between two measurements on the re-read, re-detected photo."""
+    min_face_px: int = 20
+    """Faces with a shorter box side than this are left alone."""
+    detector_threshold: float = 0.5
+    """Least detector score of a face."""
+    weights: tuple[float, ...] = ()
+    """Weight of each optimised encoder; empty means equal weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """Everything that decides the output bytes of one identity, the photos and the seed apart."""
+
+    profile: str = "tiny"
+    """Name of the profile."""
+    model: str = "embedded"
+    """Stable Diffusion folder in the diffusers layout, or `embedded` for the tiny bundle in this package."""
+    region: Literal["face", "photo"] = "face"
+    """What layer 1 works on: the square around each face, or squares that cover the photo."""
+    resolution: int = 128
+    """Working resolution of layer 1, pixels."""
+    max_squares: int = 16
+    """Most working squares in one photo."""
+    detector: str = "centerface"
+    """`centerface`, or an InsightFace pack folder or SCRFD ONNX file."""
+    encoders: tuple[str, ...] = ("embedded:mobile",)
+    """Optimised identity encoders: `embedded:NAME`, an ONNX file, or an InsightFace pack folder."""
+    held_out: tuple[str, ...] = ("embedded:residual",)
+    """Encoders that are measured and never optimised."""
+    layers: Literal["both", "finetuning", "zero_shot"] = "both"
+    """Which layers run (the ablations of the paper's Table 5)."""
+    finetuning: FinetuningConfig = field(default_factory=FinetuningConfig)
+    """Layer 1."""
+    zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
+    """Layer 2."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        out: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return out
+
+
+TINY_FINETUNING: dict[str, Any] = {
+    "iter_ft": 120,
+    "iter_opt": 16,
+    "lr_static": 5e-4,
+    "lr_dynamic": 2e-4,
+}
+"""The tiny profile's own schedule; docs/evaluation.md says how it was chosen."""
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "tiny": {"finetuning": TINY_FINETUNING},
+    "sd21": {"model": "", "region": "photo", "resolution": 512},
+}
+"""Overrides of MethodConfig by profile. `sd21` needs `model`, `encoders` and `held_out` from the user."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"finetuning": {"iter_ft": 400, "iter_opt": 50, "iter_1": 3, "iter_2": 3, "iter_3": 3}},
+    "strong": {"finetuning": {"iter_ft": 400, "iter_opt": 50, "iter_1": 6, "iter_2": 6, "iter_3": 3}},
+}
+"""Schedules that go over a profile's own."""
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "finetuning.eta": (0, 0.25),
+    "finetuning.step": (0, 0.25),
+    "finetuning.iter_ft": (0, 100_000),
+    "finetuning.iter_opt": (0, 10_000),
+    "finetuning.iter_1": (0, 100),
+    "finetuning.iter_2": (0, 100),
+    "finetuning.iter_3": (0, 100),
+    "finetuning.lr_static": (0, 1),
+    "finetuning.lr_dynamic": (0, 1),
+    "finetuning.weight_decay": (0, 1),
+    "finetuning.batch": (1, 1024),
+    "finetuning.batch_photos": (1, 1024),
+    "finetuning.attention_resolution": (1, 128),
+    "finetuning.self_weight": (0, 1000),
+    "zero_shot.eta": (0, 0.25),
+    "zero_shot.step": (0, 0.25),
+    "zero_shot.max_steps": (0, 100_000),
+    "zero_shot.ths": (-1, 1),
+    "zero_shot.draws": (1, 64),
+    "zero_shot.linear_noise": (0, 1),
+    "zero_shot.shift_noise": (0, 20),
+    "zero_shot.check_every": (1, 10_000),
+    "zero_shot.min_face_px": (8, 100_000),
+    "zero_shot.detector_threshold": (0, 1),
+    "resolution": (64, 2048),
+    "max_squares": (1, 256),
+}
+
+
+def method_config(profile: str, preset: str | None, overrides: Mapping[str, Any]) -> MethodConfig:
+    """Build the configuration: defaults, then the profile, the preset, the overrides.
+
+    Raises ConfigError with every fault at once: unknown names (with the nearest known one), wrong types, ranges.
+    """
+    faults: list[str] = []
+    base = dict(_pick("profile", profile, PROFILES, faults))
+    layered: list[Mapping[str, Any]] = [base]
+    if preset is not None:
+        layered.append(_pick("preset", preset, PRESETS, faults))
+    layered.append(overrides)
+    merged: dict[str, Any] = {"profile": profile}
+    for layer in layered:
+        _merge(merged, layer)
+    config = _build(MethodConfig, merged, "", faults)
+    if not faults:
+        faults += _check(config)
+    if faults:
+        raise ConfigError(faults)
+    return typing.cast(MethodConfig, config)
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, of plain JSON settings whatever their order."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Return ` (did you mean X?)` for the closest known name, or nothing."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _pick(what: str, name: str, known: Mapping[str, dict[str, Any]], faults: list[str]) -> dict[str, Any]:
+    if name in known:
+        return known[name]
+    faults.append(f"{what}: {name!r} is unknown{nearest(name, list(known))}; known: {', '.join(known)}")
+    return {}
+
+
+def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _build(kind: type, values: Mapping[str, Any], path: str, faults: list[str]) -> Any:
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in dataclasses.fields(kind)]
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{path}{key}"
+        if key not in known:
+            faults.append(f"{name}: unknown setting{nearest(str(key), known)}")
+        elif dataclasses.is_dataclass(hints[key]):
+            if isinstance(value, Mapping):
+                arguments[key] = _build(typing.cast(type, hints[key]), value, f"{name}.", faults)
+            else:
+                faults.append(f"{name}: expected a mapping of settings, not {value!r}")
+        else:
+            arguments[key] = _convert(name, value, hints[key], faults)
+    return kind(**arguments)
+
+
+def _convert(name: str, value: Any, hint: Any, faults: list[str]) -> Any:
+    if typing.get_origin(hint) is Literal:
+        allowed = typing.get_args(hint)
+        if value not in allowed:
+            faults.append(f"{name}: {value!r} is not one of {', '.join(map(str, allowed))}")
+        return value
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        if isinstance(value, list | tuple):
+            return tuple(_convert(f"{name}[{i}]", v, item, faults) for i, v in enumerate(value))
+        faults.append(f"{name}: expected a list, not {value!r}")
+        return value
+    good = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}[hint]
+    if not isinstance(value, good) or (isinstance(value, bool) and hint is not bool):
+        faults.append(f"{name}: expected {hint.__name__}, not {value!r}")
+        return value
+    return hint(value)
+
+
+def _check(config: MethodConfig) -> list[str]:
+    faults = []
+    for name, (low, high) in _RANGES.items():
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        if not low <= value <= high:
+            faults.append(f"{name}: {value} is outside {low}..{high}")
+    if config.resolution % 32:
+        faults.append(f"resolution: {config.resolution} is not a multiple of 32")
+    if not config.encoders and config.layers != "finetuning":
+        faults.append("encoders: layer 2 needs at least one optimised encoder")
+    if both := set(config.encoders) & set(config.held_out):
+        faults.append(
+            f"held_out: {', '.join(sorted(both))} stands in encoders too; a held-out encoder is never optimised"
+        )
+    weights = config.zero_shot.weights
+    if weights and len(weights) != len(config.encoders):
+        faults.append(f"zero_shot.weights: {len(weights)} weights for {len(config.encoders)} encoders")
+    if not config.model:
+        faults.append(
+            f"model: the profile {config.profile} ships no weights; set method.model to a Stable Diffusion folder "
+            "in the diffusers layout"
+        )
+    return faults

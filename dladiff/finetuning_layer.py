@@ -1,0 +1,96 @@
+"""Layer 1, Algorithm 1: the perturbation against fine-tuning, with a static and a dynamic surrogate."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Generator, Tensor
+
+from dladiff.attention import Maps, map_distance, reading
+from dladiff.config import FinetuningConfig
+from dladiff.pgd import pgd
+from dladiff.pixels import Images
+from dladiff.surrogate import Noise, Surrogate, Trainer
+
+
+def static_surrogate(
+    surrogate: Surrogate, clean: Images, config: FinetuningConfig, generator: Generator
+) -> UNet2DConditionModel:
+    """Algorithm 1, lines 1-9: fine-tune a copy of the UNet on the clean set `m 3 r r`; frozen on return."""
+    unet = surrogate.fresh_unet()
+    if config.iter_ft == 0:
+        return unet
+    prompt, _ = surrogate.prompt(config.prompt)
+    trainer = Trainer(unet, config.lr_static, config.weight_decay)
+    size = min(config.batch, len(clean))
+    order: list[int] = []
+    for _ in range(config.iter_ft):
+        if len(order) < size:
+            order += torch.randperm(len(clean), generator=generator).tolist()
+        batch, order = clean[order[:size]], order[size:]
+        noise = surrogate.draw([generator] * size, clean.shape[-1])
+        with torch.no_grad(), surrogate.autocast():
+            latents = surrogate.latents(batch, noise)
+        trainer.step(surrogate, latents.float(), noise, prompt)
+    return unet
+
+
+def perturb(
+    surrogate: Surrogate,
+    static: UNet2DConditionModel,
+    x: Images,
+    config: FinetuningConfig,
+    generators: list[Generator],
+) -> Tensor:
+    """Algorithm 1, lines 10-41: the perturbation `b 3 r r` of one batch of working squares.
+
+    `generators` holds one stream per image. The dynamic surrogate starts from the pretrained weights and
+    never sees a clean photo.
+    """
+    resolution = x.shape[-1]
+    prompt, instance = surrogate.prompt(config.prompt)
+    tokens = [instance] if config.tokens == "instance" and instance is not None else None
+    dynamic = surrogate.fresh_unet()
+    trainer = Trainer(dynamic, config.lr_dynamic, config.weight_decay)
+    delta = torch.zeros_like(x)
+
+    def attention(point: Tensor) -> Tensor:
+        noise = surrogate.draw(generators, resolution)
+        with surrogate.autocast():
+            with torch.no_grad():
+                want = _maps(surrogate, static, x, noise=noise, prompt=prompt, resolution=config.attention_resolution)
+            have = _maps(surrogate, dynamic, point, noise=noise, prompt=prompt, resolution=config.attention_resolution)
+            return map_distance(want, have, self_weight=config.self_weight, tokens=tokens)
+
+    def denoising(point: Tensor) -> Tensor:
+        noise = surrogate.draw(generators, resolution)
+        with surrogate.autocast():
+            return surrogate.loss(dynamic, surrogate.latents(point, noise), noise, prompt)
+
+    def ascend(loss: Callable[[Tensor], Tensor], delta: Tensor, steps: int) -> Tensor:
+        return pgd(x, delta, loss, eta=config.eta, step=config.step, steps=steps, gradient=config.gradient)
+
+    for _ in range(config.iter_opt):
+        delta = ascend(attention, delta, config.iter_1)
+        delta = ascend(denoising, delta, config.iter_2)
+        for _ in range(config.iter_3):
+            noise = surrogate.draw(generators, resolution)
+            with torch.no_grad(), surrogate.autocast():
+                latents = surrogate.latents(x + delta, noise)
+            trainer.step(surrogate, latents.float(), noise, prompt)
+    return delta
+
+
+def _maps(
+    surrogate: Surrogate,
+    unet: UNet2DConditionModel,
+    images: Images,
+    *,
+    noise: Noise,
+    prompt: Tensor,
+    resolution: int,
+) -> Maps:
+    latents = surrogate.latents(images, noise)
+    with reading(unet, resolution) as maps:
+        surrogate.predict(unet, latents, noise, prompt)
+    return maps

@@ -1,0 +1,127 @@
+"""Models loaded once, identities protected one after another: what a long-lived worker holds."""
+
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dladiff.config import method_config
+from dladiff.errors import ModelError
+from dladiff.faces import CenterFaceDetector, Detector, ScrfdDetector
+from dladiff.identity import IdentityEncoder, detector_from_pack, encoder_from_pack, load_encoder
+from dladiff.pixels import Pixels
+from dladiff.protect import Models, PhotoIn, PhotoOut, protect
+from dladiff.surrogate import Surrogate
+
+EMBEDDED_ENCODERS = Path(__file__).parent / "profiles" / "tiny" / "encoders"
+"""The small identity encoders that ship with the package."""
+PACKAGES = ("torch", "diffusers", "transformers", "onnxruntime", "insightface", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class IdentityOut:
+    """One protected identity and how it was made."""
+
+    photos: list[PhotoOut]
+    seconds: dict[str, float]
+    peak_memory_bytes: int
+    device: str
+    models: list[dict[str, str]]
+    versions: dict[str, str]
+
+
+class Protector:
+    """Holds the networks of one configuration."""
+
+    def __init__(self, settings: Mapping[str, Any], seed: int, threads: int) -> None:
+        """Load the models of `settings` (`profile`, `preset`, `overrides`). Raises ConfigError or ModelError."""
+        torch.set_num_threads(max(1, threads))
+        _quiet()
+        self.config = method_config(settings["profile"], settings.get("preset"), settings.get("overrides") or {})
+        self.seed = seed
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        zero_shot = self.config.zero_shot
+        self.models = Models(
+            Surrogate(self.config.model, device),
+            [_encoder(name).to(device) for name in self.config.encoders],
+            [_encoder(name).to(device) for name in self.config.held_out],
+            _detector(self.config.detector, zero_shot.min_face_px, zero_shot.detector_threshold),
+            device,
+        )
+
+    def protect_identity(self, identity: str, photos: Sequence[PhotoIn], clean: Sequence[Pixels]) -> IdentityOut:
+        """Protect the photos of one identity; its name takes no part in the result."""
+        if self.models.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        done = protect(photos, clean, self.models, self.config, self.seed)
+        return IdentityOut(
+            done.photos, done.seconds, self._peak_memory(), self._device_name(), self._described(), _versions()
+        )
+
+    def _peak_memory(self) -> int:
+        if self.models.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+    def _device_name(self) -> str:
+        return torch.cuda.get_device_name() if self.models.device.type == "cuda" else "cpu"
+
+    def _described(self) -> list[dict[str, str]]:
+        models, surrogate = self.models, self.models.surrogate
+        rows = [
+            {"name": surrogate.name, "role": "surrogate", "sha256": surrogate.sha256, "licence": "see the model card"}
+        ]
+        for role, parts in (
+            ("encoder", models.encoders),
+            ("held_out", models.held_out),
+            ("detector", [models.detector]),
+        ):
+            rows += [{"name": p.name, "role": role, "sha256": p.sha256, "licence": p.licence} for p in parts]
+        return rows
+
+
+def _encoder(name: str) -> IdentityEncoder:
+    if name.startswith("embedded:"):
+        short = name.removeprefix("embedded:")
+        path = EMBEDDED_ENCODERS / f"{short}.onnx"
+        if Path(short).name != short or not path.is_file():
+            known = ", ".join(sorted(p.stem for p in EMBEDDED_ENCODERS.glob("*.onnx")))
+            raise ModelError(f"no embedded encoder named {short!r}; this package ships: {known}")
+        return load_encoder(path, short)
+    source = Path(name)
+    if source.is_dir():
+        return load_encoder(encoder_from_pack(source), source.name)
+    if not source.is_file():
+        raise ModelError(f"no identity encoder at {name}: name an ONNX file or an InsightFace pack folder")
+    return load_encoder(source, source.stem)
+
+
+def _detector(name: str, min_face_px: int, threshold: float) -> Detector:
+    if name == "centerface":
+        return CenterFaceDetector(min_face_px=min_face_px, threshold=threshold)
+    source = Path(name)
+    if not source.exists():
+        raise ModelError(
+            f"no face detector at {name}: use centerface, an SCRFD ONNX file or an InsightFace pack folder"
+        )
+    return ScrfdDetector(
+        detector_from_pack(source) if source.is_dir() else source, min_face_px=min_face_px, threshold=threshold
+    )
+
+
+def _quiet() -> None:
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
+def _versions() -> dict[str, str]:
+    return {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}}

@@ -1,0 +1,142 @@
+"""The Stable Diffusion bundle: loading, latents, noising, the denoising loss, and its training steps."""
+
+import copy
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Generator, Tensor
+from torch.nn import functional
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from dladiff.errors import ModelError
+from dladiff.pixels import Images
+
+EMBEDDED = Path(__file__).parent / "profiles" / "tiny" / "bundle"
+"""The tiny face model that ships with the package."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What one forward diffusion draws: timesteps `b`, latent noise and posterior noise `b c h w`."""
+
+    t: Tensor
+    latent: Tensor
+    posterior: Tensor
+
+
+class Surrogate:
+    """A frozen text encoder, VAE and noise schedule, with the pretrained UNet that surrogates are copied from."""
+
+    def __init__(self, folder: str | Path, device: torch.device) -> None:
+        """Load from a folder in the diffusers layout; ModelError says what is missing."""
+        root = EMBEDDED if str(folder) == "embedded" else Path(folder)
+        if not (root / "model_index.json").is_file():
+            raise ModelError(
+                f"no diffusers model in {root}: expected model_index.json; download a bundle and name its folder"
+            )
+        settings = {"local_files_only": True, "torch_dtype": torch.float32}
+        try:
+            self.unet = UNet2DConditionModel.from_pretrained(root, subfolder="unet", use_safetensors=True, **settings)
+            self.vae = AutoencoderKL.from_pretrained(root, subfolder="vae", use_safetensors=True, **settings)
+            text = CLIPTextModel.from_pretrained(root, subfolder="text_encoder", use_safetensors=True, **settings)
+            self.tokenizer = CLIPTokenizer.from_pretrained(root, subfolder="tokenizer", local_files_only=True)
+            scheduler = DDPMScheduler.from_pretrained(root, subfolder="scheduler", local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"the model in {root} cannot be loaded: {str(error).splitlines()[0]}") from error
+        self.device = device
+        for part in (self.unet, self.vae, text):
+            part.eval().requires_grad_(False).to(device)
+        self.text = text
+        self.alphas = scheduler.alphas_cumprod.to(device)
+        self.prediction: str = scheduler.config.prediction_type
+        if self.prediction not in ("epsilon", "v_prediction"):
+            raise ModelError(f"the model in {root} predicts {self.prediction}; epsilon and v_prediction are known")
+        self.name, self.sha256 = root.name if str(folder) != "embedded" else "tiny", _digest(root)
+
+    def fresh_unet(self) -> UNet2DConditionModel:
+        """Return a copy of the pretrained UNet with fp32 weights, frozen."""
+        return copy.deepcopy(self.unet)
+
+    def prompt(self, text: str) -> tuple[Tensor, int | None]:
+        """Return the embedding `1 n d` of a prompt and the position of `sks` in it (None where absent)."""
+        ids = self.tokenizer(
+            [text],
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        ).input_ids
+        pieces = self.tokenizer.convert_ids_to_tokens(ids[0].tolist())
+        place = next((i for i, piece in enumerate(pieces) if piece.startswith("sks")), None)
+        with torch.no_grad():
+            return self.text(ids.to(self.device)).last_hidden_state, place
+
+    def draw(self, generators: list[Generator], resolution: int) -> Noise:
+        """Draw t in 1..T-1 and noise, one stream per image, so that a photo's draws never depend on others."""
+        side = resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        shape = (self.vae.config.latent_channels, side, side)
+        t = torch.cat([torch.randint(1, len(self.alphas), (1,), generator=g) for g in generators])
+        latent = torch.stack([torch.randn(shape, generator=g) for g in generators])
+        posterior = torch.stack([torch.randn(shape, generator=g) for g in generators])
+        return Noise(t.to(self.device), latent.to(self.device), posterior.to(self.device))
+
+    def latents(self, images: Images, noise: Noise) -> Tensor:
+        """Encode [0, 1] images to scaled latents, `b c h w`, sampling the posterior with the given noise."""
+        posterior = self.vae.encode(images * 2 - 1).latent_dist
+        return (posterior.mean + posterior.std * noise.posterior) * self.vae.config.scaling_factor
+
+    def predict(self, unet: UNet2DConditionModel, latents: Tensor, noise: Noise, prompt: Tensor) -> Tensor:
+        """Run the UNet on the noised latents: z_t = sqrt(a_t) z + sqrt(1 - a_t) e."""
+        signal, spread = self._scales(noise.t, latents)
+        noisy = signal * latents + spread * noise.latent
+        out: Tensor = unet(noisy, noise.t, prompt.expand(len(latents), -1, -1)).sample
+        return out
+
+    def loss(self, unet: UNet2DConditionModel, latents: Tensor, noise: Noise, prompt: Tensor) -> Tensor:
+        """L_cond (Eq. 3): mean squared error against the noise, or against v for v-prediction models."""
+        predicted = self.predict(unet, latents, noise, prompt)
+        target = noise.latent
+        if self.prediction == "v_prediction":
+            signal, spread = self._scales(noise.t, latents)
+            target = signal * noise.latent - spread * latents
+        return functional.mse_loss(predicted.float(), target.float())
+
+    def autocast(self) -> torch.autocast:
+        """bf16 compute on CUDA over fp32 master weights, plain fp32 on the CPU (METHOD, "numeric type")."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    def _scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = self.alphas[t].to(like.dtype).view(-1, 1, 1, 1)
+        return alpha.sqrt(), (1 - alpha).sqrt()
+
+
+class Trainer:
+    """AdamW over one UNet copy: fp32 masters, gradients clipped to norm 1, state fresh for each identity."""
+
+    def __init__(self, unet: UNet2DConditionModel, lr: float, weight_decay: float) -> None:
+        self.unet = unet
+        self.optimiser = torch.optim.AdamW(unet.parameters(), lr=lr, weight_decay=weight_decay)
+
+    def step(self, surrogate: Surrogate, latents: Tensor, noise: Noise, prompt: Tensor) -> float:
+        """One training step on L_cond; weights are frozen again afterwards. Returns the loss before the step."""
+        self.unet.requires_grad_(True)
+        with surrogate.autocast():
+            loss = surrogate.loss(self.unet, latents, noise, prompt)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.unet.requires_grad_(False)
+        return float(loss.detach())
+
+
+def _digest(root: Path) -> str:
+    total = hashlib.sha256()
+    for path in sorted(root.rglob("*.safetensors")) + sorted(root.rglob("*.json")):
+        total.update(path.relative_to(root).as_posix().encode())
+        with path.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()

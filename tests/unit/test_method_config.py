@@ -1,0 +1,42 @@
+import pytest
+
+from dladiff.config import digest, method_config
+from dladiff.errors import ConfigError
+
+
+def test_paper_preset_keeps_the_paper_schedule() -> None:
+    config = method_config("tiny", "paper", {})
+    layer = config.finetuning
+    assert (layer.iter_ft, layer.iter_opt, layer.iter_1, layer.iter_2, layer.iter_3) == (400, 50, 3, 3, 3)
+    assert config.finetuning.eta == 7 / 255 and config.zero_shot.eta == 11 / 255
+
+
+def test_every_fault_is_listed_at_once() -> None:
+    overrides = {
+        "finetunning": {},
+        "finetuning": {"eta": 3, "iter_opt": "many", "gradient": "up"},
+        "zero_shot": {"drawz": 1},
+    }
+    with pytest.raises(ConfigError) as caught:
+        method_config("tinny", None, overrides)
+    text = str(caught.value)
+    assert len(caught.value.faults) == 5
+    for part in ("tinny", "did you mean tiny", "did you mean finetuning", "iter_opt", "gradient", "did you mean draws"):
+        assert part in text
+
+
+def test_ranges_and_consistency() -> None:
+    with pytest.raises(ConfigError) as caught:
+        method_config("tiny", None, {"finetuning": {"eta": 3}, "resolution": 100, "held_out": ["embedded:mobile"]})
+    assert len(caught.value.faults) == 3
+
+
+def test_profile_without_weights_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"method\.model"):
+        method_config("sd21", None, {})
+
+
+def test_digest_ignores_order_and_sees_values() -> None:
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+    one = method_config("tiny", None, {}).to_dict()
+    assert one["finetuning"]["eta"] == 7 / 255 and isinstance(one["encoders"], list)

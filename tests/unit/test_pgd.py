@@ -1,0 +1,25 @@
+import pytest
+import torch
+
+from dladiff.pgd import direction, pgd
+
+
+def test_linear_model_equals_its_closed_form() -> None:
+    """For loss = <w, x>, k sign steps give clip(k * step * sign(w), eta), then the pixel range."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, 8, 8, generator=generator, dtype=torch.float64)
+    w = torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)
+    for steps in (1, 5, 40):
+        delta = pgd(x, torch.zeros_like(x), lambda p: (w * p).sum(), eta=0.03, step=0.0025, steps=steps)
+        expected = (x + (steps * 0.0025 * w.sign()).clamp(-0.03, 0.03)).clamp(0, 1) - x
+        assert torch.allclose(delta, expected, atol=1e-12)
+
+
+def test_l2_direction_has_unit_rms_in_each_image() -> None:
+    step = direction(torch.randn(3, 3, 4, 4) * torch.tensor([1.0, 10.0, 1e-3]).view(3, 1, 1, 1), "l2")
+    assert step.flatten(1).square().mean(1).sqrt().tolist() == pytest.approx([1, 1, 1], rel=1e-5)
+
+
+def test_raw_direction_is_the_gradient() -> None:
+    gradient = torch.randn(1, 3, 2, 2)
+    assert torch.equal(direction(gradient, "raw"), gradient)
