@@ -49,7 +49,8 @@ class ReadingProcessor:
         heads_averaged = weights.unflatten(0, (hidden_states.shape[0], attn.heads)).mean(1)
         (self.maps.own if encoder_hidden_states is None else self.maps.cross).append(heads_averaged)
         mixed = attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(weights @ value)))
-        return (mixed + hidden_states if attn.residual_connection else mixed) / attn.rescale_output_factor
+        result: Tensor = (mixed + hidden_states if attn.residual_connection else mixed) / attn.rescale_output_factor
+        return result
 
 
 @contextmanager

@@ -67,6 +67,8 @@ class ZeroShotConfig:
     """Most steps a face gets; the stop rule ends most faces earlier."""
     ths: float = 0.1
     """Stop when every optimised encoder's cosine to the original is at or below this."""
+    margin: float = 0.05
+    """An encoder this far below `ths` no longer pulls: the visible budget goes to those that are still above."""
     draws: int = 2
     """Affine draws averaged in one step."""
     linear_noise: float = 0.01
@@ -157,6 +159,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "zero_shot.step": (0, 0.25),
     "zero_shot.max_steps": (0, 100_000),
     "zero_shot.ths": (-1, 1),
+    "zero_shot.margin": (0, 3),
     "zero_shot.draws": (1, 64),
     "zero_shot.linear_noise": (0, 1),
     "zero_shot.shift_noise": (0, 20),

@@ -37,18 +37,18 @@ class Surrogate:
             raise ModelError(
                 f"no diffusers model in {root}: expected model_index.json; download a bundle and name its folder"
             )
-        settings = {"local_files_only": True, "torch_dtype": torch.float32}
+        settings = {"local_files_only": True, "use_safetensors": True}
         try:
-            self.unet = UNet2DConditionModel.from_pretrained(root, subfolder="unet", use_safetensors=True, **settings)
-            self.vae = AutoencoderKL.from_pretrained(root, subfolder="vae", use_safetensors=True, **settings)
-            text = CLIPTextModel.from_pretrained(root, subfolder="text_encoder", use_safetensors=True, **settings)
+            self.unet = UNet2DConditionModel.from_pretrained(root, subfolder="unet", **settings)
+            self.vae = AutoencoderKL.from_pretrained(root, subfolder="vae", **settings)
+            text = CLIPTextModel.from_pretrained(root, subfolder="text_encoder", **settings)
             self.tokenizer = CLIPTokenizer.from_pretrained(root, subfolder="tokenizer", local_files_only=True)
             scheduler = DDPMScheduler.from_pretrained(root, subfolder="scheduler", local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"the model in {root} cannot be loaded: {str(error).splitlines()[0]}") from error
         self.device = device
         for part in (self.unet, self.vae, text):
-            part.eval().requires_grad_(False).to(device)
+            part.eval().requires_grad_(False).float().to(device)
         self.text = text
         self.alphas = scheduler.alphas_cumprod.to(device)
         self.prediction: str = scheduler.config.prediction_type
@@ -72,7 +72,8 @@ class Surrogate:
         pieces = self.tokenizer.convert_ids_to_tokens(ids[0].tolist())
         place = next((i for i, piece in enumerate(pieces) if piece.startswith("sks")), None)
         with torch.no_grad():
-            return self.text(ids.to(self.device)).last_hidden_state, place
+            embedding: Tensor = self.text(ids.to(self.device)).last_hidden_state
+        return embedding, place
 
     def draw(self, generators: list[Generator], resolution: int) -> Noise:
         """Draw t in 1..T-1 and noise, one stream per image, so that a photo's draws never depend on others."""
@@ -86,7 +87,8 @@ class Surrogate:
     def latents(self, images: Images, noise: Noise) -> Tensor:
         """Encode [0, 1] images to scaled latents, `b c h w`, sampling the posterior with the given noise."""
         posterior = self.vae.encode(images * 2 - 1).latent_dist
-        return (posterior.mean + posterior.std * noise.posterior) * self.vae.config.scaling_factor
+        latents: Tensor = (posterior.mean + posterior.std * noise.posterior) * self.vae.config.scaling_factor
+        return latents
 
     def predict(self, unet: UNet2DConditionModel, latents: Tensor, noise: Noise, prompt: Tensor) -> Tensor:
         """Run the UNet on the noised latents: z_t = sqrt(a_t) z + sqrt(1 - a_t) e."""

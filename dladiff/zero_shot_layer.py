@@ -126,7 +126,8 @@ def perturb_face(
             functional.cosine_similarity(encoder(crops), target)
             for encoder, target in zip(encoders, targets, strict=True)
         ]
-        loss = 1 - torch.stack([w * c.mean() for w, c in zip(weights, cosines, strict=True)]).sum()
+        floored = [c.mean().clamp_min(config.ths - config.margin) for c in cosines]
+        loss = 1 - torch.stack([w * c for w, c in zip(weights, floored, strict=True)]).sum()
         (slope,) = torch.autograd.grad(loss, point)
         low = max(float(c.detach().mean()) for c in cosines) <= config.ths
         if low and step % config.check_every == 0 and similarity(pasted(photo, canvas.paste(delta), box)) <= config.ths:
