@@ -1,0 +1,173 @@
+"""Photo bytes to RGB pixels and back: every format people have, hostile files refused by one clear line."""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from dladiff.errors import PhotoError
+
+UInt8 = npt.NDArray[np.uint8]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+ORIENTATION = 0x0112  # EXIF tag; values 1 to 8
+GREY = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """One photo as the method takes it.
+
+    pixels: uint8 (H, W, 3) RGB, EXIF orientation applied. alpha: uint8 (H, W), or None. icc: the colour profile
+    that belongs to the RGB pixels, or None for sRGB. note: what was converted, empty when nothing was.
+    """
+
+    pixels: UInt8
+    alpha: UInt8 | None = None
+    icc: bytes | None = None
+    note: str = ""
+
+
+def decode(data: bytes, *, max_pixels: int = 50_000_000, min_side: int = 64) -> Decoded:
+    """Decode a photo to RGB; its width and height are checked before any pixel is decoded.
+
+    `max_pixels` counts width times height, `min_side` is in px. Raises PhotoError, one line, for an empty,
+    truncated, animated, too large, too small or unknown file.
+    """
+    if not data:
+        raise PhotoError("the file is empty")
+    if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
+        raise PhotoError("HEIC is not supported; convert it to JPEG or PNG")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of large images; both are decided here
+        try:
+            with _open(data) as image:
+                _check(image, max_pixels, min_side)
+                image.load()
+                return _to_rgb(image)
+        except PhotoError:
+            raise
+        except Exception as exc:  # a hostile file makes Pillow raise nearly anything: it is the photo's fault
+            raise PhotoError(_reason(exc)) from exc
+
+
+def encode_png(pixels: UInt8, icc: bytes | None = None, alpha: UInt8 | None = None) -> bytes:
+    """Encode uint8 (H, W, 3) RGB, with uint8 (H, W) alpha if any: the same input gives the same bytes.
+
+    The colour profile is the only metadata: EXIF and GPS of the source are dropped on purpose.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"pixels must be uint8 (H, W, 3), not {pixels.dtype} {pixels.shape}")
+    stacked = pixels if alpha is None else np.dstack([pixels, alpha])
+    out = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(stacked)).save(out, "PNG", compress_level=6, icc_profile=icc)
+    return out.getvalue()
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        if data.startswith(MAGIC):
+            raise PhotoError("the file is truncated or damaged; copy it again from its source") from None
+        raise PhotoError("not an image in a known format; convert it to JPEG or PNG") from None
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+        raise PhotoError(f"too large: more than {limit} megapixels; make it smaller") from None
+
+
+def _check(image: Image.Image, max_pixels: int, min_side: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise PhotoError(f"too large: {width} x {height} px is more than max_pixels = {max_pixels}; make it smaller")
+    if min(width, height) < min_side:
+        raise PhotoError(f"too small: {width} x {height} px, each side needs at least {min_side} px")
+    # A phone's MPO is a JPEG whose further pictures are previews or depth: its first picture is the photo.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise PhotoError("animated or with several pages; save one frame as JPEG or PNG")
+
+
+def _to_rgb(image: Image.Image) -> Decoded:
+    notes = []
+    mode, icc = image.mode, image.info.get("icc_profile")
+    if image.format == "MPO":
+        notes.append("first picture of a multi-picture JPEG")
+    alpha: UInt8 | None = None
+    if mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.uint32)
+        grey = ((wide + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255, rounded to the nearest
+        pixels = np.repeat(grey[:, :, None], 3, axis=2)
+        notes.append("16-bit grey scaled to 8 bits")
+    elif mode in ("I", "F"):
+        raise PhotoError("32-bit pixels have no agreed range; convert it to an 8-bit or 16-bit image")
+    elif mode == "CMYK":
+        rgb, note = _from_cmyk(image, icc)
+        pixels = np.asarray(rgb)
+        notes.append(note)
+    elif image.has_transparency_data:
+        rgba = np.asarray(image.convert("RGBA"))
+        pixels, alpha = rgba[:, :, :3], rgba[:, :, 3]
+    else:
+        pixels = np.asarray(image.convert("RGB"))
+    if mode in GREY and not mode.startswith("I;16"):
+        notes.append("grey")
+    turn = _orientation(image)
+    return Decoded(
+        pixels=_upright(pixels, turn),
+        alpha=None if alpha is None else _upright(alpha, turn),
+        icc=icc if mode not in GREY and mode != "CMYK" and _is_rgb_profile(icc) else None,
+        note="; ".join(notes),
+    )
+
+
+def _from_cmyk(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, str]:
+    """CMYK to sRGB through its profile; Pillow has already undone the inversion Adobe writes in JPEG."""
+    if icc:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+            target = ImageCms.createProfile("sRGB")
+            done = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+            if done is not None:
+                return done, "CMYK converted through its profile"
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            return image.convert("RGB"), "CMYK converted without its profile, which is damaged"
+    return image.convert("RGB"), "CMYK converted"
+
+
+def _is_rgb_profile(icc: object) -> bool:
+    """Whether an ICC profile (bytes 16-19: colour space, 36-39: signature) describes RGB pixels."""
+    return isinstance(icc, bytes) and len(icc) > 128 and icc[16:20] == b"RGB " and icc[36:40] == b"acsp"
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 when it is missing or cannot be read."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF is no reason to refuse a photo whose pixels are whole
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _upright(array: UInt8, orientation: int) -> UInt8:
+    """Undo an EXIF orientation of an (H, W) or (H, W, C) array; sides swap for 5 to 8."""
+    if orientation >= 5:
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return np.ascontiguousarray(array)
+
+
+def _reason(exc: Exception) -> str:
+    text = str(exc).lower()
+    if isinstance(exc, MemoryError):
+        return "not enough memory to decode it; lower max_pixels or make it smaller"
+    if isinstance(exc, EOFError) or "truncated" in text:
+        return "the file is truncated; copy it again from its source"
+    return f"the file is damaged ({type(exc).__name__}); copy it again from its source"

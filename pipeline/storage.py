@@ -1,0 +1,110 @@
+"""Storage: list, get, put, put-if-absent and compare-and-swap, on a local folder or on S3, behind one Protocol."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from dladiff.errors import StorageError
+from pipeline.names import key_fault, shown
+
+TEMP_PREFIX = ".tmp-"  # names that begin so are unfinished writes or locks, never objects
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored object: its key, its size in bytes, and a tag that changes whenever its content does."""
+
+    key: str
+    size: int
+    tag: str
+
+
+class Storage(Protocol):
+    """Objects under one prefix. Every method raises StorageError, one line that says what to do.
+
+    Keys are relative POSIX paths; an absolute key, "..", a NUL or a backslash is refused.
+    """
+
+    @property
+    def uri(self) -> str:
+        """The prefix as `open_storage` takes it."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """Yield the objects whose key begins with `prefix`, sorted by key."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """Return the bytes of an object; StorageError when it is missing."""
+        ...
+
+    def put(self, key: str, data: bytes, content_type: str | None = None) -> None:
+        """Write an object whole, or not at all."""
+        ...
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write an object unless there is one; of any number of writers at once exactly one gets True."""
+        ...
+
+    def put_if_match(self, key: str, data: bytes, tag: str) -> bool:
+        """Replace an object if its tag is still `tag`; False when it changed or is gone."""
+        ...
+
+    def tag(self, key: str) -> str | None:
+        """Return the tag of an object, None when it is missing."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object; a missing one is no error."""
+        ...
+
+    def uri_of(self, key: str) -> str:
+        """Return the full address of an object."""
+        ...
+
+
+def open_storage(uri: str | Path, *, create: bool = False) -> Storage:
+    """Open a folder (a path or file:// URI) or an s3://bucket/prefix.
+
+    With `create` a missing folder is made; buckets never are. S3 is not contacted before the first operation.
+    Raises StorageError: no such folder, not a folder, or an unknown scheme.
+    """
+    text = str(uri)
+    scheme = urlsplit(text).scheme if "://" in text and not text.startswith("/") else ""
+    if scheme == "s3":
+        from pipeline.s3_storage import S3Storage  # boto3 takes long to import; a local run does without
+
+        return S3Storage(text)
+    if scheme not in ("", "file"):
+        raise StorageError(f"unknown storage {shown(text)}; use a folder or s3://bucket/prefix")
+    from pipeline.local_storage import LocalStorage  # here, since it imports Entry from this module
+
+    if scheme == "file":
+        parts = urlsplit(text)
+        if parts.netloc not in ("", "localhost"):
+            raise StorageError(f"a file URI names another host: {shown(text)}; use file:///folder")
+        text = unquote(text.split("://", 1)[1].removeprefix("localhost"))
+    return LocalStorage(text, create=create)
+
+
+def check_key(key: str) -> str:
+    """Return `key`; StorageError when it is not a relative POSIX path that stays under the prefix."""
+    fault = key_fault(key)
+    if fault:
+        raise StorageError(f"refused key {shown(key)!r}: {fault}; use a relative path")
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """Return a listing prefix (it may be empty or end with "/"); StorageError like `check_key`."""
+    bare = prefix.removesuffix("/")
+    if prefix:
+        check_key(bare)
+    return prefix
+
+
+def is_temporary(key: str) -> bool:
+    """Return whether any part of the key marks an unfinished write."""
+    return any(part.startswith(TEMP_PREFIX) for part in key.split("/"))

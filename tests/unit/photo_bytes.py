@@ -1,0 +1,61 @@
+"""Photos as bytes for the tests, each of known pixels; two formats are written by hand from their specification."""
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def smooth(width: int = 96, height: int = 64) -> np.ndarray:
+    """A smooth colour ramp: lossy codecs keep it within a few levels."""
+    x, y = np.linspace(0, 255, width), np.linspace(0, 255, height)
+    planes = np.broadcast_arrays(x[None, :], y[:, None], np.float64(128))
+    return np.stack(planes, axis=2).round().astype(np.uint8)
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def rgb() -> Image.Image:
+    return Image.fromarray(smooth())
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+    """A PNG written by hand from the specification: `rows` with the filter byte before each row."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def lightness_profile() -> bytes:
+    """A CMYK profile by hand (ICC.1, lut8Type): L* = 100 (1 - K)(1 - (C + M + Y) / 3), a* = b* = 0."""
+    grid = [(c, m, y, k) for c in (0, 1) for m in (0, 1) for y in (0, 1) for k in (0, 1)]
+    clut = bytes(v for c, m, y, k in grid for v in (round(255 * (1 - k) * (1 - (c + m + y) / 3)), 128, 128))
+    identity = struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
+    ramp = bytes(range(256))
+    lut = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + identity + ramp * 4 + clut + ramp * 3
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+    tags = [(b"A2B0", lut), (b"A2B1", lut), (b"wtpt", white)]
+    table, body, offset = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, content in tags:
+        content += b"\0" * (-len(content) % 4)
+        table += name + struct.pack(">II", offset + len(body), len(content))
+        body += content
+    head = struct.pack(">I4sI4s4s4s", offset + len(body), b"lcms", 0x02400000, b"prtr", b"CMYK", b"Lab ")
+    head += b"\0" * 12 + b"acsp" + b"\0" * 28 + struct.pack(">3i", 63190, 65536, 54061)
+    return head.ljust(128, b"\0") + table + body
+
+
+def animated(kind: str) -> bytes:
+    frames = [Image.fromarray(smooth() // (i + 1)) for i in range(3)]
+    return saved(frames[0], kind, save_all=True, append_images=frames[1:])

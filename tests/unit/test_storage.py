@@ -1,0 +1,252 @@
+"""storage: whole writes, one winner, links and hostile keys refused, every error one line that says what to do."""
+
+import errno
+import os
+import pickle
+import resource
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dladiff.errors import StorageError
+from pipeline.local_storage import LocalStorage
+from pipeline.s3_storage import S3Storage
+from pipeline.storage import Storage, open_storage
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Storage:
+    return open_storage(tmp_path / "root", create=True)
+
+
+def files_under(root: Path) -> list[str]:
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+
+
+def test_put_get_tag_delete(local: Storage, tmp_path: Path) -> None:
+    local.put("a/b.bin", b"one", content_type="image/png")
+    assert local.get("a/b.bin") == b"one" == (tmp_path / "root/a/b.bin").read_bytes()
+    info = (tmp_path / "root/a/b.bin").stat()
+    assert local.tag("a/b.bin") == f"3-{info.st_mtime_ns}"
+    assert local.uri_of("a/b.bin") == str(tmp_path / "root/a/b.bin")
+    local.delete("a/b.bin")
+    local.delete("a/b.bin")
+    assert local.tag("a/b.bin") is None
+    assert files_under(tmp_path / "root") == []
+
+
+def test_two_quick_writes_of_one_size_have_two_tags(local: Storage) -> None:
+    tags = set()
+    for _ in range(20):
+        local.put("k", b"x")
+        tags.add(local.tag("k"))
+    assert len(tags) == 20
+
+
+def test_list_is_sorted_by_whole_key_as_s3_sorts(local: Storage) -> None:
+    keys = ["a/1", "a.jpg", "a-b/2", "a/b/3", "ä", "Z", "a0"]
+    for key in keys:
+        local.put(key, b"1234")
+    assert [e.key for e in local.list()] == sorted(keys)
+    assert all(e.size == 4 and e.tag == local.tag(e.key) for e in local.list())
+
+
+@given(st.text(alphabet="ab/", max_size=5))
+def test_a_prefix_is_a_string_prefix(tmp_path_factory: pytest.TempPathFactory, prefix: str) -> None:
+    root = tmp_path_factory.getbasetemp() / "prefixes"
+    storage = LocalStorage(root, create=True)
+    keys = ["a/a", "a/b/a", "ab", "b/a", "bb/b"]
+    for key in keys:
+        storage.put_if_absent(key, b"")
+    try:
+        found = [e.key for e in storage.list(prefix)]
+    except StorageError:
+        assert "//" in prefix or prefix.startswith("/")
+    else:
+        assert found == [key for key in keys if key.startswith(prefix)]
+
+
+def test_unfinished_writes_are_not_listed(local: Storage, tmp_path: Path) -> None:
+    (tmp_path / "root/.tmp-123").write_bytes(b"half")
+    (tmp_path / "root/.tmp-dir").mkdir()
+    (tmp_path / "root/.tmp-dir/x").write_bytes(b"half")
+    assert list(local.list()) == []
+
+
+@pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/passwd", "a\\b", "a\0b", "", "a//b"])
+def test_keys_that_leave_the_prefix_are_refused(local: Storage, key: str) -> None:
+    s3 = S3Storage("s3://bucket/p")
+    for storage in (local, s3):
+        for call in (
+            lambda s: s.get(key),
+            lambda s: s.put(key, b""),
+            lambda s: s.put_if_absent(key, b""),
+            lambda s: s.put_if_match(key, b"", "t"),
+            lambda s: s.tag(key),
+            lambda s: s.delete(key),
+            lambda s: s.uri_of(key),
+        ):
+            with pytest.raises(StorageError, match="refused key"):
+                call(storage)
+
+
+def test_links_out_of_the_folder_are_skipped_and_refused(
+    local: Storage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "id_rsa.jpg").write_bytes(b"private")
+    root = tmp_path / "root"
+    local.put("real.jpg", b"mine")
+    (root / "out.jpg").symlink_to(secret / "id_rsa.jpg")
+    (root / "outdir").symlink_to(secret)
+    (root / "loop").symlink_to(root)
+    (root / "self.jpg").symlink_to(root / "self.jpg")
+    (root / "dangling.jpg").symlink_to(root / "nothing")
+    (root / "inner.jpg").symlink_to(root / "real.jpg")
+    assert [e.key for e in local.list()] == ["inner.jpg", "real.jpg"]
+    assert "skipped out.jpg" in caplog.text
+    for key in ("out.jpg", "outdir/id_rsa.jpg", "outdir/new.jpg", "self.jpg"):
+        for call in (lambda k: local.get(k), lambda k: local.put(k, b"x"), lambda k: local.delete(k)):
+            with pytest.raises(StorageError, match="a link leads out"):
+                call(key)
+    assert files_under(secret) == ["id_rsa.jpg"]
+
+
+def test_names_that_are_no_keys_are_skipped_and_logged(
+    local: Storage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "root/a\\b.jpg").write_bytes(b"")
+    Path(os.fsdecode(os.fsencode(tmp_path / "root") + b"/\xff.jpg")).write_bytes(b"")
+    local.put("new\nline.jpg", b"")
+    assert [e.key for e in local.list()] == ["new\nline.jpg"]
+    assert len(caplog.records) == 2
+
+
+def race(count: int, attempt: Callable[[int], bool]) -> list[int]:
+    winners: list[int] = []
+    barrier = threading.Barrier(count)
+
+    def run(index: int) -> None:
+        barrier.wait()
+        if attempt(index):
+            winners.append(index)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return winners
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_put_if_absent_has_one_winner(
+    local: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def no_links(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    winners = race(16, lambda i: local.put_if_absent("done/a.json", f"{i:02}".encode()))
+    assert len(winners) == 1
+    assert local.get("done/a.json") == f"{winners[0]:02}".encode()
+    assert [e.key for e in local.list()] == ["done/a.json"]
+    assert [f for f in files_under(tmp_path / "root") if ".tmp-" in f] == ([] if links else [".tmp-lock"])
+
+
+def test_put_if_match_has_one_winner(local: Storage) -> None:
+    local.put("lock.json", b"--")
+    tag = local.tag("lock.json")
+    assert tag
+    winners = race(16, lambda i: local.put_if_match("lock.json", f"{i:02}".encode(), tag))
+    assert len(winners) == 1
+    assert local.get("lock.json") == f"{winners[0]:02}".encode()
+    assert not local.put_if_match("absent", b"", tag)
+    assert local.tag("absent") is None
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace", "link", "write"])
+def test_a_full_disk_leaves_no_half_object(
+    local: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    local.put("old", b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if name == "replace":
+        monkeypatch.setattr(Path, "replace", full)
+    elif name == "write":  # the kernel itself stops the write half way
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    else:
+        monkeypatch.setattr(os, name, full)
+    try:
+        with pytest.raises(StorageError, match=r"disk full: .* free some space"):
+            if name == "link":
+                local.put_if_absent("new", b"new")
+            else:
+                local.put("old", b"new" * 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        monkeypatch.undo()
+    assert files_under(tmp_path / "root") == ["old"]
+    assert local.get("old") == b"old"
+
+
+def test_missing_folder_and_file_in_place(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"no such folder: .*/none; check --input"):
+        open_storage(tmp_path / "none")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="not a folder"):
+        open_storage(tmp_path / "file")
+    with pytest.raises(StorageError, match="choose another folder"):
+        open_storage(tmp_path / "file", create=True)
+    with pytest.raises(StorageError, match="choose another folder"):
+        open_storage(tmp_path / "file/below", create=True)
+    storage = open_storage(tmp_path)
+    with pytest.raises(StorageError, match="choose another folder"):
+        storage.put("file/below", b"")
+    with pytest.raises(StorageError, match="no such file"):
+        storage.get("none")
+    assert storage.tag("file/below") is None
+
+
+def test_an_unreadable_folder_is_named(local: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local.put("ann/1.jpg", b"")
+    real = os.scandir
+
+    def denied(path: Path) -> Any:
+        if Path(path).name == "ann":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(StorageError, match=r"no permission to list .*/ann; check the owner"):
+        list(local.list())
+
+
+@pytest.mark.parametrize("uri", ["gs://b/p", "http://h/p", "file://host/p", "s3:///p", "s3://b/../c", ""])
+def test_unknown_addresses_are_refused(uri: str) -> None:
+    with pytest.raises(StorageError, match=r"use|check"):
+        open_storage(uri)
+
+
+def test_a_file_uri_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a b").mkdir()
+    assert open_storage(f"{tmp_path.as_uri()}/a%20b").uri == str(tmp_path / "a b")
+
+
+def test_storages_pickle_by_uri(local: Storage) -> None:
+    local.put("a", b"1")
+    assert pickle.loads(pickle.dumps(local)).get("a") == b"1"
+    s3 = S3Storage("s3://bucket/a/b/")
+    assert s3.uri == "s3://bucket/a/b"
+    assert pickle.loads(pickle.dumps(s3)).uri_of("k") == "s3://bucket/a/b/k"
+    assert S3Storage("s3://bucket").uri_of("k") == "s3://bucket/k"
