@@ -1,0 +1,56 @@
+# make demo | test | check; the rest for developers: slow, acceptance, golden.
+PYTHON ?= python3
+PHOTOS ?= demo/photos
+OUT ?= demo/protected
+DLADIFF_ASSETS ?= ../shared/assets
+export DLADIFF_ASSETS
+export RAY_USAGE_STATS_ENABLED = 0
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+ACCEPTANCE := demo/acceptance
+
+.PHONY: demo test check slow acceptance golden clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m pipeline.demo $(PHOTOS)
+	$(BIN)/dladiff protect --input $(PHOTOS) --output $(OUT) --profile tiny
+	@echo "originals:        $(PHOTOS)/<identity>/"
+	@echo "protected photos: $(OUT)/photos/<identity>/"
+	@echo "manifest:         $(OUT)/manifest/photos.parquet, $(OUT)/manifest/identities.parquet"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m ray
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow
+
+# Real portraits, the paper's bounds, two insightface packs as optimised encoders; checked by a script of its own.
+acceptance: $(STAMP)
+	@test -d "$(DLADIFF_ASSETS)/photos" || { echo "no $(DLADIFF_ASSETS)/photos: set DLADIFF_ASSETS"; exit 2; }
+	rm -rf $(ACCEPTANCE) && mkdir -p $(ACCEPTANCE)/photos
+	cp -r $(DLADIFF_ASSETS)/photos/celebahq_103 $(DLADIFF_ASSETS)/photos/vggface2_n000050 $(ACCEPTANCE)/photos/
+	$(BIN)/dladiff protect --input $(ACCEPTANCE)/photos --output $(ACCEPTANCE)/protected --profile tiny \
+	  --faces $(DLADIFF_ASSETS)/insightface_pack/mini_y1 --faces $(DLADIFF_ASSETS)/insightface_pack/mini_relu6
+	$(BIN)/python tests/acceptance/check_output.py --originals $(ACCEPTANCE)/photos --output $(ACCEPTANCE)/protected \
+	  --packs $(DLADIFF_ASSETS)/insightface_pack/mini_y1 $(DLADIFF_ASSETS)/insightface_pack/mini_relu6 \
+	  --held-out dladiff/profiles/tiny/encoders/residual.onnx
+
+golden: $(STAMP)
+	$(BIN)/python tests/golden/make_tiny.py
+
+clean:
+	rm -rf .venv demo

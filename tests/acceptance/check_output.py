@@ -1,0 +1,194 @@
+"""Check a finished run from its stored files alone; shares no code with dladiff/ or pipeline/.
+
+python tests/acceptance/check_output.py --originals DIR --output DIR --packs DIR... [--held-out ENCODER.onnx ...]
+
+For every row of manifest/photos.parquet: checksum, size, |difference| <= 18/255 in the face boxes and <= 7/255
+elsewhere, PSNR >= 32 dB; for every pack, the cosine of original to protected photo, each detected anew, <= 0.15.
+Held-out encoders are reported and never judged. Exit code 1 on any fault.
+"""
+
+import argparse
+import hashlib
+import sys
+import warnings
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+from insightface.app import FaceAnalysis
+from insightface.model_zoo import get_model
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+IN_FACE, ELSEWHERE = 18, 7
+LEAST_PSNR, MOST_COSINE = 32.0, 0.15
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+Pixels = NDArray[np.uint8]
+
+
+@dataclass
+class Result:
+    """What was found for one photo."""
+
+    name: str
+    linf_face: int = 0
+    linf: int = 0
+    psnr: float = float("nan")
+    cosines: list[float | None] = field(default_factory=list)
+    held_out: list[float | None] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+class Pack:
+    """An insightface pack, used as an attacker would use it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = folder.name
+        with redirect_stdout(StringIO()):
+            self.app = FaceAnalysis(
+                name=str(folder.resolve()),
+                allowed_modules=["detection", "recognition"],
+                providers=["CPUExecutionProvider"],
+            )
+            self.app.prepare(ctx_id=-1, det_size=None)
+
+    def largest_face(self, rgb: Pixels) -> tuple[Any, Pixels] | None:
+        """Return the largest face and the BGR image it stands in: the photo, or the photo padded to twice its size."""
+        bgr = np.ascontiguousarray(rgb[..., ::-1])
+        height, width = bgr.shape[:2]
+        border = (height // 2, height - height // 2, width // 2, width - width // 2)
+        for image in (bgr, cv2.copyMakeBorder(bgr, *border, cv2.BORDER_CONSTANT)):
+            if faces := self.app.get(image):
+                return max(faces, key=lambda f: (f.bbox[2] - f.bbox[0]) * (f.bbox[3] - f.bbox[1])), image
+        return None
+
+
+def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
+    a, b = a.ravel(), b.ravel()
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def read(path: Path) -> Pixels:
+    return np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+
+
+def located(uri: str, root: Path) -> Path | None:
+    """Find a manifest URI under `root`: as it stands, or by its longest tail that exists there."""
+    path = Path(unquote(urlparse(uri).path) if uri.startswith("file:") else uri)
+    if path.is_file() and path.resolve().is_relative_to(root.resolve()):
+        return path
+    parts = path.parts[1:] if path.is_absolute() else path.parts
+    tails = (root.joinpath(*parts[i:]) for i in range(len(parts)))
+    return next((tail for tail in tails if tail.is_file()), None)
+
+
+def inside_boxes(faces: list[dict[str, Any]], height: int, width: int) -> NDArray[np.bool_]:
+    """Mark pixels [k, k+1] that lie wholly inside a face box."""
+    mask = np.zeros((height, width), bool)
+    y, x = np.arange(height)[:, None], np.arange(width)[None]
+    for face in faces:
+        x0, y0, x1, y1 = face["box"]
+        mask |= (x >= x0) & (x + 1 <= x1) & (y >= y0) & (y + 1 <= y1)
+    return mask
+
+
+def check_pixels(result: Result, before: Pixels, after: Pixels, faces: list[dict[str, Any]]) -> None:
+    difference = np.abs(before.astype(np.int16) - after.astype(np.int16))
+    mask = inside_boxes(faces, *before.shape[:2])
+    result.linf_face = int(difference[mask].max(initial=0))
+    result.linf = int(difference[~mask].max(initial=0))
+    mse = float(np.square(difference.astype(np.float64)).mean())
+    result.psnr = 10 * np.log10(255**2 / mse) if mse else float("inf")
+    if result.linf_face > IN_FACE:
+        result.faults.append(f"{result.linf_face}/255 in a face box")
+    if result.linf > ELSEWHERE:
+        result.faults.append(f"{result.linf}/255 outside the face boxes")
+    if result.psnr < LEAST_PSNR:
+        result.faults.append(f"PSNR {result.psnr:.2f} dB")
+
+
+def check_faces(result: Result, before: Pixels, after: Pixels, packs: list[Pack], held_out: list[Any]) -> None:
+    for number, pack in enumerate(packs):
+        old, new = pack.largest_face(before), pack.largest_face(after)
+        if old is None:
+            result.faults.append(f"{pack.name} finds no face in the original")
+        value = cosine(old[0].embedding, new[0].embedding) if old and new else None
+        result.cosines.append(value)
+        if value is not None and value > MOST_COSINE:
+            result.faults.append(f"{pack.name} cosine {value:.3f}")
+        if number == 0:
+            for encoder in held_out:
+                pair = [encoder.get(image, face) for face, image in (old, new)] if old and new else None
+                result.held_out.append(cosine(*pair) if pair else None)
+
+
+def check_row(row: dict[str, Any], originals: Path, output: Path, packs: list[Pack], held_out: list[Any]) -> Result:
+    result = Result(f"{row['identity']}/{Path(row['source_uri']).name}")
+    if row["status"] not in ("protected", "layer1_only"):
+        result.faults.append(f"status {row['status']}: {row['reason']}")
+        return result
+    source, stored = located(row["source_uri"], originals), located(row["output_uri"], output)
+    if source is None or stored is None:
+        result.faults.append("original not found" if source is None else "protected photo not found")
+        return result
+    for path, column in ((source, "source_sha256"), (stored, "output_sha256")):
+        if hashlib.sha256(path.read_bytes()).hexdigest() != row[column]:
+            result.faults.append(f"{column} differs")
+    before, after = read(source), read(stored)
+    if before.shape != after.shape:
+        result.faults.append(f"size {after.shape[1]}x{after.shape[0]}, was {before.shape[1]}x{before.shape[0]}")
+        return result
+    check_pixels(result, before, after, row["faces"] or [])
+    if row["status"] == "protected":
+        check_faces(result, before, after, packs, held_out)
+    return result
+
+
+def missing(rows: list[dict[str, Any]], originals: Path) -> list[str]:
+    """Photos without a row; clean and reference sets (set_A, set_C) are never protected."""
+    seen = {path.resolve() for row in rows if (path := located(row["source_uri"], originals))}
+    photos = [p for p in sorted(originals.rglob("*")) if p.suffix.lower() in SUFFIXES]
+    photos = [p for p in photos if not any(part.startswith(("set_A", "set_C")) for part in p.parts)]
+    return [str(p.relative_to(originals)) for p in photos if p.resolve() not in seen]
+
+
+def show(results: list[Result], packs: list[Pack], held_out: list[Path]) -> None:
+    names = [pack.name for pack in packs] + [f"{path.stem} (held out)" for path in held_out]
+    print(f"{'photo':<44} {'face':>4} {'else':>4} {'PSNR':>6}  {'  '.join(names)}")
+    for r in results:
+        values = [*r.cosines, *r.held_out] or [None] * len(names)
+        texts = [("-" if v is None else f"{v:.3f}").rjust(len(n)) for v, n in zip(values, names, strict=True)]
+        print(f"{r.name:<44} {r.linf_face:>4} {r.linf:>4} {r.psnr:>6.2f}  {'  '.join(texts)}")
+        for fault in r.faults:
+            print(f"    FAULT: {fault}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--originals", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--packs", type=Path, nargs="+", required=True)
+    parser.add_argument("--held-out", type=Path, nargs="*", default=[])
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
+    rows = pq.read_table(args.output / "manifest" / "photos.parquet").to_pylist()
+    packs = [Pack(folder) for folder in args.packs]
+    held_out = [get_model(str(path), providers=["CPUExecutionProvider"]) for path in args.held_out]
+    results = [check_row(row, args.originals, args.output, packs, held_out) for row in rows]
+    show(results, packs, args.held_out)
+    absent = missing(rows, args.originals)
+    for name in absent:
+        print(f"FAULT: {name} has no row in the manifest")
+    faulty = sum(bool(r.faults) for r in results) + len(absent)
+    print(f"{len(results)} photos, {faulty} with faults")
+    return 1 if faulty or not results else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
