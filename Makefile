@@ -1,4 +1,4 @@
-# make demo | test | check; the rest for developers: slow, acceptance, golden.
+# make demo | test | check | bench; the rest for developers: slow, acceptance, golden.
 PYTHON ?= python3
 PHOTOS ?= demo/photos
 OUT ?= demo/protected
@@ -10,7 +10,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 ACCEPTANCE := demo/acceptance
 
-.PHONY: demo test check slow acceptance golden clean
+.PHONY: demo test check bench slow acceptance golden clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
@@ -34,6 +34,9 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.bench.stages
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow

@@ -67,13 +67,13 @@ class ZeroShotConfig:
     """Most steps a face gets; the stop rule ends most faces earlier."""
     ths: float = 0.1
     """Stop when every optimised encoder's cosine to the original is at or below this."""
-    margin: float = 0.05
+    margin: float = 0.1
     """An encoder this far below `ths` no longer pulls: the visible budget goes to those that are still above."""
     draws: int = 2
     """Affine draws averaged in one step."""
     linear_noise: float = 0.01
     """Standard deviation of the noise on the alignment's 2x2 part, relative to it, about the crop's centre."""
-    shift_noise: float = 0.5
+    shift_noise: float = 0.7
     """Standard deviation of the noise on its translation, in pixels of the 112 px crop."""
     space: Literal["image", "aligned"] = "image"
     """Where the perturbation lives: the photo's own pixels, or the aligned crop (the paper's)."""

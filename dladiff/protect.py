@@ -139,7 +139,7 @@ def _first_layer(works: list[_Work], static: Any, models: Models, config: Method
         x = torch.cat([region.cut(work.x, square, config.resolution) for work, _, square in batch])
         streams = [stream(seed, "layer1", work.name, str(i)) for work, i, _ in batch]
         deltas = finetuning_layer.perturb(models.surrogate, static, x, config.finetuning, streams)
-        for (work, _, square), delta in zip(batch, deltas.split(1), strict=True):
+        for (work, _, square), delta in zip(batch, deltas[:, None], strict=True):
             region.add_square(work.layer1, region.spread(delta, square, config.finetuning.eta), square)
     for work in works:
         work.layer1.clamp_(-config.finetuning.eta, config.finetuning.eta)

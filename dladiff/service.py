@@ -18,6 +18,8 @@ from dladiff.pixels import Pixels
 from dladiff.protect import Models, PhotoIn, PhotoOut, protect
 from dladiff.surrogate import Surrogate
 
+__all__ = ["IdentityOut", "PhotoIn", "PhotoOut", "Protector"]
+
 EMBEDDED_ENCODERS = Path(__file__).parent / "profiles" / "tiny" / "encoders"
 """The small identity encoders that ship with the package."""
 PACKAGES = ("torch", "diffusers", "transformers", "onnxruntime", "insightface", "numpy", "pillow")

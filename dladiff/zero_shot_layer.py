@@ -53,14 +53,14 @@ class Canvas(Protocol):
 
 
 class ImageCanvas:
-    """The photo's own pixels inside the box, on a grid no finer than the aligned crop can see.
+    """The photo's own pixels inside the box, on a grid of about half a crop pixel.
 
-    A finer grid would only carry what the alignment's sampling skips.
+    A coarser grid leaves hard faces above the stop rule; a finer one carries only what the alignment's sampling skips.
     """
 
     def __init__(self, box: Box, matrix: Matrix) -> None:
         height, width = box.y1 - box.y0, box.x1 - box.x0
-        pitch = max(1, int(1 / np.sqrt(abs(np.linalg.det(matrix[:, :2])))))
+        pitch = max(1, int(0.5 / np.sqrt(abs(np.linalg.det(matrix[:, :2])))))
         self.box, self.size = box, (height, width)
         self.shape = (-(-height // pitch), -(-width // pitch))
         step = np.array([width / self.shape[1], height / self.shape[0]])

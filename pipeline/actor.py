@@ -1,0 +1,223 @@
+"""ProtectIdentity: what a Ray actor does with one identity; read, decode, protect, encode, put, commit."""
+
+import hashlib
+import importlib
+import io
+import json
+import math
+import time
+import traceback
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dladiff.errors import ConfigError, DladiffError, ModelError, PhotoError, StorageError
+from pipeline import manifest
+from pipeline.config import RunConfig
+from pipeline.names import escape, stem
+from pipeline.photos import Decoded, decode, encode_png
+from pipeline.storage import Storage, open_storage
+
+Row = dict[str, Any]
+_METRICS = ("linf", "linf_face", "psnr", "psnr_face", "ssim", "retained")
+
+
+class ProtectIdentity:
+    """One worker: models are loaded at the first identity and stay. A call never raises; a fault is a status."""
+
+    def __init__(self, run: dict[str, Any], run_id: str) -> None:
+        self.config = RunConfig(**{**run, "faces": tuple(run["faces"])})
+        self.run_id = run_id
+        self.digest = self.config.config_digest()
+        self.protector: Any = None
+        self.source: Storage | None = None
+        self.target: Storage | None = None
+
+    def __call__(self, row: Row) -> Row:
+        """Do one identity; `row["work"]` is JSON: identity, key, replaces, photos and clean (key, uri each).
+
+        The row that goes back holds {"result": JSON}: identity, status (done, failed, quarantined, fatal), reason,
+        photos, failed_photos, seconds, psnr, similarity. `fatal`: no identity can be done, the run must stop.
+        """
+        work = json.loads(row["work"])
+        started = time.monotonic()
+        try:
+            result = self._attempt(work)
+        except (ModelError, ConfigError) as error:
+            result = {"status": "fatal", "reason": str(error)}
+        except BaseException as error:  # a row that raised would end the run or vanish
+            result = self._failed(work, "failed", _line(error), traceback.format_exc())
+        common = {"identity": work["identity"], "photos": len(work["photos"]), "failed_photos": len(work["photos"])}
+        seconds = round(time.monotonic() - started, 3)
+        return {"result": json.dumps(common | {"reason": "", "seconds": seconds, "rows": []} | result)}
+
+    def _attempt(self, work: Row) -> Row:
+        self.source = self.source or open_storage(self.config.input)
+        self.target = target = self.target or open_storage(self.config.output)
+        identity, key = work["identity"], work["key"]
+        starts = manifest.count_starts(target, identity, key)
+        if starts >= self.config.max_starts:
+            reason = f"quarantined: {starts} starts without an end (a crash each time); --retry-failed tries again"
+            return self._failed(work, "quarantined", reason, "")
+        if self.protector is None:
+            self.protector = self._load()
+        start = manifest.write_start(target, identity, key)
+        try:
+            result = self._protect(work)
+        except Exception:
+            target.delete(start)
+            raise
+        target.delete(start)
+        return result
+
+    def _load(self) -> Any:
+        module, _, name = self.config.protector.partition(":")
+        kind = getattr(importlib.import_module(module), name)  # torch comes in here, on the worker
+        return kind(self.config.method_settings(), self.config.seed, self.config.cpus_per_actor)
+
+    def _protect(self, work: Row) -> Row:
+        started, clock = manifest.now(), time.monotonic()
+        rows = {photo["uri"]: self._photo_row(work, photo) for photo in work["photos"]}
+        decoded = self._read(work["photos"], rows)
+        if not decoded:
+            reasons = "; ".join(dict.fromkeys(row["reason"] for row in rows.values()))
+            return self._failed(work, "failed", f"no photo can be used: {reasons}", "", list(rows.values()))
+        clean = [photo.pixels for photo in self._read(work["clean"], {}).values()]
+        reading = time.monotonic() - clock
+        from dladiff.service import PhotoIn
+
+        photos = [PhotoIn(key=uri, pixels=photo.pixels) for uri, photo in decoded.items()]
+        out = self.protector.protect_identity(work["identity"], photos, clean)
+        clock = time.monotonic()
+        for photo in out.photos:
+            self._store(work["identity"], photo, decoded[photo.key], rows[photo.key])
+        how = {
+            "models": out.models,
+            "versions": out.versions,
+            "device": out.device,
+            "seconds": {"read": round(reading, 3), **out.seconds, "store": round(time.monotonic() - clock, 3)},
+            "peak_memory_bytes": out.peak_memory_bytes,
+            "started_at": started,
+            "finished_at": manifest.now(),
+        }
+        return self._commit(work, [row | how for row in rows.values()], how)
+
+    def _commit(self, work: Row, rows: list[Row], how: Row) -> Row:
+        assert self.target is not None
+        identity, lost = work["identity"], sum(row["status"] == "failed" for row in rows)
+        if lost == len(rows):
+            reasons = "; ".join(dict.fromkeys(row["reason"] for row in rows))
+            return self._failed(work, "failed", f"no photo was protected: {reasons}", "", rows)
+        summary = self._identity_row(work, "done", "", lost) | how
+        record = {"identity": identity, "key": work["key"], "run_id": self.run_id}
+        record |= {"photos": rows, "identity_row": summary}
+        manifest.commit(self.target, record, replaces=work.get("replaces"))
+        manifest.clear_failure(self.target, identity)
+        manifest.clear_starts(self.target, identity)
+        return {"status": "done", "failed_photos": lost, "rows": [_brief(row) for row in rows]}
+
+    def _read(self, photos: list[Row], rows: dict[str, Row]) -> dict[str, Decoded]:
+        """Read and decode; a photo that cannot be used gets its reason in `rows`, and the others go on."""
+        assert self.source is not None
+        decoded = {}
+        for photo in photos:
+            row = rows.get(photo["uri"], {})
+            try:
+                data = self.source.get(photo["key"])
+                row["source_sha256"] = hashlib.sha256(data).hexdigest()
+                done = decode(data, max_pixels=self.config.max_pixels)
+            except (PhotoError, StorageError) as error:
+                row |= {"status": "failed", "reason": str(error)}
+                continue
+            height, width = done.pixels.shape[:2]
+            row |= {"width": width, "height": height, "reason": done.note}
+            decoded[photo["uri"]] = done
+        return decoded
+
+    def _store(self, identity: str, photo: Any, source: Decoded, row: Row) -> None:
+        """Encode, decode the encoded bytes again and compare, put; fill the photo's row."""
+        assert self.target is not None
+        row |= {"status": photo.status, "faces": photo.faces, "similarity": _finite_all(photo.similarity)}
+        row |= {name: _finite(getattr(photo, name)) for name in _METRICS}
+        row["reason"] = "; ".join(text for text in (photo.reason, row["reason"]) if text)
+        if photo.status == "failed":
+            return
+        data = encode_png(photo.pixels, source.icc, source.alpha)
+        with Image.open(io.BytesIO(data)) as image:
+            stored = np.asarray(image)[:, :, :3]
+        if not np.array_equal(stored, photo.pixels):
+            row |= {"status": "failed", "reason": "the encoded photo differs from the protected pixels"}
+            return
+        sha = hashlib.sha256(data).hexdigest()
+        key = f"photos/{escape(identity)}/{stem(row['source_uri'])}.{sha[:12]}.png"
+        self.target.put(key, data, "image/png")
+        row |= {"output_key": key, "output_uri": self.target.uri_of(key), "output_sha256": sha}
+
+    def _photo_row(self, work: Row, photo: Row) -> Row:
+        method = self.config.method_config().to_dict()
+        layers = method["layers"]
+        return {
+            "run_id": self.run_id,
+            "identity": work["identity"],
+            "source_uri": photo["uri"],
+            "status": "failed",
+            "reason": "",
+            "finetuning_layer": None if layers == "zero_shot" else json.dumps(method["finetuning"]),
+            "zero_shot_layer": None if layers == "finetuning" else json.dumps(method["zero_shot"]),
+            "seed": self.config.seed,
+            "config_digest": self.digest,
+        }
+
+    def _identity_row(self, work: Row, status: str, reason: str, lost: int) -> Row:
+        return {
+            "run_id": self.run_id,
+            "identity": work["identity"],
+            "status": status,
+            "reason": reason,
+            "photos": len(work["photos"]),
+            "failed_photos": lost,
+            "attempts": 0,
+            "seed": self.config.seed,
+            "config_digest": self.digest,
+            "finished_at": manifest.now(),
+        }
+
+    def _failed(self, work: Row, status: str, reason: str, trace: str, rows: list[Row] | None = None) -> Row:
+        """Write the failure record and return the result; storage that fails too is told in the reason."""
+        if rows is None:
+            rows = [self._photo_row(work, p) | {"reason": reason} for p in work["photos"]]
+        record = {
+            "identity": work["identity"],
+            "key": work["key"],
+            "run_id": self.run_id,
+            "status": status,
+            "reason": reason,
+            "traceback": trace,
+            "photos": rows,
+            "identity_row": self._identity_row(work, status, reason, len(rows)),
+        }
+        try:
+            self.target = self.target or open_storage(self.config.output)
+            manifest.fail(self.target, record)
+        except DladiffError as error:
+            return {"status": "storage", "reason": str(error)}
+        return {"status": status, "reason": reason, "rows": [_brief(row) for row in rows]}
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, DladiffError) else f"{type(error).__name__}: {text}"
+
+
+def _brief(row: Row) -> Row:
+    names = ("source_uri", "status", "reason", "psnr", "similarity")
+    return {name: row.get(name) for name in names}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _finite_all(similarity: list[Row]) -> list[Row]:
+    return [s | {"before": _finite(s["before"]), "after": _finite(s["after"])} for s in similarity]

@@ -1,0 +1,169 @@
+"""RunConfig: every setting of a run, from YAML and the command line, checked at once."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dladiff.config import MethodConfig, digest, method_config, nearest
+from dladiff.errors import ConfigError
+
+LAYOUTS = ("auto", "folders", "flat", "one", "sets")
+_TYPES: dict[str, tuple[type, ...]] = {
+    "input": (str,),
+    "output": (str,),
+    "profile": (str,),
+    "preset": (str, type(None)),
+    "seed": (int,),
+    "layout": (str,),
+    "one_identity": (bool,),
+    "limit": (int, type(None)),
+    "method": (dict,),
+    "faces": (list, tuple),
+    "max_pixels": (int,),
+    "cpus_per_actor": (int,),
+    "gpus_per_actor": (int, float),
+    "min_actors": (int,),
+    "max_actors": (int, type(None)),
+    "max_starts": (int,),
+    "protector": (str,),
+}
+_LEAST = {
+    "seed": 0,
+    "limit": 1,
+    "max_pixels": 4096,
+    "cpus_per_actor": 1,
+    "gpus_per_actor": 0,
+    "min_actors": 1,
+    "max_actors": 1,
+    "max_starts": 1,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Settings of one run; `run_config` builds and checks it."""
+
+    input: str
+    """Folder or s3://bucket/prefix of the photos."""
+    output: str
+    """Folder or s3://bucket/prefix that receives photos, records and manifest."""
+    profile: str = "tiny"
+    """Profile of the method."""
+    preset: str | None = None
+    """Schedule of the method; None is the profile's own."""
+    seed: int = 0
+    """Seed of every random stream."""
+    layout: str = "auto"
+    """How photos become identities: auto, folders, flat, one, sets."""
+    one_identity: bool = False
+    """All photos are one identity: the same as layout `one`."""
+    limit: int | None = None
+    """Most identities to plan, in the order of their names."""
+    method: dict[str, Any] = field(default_factory=dict)
+    """Settings of the method that differ from the profile: fields of dladiff.config.MethodConfig."""
+    faces: tuple[str, ...] = ()
+    """InsightFace pack folders: their encoders are optimised against, the first one's detector is used."""
+    max_pixels: int = 50_000_000
+    """Most pixels (width times height) of a photo."""
+    cpus_per_actor: int = 1
+    """CPUs an actor reserves; on the CPU also its torch threads."""
+    gpus_per_actor: float = 0
+    """GPUs an actor reserves; fractions share one."""
+    min_actors: int = 1
+    """Actors that start at once."""
+    max_actors: int | None = None
+    """Most actors; None: as many as the machine or cluster holds."""
+    max_starts: int = 4
+    """Starts of an identity without an end before it is quarantined."""
+    protector: str = "dladiff.service:Protector"
+    """module:class that does the work; not a setting of the command line."""
+
+    def method_settings(self) -> dict[str, Any]:
+        """Return what the protector is built from: profile, preset, overrides; plain JSON values."""
+        overrides = dict(self.method)
+        if self.faces:
+            overrides.setdefault("encoders", list(self.faces))
+            overrides.setdefault("detector", self.faces[0])
+        return {"profile": self.profile, "preset": self.preset, "overrides": overrides}
+
+    def method_config(self) -> MethodConfig:
+        """Return the method's configuration. Raises ConfigError."""
+        settings = self.method_settings()
+        return method_config(settings["profile"], settings["preset"], settings["overrides"])
+
+    def config_digest(self) -> str:
+        """Return the digest of what decides the output bytes; resources and places take no part."""
+        parts = {"method": self.method_config().to_dict(), "seed": self.seed, "max_pixels": self.max_pixels}
+        return digest(parts)
+
+    def layout_name(self) -> str:
+        """Return the layout, with `one_identity` applied."""
+        return "one" if self.one_identity else self.layout
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        out: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return out
+
+
+def run_config(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
+    """Build the configuration from a YAML file, if any, and `overrides`, which win; None is no override.
+
+    Raises ConfigError with every fault: unknown names with the nearest known one, types, ranges, the method's own.
+    """
+    values = _read(file) if file else {}
+    values |= {key: value for key, value in overrides.items() if value is not None and value != ()}
+    known = [f.name for f in dataclasses.fields(RunConfig)]
+    faults = [f"{key}: unknown setting{nearest(str(key), known)}" for key in values if key not in known]
+    faults += [f"{key}: is missing; give --{key} URI" for key in ("input", "output") if not values.get(key)]
+    good: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in known and (fault := _fault(key, value)):
+            faults.append(fault)
+        elif key in known:
+            good[key] = tuple(value) if key == "faces" else value
+    config = RunConfig(**{"input": "", "output": "", **good})
+    if config.max_actors is not None and config.max_actors < config.min_actors:
+        faults.append(f"max_actors: {config.max_actors} is less than min_actors = {config.min_actors}")
+    if config.one_identity and config.layout not in ("auto", "one"):
+        faults.append(f"one_identity: contradicts layout: {config.layout}; give one of them")
+    try:
+        config.method_config()
+    except ConfigError as error:
+        faults += error.faults
+    if faults:
+        raise ConfigError(faults)
+    return config
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"{file}: {error.strerror or error}"]) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{file}: not YAML: {' '.join(str(error).split())}"]) from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError([f"{file}: expected settings (name: value), not a {type(values).__name__}"])
+    return values
+
+
+def _fault(key: str, value: Any) -> str | None:
+    kinds = _TYPES[key]
+    fits: bool = isinstance(value, kinds)
+    if not fits or (isinstance(value, bool) and bool not in kinds):
+        return f"{key}: expected {kinds[0].__name__}, not {value!r}"
+    if key in _LEAST and value is not None and value < _LEAST[key]:
+        return f"{key}: {value} is less than {_LEAST[key]}"
+    if key == "layout" and value not in LAYOUTS:
+        return f"{key}: {value!r} is unknown{nearest(value, list(LAYOUTS))}; choose one of {', '.join(LAYOUTS)}"
+    if key == "faces" and not all(isinstance(item, str) for item in value):
+        return f"{key}: expected a list of folders, not {value!r}"
+    return None

@@ -1,0 +1,94 @@
+"""Column names, types and units of the manifest: one row a photo, one row an identity."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+TIME = pa.timestamp("us", tz="UTC")
+FACE = pa.struct(
+    [
+        ("box", pa.list_(pa.float64())),
+        ("landmarks", pa.list_(pa.list_(pa.float64()))),
+        ("score", pa.float64()),
+    ]
+)
+SIMILARITY = pa.struct(
+    [("encoder", pa.string()), ("optimised", pa.bool_()), ("before", pa.float64()), ("after", pa.float64())]
+)
+MODEL = pa.struct([(name, pa.string()) for name in ("name", "role", "sha256", "licence")])
+
+
+def _column(name: str, kind: pa.DataType, about: str) -> pa.Field:
+    return pa.field(name, kind, metadata={"about": about})
+
+
+_RUN = [
+    _column("run_id", pa.string(), "the run that wrote the row"),
+    _column("identity", pa.string(), "name of the identity, unescaped"),
+]
+_HOW = [
+    _column("seed", pa.int64(), "seed of the run"),
+    _column("config_digest", pa.string(), "digest of every setting that decides the output bytes"),
+    _column("models", pa.list_(MODEL), "the networks that took part"),
+    _column("versions", pa.map_(pa.string(), pa.string()), "package versions"),
+    _column("device", pa.string(), "cpu, or the name of the GPU"),
+    _column("seconds", pa.map_(pa.string(), pa.float64()), "seconds of each step of the identity"),
+    _column("peak_memory_bytes", pa.int64(), "bytes; device memory on a GPU, else resident memory"),
+    _column("started_at", TIME, "UTC"),
+    _column("finished_at", TIME, "UTC"),
+]
+PHOTOS = pa.schema(
+    [
+        *_RUN,
+        _column("source_uri", pa.string(), "the photo as it was read"),
+        _column("source_sha256", pa.string(), "of the file's bytes"),
+        _column("output_uri", pa.string(), "the protected photo"),
+        _column("output_key", pa.string(), "the same, relative to the output"),
+        _column("output_sha256", pa.string(), "of the file's bytes"),
+        _column("width", pa.int32(), "px"),
+        _column("height", pa.int32(), "px"),
+        _column("status", pa.string(), "protected | layer1_only | failed | skipped"),
+        _column("reason", pa.string(), "why it is not protected; a note otherwise"),
+        _column("faces", pa.list_(FACE), "px: box x0 y0 x1 y1, five landmarks x y, score"),
+        _column("linf", pa.float64(), "largest change of a channel, [0, 1] units"),
+        _column("linf_face", pa.float64(), "the same inside the face boxes, [0, 1] units"),
+        _column("psnr", pa.float64(), "dB; null when nothing changed"),
+        _column("psnr_face", pa.float64(), "dB inside the face boxes; null when nothing changed"),
+        _column("ssim", pa.float64(), "1"),
+        _column("similarity", pa.list_(SIMILARITY), "cosine to the original photo, by encoder"),
+        _column("retained", pa.float64(), "share of layer 1 left in the stored photo"),
+        _column("finetuning_layer", pa.string(), "JSON: settings of layer 1; null when it did not run"),
+        _column("zero_shot_layer", pa.string(), "JSON: settings of layer 2; null when it did not run"),
+        *_HOW,
+    ]
+)
+IDENTITIES = pa.schema(
+    [
+        *_RUN,
+        _column("status", pa.string(), "done | failed | quarantined"),
+        _column("reason", pa.string(), "why it failed"),
+        _column("photos", pa.int32(), "photos"),
+        _column("failed_photos", pa.int32(), "photos without a protected file"),
+        _column("attempts", pa.int32(), "attempts so far that ended in failure"),
+        *_HOW,
+    ]
+)
+
+
+def table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Build an Arrow table from rows as the records hold them: JSON values, times as ISO strings."""
+    return pa.Table.from_pylist([_row(row, schema) for row in rows], schema=schema)
+
+
+def _row(row: Mapping[str, Any], schema: pa.Schema) -> dict[str, Any]:
+    out = {}
+    for field in schema:
+        value = row.get(field.name)
+        if value is not None and pa.types.is_timestamp(field.type):
+            value = datetime.fromisoformat(value)
+        elif value is not None and pa.types.is_map(field.type):
+            value = list(value.items())
+        out[field.name] = value
+    return out

@@ -1,0 +1,51 @@
+"""Protectors that stand in for the method, so that the batch is tested without models."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dladiff.errors import ModelError
+from dladiff.service import IdentityOut, PhotoIn, PhotoOut
+
+
+class AddNoise:
+    """Adds one grey level below 255. Identities "raises" and "dies" do as they say, as long as no file says stop."""
+
+    def __init__(self, settings: Mapping[str, Any], seed: int, threads: int) -> None:
+        self.seed = seed
+
+    def protect_identity(self, identity: str, photos: Sequence[PhotoIn], clean: Sequence[Any]) -> IdentityOut:
+        if identity == "dies":
+            os._exit(1)
+        if identity == "raises":
+            raise ValueError("a bug in the method")
+        outs = [self._one(photo, len(clean)) for photo in photos]
+        model = {"name": "fake", "role": "surrogate", "sha256": "0", "licence": "none"}
+        return IdentityOut(outs, {"zero_shot_layer": 0.1}, 1, "cpu", [model], {"numpy": np.__version__})
+
+    @staticmethod
+    def _one(photo: PhotoIn, clean: int) -> PhotoOut:
+        pixels = np.where(photo.pixels < 255, photo.pixels + 1, 255).astype(np.uint8)
+        return PhotoOut(
+            key=photo.key,
+            pixels=pixels,
+            status="protected",
+            reason=f"{clean} clean" if clean else "",
+            faces=[{"box": [0.0, 0.0, 9.0, 9.0], "landmarks": [[1.0, 2.0]] * 5, "score": 0.9}],
+            linf=1 / 255,
+            linf_face=1 / 255,
+            psnr=48.1,
+            psnr_face=float("inf"),
+            ssim=0.99,
+            similarity=[{"encoder": "fake", "optimised": True, "before": 1.0, "after": 0.1}],
+            retained=1.0,
+        )
+
+
+class NoModel:
+    """Cannot be built."""
+
+    def __init__(self, settings: Mapping[str, Any], seed: int, threads: int) -> None:
+        raise ModelError("no weights at nowhere; set method.model")

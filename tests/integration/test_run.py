@@ -1,0 +1,159 @@
+"""The whole chain on a local Ray with a fake protector: what is done, what is not, and what a second run does."""
+
+import gc
+import io
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dladiff.errors import ConfigError, ModelError, StorageError
+from pipeline import run as chain
+from pipeline.config import RunConfig
+from pipeline.manifest import Lease, write_manifest
+from pipeline.run import Summary, protect
+from pipeline.storage import Storage, open_storage
+from pipeline.verify import verify
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Ray leaves handles of its ended processes to the collector; they are collected where warnings are no errors."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
+
+
+def photo(level: int) -> bytes:
+    pixels = np.full((64, 72, 3), level, np.uint8)
+    pixels[8:24, 8:24] = 255
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def fill(storage: Storage) -> None:
+    for place in ("ann/1", "ann/2", "bob/set_A/1", "bob/set_B/1", "bob/set_C/1", "single"):
+        storage.put(f"{place}.png", photo(len(place) * 7))
+
+
+def configured(source: str, target: str) -> RunConfig:
+    return RunConfig(input=source, output=target, protector="tests.fakes:AddNoise", max_actors=2)
+
+
+def rows(target: Storage, name: str) -> list[dict[str, object]]:
+    table: list[dict[str, object]] = pq.read_table(io.BytesIO(target.get(f"manifest/{name}.parquet"))).to_pylist()
+    return table
+
+
+def adds_up(summary: Summary) -> bool:
+    return summary.planned == summary.done + summary.failed + summary.quarantined + summary.skipped
+
+
+def full_life(source: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = open_storage(source, create=True)
+    fill(photos)
+    config = configured(source, target)
+    first = protect(config)
+    output = open_storage(target)
+    assert (first.planned, first.done, first.exit_code) == (3, 3, 0)
+    assert adds_up(first)
+    written = rows(output, "photos")
+    assert [r["identity"] for r in written] == ["ann", "ann", "bob", "single"]
+    assert {r["status"] for r in written} == {"protected"}
+    assert [r["reason"] for r in written if r["identity"] == "bob"] == ["1 clean"]
+    assert list(output.list("starts/")) == []
+    assert output.tag("lock.json") is None
+    checked = verify(output)
+    assert (checked.photos, checked.compared, checked.faults) == (4, 4, [])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chain, "_ray", lambda: pytest.fail("Ray was started for nothing"))
+        again = protect(config)
+    assert (again.skipped, again.todo, again.exit_code) == (3, 0, 0)
+
+    before = {e.key: e.tag for e in output.list("done/")}
+    photos.put("ann/2.png", photo(200))
+    third = protect(config)
+    assert (third.done, third.skipped) == (1, 2)
+    after = {e.key: e.tag for e in output.list("done/")}
+    assert {k for k in after if after[k] != before[k]} == {"done/ann.json"}
+
+    kept = output.get("manifest/photos.parquet")
+    output.delete("manifest/photos.parquet")
+    assert write_manifest(output) == (4, 3)
+    assert output.get("manifest/photos.parquet") == kept
+
+
+def test_life_of_a_run_on_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full_life(str(tmp_path / "in"), str(tmp_path / "in" / "out"), monkeypatch)
+
+
+def test_life_of_a_run_on_s3(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    full_life(f"{s3_uri}/in", f"{s3_uri}/out", monkeypatch)
+
+
+def test_faults_stay_with_their_identity(tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    photos = open_storage(str(source), create=True)
+    for place in ("ann/1", "ann/2", "dies/1", "raises/1", "zoe/1"):
+        photos.put(f"{place}.png", photo(90))
+    (source / "ann" / "2.png").write_bytes(photo(3)[:90])
+    config = replace(configured(str(source), str(target)), max_starts=2)
+    summary = protect(config)
+    assert (summary.done, summary.failed, summary.quarantined, summary.lost_photos) == (2, 1, 1, 1)
+    assert adds_up(summary)
+    assert summary.exit_code == 1
+    output = open_storage(str(target))
+    assert {e.key for e in output.list("done/")} == {"done/ann.json", "done/zoe.json"}
+    record = json.loads(output.get("failed/raises.json"))
+    assert "ValueError: a bug in the method" in record["traceback"]
+    assert record["attempts"] == 1
+    assert json.loads(output.get("failed/dies.json"))["reason"].startswith("quarantined: 2 starts")
+    by_uri = {
+        Path(str(r["source_uri"])).parent.name + Path(str(r["source_uri"])).name: r for r in rows(output, "photos")
+    }
+    assert by_uri["ann2.png"]["status"] == "failed"
+    assert by_uri["ann1.png"]["status"] == "protected"
+    assert len(by_uri) == 5
+
+    second = protect(config)
+    assert (second.todo, second.skipped, second.exit_code) == (0, 2, 1)
+    assert adds_up(second)
+
+    (source / "ann" / "2.png").write_bytes(photo(3))
+    shutil.rmtree(source / "dies")
+    retried = protect(config, retry_failed=True)
+    assert (retried.done, retried.failed, retried.skipped) == (1, 1, 1)
+    assert json.loads(output.get("failed/raises.json"))["attempts"] == 2
+
+
+def test_a_model_that_is_missing_stops_the_run(tmp_path: Path) -> None:
+    open_storage(str(tmp_path / "in"), create=True).put("ann/1.png", photo(90))
+    config = replace(configured(str(tmp_path / "in"), str(tmp_path / "out")), protector="tests.fakes:NoModel")
+    with pytest.raises(ModelError, match="no weights at nowhere"):
+        protect(config)
+    assert not (tmp_path / "out" / "lock.json").exists()
+
+
+def test_second_driver_is_refused(tmp_path: Path) -> None:
+    open_storage(str(tmp_path / "in"), create=True).put("ann/1.png", photo(90))
+    output = open_storage(str(tmp_path / "out"), create=True)
+    with Lease(output), pytest.raises(StorageError, match=f"pid {os.getpid()}"):
+        protect(configured(str(tmp_path / "in"), str(tmp_path / "out")))
+
+
+def test_output_that_is_the_input_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is the input itself"):
+        protect(configured(str(tmp_path), str(tmp_path)))

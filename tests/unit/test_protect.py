@@ -1,0 +1,60 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import skimage.data
+
+from dladiff.protect import PhotoIn, protect
+from dladiff.service import Protector
+from tests.golden.make_tiny import GOLDEN, SETTINGS, photo, run, summary
+
+
+@pytest.fixture(scope="module")
+def protector() -> Protector:
+    return Protector(SETTINGS, seed=0, threads=1)
+
+
+def pieces() -> list[PhotoIn]:
+    plain = np.ascontiguousarray(skimage.data.coffee()[:128, :160])
+    return [PhotoIn(key="face", pixels=photo()), PhotoIn(key="mirror", pixels=np.ascontiguousarray(photo()[:, ::-1])),
+            PhotoIn(key="no face", pixels=plain)]  # fmt: skip
+
+
+def test_golden_run() -> None:
+    found, golden = summary(run()), json.loads(GOLDEN.read_text())
+    assert found["status"] == golden["status"] == "protected"
+    assert found["linf"] == pytest.approx(golden["linf"], abs=1.5 / 255)
+    assert found["psnr"] == pytest.approx(golden["psnr"], abs=0.3)
+    assert found["psnr_face"] == pytest.approx(golden["psnr_face"], abs=0.3)
+    for encoder, value in golden["similarity"].items():
+        assert found["similarity"][encoder] == pytest.approx(value, abs=0.1)
+    assert np.allclose(found["thumbnail"], golden["thumbnail"], atol=0.4)
+
+
+def test_same_seed_same_bytes_in_any_order(protector: Protector) -> None:
+    photos = pieces()
+    forward = protector.protect_identity("a", photos, [])
+    protector.protect_identity("somebody else in between", photos[:1], [])
+    backward = protector.protect_identity("b", photos[::-1], [])
+    for out, again in zip(forward.photos, backward.photos[::-1], strict=True):
+        assert out.key == again.key
+        assert np.array_equal(out.pixels, again.pixels)
+    other = protect(photos[:1], [], protector.models, protector.config, seed=1)
+    assert not np.array_equal(other.photos[0].pixels, forward.photos[0].pixels)
+
+    faced, _, bare = forward.photos
+    assert faced.status == "protected" and bare.status == "layer1_only"
+    assert "no face" in bare.reason and bare.similarity == [] and bare.linf <= 7 / 255 + 1e-9
+    assert faced.linf <= 18 / 255 + 1e-9 and faced.retained > 0.8
+    assert {s["optimised"] for s in faced.similarity} == {True, False}
+
+
+@pytest.mark.parametrize("space", ["image", "aligned"])
+def test_layer_two_lowers_every_optimised_similarity(protector: Protector, space: str) -> None:
+    zero_shot = dataclasses.replace(protector.config.zero_shot, space=space, step=2e-3, max_steps=40)
+    config = dataclasses.replace(protector.config, layers="zero_shot", zero_shot=zero_shot)
+    (out,) = protect([PhotoIn(key="a", pixels=photo())], [], protector.models, config, seed=0).photos
+    optimised = [s for s in out.similarity if s["optimised"]]
+    assert all(s["before"] > 0.99 and s["after"] < 0.4 for s in optimised)
+    assert out.linf <= 11 / 255 + 1e-9

@@ -1,0 +1,81 @@
+"""The command without Ray: what is planned, errors as one line each, exit codes, and what is not imported."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from pipeline.cli import main
+from pipeline.progress import safe
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for place in ("ann/1.png", "ann/2.png", "bob/1.png"):
+        file = tmp_path / "in" / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64)).save(file)
+    return tmp_path / "in"
+
+
+def call(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, list(arguments))
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("command", [["plan"], ["protect", "--dry-run"]])
+def test_plan_counts_and_writes_nothing(photos: Path, tmp_path: Path, command: list[str]) -> None:
+    code, out, _ = call(*command, "--input", str(photos), "--output", str(tmp_path / "out"), "--json")
+    assert code == 0
+    assert {k: json.loads(out)[k] for k in ("new_identities", "new_photos", "done")} == {
+        "new_identities": 2,
+        "new_photos": 3,
+        "done": 0,
+    }
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_fault_is_a_line(photos: Path) -> None:
+    code, _, err = call("protect", "--input", str(photos), "--profile", "tny", "--layout", "flt")
+    assert code == 2
+    assert len(err.splitlines()) == 3
+    assert all(line.startswith("error: ") for line in err.splitlines())
+
+
+def test_no_photos_says_what_is_understood(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    code, _, err = call("protect", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
+    assert code == 2
+    assert "set_A" in err and "one folder an identity" in err and len(err.splitlines()) == 1
+
+
+def test_missing_input_is_storage_out_of_reach(tmp_path: Path) -> None:
+    code, _, err = call("protect", "--input", str(tmp_path / "no"), "--output", str(tmp_path / "out"))
+    assert code == 3
+    assert err.startswith("error: no such folder") and len(err.splitlines()) == 1
+
+
+def test_status_and_failed_of_an_empty_output(tmp_path: Path) -> None:
+    code, out, _ = call("status", "--output", str(tmp_path), "--json")
+    assert (code, json.loads(out)["done"]) == (0, 0)
+    assert call("failed", "--output", str(tmp_path))[0] == 0
+    assert call("verify", "--output", str(tmp_path))[0] == 0
+
+
+def test_names_are_shown_as_text() -> None:
+    assert safe("[red]a\x1b[2J") == r"\[red]a\x1b[2J"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["protect", "--help"], ["status", "--output", "."]])
+def test_neither_torch_nor_ray_is_imported(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from pipeline.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit as e: assert not e.code, e.code\n"
+        "print(sorted({'torch', 'ray', 'boto3'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
