@@ -118,7 +118,7 @@ def perturb_face(
     delta = torch.zeros(1, 3, *canvas.shape, device=photo.device)
     window, offset = _window(photo, matrix)
     for step in range(config.max_steps):
-        matrices = jitter(matrix, config, generator)
+        matrices = jitter(matrix, config, generator, config.draws)
         seen = warp(window.expand(len(matrices), -1, -1, -1), _tensor(_shift(matrices, offset), photo), CROP)
         point = delta.detach().requires_grad_(True)
         crops = (seen + canvas.align(point, matrices)).clamp(0, 1)
@@ -136,9 +136,9 @@ def perturb_face(
     return canvas.paste(delta).clamp(-config.eta, config.eta), box, config.max_steps
 
 
-def jitter(matrix: Matrix, config: ZeroShotConfig, generator: Generator) -> Matrix:
-    """Draw alignment matrices, `draws` x 2 x 3: relative noise about the crop's centre, and a shift in crop pixels."""
-    noise = torch.randn(config.draws, 2, 3, generator=generator, dtype=torch.float64).numpy()
+def jitter(matrix: Matrix, config: ZeroShotConfig, generator: Generator, count: int) -> Matrix:
+    """Draw alignment matrices, count x 2 x 3: relative noise about the crop's centre, a shift in crop pixels."""
+    noise = torch.randn(count, 2, 3, generator=generator, dtype=torch.float64).numpy()
     linear = np.eye(2) + config.linear_noise * noise[..., :2]
     centre = np.full(2, (CROP - 1) / 2)
     shift = centre - linear @ centre + config.shift_noise * noise[..., 2]

@@ -136,10 +136,11 @@ def _work_off(config: RunConfig, plan: Plan, summary: Summary, console: Console)
 
 def _results(config: RunConfig, rows: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
     """Run the actors on Ray Data, on this machine or the cluster of RAY_ADDRESS; yield results as they come."""
+    private = not os.environ.get("RAY_ADDRESS")
     with _ray() as ray:
         most = min(len(rows), config.max_actors or _room(ray, config))
         actors = ray.data.ActorPoolStrategy(
-            min_size=min(config.min_actors, most),
+            min_size=most if private else min(config.min_actors, most),  # this machine is ours: no slow start
             max_size=most,
             max_tasks_in_flight_per_actor=2,  # one leaves the actor idle between identities and never scales up
         )
@@ -149,8 +150,7 @@ def _results(config: RunConfig, rows: list[dict[str, str]]) -> Iterator[dict[str
             compute=actors,
             num_cpus=config.cpus_per_actor,  # torch's threads on the CPU
             num_gpus=config.gpus_per_actor,  # a fraction shares one GPU
-            max_restarts=-1,  # a killed actor comes back; the durable start counter ends a crash loop
-            max_task_retries=-1,
+            # Ray Data restarts a killed actor without end; the durable start counter ends a crash loop
         )
         try:
             for row in stage.iter_rows():
@@ -166,6 +166,7 @@ def _ray() -> Iterator[Any]:
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side writes to the terminal otherwise
     if not address:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private instance; set before Ray reads it
     import ray

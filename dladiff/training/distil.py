@@ -1,0 +1,184 @@
+"""Train a small identity encoder to repeat a larger one: `python -m dladiff.training.distil --help`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dladiff.training.architectures import ARCHITECTURES, Network, export
+from dladiff.training.data import Image, load_crops, varied
+
+TEACHERS = {
+    "mobile": ("mobilefacenet_relu6", "Apache-2.0"),
+    "residual": ("mobilefacenet_tf", "MIT"),
+}
+Teacher = Callable[[Tensor], Tensor]
+
+
+def load_teacher(assets: Path, name: str) -> Teacher:
+    """Load a teacher of encoders/, by the loader beside it: crops in [0, 1], [b, 3, 112, 112], to unit embeddings."""
+    where = assets / "encoders" / "graphnet.py"
+    spec = importlib.util.spec_from_file_location("graphnet", where)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"no loader at {where}")
+    module = importlib.util.module_from_spec(spec)
+    sys.dont_write_bytecode = True
+    spec.loader.exec_module(module)
+    net, pre = module.load(str(where.with_name(name + ".safetensors")))
+
+    def embed(crops: Tensor) -> Tensor:
+        with torch.inference_mode():
+            result: Tensor = module.embed(net, pre, crops)
+        return result
+
+    return embed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Varied crops, uint8 [n, 112, 112, 3], and the teacher's unit embeddings of them, [n, d]."""
+
+    crops: npt.NDArray[np.uint8]
+    targets: Tensor
+
+
+def make_pool(assets: Path, teacher: Teacher, until: float, versions: int, seed: int) -> Pool:
+    """Vary each crop of the people not held out and embed it, `versions` times over or until the clock says so."""
+    everything, matrix = load_crops(assets)
+    crops = [c for c in everything if not c.held_out]
+    rng = np.random.default_rng(seed)
+    order = np.concatenate([rng.permutation(len(crops)) for _ in range(versions)])
+    images: list[npt.NDArray[np.uint8]] = []
+    targets: list[Tensor] = []
+    for start in range(0, len(order), 32):
+        batch = np.stack([varied(crops[i].pixels(), matrix, rng) for i in order[start : start + 32]])
+        images.append(batch)
+        targets.append(teacher(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255))
+        if time.monotonic() > until:
+            break
+    return Pool(crops=np.concatenate(images), targets=torch.cat(targets).clone())
+
+
+def _batch(pool: Pool, index: npt.NDArray[np.int64]) -> Tensor:
+    """Take crops as the student reads them, with a little fresh lighting."""
+    x = torch.from_numpy(pool.crops[index]).permute(0, 3, 1, 2).float().sub_(127.5).div_(127.5)
+    gain = 1 + 0.1 * torch.randn(len(index), 1, 1, 1)
+    return (x * gain + 0.06 * torch.randn(len(index), 1, 1, 1)).contiguous(memory_format=torch.channels_last)
+
+
+def loss_of(student: Tensor, target: Tensor, relation: float) -> Tensor:
+    """Mean of 1 - cosine, plus `relation` times the mean squared error of the batch's similarity matrix."""
+    unit = functional.normalize(student, dim=1)
+    own = 1 - (unit * target).sum(1).mean()
+    return own + relation * functional.mse_loss(unit @ unit.T, target @ target.T)
+
+
+def check_export(net: Network, path: Path, crops: Image) -> float:
+    """Return the smallest cosine between the exported file under onnxruntime and the network, over a few crops."""
+    x = (crops.astype(np.float32).transpose(0, 3, 1, 2) - 127.5) / 127.5
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    exported = torch.from_numpy(np.asarray(session.run(None, {"input": x})[0]))
+    with torch.inference_mode():
+        return float(functional.cosine_similarity(exported, net(torch.from_numpy(x)), dim=1).min())
+
+
+def train(
+    net: Network, pool: Pool, options: argparse.Namespace, clock: tuple[float, float], save: Callable[[], None]
+) -> int:
+    """Train until the second of the clock's two times, saving on the way; returns the number of steps taken."""
+    optimiser = torch.optim.AdamW(net.parameters(), lr=options.rate, weight_decay=0.02)
+    rng = np.random.default_rng(options.seed)
+    begin, end = clock
+    saved, steps, epoch = begin, 0, 0
+    while True:
+        order = rng.permutation(len(pool.crops))
+        total, count = 0.0, 0
+        for start in range(0, len(order) - options.batch + 1, options.batch):
+            now = time.monotonic()
+            if now > end:
+                return steps
+            share = (now - begin) / (end - begin)
+            warm = min(1.0, (steps + 1) / 40)
+            for group in optimiser.param_groups:
+                group["lr"] = options.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+            index = order[start : start + options.batch]
+            loss = loss_of(net(_batch(pool, index)), pool.targets[torch.from_numpy(index)], options.relation)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            steps, total, count = steps + 1, total + float(loss.detach()), count + 1
+            if steps % 40 == 0:
+                print(f"{now - begin:.0f} s, epoch {epoch}, step {steps}, loss {total / count:.4f}", flush=True)
+            if now - saved > options.save_every:
+                saved = now
+                save()
+        epoch += 1
+
+
+def main() -> None:
+    """Make the pool, train, and write the ONNX file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--assets", type=Path, required=True, help="folder with faces/ and encoders/")
+    parser.add_argument("--architecture", choices=sorted(ARCHITECTURES), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the ONNX file to write")
+    parser.add_argument("--minutes", type=float, default=20.0, help="wall clock for everything (default 20)")
+    parser.add_argument("--versions", type=int, default=3, help="varied versions of each crop (default 3)")
+    parser.add_argument("--pool-share", type=float, default=0.25, help="most of the time the pool may take")
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
+    parser.add_argument("--relation", type=float, default=5.0, help="weight of the similarity matrix's term")
+    parser.add_argument("--save-every", type=float, default=120.0, help="seconds between checkpoints")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    begin = time.monotonic()
+    end = begin + 60 * options.minutes
+    name, licence = TEACHERS[options.architecture]
+    pool = make_pool(
+        options.assets,
+        load_teacher(options.assets, name),
+        begin + options.pool_share * (end - begin),
+        options.versions,
+        options.seed,
+    )
+    print(f"{len(pool.crops)} crops embedded by {name} in {time.monotonic() - begin:.0f} s", flush=True)
+    net = ARCHITECTURES[options.architecture](pool.targets.shape[1]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    print(f"{sum(p.numel() for p in net.parameters())} parameters", flush=True)
+    properties = {
+        "licence": "research and non-commercial use, as the training collection",
+        "teacher": f"{name} ({licence})",
+        "architecture": options.architecture,
+        "trained_on": "Labeled Faces in the Wild, held-out people excluded",
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def save() -> None:
+        net.eval()
+        export(net, options.out, properties)
+        print(f"saved, parity {check_export(net, options.out, pool.crops[:8]):.5f}", flush=True)
+        net.train()
+
+    steps = train(net, pool, options, (time.monotonic(), end), save)
+    save()
+    print(f"{steps} steps", flush=True)
+
+
+if __name__ == "__main__":
+    main()
