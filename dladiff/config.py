@@ -68,12 +68,12 @@ class ZeroShotConfig:
     ths: float = 0.1
     """Stop when every optimised encoder's cosine to the original is at or below this."""
     margin: float = 0.1
-    """An encoder this far below `ths` no longer pulls: the visible budget goes to those that are still above."""
-    draws: int = 2
+    """An encoder this far below `ths` no longer pulls, until the stop rule, read on the photo, asks for more."""
+    draws: int = 4
     """Affine draws averaged in one step."""
-    linear_noise: float = 0.01
+    linear_noise: float = 0.05
     """Standard deviation of the noise on the alignment's 2x2 part, relative to it, about the crop's centre."""
-    shift_noise: float = 0.7
+    shift_noise: float = 2.0
     """Standard deviation of the noise on its translation, in pixels of the 112 px crop."""
     space: Literal["image", "aligned"] = "image"
     """Where the perturbation lives: the photo's own pixels, or the aligned crop (the paper's)."""
@@ -103,9 +103,9 @@ class MethodConfig:
     """Most working squares in one photo."""
     detector: str = "centerface"
     """`centerface`, or an InsightFace pack folder or SCRFD ONNX file."""
-    encoders: tuple[str, ...] = ("embedded:mobile",)
+    encoders: tuple[str, ...] = ("embedded:residual",)
     """Optimised identity encoders: `embedded:NAME`, an ONNX file, or an InsightFace pack folder."""
-    held_out: tuple[str, ...] = ("embedded:residual",)
+    held_out: tuple[str, ...] = ("embedded:mobile",)
     """Encoders that are measured and never optimised."""
     layers: Literal["both", "finetuning", "zero_shot"] = "both"
     """Which layers run (the ablations of the paper's Table 5)."""

