@@ -29,3 +29,11 @@ class PhotoError(DladiffError):
 
 class StorageError(DladiffError):
     """Storage is out of reach, full or refuses the operation."""
+
+
+class NotFoundError(StorageError):
+    """An object is not there (any more)."""
+
+
+class BusyError(StorageError):
+    """Storage is overloaded or out of reach for the moment; the same call may succeed later."""

@@ -1,9 +1,10 @@
 """Models loaded once, identities protected one after another: what a long-lived worker holds."""
 
+import gc
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dladiff.faces import CenterFaceDetector, Detector, ScrfdDetector
 from dladiff.identity import IdentityEncoder, detector_from_pack, encoder_from_pack, load_encoder
 from dladiff.pixels import Pixels
 from dladiff.protect import Models, PhotoIn, PhotoOut, protect
+from dladiff.selection import best_photos
 from dladiff.surrogate import Surrogate
 
 __all__ = ["IdentityOut", "PhotoIn", "PhotoOut", "Protector"]
@@ -35,6 +37,8 @@ class IdentityOut:
     device: str
     models: list[dict[str, str]]
     versions: dict[str, str]
+    note: str = ""
+    """What was done otherwise than configured, for the manifest."""
 
 
 class Protector:
@@ -57,13 +61,34 @@ class Protector:
         )
 
     def protect_identity(self, identity: str, photos: Sequence[PhotoIn], clean: Sequence[Pixels]) -> IdentityOut:
-        """Protect the photos of one identity; its name takes no part in the result."""
-        if self.models.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        done = protect(photos, clean, self.models, self.config, self.seed)
-        return IdentityOut(
-            done.photos, done.seconds, self._peak_memory(), self._device_name(), self._described(), _versions()
-        )
+        """Protect the photos of one identity; its name takes no part in the result.
+
+        `clean` may hold more photos than the method wants: the best are taken. When the GPU runs out of memory the
+        batch is halved and the identity begun again: batches change no byte of the result, and the note says so.
+        """
+        cuda = self.models.device.type == "cuda"
+        chosen = best_photos(clean, self.config.clean_photos, self.models.detector)
+        config, note = self.config, ""
+        while True:
+            if cuda:
+                _free()
+                torch.cuda.reset_peak_memory_stats()
+            try:
+                done = protect(photos, chosen, self.models, config, self.seed)
+                break
+            except torch.OutOfMemoryError:
+                size = config.finetuning.batch_photos
+                if size == 1:
+                    raise
+                finetuning = replace(config.finetuning, batch_photos=size // 2)
+                config = replace(config, finetuning=finetuning)
+                note = (
+                    f"GPU out of memory: batch_photos lowered from {self.config.finetuning.batch_photos} to {size // 2}"
+                )
+        memory = self._peak_memory()
+        if cuda:
+            _free()
+        return IdentityOut(done.photos, done.seconds, memory, self._device_name(), self._described(), _versions(), note)
 
     def _peak_memory(self) -> int:
         if self.models.device.type == "cuda":
@@ -115,6 +140,12 @@ def _detector(name: str, min_face_px: int, threshold: float) -> Detector:
     return ScrfdDetector(
         detector_from_pack(source) if source.is_dir() else source, min_face_px=min_face_px, threshold=threshold
     )
+
+
+def _free() -> None:
+    """Give memory back to the device: what the last identity left is no other's."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _quiet() -> None:

@@ -1,5 +1,6 @@
 """ProtectIdentity: what a Ray actor does with one identity; read, decode, protect, encode, put, commit."""
 
+import contextlib
 import hashlib
 import importlib
 import io
@@ -7,17 +8,24 @@ import json
 import math
 import time
 import traceback
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from dladiff.errors import ConfigError, DladiffError, ModelError, PhotoError, StorageError
-from pipeline import manifest
+from dladiff.errors import BusyError, ConfigError, DladiffError, ModelError, NotFoundError, PhotoError, StorageError
+from pipeline import records
 from pipeline.config import RunConfig
+from pipeline.index_file import is_index
 from pipeline.names import escape, stem
+from pipeline.patience import PatientStorage
 from pipeline.photos import Decoded, decode, encode_png
-from pipeline.storage import Storage, open_storage
+from pipeline.storage import Storage, open_storage, read_uri
+
+STREAMS = 8  # photos read, encoded or written at a time
+GONE = "gone since it was planned; the next run sees what is there then"
 
 Row = dict[str, Any]
 _METRICS = ("linf", "linf_face", "psnr", "psnr_face", "ssim", "retained")
@@ -31,14 +39,14 @@ class ProtectIdentity:
         self.run_id = run_id
         self.digest = self.config.config_digest()
         self.protector: Any = None
-        self.source: Storage | None = None
-        self.target: Storage | None = None
+        self.opened: dict[str, Storage] = {}
 
     def __call__(self, row: Row) -> Row:
-        """Do one identity; `row["work"]` is JSON: identity, key, replaces, photos and clean (key, uri each).
+        """Do one task; `row["work"]` is JSON: identity, part, parts, key, replaces, photos and clean (key, uri each).
 
-        The row that goes back holds {"result": JSON}: identity, status (done, failed, quarantined, fatal), reason,
-        photos, failed_photos, seconds, psnr, similarity. `fatal`: no identity can be done, the run must stop.
+        The row that goes back holds {"result": JSON}: identity, status (done, failed, quarantined, skipped, fatal,
+        storage), reason, photos, failed_photos, seconds, psnr, similarity. `fatal` and `storage`: no identity can be
+        done, the run must stop.
         """
         work = json.loads(row["work"])
         started = time.monotonic()
@@ -46,29 +54,40 @@ class ProtectIdentity:
             result = self._attempt(work)
         except (ModelError, ConfigError) as error:
             result = {"status": "fatal", "reason": str(error)}
+        except StorageError as error:  # a photo's own fault was noted with the photo: this one is the run's
+            result = {"status": "storage", "reason": str(error)}
         except BaseException as error:  # a row that raised would end the run or vanish
             result = self._failed(work, "failed", _line(error), traceback.format_exc())
         common = {"identity": work["identity"], "photos": len(work["photos"]), "failed_photos": len(work["photos"])}
         seconds = round(time.monotonic() - started, 3)
         return {"result": json.dumps(common | {"reason": "", "seconds": seconds, "rows": []} | result)}
 
+    @property
+    def target(self) -> Storage:
+        """The output, opened at its first use: clients do not travel between processes."""
+        if "output" not in self.opened:
+            self.opened["output"] = self._open(self.config.output)
+        return self.opened["output"]
+
+    def _open(self, uri: str) -> Storage:
+        return PatientStorage(open_storage(uri, s3=self.config.s3), self.config.patience_s)
+
     def _attempt(self, work: Row) -> Row:
-        self.source = self.source or open_storage(self.config.input)
-        self.target = target = self.target or open_storage(self.config.output)
-        identity, key = work["identity"], work["key"]
-        starts = manifest.count_starts(target, identity, key)
+        task, key = (work["identity"], work["part"]), work["key"]
+        starts = records.count_starts(self.target, task, key, self.run_id)
         if starts >= self.config.max_starts:
             reason = f"quarantined: {starts} starts without an end (a crash each time); --retry-failed tries again"
             return self._failed(work, "quarantined", reason, "")
         if self.protector is None:
             self.protector = self._load()
-        start = manifest.write_start(target, identity, key)
+        start = records.write_start(self.target, task, key, self.run_id)
         try:
             result = self._protect(work)
         except Exception:
-            target.delete(start)
+            with contextlib.suppress(StorageError):  # the first error is the one to tell
+                self.target.delete(start)
             raise
-        target.delete(start)
+        self.target.delete(start)
         return result
 
     def _load(self) -> Any:
@@ -77,12 +96,14 @@ class ProtectIdentity:
         return kind(self.config.method_settings(), self.config.seed, self.config.cpus_per_actor)
 
     def _protect(self, work: Row) -> Row:
-        started, clock = manifest.now(), time.monotonic()
+        started, clock = records.now(), time.monotonic()
         rows = {photo["uri"]: self._photo_row(work, photo) for photo in work["photos"]}
         decoded = self._read(work["photos"], rows)
         if not decoded:
-            reasons = "; ".join(dict.fromkeys(row["reason"] for row in rows.values()))
-            return self._failed(work, "failed", f"no photo can be used: {reasons}", "", list(rows.values()))
+            reason = _reasons(rows.values())
+            if all(row["status"] == "skipped" for row in rows.values()):
+                return {"status": "skipped", "reason": reason, "failed_photos": 0}
+            return self._failed(work, "failed", f"no photo can be used: {reason}", "", list(rows.values()))
         clean = [photo.pixels for photo in self._read(work["clean"], {}).values()]
         reading = time.monotonic() - clock
         from dladiff.service import PhotoIn
@@ -90,8 +111,12 @@ class ProtectIdentity:
         photos = [PhotoIn(key=uri, pixels=photo.pixels) for uri, photo in decoded.items()]
         out = self.protector.protect_identity(work["identity"], photos, clean)
         clock = time.monotonic()
-        for photo in out.photos:
-            self._store(work["identity"], photo, decoded[photo.key], rows[photo.key])
+        with ThreadPoolExecutor(STREAMS) as pool:
+            list(
+                pool.map(
+                    lambda photo: self._store(work["identity"], photo, decoded[photo.key], rows[photo.key]), out.photos
+                )
+            )
         how = {
             "models": out.models,
             "versions": out.versions,
@@ -99,45 +124,58 @@ class ProtectIdentity:
             "seconds": {"read": round(reading, 3), **out.seconds, "store": round(time.monotonic() - clock, 3)},
             "peak_memory_bytes": out.peak_memory_bytes,
             "started_at": started,
-            "finished_at": manifest.now(),
+            "finished_at": records.now(),
         }
+        for row in rows.values():
+            row["reason"] = "; ".join(text for text in (row["reason"], out.note) if text)
         return self._commit(work, [row | how for row in rows.values()], how)
 
     def _commit(self, work: Row, rows: list[Row], how: Row) -> Row:
-        assert self.target is not None
-        identity, lost = work["identity"], sum(row["status"] == "failed" for row in rows)
-        if lost == len(rows):
-            reasons = "; ".join(dict.fromkeys(row["reason"] for row in rows))
-            return self._failed(work, "failed", f"no photo was protected: {reasons}", "", rows)
+        identity, part = work["identity"], work["part"]
+        lost = sum(row["status"] == "failed" for row in rows)
+        if not any(row.get("output_key") for row in rows):
+            return self._failed(work, "failed", f"no photo was protected: {_reasons(rows)}", "", rows)
         summary = self._identity_row(work, "done", "", lost) | how
-        record = {"identity": identity, "key": work["key"], "run_id": self.run_id}
-        record |= {"photos": rows, "identity_row": summary}
-        manifest.commit(self.target, record, replaces=work.get("replaces"))
-        manifest.clear_failure(self.target, identity)
-        manifest.clear_starts(self.target, identity)
+        record = {"identity": identity, "part": part, "parts": work["parts"], "key": work["key"]}
+        record |= {"run_id": self.run_id, "photos": rows, "identity_row": summary}
+        records.commit(self.target, record, replaces=work.get("replaces"))
+        records.clear_failure(self.target, identity, part)
+        records.clear_starts(self.target, identity, part)
         return {"status": "done", "failed_photos": lost, "rows": [_brief(row) for row in rows]}
 
     def _read(self, photos: list[Row], rows: dict[str, Row]) -> dict[str, Decoded]:
         """Read and decode; a photo that cannot be used gets its reason in `rows`, and the others go on."""
-        assert self.source is not None
-        decoded = {}
-        for photo in photos:
-            row = rows.get(photo["uri"], {})
-            try:
-                data = self.source.get(photo["key"])
-                row["source_sha256"] = hashlib.sha256(data).hexdigest()
-                done = decode(data, max_pixels=self.config.max_pixels)
-            except (PhotoError, StorageError) as error:
-                row |= {"status": "failed", "reason": str(error)}
-                continue
-            height, width = done.pixels.shape[:2]
-            row |= {"width": width, "height": height, "reason": done.note}
-            decoded[photo["uri"]] = done
-        return decoded
+        with ThreadPoolExecutor(STREAMS) as pool:
+            found = pool.map(lambda photo: self._read_one(photo, rows.get(photo["uri"], {})), photos)
+            return {photo["uri"]: one for photo, one in zip(photos, found, strict=True) if one is not None}
+
+    def _read_one(self, photo: Row, row: Row) -> Decoded | None:
+        try:
+            data = self._bytes(photo)
+            row["source_sha256"] = hashlib.sha256(data).hexdigest()
+            done = decode(data, max_pixels=self.config.max_pixels)
+        except BusyError:
+            raise
+        except NotFoundError:
+            row |= {"status": "skipped", "reason": GONE}
+            return None
+        except (PhotoError, StorageError) as error:
+            row |= {"status": "failed", "reason": str(error)}
+            return None
+        height, width = done.pixels.shape[:2]
+        row |= {"width": width, "height": height, "reason": done.note}
+        return done
+
+    def _bytes(self, photo: Row) -> bytes:
+        """Read from the input, or for a photo of an index file from wherever its address points."""
+        if is_index(self.config.input):
+            return read_uri(photo["uri"], self.opened, self._open)
+        if "input" not in self.opened:
+            self.opened["input"] = self._open(self.config.input)
+        return self.opened["input"].get(photo["key"])
 
     def _store(self, identity: str, photo: Any, source: Decoded, row: Row) -> None:
         """Encode, decode the encoded bytes again and compare, put; fill the photo's row."""
-        assert self.target is not None
         row |= {"status": photo.status, "faces": photo.faces, "similarity": _finite_all(photo.similarity)}
         row |= {name: _finite(getattr(photo, name)) for name in _METRICS}
         row["reason"] = "; ".join(text for text in (photo.reason, row["reason"]) if text)
@@ -180,7 +218,7 @@ class ProtectIdentity:
             "attempts": 0,
             "seed": self.config.seed,
             "config_digest": self.digest,
-            "finished_at": manifest.now(),
+            "finished_at": records.now(),
         }
 
     def _failed(self, work: Row, status: str, reason: str, trace: str, rows: list[Row] | None = None) -> Row:
@@ -189,6 +227,8 @@ class ProtectIdentity:
             rows = [self._photo_row(work, p) | {"reason": reason} for p in work["photos"]]
         record = {
             "identity": work["identity"],
+            "part": work["part"],
+            "parts": work["parts"],
             "key": work["key"],
             "run_id": self.run_id,
             "status": status,
@@ -198,11 +238,14 @@ class ProtectIdentity:
             "identity_row": self._identity_row(work, status, reason, len(rows)),
         }
         try:
-            self.target = self.target or open_storage(self.config.output)
-            manifest.fail(self.target, record)
+            records.fail(self.target, record)
         except DladiffError as error:
             return {"status": "storage", "reason": str(error)}
         return {"status": status, "reason": reason, "rows": [_brief(row) for row in rows]}
+
+
+def _reasons(rows: Iterable[Row]) -> str:
+    return "; ".join(dict.fromkeys(row["reason"] for row in rows))
 
 
 def _line(error: BaseException) -> str:

@@ -5,12 +5,17 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dladiff.errors import ConfigError, DladiffError, StorageError
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+    from pipeline.plan import Retry
 
 Command = Callable[..., int]
 
@@ -48,10 +53,12 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--config", type=click.Path(path_type=Path), help="YAML file; options win over it."),
         click.option("--limit", type=int, help="Most identities."),
         click.option("--seed", type=int, help="Seed of every random stream (0)."),
-        click.option("--layout", help="auto (the default), folders, flat, one or sets."),
+        click.option("--layout", help="auto (the default), folders, flat, one, sets, celeba_hq or vggface2."),
+        click.option("--lists", help="Folder or bucket of a collection's lists, if not beside the photos."),
         click.option("--one-identity", is_flag=True, default=None, help="All photos are one person."),
         click.option("--faces", multiple=True, help="InsightFace pack folder to protect against; repeatable."),
         click.option("--retry-failed", is_flag=True, help="Take failed and quarantined identities up again."),
+        click.option("--reason", multiple=True, help="With --retry-failed: only where the reason holds this text."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout."),
     ]
     return functools.reduce(lambda inner, option: option(inner), reversed(options), function)
@@ -62,19 +69,35 @@ def _output(function: Callable[..., None]) -> Callable[..., None]:
     return click.option("--output", required=True, help="Folder or s3://bucket/prefix of a run.")(function)
 
 
-def _plan_only(config: Path | None, retry_failed: bool, as_json: bool, options: dict[str, Any]) -> int:
-    from pipeline.config import run_config
-    from pipeline.run import make_plan
+def _retry(retry_failed: bool, reasons: tuple[str, ...]) -> "Retry | None":
+    from pipeline.plan import Retry
 
-    plan = make_plan(run_config(config, options), retry_failed=retry_failed)
-    names = [json.loads(row["work"]) for row in plan.todo]
+    if reasons and not retry_failed:
+        raise ConfigError(["--reason: chooses among failures; give --retry-failed (or --retry) too"])
+    return Retry(reasons) if retry_failed else None
+
+
+def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None, as_json: bool) -> int:
+    from pipeline.plan import estimate, make_plan
+
+    found = make_plan(settings, retry=retry)
+    expected = estimate(settings, found, price)
+    settled = found.settled()
     facts = {
-        "identities": len(plan.identities),
-        "photos": plan.photos(),
-        "new_identities": len(names),
-        "new_photos": sum(len(work["photos"]) for work in names),
-        "done": len(plan.skipped),
-        "failed_before": len(plan.kept),
+        "identities": found.identities,
+        "photos": found.photos,
+        "new_identities": len(found.pending),
+        "new_photos": found.todo_photos,
+        "tasks": found.todo,
+        "done": found.skipped,
+        "failed_before": settled["failed"] + settled["quarantined"],
+        "lost_photos": found.lost_photos,
+        "seconds_per_photo": expected.seconds_per_photo,
+        "rate": f"measured on {expected.measured_photos} photos" if expected.measured_photos else "assumed",
+        "actor_hours": expected.actor_hours,
+        "gpu_hours": expected.gpu_hours,
+        "cost": expected.cost,
+        "plan_hash": found.plan_hash,
     }
     _report(facts, as_json)
     return 0
@@ -84,18 +107,22 @@ def _plan_only(config: Path | None, retry_failed: bool, as_json: bool, options: 
 @_settings
 @click.option("--dry-run", is_flag=True, help="Say what would run; write nothing.")
 @_guarded
-def protect(config: Path | None, dry_run: bool, retry_failed: bool, as_json: bool, **options: Any) -> int:
+def protect(
+    config: Path | None, dry_run: bool, retry_failed: bool, reason: tuple[str, ...], as_json: bool, **options: Any
+) -> int:
     """Protect every identity that is new or changed."""
+    from pipeline.config import run_config
+
+    settings, retry = run_config(config, options), _retry(retry_failed, reason)
     if dry_run:
-        return _plan_only(config, retry_failed, as_json, options)
+        return _plan_only(settings, retry, None, as_json)
     from rich.console import Console
 
-    from pipeline.config import run_config
     from pipeline.progress import closing_table
     from pipeline.run import protect as run
 
     console = Console(stderr=as_json)
-    summary = run(run_config(config, options), retry_failed=retry_failed, console=console)
+    summary = run(settings, retry=retry, console=console)
     if summary.results:
         console.print(closing_table(summary.results))
     names = ("planned", "photos", "done", "failed", "quarantined", "skipped", "lost_photos")
@@ -109,10 +136,20 @@ def protect(config: Path | None, dry_run: bool, retry_failed: bool, as_json: boo
 
 @main.command()
 @_settings
+@click.option("--price", type=click.FloatRange(min=0), help="Of one GPU-hour (actor-hour without GPUs), any currency.")
 @_guarded
-def plan(config: Path | None, retry_failed: bool, as_json: bool, **options: Any) -> int:
-    """Say what would run: identities and photos; writes nothing."""
-    return _plan_only(config, retry_failed, as_json, options)
+def plan(
+    config: Path | None,
+    retry_failed: bool,
+    reason: tuple[str, ...],
+    price: float | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Say what would run: identities, photos, GPU-hours, cost; writes nothing."""
+    from pipeline.config import run_config
+
+    return _plan_only(run_config(config, options), _retry(retry_failed, reason), price, as_json)
 
 
 @main.command()
@@ -129,24 +166,40 @@ def status(output: str, as_json: bool) -> int:
 
 @main.command()
 @_output
+@click.option("--retry", is_flag=True, help="Forget these failures, so that the next run takes them up.")
+@click.option("--reason", multiple=True, help="Only where the reason holds this text; repeatable.")
 @_guarded
-def failed(output: str, as_json: bool) -> int:
+def failed(output: str, retry: bool, reason: tuple[str, ...], as_json: bool) -> int:
     """List identities that failed, and photos that failed alone, with the reason."""
-    from pipeline.manifest import load_records
+    from pipeline import failures
     from pipeline.names import shown
+    from pipeline.plan import Retry
     from pipeline.storage import open_storage
 
-    records = load_records(open_storage(output))
-    rows = [{"identity": n, "status": r["status"], "reason": r["reason"]} for n, r in sorted(records.failed.items())]
-    for name, record in sorted(records.done.items()):
-        lost = [p for p in record["photos"] if p["status"] == "failed" and name not in records.failed]
-        rows += [{"identity": name, "status": "photo", "reason": f"{p['source_uri']}: {p['reason']}"} for p in lost]
+    storage, which = open_storage(output), Retry(reason)
+    if retry:
+        click.echo(f"{failures.forget(storage, which)} failures forgotten; the next run takes them up")
+        return 0
+    rows = failures.listed(storage, which)
     if as_json:
         click.echo(json.dumps(rows))
     else:
         for row in rows:
             click.echo(shown(f"{row['identity']}: {row['status']}: {row['reason']}"))
     return 1 if rows else 0
+
+
+@main.command()
+@_output
+@_guarded
+def finalise(output: str, as_json: bool) -> int:
+    """Build both manifests again from the records."""
+    from pipeline.manifest import write_manifest
+    from pipeline.storage import open_storage
+
+    photos, identities = write_manifest(open_storage(output), force=True)
+    _report({"photos": photos, "identities": identities}, as_json)
+    return 0
 
 
 @main.command()
@@ -160,11 +213,14 @@ def verify(output: str, as_json: bool) -> int:
 
     result = check(open_storage(output))
     if as_json:
-        click.echo(json.dumps({"photos": result.photos, "compared": result.compared, "faults": result.faults}))
+        click.echo(json.dumps(asdict(result)))
     else:
         for fault in result.faults:
             click.echo(f"fault: {shown(fault)}")
-        click.echo(f"{result.photos} photos, {result.compared} compared with their source, {len(result.faults)} faults")
+        for orphan in result.orphans:
+            click.echo(f"orphan: {shown(orphan)}")
+        counts = f"{len(result.faults)} faults, {len(result.orphans)} files that no record names"
+        click.echo(f"{result.photos} photos, {result.compared} compared with their source, {counts}")
     return 1 if result.faults else 0
 
 

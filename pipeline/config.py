@@ -11,8 +11,9 @@ import yaml
 
 from dladiff.config import MethodConfig, digest, method_config, nearest
 from dladiff.errors import ConfigError
+from pipeline.storage import S3_OPTIONS
 
-LAYOUTS = ("auto", "folders", "flat", "one", "sets")
+LAYOUTS = ("auto", "folders", "flat", "one", "sets", "celeba_hq", "vggface2")
 _TYPES: dict[str, tuple[type, ...]] = {
     "input": (str,),
     "output": (str,),
@@ -30,6 +31,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "min_actors": (int,),
     "max_actors": (int, type(None)),
     "max_starts": (int,),
+    "max_photos_per_task": (int,),
+    "patience_s": (int, float),
+    "lists": (str, type(None)),
+    "s3": (dict,),
     "protector": (str,),
 }
 _LEAST = {
@@ -41,6 +46,8 @@ _LEAST = {
     "min_actors": 1,
     "max_actors": 1,
     "max_starts": 1,
+    "max_photos_per_task": 1,
+    "patience_s": 0,
 }
 
 
@@ -49,7 +56,7 @@ class RunConfig:
     """Settings of one run; `run_config` builds and checks it."""
 
     input: str
-    """Folder or s3://bucket/prefix of the photos."""
+    """Folder or s3://bucket/prefix of the photos, or an index file (.csv, .parquet) that names them."""
     output: str
     """Folder or s3://bucket/prefix that receives photos, records and manifest."""
     profile: str = "tiny"
@@ -59,7 +66,9 @@ class RunConfig:
     seed: int = 0
     """Seed of every random stream."""
     layout: str = "auto"
-    """How photos become identities: auto, folders, flat, one, sets."""
+    """How photos become identities: auto, folders, flat, one, sets, celeba_hq, vggface2."""
+    lists: str | None = None
+    """Folder or s3://bucket/prefix of a collection's own lists, where they do not lie beside the photos."""
     one_identity: bool = False
     """All photos are one identity: the same as layout `one`."""
     limit: int | None = None
@@ -80,6 +89,12 @@ class RunConfig:
     """Most actors; None: as many as the machine or cluster holds."""
     max_starts: int = 4
     """Starts of an identity without an end before it is quarantined."""
+    max_photos_per_task: int = 64
+    """Photos of one identity that one task protects; an identity with more becomes several tasks."""
+    patience_s: float = 300
+    """Seconds an actor goes on trying while storage is overloaded or out of reach."""
+    s3: dict[str, str] = field(default_factory=dict)
+    """How objects are kept in an output bucket: server_side_encryption, kms_key_id, storage_class."""
     protector: str = "dladiff.service:Protector"
     """module:class that does the work; not a setting of the command line."""
 
@@ -164,6 +179,17 @@ def _fault(key: str, value: Any) -> str | None:
         return f"{key}: {value} is less than {_LEAST[key]}"
     if key == "layout" and value not in LAYOUTS:
         return f"{key}: {value!r} is unknown{nearest(value, list(LAYOUTS))}; choose one of {', '.join(LAYOUTS)}"
+    if key == "s3":
+        return _s3_fault(value)
     if key == "faces" and not all(isinstance(item, str) for item in value):
         return f"{key}: expected a list of folders, not {value!r}"
+    return None
+
+
+def _s3_fault(value: dict[Any, Any]) -> str | None:
+    for name, text in value.items():
+        if name not in S3_OPTIONS:
+            return f"s3.{name}: unknown setting{nearest(str(name), list(S3_OPTIONS))}"
+        if not isinstance(text, str) or not text:
+            return f"s3.{name}: expected text, not {text!r}"
     return None

@@ -5,13 +5,15 @@ import errno
 import fcntl
 import logging
 import os
+import shutil
 import stat
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from dladiff.errors import StorageError
+from dladiff.errors import NotFoundError, StorageError
 from pipeline.names import key_fault, shown
 from pipeline.storage import TEMP_PREFIX, Entry, check_key, check_prefix, is_temporary
 
@@ -71,13 +73,19 @@ class LocalStorage:
         path = self._path(key)
         with _errors("read", str(path)):
             if not path.is_file():
-                raise StorageError(f"no such file: {shown(str(path))}; was it moved during the run?")
+                raise NotFoundError(f"no such file: {shown(str(path))}; was it moved during the run?")
             return path.read_bytes()
 
     def put(self, key: str, data: bytes, content_type: str | None = None) -> None:
         """Write a file whole: beside it, fsync, then rename. A folder has no place for `content_type`."""
         path = self._path(key)
         with _errors("write", str(path)), _written_beside(path, data) as temp:
+            _publish(temp, path)
+
+    def put_file(self, key: str, file: Path) -> None:
+        """Copy a file in: beside its place, fsync, then rename."""
+        path = self._path(key)
+        with _errors("write", str(path)), file.open("rb") as source, _written_beside(path, source) as temp:
             _publish(temp, path)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
@@ -112,6 +120,19 @@ class LocalStorage:
         """Return "<size>-<mtime in ns>", None when there is no such file."""
         info = self._stat(check_key(key))
         return _tag(info) if info is not None and stat.S_ISREG(info.st_mode) else None
+
+    def age(self, key: str) -> float | None:
+        """Return the seconds since the file was written, by the clock of the file system that holds it."""
+        info = self._stat(check_key(key))
+        if info is None:
+            return None
+        probe = self._root / f"{TEMP_PREFIX}{uuid.uuid4().hex}"
+        with _errors("write", str(probe)):
+            try:
+                probe.touch(exist_ok=False)
+                return probe.stat().st_mtime - info.st_mtime
+            finally:
+                probe.unlink(missing_ok=True)
 
     def delete(self, key: str) -> None:
         """Remove a file; a missing one is no error."""
@@ -181,13 +202,16 @@ def _tag(info: os.stat_result) -> str:
 
 
 @contextlib.contextmanager
-def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
-    """Write `data` to a hidden file beside `path`, synced; it is gone afterwards whatever happens."""
+def _written_beside(path: Path, data: bytes | BinaryIO) -> Iterator[Path]:
+    """Write bytes or an open file to a hidden file beside `path`, synced; it is gone afterwards whatever happens."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.parent / f"{TEMP_PREFIX}{uuid.uuid4().hex}"
     try:
         with temp.open("xb") as handle:
-            handle.write(data)
+            if isinstance(data, bytes):
+                handle.write(data)
+            else:
+                shutil.copyfileobj(data, handle, 1 << 20)
             handle.flush()
             os.fsync(handle.fileno())
         yield temp

@@ -1,20 +1,23 @@
 """What a person sees: a bar while the run goes on, a table at its end, and the state of an output."""
 
-import json
+import io
 import time
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from statistics import fmean
 from types import TracebackType
 from typing import Any, Self
 
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from pipeline.manifest import load_records
 from pipeline.names import shown
+from pipeline.plan import LATEST
+from pipeline.records import Task, load, read_index
 from pipeline.storage import Storage
 
 RECENT = timedelta(minutes=10)
@@ -96,30 +99,42 @@ def _moved(rows: list[dict[str, Any]], *, optimised: bool) -> str:
 
 
 def status(storage: Storage) -> dict[str, Any]:
-    """Return done, failed, quarantined, left (of the latest plan), photos an hour lifetime and recent, hours left."""
-    records = load_records(storage)
-    failed = {n for n, r in records.failed.items() if r["status"] == "failed"}
-    stuck = set(records.failed) - failed
-    done = set(records.done) - failed - stuck
-    planned: list[str] = []
-    if storage.tag("plan/latest.json") is not None:
-        planned = json.loads(storage.get("plan/latest.json"))["identities"]
-    left = len(set(planned) - done - failed - stuck)
-    rows = [records.done[name]["identity_row"] for name in done]
-    ends = [(datetime.fromisoformat(r["finished_at"]), r["photos"] - r["failed_photos"]) for r in rows]
-    starts = [datetime.fromisoformat(r["started_at"]) for r in rows]
+    """Return done, failed, quarantined, left (of the latest plan), photos an hour lifetime and recent, hours left.
+
+    In tasks: identities, or parts of those that were split. Reads storage only, so any machine can ask.
+    """
+    index = read_index(storage)
+    planned = _planned(storage)
+    standing = index.standing()
+    if planned is not None:  # what an earlier plan left behind is not this one's progress
+        standing = {task: row for task, row in standing.items() if planned.get(task, row.key) == row.key}
+    counts = Counter(row.status for row in standing.values())
+    left = 0 if planned is None else len(planned.keys() - standing.keys())
+    rows = [row for row in standing.values() if row.status == "done" and row.started_at and row.finished_at]
+    ends = [(datetime.fromisoformat(row.finished_at or ""), row.photos - row.failed_photos) for row in rows]
+    starts = [datetime.fromisoformat(row.started_at or "") for row in rows]
     photos = sum(count for _, count in ends)
     span = (max(end for end, _ in ends) - min(starts)).total_seconds() / 3600 if ends else 0.0
     recent = sum(count for end, count in ends if end > datetime.now(UTC) - RECENT)
     rate = photos / span if span else 0.0
-    hours = left * (photos / len(done)) / rate if rate and done else None
+    hours = left * (photos / len(rows)) / rate if rate and rows else None
     return {
-        "done": len(done),
-        "failed": len(failed),
-        "quarantined": len(stuck),
+        "done": counts["done"],
+        "failed": counts["failed"],
+        "quarantined": counts["quarantined"],
         "left": left,
         "photos": photos,
         "photos_per_hour": round(rate, 1),
         "photos_per_hour_recent": round(recent / (RECENT.total_seconds() / 3600), 1),
         "hours_left": None if hours is None else round(hours, 2),
     }
+
+
+def _planned(storage: Storage) -> dict[Task, str] | None:
+    """The latest plan's tasks and keys; None before the first plan."""
+    if storage.tag(LATEST) is None:
+        return None
+    place = load(storage, LATEST)["plan"]
+    columns = ["identity", "part", "key"]
+    rows = pq.read_table(io.BytesIO(storage.get(place)), columns=columns).to_pydict()
+    return {(name, part): key for name, part, key in zip(*(rows[c] for c in columns), strict=True)}

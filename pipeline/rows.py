@@ -67,12 +67,43 @@ PHOTOS = pa.schema(
 IDENTITIES = pa.schema(
     [
         *_RUN,
-        _column("status", pa.string(), "done | failed | quarantined"),
+        _column("status", pa.string(), "done | failed | quarantined | partial (some of its parts are not done yet)"),
         _column("reason", pa.string(), "why it failed"),
+        _column("parts", pa.int32(), "tasks the identity was split into"),
         _column("photos", pa.int32(), "photos"),
         _column("failed_photos", pa.int32(), "photos without a protected file"),
         _column("attempts", pa.int32(), "attempts so far that ended in failure"),
         *_HOW,
+    ]
+)
+PLAN = pa.schema(
+    [
+        _column("identity", pa.string(), "name of the identity, unescaped"),
+        _column("part", pa.int32(), "0, or the number of the part, from 1"),
+        _column("key", pa.string(), "digest of identity, content tags and settings"),
+        _column("uris", pa.list_(pa.string()), "the photos to protect"),
+        _column("plan_hash", pa.string(), "digest of the whole listing"),
+    ]
+)
+TODO = pa.schema([_column("work", pa.string(), "JSON: what the actor is given")])
+RECORDS = pa.schema(
+    [
+        _column("place", pa.string(), "storage key of the record"),
+        _column("tag", pa.string(), "storage tag of the record that the row was read from"),
+        _column("identity", pa.string(), "name of the identity, unescaped"),
+        _column("part", pa.int32(), "0, or the number of the part, from 1"),
+        _column("parts", pa.int32(), "tasks the identity was split into"),
+        _column("key", pa.string(), "digest of identity, content tags and settings"),
+        _column("status", pa.string(), "done | failed | quarantined"),
+        _column("reason", pa.string(), "why it failed"),
+        _column("photos", pa.int32(), "photos of the task"),
+        _column("failed_photos", pa.int32(), "photos without a protected file"),
+        _column("photo_reasons", pa.list_(pa.string()), "why, one line each"),
+        _column("attempts", pa.int32(), "attempts that ended in failure"),
+        _column("started_at", pa.string(), "ISO 8601"),
+        _column("finished_at", pa.string(), "ISO 8601"),
+        _column("seconds", pa.float64(), "of the actor's work"),
+        _column("device", pa.string(), "cpu, or the name of the GPU"),
     ]
 )
 
@@ -89,6 +120,6 @@ def _row(row: Mapping[str, Any], schema: pa.Schema) -> dict[str, Any]:
         if value is not None and pa.types.is_timestamp(field.type):
             value = datetime.fromisoformat(value)
         elif value is not None and pa.types.is_map(field.type):
-            value = list(value.items())
+            value = list(dict(value).items())
         out[field.name] = value
     return out

@@ -4,7 +4,9 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,12 +14,13 @@ import boto3
 from botocore import exceptions as boto_errors
 from botocore.config import Config
 
-from dladiff.errors import StorageError
+from dladiff.errors import BusyError, NotFoundError, StorageError
 from pipeline.names import key_fault, shown
-from pipeline.storage import Entry, check_key, check_prefix, is_temporary
+from pipeline.storage import S3_OPTIONS, Entry, check_key, check_prefix, is_temporary
 
 log = logging.getLogger(__name__)
 
+TRIES = 7  # of one request: standard backoff, half a minute in all on average
 READ_TRIES = 3  # boto3 retries a request, but not a reply that breaks off half way
 CONFLICT_TRIES = 5  # S3 answers 409 when two conditional writes of one key overlap: try again
 LOST = {"PreconditionFailed", "412"}
@@ -47,18 +50,20 @@ class S3Storage:
     (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL) is addressed by path, since few such servers have a name per bucket.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, options: Mapping[str, str] | None = None) -> None:
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         prefix = prefix.strip("/")
         if not uri.startswith("s3://") or not bucket or (prefix and key_fault(prefix)):
             raise StorageError(f"bad S3 address {shown(uri)}; use s3://bucket/prefix")
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
+        self._options = dict(options or {})
+        self._extra = {S3_OPTIONS[name]: value for name, value in self._options.items()}
         self._made: Any = None
 
-    def __reduce__(self) -> tuple[type["S3Storage"], tuple[str]]:
-        """Pickle by URI: a client holds sockets and locks."""
-        return type(self), (self.uri,)
+    def __reduce__(self) -> tuple[type["S3Storage"], tuple[str, dict[str, str]]]:
+        """Pickle by URI and options: a client holds sockets and locks."""
+        return type(self), (self.uri, self._options)
 
     @property
     def uri(self) -> str:
@@ -70,11 +75,11 @@ class S3Storage:
         return f"s3://{self._bucket}/{self._prefix}{check_key(key)}"
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Yield the objects whose key begins with `prefix`, sorted by key.
+        """Yield the objects whose key begins with `prefix`, page by page as the server sends them.
 
-        Sorted here: some servers list folder by folder. Keys a path cannot hold ("..", "//") are skipped and logged.
+        S3 sorts by key; some other servers list folder by folder. Keys a path cannot hold ("..", "//") are skipped
+        and logged.
         """
-        found = []
         with self._errors(self.uri):
             pages = self._client().get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + check_prefix(prefix)):
@@ -86,8 +91,7 @@ class S3Storage:
                     if fault:
                         log.warning("skipped %s: %s", shown(key), fault)
                     else:
-                        found.append(Entry(key, item["Size"], item["ETag"].strip('"')))
-        yield from sorted(found, key=lambda entry: entry.key)
+                        yield Entry(key, item["Size"], item["ETag"].strip('"'))
 
     def get(self, key: str) -> bytes:
         """Return the bytes of an object."""
@@ -101,7 +105,14 @@ class S3Storage:
         """Write an object in one request, so that readers see it whole or not at all."""
         extra: dict[str, Any] = {"ContentType": content_type} if content_type else {}
         with self._errors(self.uri_of(key)):
-            self._client().put_object(**self._at(key), Body=data, **extra)
+            self._client().put_object(**self._at(key), Body=data, **extra, **self._extra)
+
+    def put_file(self, key: str, file: Path) -> None:
+        """Upload a file; a large one in parts, which appear as one object when all are there."""
+        with self._errors(self.uri_of(key)):
+            at = self._at(key)
+            with file.open("rb") as source:
+                self._client().upload_fileobj(source, at["Bucket"], at["Key"], ExtraArgs=self._extra or None)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write an object unless there is one (If-None-Match: *)."""
@@ -120,6 +131,18 @@ class S3Storage:
                 if _code(exc) in MISSING:
                     return None
                 raise
+
+    def age(self, key: str) -> float | None:
+        """Return the seconds since an object was written, both times from the server's reply."""
+        with self._errors(self.uri_of(key)):
+            try:
+                reply = self._client().head_object(**self._at(key))
+            except boto_errors.ClientError as exc:
+                if _code(exc) in MISSING:
+                    return None
+                raise
+        now = parsedate_to_datetime(reply["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return float((now - reply["LastModified"]).total_seconds())
 
     def delete(self, key: str) -> None:
         """Remove an object; a missing one is no error."""
@@ -143,7 +166,7 @@ class S3Storage:
         with self._errors(self.uri_of(key)):
             for attempt in range(CONFLICT_TRIES):
                 try:
-                    self._client().put_object(**self._at(key), Body=data, **condition)
+                    self._client().put_object(**self._at(key), Body=data, **condition, **self._extra)
                     return True
                 except boto_errors.ClientError as exc:
                     if _code(exc) in LOST:
@@ -169,7 +192,7 @@ class S3Storage:
             self._made = boto3.session.Session().client(  # the default session is not safe between threads
                 "s3",
                 config=Config(
-                    retries={"mode": "standard", "total_max_attempts": 5},
+                    retries={"mode": "standard", "total_max_attempts": TRIES},
                     connect_timeout=10,
                     read_timeout=60,
                     s3={"addressing_style": "path" if custom else "auto"},
@@ -180,21 +203,25 @@ class S3Storage:
     @contextlib.contextmanager
     def _errors(self, where: str) -> Iterator[None]:
         """Turn botocore's errors into one line; their own text is dropped, as it can hold key ids and proxies."""
+        kind = StorageError
         try:
             yield
         except boto_errors.ClientError as exc:
-            line = self._line(_code(exc), shown(where))
+            code = _code(exc)
+            kind = NotFoundError if code in MISSING else BusyError if code in BUSY else StorageError
+            line = self._line(code, shown(where))
         except (boto_errors.NoCredentialsError, boto_errors.PartialCredentialsError):
             line = "no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or a role"
         except (boto_errors.ProfileNotFound, boto_errors.TokenRetrievalError, boto_errors.SSOError):
             line = "the AWS profile or its login is not usable; check AWS_PROFILE or run `aws sso login`"
         except UNREACHABLE as exc:
+            kind = BusyError
             line = f"cannot reach {self._endpoint()} ({type(exc).__name__}); check the network and AWS_ENDPOINT_URL"
         except (boto_errors.BotoCoreError, ValueError) as exc:
             line = f"S3 refused {shown(where)} before sending ({type(exc).__name__}); check the URI and AWS settings"
         else:
             return
-        raise StorageError(line) from None
+        raise kind(line) from None
 
     def _line(self, code: str, where: str) -> str:
         if code == "NoSuchBucket":

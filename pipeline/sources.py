@@ -1,24 +1,21 @@
-"""Photo layouts to identities: names are grouped on the driver, and no pixel is read."""
+"""Photos to identities: names are grouped on the driver, in bounded memory, and no pixel is read."""
 
-import logging
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import PurePosixPath
 
 from dladiff.errors import ConfigError
+from pipeline import layouts, released
+from pipeline.spool import Row, Spool
 from pipeline.storage import Entry, Storage
 
-log = logging.getLogger(__name__)
-
-LAYOUTS = ("auto", "folders", "flat", "one", "sets")
+LAYOUTS = ("auto", "folders", "flat", "one", "sets", "celeba_hq", "vggface2")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic"})
-SET_FOLDER = re.compile(r"set_([abc])", re.IGNORECASE)  # Anti-DreamBooth: <id>/set_A/1.jpg
-SET_FILE = re.compile(r"set_([abc])_.+", re.IGNORECASE)  # the same in one folder: <id>/set_A_1.jpg
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Photo:
     """One photo of the input: key and URI, the tag of its content, size in bytes."""
 
@@ -37,41 +34,35 @@ class Identity:
     clean: tuple[Photo, ...] = ()
 
 
-@dataclass
-class _Group:
-    photos: list[Photo] = field(default_factory=list)
-    clean: list[Photo] = field(default_factory=list)
-
-
-def find_identities(storage: Storage, *, layout: str = "auto", exclude_prefix: str | None = None) -> list[Identity]:
-    """List `storage` once and return its identities, sorted by name, each with its photos sorted by key.
+def find_identities(
+    storage: Storage, *, layout: str = "auto", exclude_prefix: str | None = None, lists: Storage | None = None
+) -> Iterator[Identity]:
+    """List `storage` once and yield its identities, sorted by name, each with its photos sorted by key.
 
     folders: a folder is an identity ("a/b" when nested). flat: a photo is an identity, named by its stem, with the
     extension only where stems collide. one: everything is one identity, named as the input folder. sets:
-    <id>/set_A/* or <id>/set_A_* is clean, set_B is protected, set_C ignored. auto: sets where an identity has A and
-    B, else folders, and flat for photos at the top. Keys under `exclude_prefix` (an output inside the input),
-    hidden files and other extensions are no photos. Raises ConfigError for an unknown layout, StorageError.
+    <id>/set_A/* or <id>/set_A_* is clean, set_B is protected, set_C ignored. vggface2: the nNNNNNN folder is the
+    identity, wherever it lies. celeba_hq: the release's lists say who is on photo <index>. auto: CelebA-HQ where its
+    lists lie at the top, sets where an identity has A and B, VGGFace2 where all folders are named so, else folders,
+    and flat for photos at the top. `lists` holds the release's lists where they are not among the photos.
+    Keys under `exclude_prefix` (an output inside the input), hidden files and other extensions are no photos.
+    Memory holds one identity at a time. Raises ConfigError for an unknown layout or a bad list, StorageError.
     """
     if layout not in LAYOUTS:
         raise ConfigError([f"layout: {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}"])
-    skip = f"{exclude_prefix.strip('/')}/" if exclude_prefix and exclude_prefix.strip("/") else None
-    entries = [e for e in storage.list() if is_photo(e.key) and not (skip and e.key.startswith(skip))]
-    photos = [_photo(storage, entry) for entry in entries]
-    root = storage.uri.rstrip("/").rpartition("/")[2] or "all"
-    if layout == "one":
-        groups = {root: _Group(photos)}
-    elif layout == "flat":
-        groups = _flat(photos, taken=())
-    elif layout == "folders":
-        groups = _folders([p for p in photos if "/" in p.key])
-        _warn(len(photos) - sum(len(g.photos) for g in groups.values()), "lie in no folder")
-    else:
-        groups = _auto(photos, root, only_sets=layout == "sets")
-    return [
-        Identity(name, tuple(group.photos), tuple(group.clean))
-        for name, group in sorted(groups.items())
-        if group.photos
-    ]
+    return _find(storage, layout, exclude_prefix, lists)
+
+
+def identities(rows: Iterable[Row], uri_of: Callable[[str], str]) -> Iterator[Identity]:
+    """Group rows that are sorted by name; an identity without a photo to protect is left out."""
+    for name, group in itertools.groupby(rows, key=attrgetter("name")):
+        photos: list[Photo] = []
+        clean: list[Photo] = []
+        for row in group:
+            photo = Photo(row.key, uri_of(row.key) if row.uri is None else row.uri, row.tag, row.size)
+            (clean if row.mark == "A" else photos).append(photo)
+        if photos:
+            yield Identity(name, tuple(photos), tuple(clean))
 
 
 def is_photo(key: str) -> bool:
@@ -81,81 +72,30 @@ def is_photo(key: str) -> bool:
     return not hidden and PurePosixPath(parts[-1]).suffix.lower() in EXTENSIONS
 
 
-def _photo(storage: Storage, entry: Entry) -> Photo:
-    return Photo(entry.key, storage.uri_of(entry.key), entry.tag, entry.size)
-
-
-def _folder(key: str) -> str:
-    return key.rpartition("/")[0]
-
-
-def _set_of(key: str) -> tuple[str, str] | None:
-    """The owner's folder and the set letter, A, B or C, of a key in either form; None for any other key."""
-    folder, _, name = key.rpartition("/")
-    owner, _, last = folder.rpartition("/")
-    if match := SET_FOLDER.fullmatch(last):
-        return owner, match[1].upper()
-    if match := SET_FILE.fullmatch(name):
-        return folder, match[1].upper()
-    return None
-
-
-def _auto(photos: list[Photo], root: str, *, only_sets: bool) -> dict[str, _Group]:
-    letters: dict[str, set[str]] = defaultdict(set)
-    for photo in photos:
-        if found := _set_of(photo.key):
-            letters[found[0]].add(found[1])
-    owners = {owner for owner, seen in letters.items() if {"A", "B"} <= seen or (only_sets and "B" in seen)}
-    sets: dict[str, _Group] = defaultdict(_Group)
-    rest = []
-    for photo in photos:
-        owner, letter = _set_of(photo.key) or (_folder(photo.key), "")
-        if letter and owner in owners:
-            if letter != "C":
-                (sets[owner].clean if letter == "A" else sets[owner].photos).append(photo)
-        elif _folder(photo.key) in owners and not only_sets:
-            sets[_folder(photo.key)].photos.append(photo)  # beside the sets: it is theirs, and is protected
+def _find(storage: Storage, layout: str, exclude_prefix: str | None, lists: Storage | None) -> Iterator[Identity]:
+    places = [lists, storage] if lists else [storage]
+    photos = _photos(storage, exclude_prefix)
+    root = storage.uri.rstrip("/").rpartition("/")[2] or "all"
+    with Spool() as spool:
+        if layout == "celeba_hq" or (layout == "auto" and released.has_celeba_hq(storage)):
+            released.celeba_hq(spool, photos, places)
+        elif layout == "vggface2":
+            released.vggface2(spool, photos, places)
+        elif layout == "one":
+            layouts.one(spool, photos, root)
+        elif layout == "flat":
+            layouts.flat(spool, photos)
+        elif layout == "folders":
+            layouts.folders(spool, photos)
+        elif layout == "sets":
+            layouts.sets(spool, photos, root)
         else:
-            rest.append(photo)
-    if only_sets:
-        _warn(len(rest), "belong to no identity with a set_B")
-        groups: dict[str, _Group] = {}
-    else:
-        groups = _folders([p for p in rest if "/" in p.key])
-    taken = {*groups, *sets}
-    if "" in sets:  # the input itself holds the sets: it lends its name
-        while root in taken:
-            root += "_"
-        sets[root] = sets.pop("")
-    groups |= sets
-    return groups if only_sets else groups | _flat([p for p in rest if "/" not in p.key], taken=groups)
+            layouts.auto(spool, photos, root)
+            if released.is_vggface2(spool):
+                released.settle_vggface2(spool, places)
+        yield from identities(spool.rows(), storage.uri_of)
 
 
-def _folders(photos: Iterable[Photo]) -> dict[str, _Group]:
-    groups: dict[str, _Group] = defaultdict(_Group)
-    for photo in photos:
-        groups[_folder(photo.key)].photos.append(photo)
-    return dict(groups)
-
-
-def _flat(photos: list[Photo], *, taken: Iterable[str]) -> dict[str, _Group]:
-    """Name each photo by its key without the extension; those that collide keep it, until no two are alike."""
-    names = {photo.key: str(PurePosixPath(photo.key).with_suffix("")) for photo in photos}
-    taken = list(taken)
-    while True:
-        count = Counter([*names.values(), *taken])
-        clashing = [key for key, name in names.items() if count[name] > 1 and name != key]
-        if not clashing:
-            break
-        names |= {key: key for key in clashing}
-    reserved = set(taken)
-    for key in names:  # a bucket, unlike a folder, can hold both "a.jpg" and "a.jpg/1.png"
-        while names[key] in reserved:
-            names[key] += "_"
-        reserved.add(names[key])
-    return {names[photo.key]: _Group([photo]) for photo in photos}
-
-
-def _warn(count: int, why: str) -> None:
-    if count:
-        log.warning("%d photos are left out: they %s; use --layout auto to take them", count, why)
+def _photos(storage: Storage, exclude_prefix: str | None) -> Iterator[Entry]:
+    skip = f"{exclude_prefix.strip('/')}/" if exclude_prefix and exclude_prefix.strip("/") else None
+    return (e for e in storage.list() if is_photo(e.key) and not (skip and e.key.startswith(skip)))

@@ -1,6 +1,6 @@
 """Storage: list, get, put, put-if-absent and compare-and-swap, on a local folder or on S3, behind one Protocol."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -9,6 +9,12 @@ from urllib.parse import unquote, urlsplit
 from dladiff.errors import StorageError
 from pipeline.names import key_fault, shown
 
+S3_OPTIONS = {
+    "server_side_encryption": "ServerSideEncryption",
+    "kms_key_id": "SSEKMSKeyId",
+    "storage_class": "StorageClass",
+}
+"""Names of the configuration to names of the request."""
 TEMP_PREFIX = ".tmp-"  # names that begin so are unfinished writes or locks, never objects
 
 
@@ -33,15 +39,19 @@ class Storage(Protocol):
         ...
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Yield the objects whose key begins with `prefix`, sorted by key."""
+        """Yield the objects whose key begins with `prefix`, in the order the back end lists them, none held back."""
         ...
 
     def get(self, key: str) -> bytes:
-        """Return the bytes of an object; StorageError when it is missing."""
+        """Return the bytes of an object; NotFoundError when it is missing."""
         ...
 
     def put(self, key: str, data: bytes, content_type: str | None = None) -> None:
         """Write an object whole, or not at all."""
+        ...
+
+    def put_file(self, key: str, file: Path) -> None:
+        """Write an object from a local file of any size, whole or not at all."""
         ...
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
@@ -56,6 +66,10 @@ class Storage(Protocol):
         """Return the tag of an object, None when it is missing."""
         ...
 
+    def age(self, key: str) -> float | None:
+        """Return the seconds since an object was written, by the storage's own clock; None when it is missing."""
+        ...
+
     def delete(self, key: str) -> None:
         """Remove an object; a missing one is no error."""
         ...
@@ -65,10 +79,11 @@ class Storage(Protocol):
         ...
 
 
-def open_storage(uri: str | Path, *, create: bool = False) -> Storage:
+def open_storage(uri: str | Path, *, create: bool = False, s3: Mapping[str, str] | None = None) -> Storage:
     """Open a folder (a path or file:// URI) or an s3://bucket/prefix.
 
-    With `create` a missing folder is made; buckets never are. S3 is not contacted before the first operation.
+    With `create` a missing folder is made; buckets never are. S3 is not contacted before the first operation; `s3`
+    says how objects are kept there (S3_OPTIONS), and means nothing for a folder.
     Raises StorageError: no such folder, not a folder, or an unknown scheme.
     """
     text = str(uri)
@@ -76,7 +91,7 @@ def open_storage(uri: str | Path, *, create: bool = False) -> Storage:
     if scheme == "s3":
         from pipeline.s3_storage import S3Storage  # boto3 takes long to import; a local run does without
 
-        return S3Storage(text)
+        return S3Storage(text, s3)
     if scheme not in ("", "file"):
         raise StorageError(f"unknown storage {shown(text)}; use a folder or s3://bucket/prefix")
     from pipeline.local_storage import LocalStorage  # here, since it imports Entry from this module
@@ -87,6 +102,19 @@ def open_storage(uri: str | Path, *, create: bool = False) -> Storage:
             raise StorageError(f"a file URI names another host: {shown(text)}; use file:///folder")
         text = unquote(text.split("://", 1)[1].removeprefix("localhost"))
     return LocalStorage(text, create=create)
+
+
+def read_uri(uri: str, opened: dict[str, Storage], opener: Callable[[str], Storage] | None = None) -> bytes:
+    """Return the bytes at a full address; `opened` keeps the storages (buckets, folders) opened before.
+
+    Raises StorageError like `get`.
+    """
+    split = urlsplit(uri)
+    bucket = f"s3://{split.netloc}"
+    place, name = (bucket, uri[len(bucket) + 1 :]) if uri.startswith("s3://") else uri.rpartition("/")[::2]
+    if place not in opened:
+        opened[place] = (opener or open_storage)(place or "/")
+    return opened[place].get(name)
 
 
 def check_key(key: str) -> str:

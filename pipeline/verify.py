@@ -1,64 +1,105 @@
-"""Read every stored photo again: checksum, size, decodes, and the bound against the source where it can be read."""
+"""Read every stored photo again: checksum, size, decodes, the bound against its source; and what no record names."""
 
 import hashlib
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dladiff.errors import PhotoError, StorageError
-from pipeline.manifest import load_records
 from pipeline.photos import decode
-from pipeline.storage import Storage, open_storage
+from pipeline.records import load_many, read_index
+from pipeline.storage import Storage, read_uri
 
 SLACK = 1e-6  # [0, 1] units: far below one grey level
+LAYERS = ("finetuning_layer", "zero_shot_layer")
+READERS = 4  # photos decoded at a time: each may be large
 
 
 @dataclass
 class Verified:
-    """Photos read, how many of them were compared with their source, and the faults, one line each."""
+    """Photos read, how many were compared with their source, the faults, one line each, and stored orphans."""
 
     photos: int = 0
     compared: int = 0
     faults: list[str] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
 
 
 def verify(storage: Storage) -> Verified:
     """Check every photo of every commit record. Raises StorageError when the storage cannot be listed."""
     result = Verified()
-    for _, record in sorted(load_records(storage).done.items()):
-        for row in record["photos"]:
-            if row.get("output_key"):
+    index = read_index(storage)
+    named: set[str] = set()
+    places = [row.place for _, row in sorted(index.done.items())]
+    rows = (p for _, record in load_many(storage, places) for p in record["photos"] if p.get("output_key"))
+    opened: dict[str, Storage] = {}
+    with ThreadPoolExecutor(READERS) as pool:
+        while batch := list(islice(rows, 8 * READERS)):
+            for row, (fault, compared) in zip(
+                batch, pool.map(lambda r: _check(storage, r, opened), batch), strict=True
+            ):
                 result.photos += 1
-                result.faults += [f"{row['output_key']}: {fault}" for fault in _check(storage, row, result)]
+                result.compared += compared
+                named.add(row["output_key"])
+                result.faults += [f"{row['output_key']}: {fault}"] if fault else []
+    result.orphans = [entry.key for entry in storage.list("photos/") if entry.key not in named]
+    result.faults += _manifest_faults(storage, named if places else set())
     return result
 
 
-def _check(storage: Storage, row: dict[str, Any], result: Verified) -> list[str]:
+def _check(storage: Storage, row: dict[str, Any], opened: dict[str, Storage]) -> tuple[str, bool]:
+    """The fault of one photo, or nothing, and whether it was compared with its source."""
     try:
         data = storage.get(row["output_key"])
         if hashlib.sha256(data).hexdigest() != row["output_sha256"]:
-            return ["its checksum is not the recorded one"]
+            return "its checksum is not the recorded one", False
         stored = decode(data, max_pixels=row["width"] * row["height"], min_side=1).pixels
     except (PhotoError, StorageError) as error:
-        return [str(error)]
+        return str(error), False
     if stored.shape[:2] != (row["height"], row["width"]):
-        return [f"is {stored.shape[1]} x {stored.shape[0]} px, recorded {row['width']} x {row['height']}"]
-    source = _source(row)
+        return f"is {stored.shape[1]} x {stored.shape[0]} px, recorded {row['width']} x {row['height']}", False
+    source = _source(row, opened)
     if source is None:
-        return []
-    result.compared += 1
-    bound = sum(json.loads(row[name])["eta"] for name in ("finetuning_layer", "zero_shot_layer") if row.get(name))
-    change = float(np.abs(stored.astype(np.int16) - source.astype(np.int16)).max(initial=0)) / 255
-    return [] if change <= bound + SLACK else [f"changed by {change * 255:.0f}/255, bound {bound * 255:.1f}/255"]
+        return "", False
+    return next(_excess(row, np.abs(stored.astype(np.int16) - source.astype(np.int16)).max(axis=2)), ""), True
 
 
-def _source(row: dict[str, Any]) -> Any:
-    """The source's pixels; None when it is gone, unreadable or no longer the photo that was protected."""
-    place, _, name = row["source_uri"].rpartition("/")
+def _excess(row: dict[str, Any], change: Any) -> Iterator[str]:
+    """Changes above the bound, in grey levels: both layers' inside the recorded face boxes, layer 1's elsewhere."""
+    first, second = (json.loads(row[name])["eta"] if row.get(name) else 0.0 for name in LAYERS)
+    bound = np.full(change.shape, first)
+    for face in row.get("faces") or []:
+        x0, y0, x1, y1 = (max(0.0, v) for v in face["box"])
+        bound[int(y0) : int(np.ceil(y1)) + 1, int(x0) : int(np.ceil(x1)) + 1] = first + second
+    over = change / 255 - bound
+    if over.max(initial=0) > SLACK:
+        y, x = np.unravel_index(int(over.argmax()), over.shape)
+        yield f"changed by {change[y, x]}/255 at x {x}, y {y}, bound {bound[y, x] * 255:.1f}/255"
+
+
+def _manifest_faults(storage: Storage, named: set[str]) -> list[str]:
+    key = "manifest/photos.parquet"
+    if storage.tag(key) is None:
+        return [f"{key}: is missing; run `dladiff finalise`"] if named else []
     try:
-        data = open_storage(place or "/").get(name)
+        listed = set(pq.read_table(pa.BufferReader(storage.get(key)), columns=["output_key"])["output_key"].to_pylist())
+    except (pa.ArrowException, KeyError) as error:
+        return [f"{key}: cannot be read ({type(error).__name__}); run `dladiff finalise`"]
+    missing = named - listed
+    return [f"{key}: lacks {len(missing)} stored photos; run `dladiff finalise`"] if missing else []
+
+
+def _source(row: dict[str, Any], opened: dict[str, Storage]) -> Any:
+    """The source's pixels; None when it is gone, unreadable or no longer the photo that was protected."""
+    try:
+        data = read_uri(row["source_uri"], opened)
         if hashlib.sha256(data).hexdigest() != row["source_sha256"]:
             return None
         return decode(data, max_pixels=row["width"] * row["height"], min_side=1).pixels

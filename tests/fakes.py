@@ -1,6 +1,8 @@
 """Protectors that stand in for the method, so that the batch is tested without models."""
 
 import os
+import resource
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,3 +51,16 @@ class NoModel:
 
     def __init__(self, settings: Mapping[str, Any], seed: int, threads: int) -> None:
         raise ModelError("no weights at nowhere; set method.model")
+
+
+class Slow(AddNoise):
+    """Takes DLADIFF_FAKE_SECONDS an identity, so that a test can strike in the middle; names choose other ends."""
+
+    def protect_identity(self, identity: str, photos: Sequence[PhotoIn], clean: Sequence[Any]) -> IdentityOut:
+        time.sleep(float(os.environ.get("DLADIFF_FAKE_SECONDS", "0")))
+        if identity == "exits":
+            raise SystemExit(3)
+        if identity == "swallows":
+            resource.setrlimit(resource.RLIMIT_AS, (6_000_000_000, resource.getrlimit(resource.RLIMIT_AS)[1]))
+            bytearray(8_000_000_000)
+        return super().protect_identity(identity, photos, clean)

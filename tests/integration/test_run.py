@@ -16,9 +16,11 @@ import pytest
 from PIL import Image
 
 from dladiff.errors import ConfigError, ModelError, StorageError
-from pipeline import run as chain
+from pipeline import engine
 from pipeline.config import RunConfig
-from pipeline.manifest import Lease, write_manifest
+from pipeline.lease import Lease
+from pipeline.manifest import write_manifest
+from pipeline.plan import Retry
 from pipeline.run import Summary, protect
 from pipeline.storage import Storage, open_storage
 from pipeline.verify import verify
@@ -79,7 +81,7 @@ def full_life(source: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert (checked.photos, checked.compared, checked.faults) == (4, 4, [])
 
     with monkeypatch.context() as patch:
-        patch.setattr(chain, "_ray", lambda: pytest.fail("Ray was started for nothing"))
+        patch.setattr(engine, "started", lambda: pytest.fail("Ray was started for nothing"))
         again = protect(config)
     assert (again.skipped, again.todo, again.exit_code) == (3, 0, 0)
 
@@ -134,7 +136,7 @@ def test_faults_stay_with_their_identity(tmp_path: Path) -> None:
 
     (source / "ann" / "2.png").write_bytes(photo(3))
     shutil.rmtree(source / "dies")
-    retried = protect(config, retry_failed=True)
+    retried = protect(config, retry=Retry())
     assert (retried.done, retried.failed, retried.skipped) == (1, 1, 1)
     assert json.loads(output.get("failed/raises.json"))["attempts"] == 2
 

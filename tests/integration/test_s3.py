@@ -4,13 +4,15 @@ import hashlib
 import io
 import pickle
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from botocore.response import StreamingBody
 
-from dladiff.errors import StorageError
+from dladiff.errors import NotFoundError, StorageError
 from pipeline.s3_storage import S3Storage
 from pipeline.sources import find_identities
 
@@ -38,12 +40,12 @@ def test_put_get_tag_delete(s3: S3Storage) -> None:
         s3.get(entry.key)
 
 
-def test_list_is_sorted_and_by_string_prefix(s3: S3Storage) -> None:
+def test_list_is_by_string_prefix(s3: S3Storage) -> None:
     keys = ["a/1", "a.jpg", "a-b/2", "a/b/3", "Z", "a0", "b/.tmp-1"]
     for key in keys:
         s3.put(key, b"1")
-    assert [e.key for e in s3.list()] == sorted(keys[:-1])
-    assert [e.key for e in s3.list("a/")] == ["a/1", "a/b/3"]
+    assert sorted(e.key for e in s3.list()) == sorted(keys[:-1])
+    assert sorted(e.key for e in s3.list("a/")) == ["a/1", "a/b/3"]
     assert [e.key for e in s3.list("none/")] == []
     beside = S3Storage(s3.uri + "x")  # a neighbour whose name begins alike is not ours
     beside.put("foreign", b"1")
@@ -155,6 +157,45 @@ def test_errors_are_one_line(s3: S3Storage, monkeypatch: pytest.MonkeyPatch, s3_
 def test_identities_from_a_bucket(s3: S3Storage) -> None:
     for key in ("103/set_A_1.jpg", "103/set_B_2.jpg", "ann/1.jpg", "top.jpg"):
         s3.put(key, b"x")
-    found = find_identities(s3)
+    found = list(find_identities(s3))
     assert [(i.name, len(i.photos), len(i.clean)) for i in found] == [("103", 1, 1), ("ann", 1, 0), ("top", 1, 0)]
     assert found[1].photos[0].uri == f"{s3.uri}/ann/1.jpg"
+
+
+def test_a_file_of_any_size_is_put_whole(s3: S3Storage, tmp_path: Path) -> None:
+    for size in (0, 9 * 2**20):  # boto3 sends 8 MiB and more in parts
+        file = tmp_path / str(size)
+        file.write_bytes(bytes(range(256)) * (size // 256))
+        s3.put_file("big", file)
+        assert s3.get("big") == file.read_bytes()
+
+
+def test_age_is_by_the_servers_clock(s3: S3Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert s3.age("lock") is None
+    s3.put("lock", b"x")
+    first = s3.age("lock")
+    assert first is not None and 0 <= first <= 5
+    time.sleep(2.1)
+    later = s3.age("lock")
+    assert later is not None and later >= first + 1
+
+
+def test_what_is_missing_has_an_error_of_its_own(s3: S3Storage) -> None:
+    with pytest.raises(NotFoundError, match="no such object"):
+        s3.get("nothing")
+
+
+def test_objects_are_kept_as_configured(s3: S3Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = S3Storage(s3.uri, {"server_side_encryption": "AES256", "storage_class": "STANDARD_IA"})
+    sent: list[dict[str, Any]] = []
+
+    class Recording:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_, **values: sent.append(values)
+
+    monkeypatch.setattr(kept, "_made", Recording())
+    kept.put("a", b"")
+    kept.put_if_absent("b", b"")
+    assert [(v["ServerSideEncryption"], v["StorageClass"]) for v in sent] == [("AES256", "STANDARD_IA")] * 2
+    copy = pickle.loads(pickle.dumps(kept))
+    assert copy._extra == kept._extra

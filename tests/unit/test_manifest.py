@@ -1,17 +1,13 @@
-"""Records: who wins a commit, what counts as a start, who holds the lease, and Parquet from records alone."""
+"""The manifest from records alone: parts merged, nothing read when nothing changed, orphans swept."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
-import time
+import io
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
-from dladiff.errors import StorageError
-from pipeline import manifest
+from pipeline import manifest, records
 from pipeline.storage import Storage, open_storage
 
 
@@ -20,72 +16,100 @@ def storage(tmp_path: Path) -> Storage:
     return open_storage(str(tmp_path / "out"), create=True)
 
 
-def record(key: str, run: str = "r") -> manifest.Record:
-    row = {"identity": "a/b", "run_id": run, "status": "done", "started_at": manifest.now(), "seconds": {"read": 0.5}}
-    return {"identity": "a/b", "key": key, "run_id": run, "photos": [row | {"linf": 0.01}], "identity_row": row}
+def record(key: str, *uris: str, part: int = 0, parts: int = 1, lost: int = 0) -> records.Record:
+    photos = [
+        {
+            "identity": "a/b",
+            "source_uri": uri,
+            "run_id": key,
+            "linf": 0.01,
+            "status": "failed" if i < lost else "protected",
+        }
+        for i, uri in enumerate(uris)
+    ]
+    row = {"identity": "a/b", "run_id": key, "status": "done", "photos": len(uris), "failed_photos": lost}
+    row |= {"started_at": records.now(), "finished_at": records.now(), "seconds": {"read": 0.5}, "device": "cpu"}
+    return {"identity": "a/b", "part": part, "parts": parts, "key": key, "photos": photos, "identity_row": row}
 
 
-def test_first_commit_of_a_key_wins_and_a_new_key_replaces(storage: Storage) -> None:
-    assert manifest.commit(storage, record("k", "one"))
-    assert not manifest.commit(storage, record("k", "two"))
-    assert manifest.load_records(storage).done["a/b"]["run_id"] == "one"
-    assert manifest.commit(storage, record("other", "three"))
-    records = manifest.load_records(storage)
-    assert records.done["a/b"]["run_id"] == "three"
-    assert manifest.commit(storage, record("other", "four"), replaces=records.tags["a/b"])
+def rows(storage: Storage, name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(io.BytesIO(storage.get(f"manifest/{name}.parquet"))).to_pylist()
+    return found
 
 
-def test_key_depends_on_name_tags_and_settings_not_on_order() -> None:
-    tags = [("1.png", "x"), ("2.png", "y")]
-    key = manifest.key_of("a", tags, "d")
-    assert key == manifest.key_of("a", tags[::-1], "d")
-    assert (
-        len({key, manifest.key_of("b", tags, "d"), manifest.key_of("a", tags, "e"), manifest.key_of("a", [], "d")}) == 4
-    )
-
-
-def test_starts_count_by_key(storage: Storage) -> None:
-    manifest.write_start(storage, "a/b", "k")
-    manifest.write_start(storage, "a/b", "k")
-    manifest.write_start(storage, "a/b", "other")
-    assert manifest.count_starts(storage, "a/b", "k") == 2
-    manifest.clear_starts(storage, "a/b")
-    assert manifest.count_starts(storage, "a/b", "k") == 0
-
-
-def test_manifest_round_trip_and_failures_stand_for_newer_work(storage: Storage) -> None:
-    import io
-
-    import pyarrow.parquet as pq
-
-    manifest.commit(storage, record("k"))
+def test_round_trip_and_failures_stand_for_newer_work(storage: Storage) -> None:
+    records.commit(storage, record("k", "u"))
     assert manifest.write_manifest(storage) == (1, 1)
-    (row,) = pq.read_table(io.BytesIO(storage.get("manifest/photos.parquet"))).to_pylist()
-    assert (row["identity"], row["linf"], row["seconds"]) == ("a/b", 0.01, [("read", 0.5)])
-    assert row["started_at"].utcoffset().total_seconds() == 0
+    (row,) = rows(storage, "photos")
+    assert (row["identity"], row["linf"]) == ("a/b", 0.01)
+    (about,) = rows(storage, "identities")
+    assert (about["seconds"], about["parts"]) == ([("read", 0.5)], 1)
+    assert about["started_at"].utcoffset().total_seconds() == 0
+    failed = record("new", "u") | {"status": "failed", "reason": "x"}
+    failed["identity_row"] |= {"status": "failed"}
     for attempts in (1, 2):
-        manifest.fail(storage, record("new") | {"status": "failed", "reason": "x"})
-        assert manifest.load_records(storage).failed["a/b"]["attempts"] == attempts
+        records.fail(storage, failed)
+        assert records.read_index(storage).failed["a/b", 0].attempts == attempts
     assert manifest.write_manifest(storage) == (1, 1)
+    assert rows(storage, "identities")[0]["status"] == "failed"
 
 
-def test_lease_is_exclusive_expires_and_is_given_back(storage: Storage) -> None:
-    with manifest.Lease(storage), pytest.raises(StorageError, match="another run"), manifest.Lease(storage):
-        pass
-    assert storage.tag("lock.json") is None
-    held = {"owner": "x", "host": "elsewhere", "pid": 1, "time": "t", "expires": time.time() + 60}
-    storage.put("lock.json", json.dumps(held).encode())
-    with pytest.raises(StorageError, match="host elsewhere, pid 1"), manifest.Lease(storage):
-        pass
-    storage.put("lock.json", json.dumps(held | {"expires": time.time() - 1}).encode())
-    with manifest.Lease(storage):
-        assert json.loads(storage.get("lock.json"))["pid"] == os.getpid()
+def test_an_unchanged_output_is_neither_read_nor_written(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    records.commit(storage, record("k", "u"))
+    manifest.write_manifest(storage)
+    before = [(e.key, e.tag) for e in storage.list("manifest/")]
+    monkeypatch.setattr(records, "load", lambda *_: pytest.fail("a record was read"))
+    assert records.read_index(storage).fresh
+    assert manifest.write_manifest(storage) == (1, 1)
+    assert [(e.key, e.tag) for e in storage.list("manifest/")] == before
 
 
-def test_lease_of_a_dead_process_of_this_host_is_taken_over(storage: Storage) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    held = {"owner": "x", "host": socket.gethostname(), "pid": gone.pid, "time": "t", "expires": time.time() + 60}
-    storage.put("lock.json", json.dumps(held).encode())
-    with manifest.Lease(storage):
-        pass
+@pytest.mark.parametrize("damage", [None, b"", b"PAR1 no"])
+def test_manifests_are_rebuilt_from_the_records_alone(storage: Storage, damage: bytes | None) -> None:
+    records.commit(storage, record("k", "u", "v"))
+    manifest.write_manifest(storage)
+    before = {name: rows(storage, name) for name in ("photos", "identities", "records")}
+    for entry in list(storage.list("manifest/")):
+        storage.delete(entry.key) if damage is None else storage.put(entry.key, damage)
+    assert manifest.write_manifest(storage) == (2, 1)
+    assert {name: rows(storage, name) for name in before} == before
+
+
+def test_parts_are_merged_and_count_as_one_identity(storage: Storage) -> None:
+    records.commit(storage, record("k1", "u1", "u2", part=1, parts=3))
+    records.commit(storage, record("k2", "u3", "u4", part=2, parts=3, lost=1))
+    assert manifest.write_manifest(storage) == (4, 1)
+    assert rows(storage, "identities")[0]["status"] == "partial"
+    failed = record("k3", "u5", part=3, parts=3) | {"status": "failed", "reason": "why"}
+    records.fail(storage, failed)
+    assert manifest.write_manifest(storage) == (5, 1)
+    (row,) = rows(storage, "identities")
+    assert (row["status"], row["reason"], row["attempts"], row["photos"]) == ("failed", "why", 1, 5)
+    records.clear_failure(storage, "a/b", 3)
+    records.commit(storage, record("k3", "u5", part=3, parts=3))
+    assert manifest.write_manifest(storage) == (5, 1)
+    (row,) = rows(storage, "identities")
+    assert (row["status"], row["parts"], row["failed_photos"], row["seconds"]) == ("done", 3, 1, [("read", 1.5)])
+    assert [p["source_uri"] for p in rows(storage, "photos")] == ["u1", "u2", "u3", "u4", "u5"]
+
+
+def test_a_photo_in_an_old_and_a_new_split_has_one_row(storage: Storage) -> None:
+    records.commit(storage, record("old", "u1", "u2"))
+    records.commit(storage, record("k1", "u1", part=1, parts=2))
+    assert manifest.write_manifest(storage) == (2, 1)
+    assert {p["source_uri"]: p["run_id"] for p in rows(storage, "photos")} == {"u1": "k1", "u2": "old"}
+
+
+def test_sweep_keeps_what_records_name(storage: Storage) -> None:
+    kept = record("k", "u")
+    kept["photos"][0]["output_key"] = "photos/a%2Fb/u.1.png"
+    records.commit(storage, kept)
+    stale = record("old", "u", part=1, parts=2)
+    records.commit(storage, stale)
+    for name in ("photos/a%2Fb/u.1.png", "photos/a%2Fb/u.2.png", "photos/a%2Fbc/u.1.png"):
+        storage.put(name, b"x")
+    index = records.read_index(storage)
+    removed = manifest.sweep(storage, "a/b", [index.done["a/b", 0]], [index.done["a/b", 1]])
+    assert removed == ["done/a%2Fb~0001.json", "photos/a%2Fb/u.2.png"]
+    left = sorted(e.key for e in storage.list() if not e.key.startswith("manifest/"))
+    assert left == ["done/a%2Fb.json", "photos/a%2Fb/u.1.png", "photos/a%2Fbc/u.1.png"]

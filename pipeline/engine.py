@@ -1,0 +1,98 @@
+"""Ray Data: one row a task, a pool of actors, results as they come."""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from dladiff.errors import DladiffError, StorageError
+from pipeline.actor import ProtectIdentity
+from pipeline.config import RunConfig
+from pipeline.manifest import ParquetFile
+from pipeline.storage import Storage
+
+IN_MEMORY = 10_000  # tasks; above it Ray reads them from storage, and the driver holds none
+
+
+def results(config: RunConfig, todo: ParquetFile, target: Storage, run_id: str) -> Iterator[dict[str, Any]]:
+    """Run the actors on this machine or the cluster of RAY_ADDRESS; yield each task's result as it comes.
+
+    Raises StorageError when Ray does not start or fails.
+    """
+    private = not os.environ.get("RAY_ADDRESS")
+    with started() as ray:
+        most = min(todo.count, config.max_actors or _room(ray, config))
+        actors = ray.data.ActorPoolStrategy(
+            min_size=most if private else min(config.min_actors, most),  # this machine is ours: no slow start
+            max_size=most,
+            max_tasks_in_flight_per_actor=2,  # one leaves the actor idle between identities and never scales up
+        )
+        stage = _rows(ray, todo, target, run_id).map(
+            ProtectIdentity,
+            fn_constructor_kwargs={"run": config.to_dict(), "run_id": run_id},
+            compute=actors,
+            num_cpus=config.cpus_per_actor,  # torch's threads on the CPU
+            num_gpus=config.gpus_per_actor,  # a fraction shares one GPU
+            # Ray Data restarts a killed actor without end; the durable start counter ends a crash loop
+        )
+        try:
+            for row in stage.iter_rows():
+                yield json.loads(row["result"])
+        except DladiffError:
+            raise
+        except ray.exceptions.RayError as error:
+            raise StorageError(f"the Ray cluster failed: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _rows(ray: Any, todo: ParquetFile, target: Storage, run_id: str) -> Any:
+    """One block a task, so that results stream and no actor holds a second identity's turn."""
+    if todo.count <= IN_MEMORY:
+        rows = pq.read_table(todo.path).to_pylist()
+        return ray.data.from_items(rows, override_num_blocks=len(rows))
+    key = f"plan/todo-{run_id}.parquet"
+    todo.put(target, key)
+    return ray.data.read_parquet(target.uri_of(key)).repartition(target_num_rows_per_block=1)
+
+
+@contextlib.contextmanager
+def started() -> Iterator[Any]:
+    """Start Ray, or join RAY_ADDRESS, quietly and without usage statistics; shut it down at the end."""
+    address = os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side writes to the terminal otherwise
+    if not address:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private instance; set before Ray reads it
+    import ray
+    import ray.data
+
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
+    if not address:
+        options |= {"include_dashboard": False, "object_store_memory": 200_000_000}  # rows are small
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise StorageError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
+    try:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.max_errored_blocks = 0
+        context.execution_options.preserve_order = False
+        context.execution_no_progress_timeout_s = 6 * 3600  # well above the slowest identity
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _room(ray: Any, config: RunConfig) -> int:
+    """How many actors the cluster holds."""
+    have = ray.cluster_resources()
+    room = int(have.get("CPU", 1) // config.cpus_per_actor)
+    if config.gpus_per_actor:
+        room = min(room, int(have.get("GPU", 0) // config.gpus_per_actor))
+    return max(1, room)

@@ -1,0 +1,233 @@
+"""Records on storage: starts, commits and failures, one a task, and the index that spares reading them all."""
+
+import hashlib
+import io
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from dladiff.errors import StorageError
+from pipeline.names import escape
+from pipeline.rows import RECORDS
+from pipeline.storage import Entry, Storage
+
+READERS = 16  # records are small: their latency is hidden by reading that many at once
+JSON = "application/json"
+INDEX = "manifest/records.parquet"
+RUNS_FACTOR = 3  # starts under other drivers may have ended with them: only that many times more are a crash loop
+
+Record = dict[str, Any]
+Task = tuple[str, int]
+"""Name of the identity; 0 for a whole identity, else the number of its part, from 1."""
+
+
+def now() -> str:
+    """Return the time, UTC, as ISO 8601."""
+    return datetime.now(UTC).isoformat()
+
+
+def key_of(identity: str, tags: Iterable[tuple[str, str]], config_digest: str) -> str:
+    """Return the key of a piece of work: identity, (photo key, content tag) pairs, configuration digest."""
+    text = json.dumps([identity, sorted(map(list, tags)), config_digest])
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def task_name(identity: str, part: int) -> str:
+    """Return the key-safe name of a task's records; "~" stands in no escaped name before four digits and the end."""
+    return f"{escape(identity)}~{part:04d}" if part else escape(identity)
+
+
+def commit(storage: Storage, record: Record, *, replaces: str | None = None) -> bool:
+    """Write a commit record; whether it is ours that stands.
+
+    A record of another key is replaced; one of the same key wins over ours, unless its tag is `replaces`.
+    """
+    place, data = f"done/{task_name(record['identity'], record.get('part', 0))}.json", _dump(record)
+    for _ in range(8):
+        if storage.put_if_absent(place, data):
+            return True
+        tag = storage.tag(place)
+        if tag is None:
+            continue
+        if tag != replaces and load(storage, place).get("key") == record["key"]:
+            return False
+        if storage.put_if_match(place, data, tag):
+            return True
+    raise StorageError(f"{storage.uri_of(place)} keeps changing; is a second run writing to this output?")
+
+
+def fail(storage: Storage, record: Record) -> None:
+    """Write a failure record; `attempts` counts on from the last one of the same key."""
+    place = f"failed/{task_name(record['identity'], record.get('part', 0))}.json"
+    before = 0
+    if storage.tag(place) is not None:
+        old = load(storage, place)
+        before = int(old.get("attempts", 0)) if old.get("key") == record["key"] else 0
+    attempts = before + 1
+    row = record.get("identity_row", {}) | {"attempts": attempts}
+    storage.put(place, _dump(record | {"attempts": attempts, "identity_row": row}), JSON)
+
+
+def clear_failure(storage: Storage, identity: str, part: int = 0) -> None:
+    """Remove a task's failure record."""
+    storage.delete(f"failed/{task_name(identity, part)}.json")
+
+
+def count_starts(storage: Storage, task: Task, key: str, run_id: str) -> int:
+    """Return how often work of this key was begun and not ended in this run.
+
+    Starts of earlier runs count one in RUNS_FACTOR: their driver may have died, and not by their fault.
+    """
+    notes = [load(storage, entry.key) for entry in list(storage.list(f"starts/{task_name(*task)}/"))]
+    same = [note.get("run_id") == run_id for note in notes if note.get("key") == key]
+    ours = same.count(True)
+    return ours + (len(same) - ours) // RUNS_FACTOR
+
+
+def write_start(storage: Storage, task: Task, key: str, run_id: str) -> str:
+    """Note that work begins; return the note's storage key, to be deleted when it ends in any way."""
+    place = f"starts/{task_name(*task)}/{uuid.uuid4().hex}.json"
+    note = {"identity": task[0], "part": task[1], "key": key, "run_id": run_id}
+    note |= {"host": socket.gethostname(), "pid": os.getpid(), "time": now()}
+    storage.put(place, _dump(note), JSON)
+    return place
+
+
+def clear_starts(storage: Storage, identity: str, part: int = 0) -> None:
+    """Forget a task's starts."""
+    for entry in list(storage.list(f"starts/{task_name(identity, part)}/")):
+        storage.delete(entry.key)
+
+
+def load(storage: Storage, key: str) -> Record:
+    """Read one record. Raises StorageError when it is gone or no JSON object."""
+    try:
+        record = json.loads(storage.get(key))
+        if not isinstance(record, dict):
+            raise ValueError("no object")
+    except ValueError as error:
+        raise StorageError(f"{storage.uri_of(key)} is not JSON; delete it and run again") from error
+    return record
+
+
+def load_many(storage: Storage, keys: Iterable[str]) -> Iterator[tuple[str, Record]]:
+    """Yield (key, record) in the order given; at most READERS records are held at a time."""
+    waiting: list[tuple[str, Future[Record]]] = []
+    with ThreadPoolExecutor(READERS) as pool:
+        for key in keys:
+            waiting.append((key, pool.submit(load, storage, key)))
+            if len(waiting) == READERS:
+                first, future = waiting.pop(0)
+                yield first, future.result()
+        for key, future in waiting:
+            yield key, future.result()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What the driver keeps of one record: a row of manifest/records.parquet."""
+
+    place: str
+    tag: str
+    identity: str
+    part: int
+    parts: int
+    key: str
+    status: str
+    reason: str
+    photos: int
+    failed_photos: int
+    photo_reasons: list[str]
+    attempts: int
+    started_at: str | None
+    finished_at: str | None
+    seconds: float
+    device: str
+
+    @property
+    def task(self) -> Task:
+        """Identity and part."""
+        return self.identity, self.part
+
+
+@dataclass
+class Index:
+    """Rows by task; `fresh` says whether the index on storage holds exactly these."""
+
+    done: dict[Task, Row] = field(default_factory=dict)
+    failed: dict[Task, Row] = field(default_factory=dict)
+    fresh: bool = False
+
+    def standing(self) -> dict[Task, Row]:
+        """Return the row that stands for each task, sorted: a failure record is newer than a commit beside it."""
+        return dict(sorted((self.done | self.failed).items()))
+
+    def rows(self) -> list[Row]:
+        """Return every row, sorted by place."""
+        return sorted([*self.done.values(), *self.failed.values()], key=lambda row: row.place)
+
+
+def read_index(storage: Storage) -> Index:
+    """List the records and read those that the stored index does not know: an unchanged run reads none."""
+    entries: dict[str, Entry] = {}
+    for folder in ("done/", "failed/"):
+        entries |= {entry.key: entry for entry in storage.list(folder)}
+    known = _stored(storage)
+    same = {place for place, row in known.items() if place in entries and entries[place].tag == row.tag}
+    index = Index(fresh=len(same) == len(entries) == len(known))
+    for place in same:
+        _file(index, known[place])
+    new = sorted(set(entries) - same)
+    for place, record in load_many(storage, new):
+        _file(index, _row(place, entries[place].tag, record))
+    return index
+
+
+def _file(index: Index, row: Row) -> None:
+    (index.done if row.place.startswith("done/") else index.failed)[row.task] = row
+
+
+def _stored(storage: Storage) -> dict[str, Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if storage.tag(INDEX) is None:
+        return {}
+    try:
+        rows = pq.read_table(io.BytesIO(storage.get(INDEX)), schema=RECORDS).to_pylist()
+    except (pa.ArrowException, KeyError, ValueError):
+        return {}  # of another version, or damaged: it is only a cache
+    return {row["place"]: Row(**row) for row in rows}
+
+
+def _row(place: str, tag: str, record: Record) -> Row:
+    about = record.get("identity_row") or {}
+    lost = [p for p in record.get("photos", []) if p.get("status") == "failed"]
+    return Row(
+        place=place,
+        tag=tag,
+        identity=record["identity"],
+        part=record.get("part", 0),
+        parts=record.get("parts", 1),
+        key=record["key"],
+        status=record.get("status", "done"),
+        reason=record.get("reason", ""),
+        photos=about.get("photos", 0),
+        failed_photos=about.get("failed_photos", 0),
+        photo_reasons=[f"{p['source_uri']}: {p.get('reason', '')}" for p in lost],
+        attempts=about.get("attempts") or 0,
+        started_at=about.get("started_at"),
+        finished_at=about.get("finished_at"),
+        seconds=float(sum((about.get("seconds") or {}).values())),
+        device=about.get("device") or "",
+    )
+
+
+def _dump(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, indent=1, allow_nan=False).encode()

@@ -1,0 +1,174 @@
+"""ProtectIdentity without Ray: which fault belongs to a photo, to its identity, and to the whole run."""
+
+import errno
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dladiff.errors import BusyError, StorageError
+from pipeline import local_storage, patience, records
+from pipeline.actor import ProtectIdentity
+from pipeline.config import RunConfig
+from pipeline.local_storage import LocalStorage
+from pipeline.storage import Storage, open_storage
+from tests.unit.photo_bytes import rgb, saved
+
+Row = dict[str, Any]
+
+
+def png(shade: int) -> bytes:
+    return saved(rgb().point(lambda value: max(value - shade, 0)), "PNG")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    source = open_storage(tmp_path / "in", create=True)
+    for i in range(3):
+        source.put(f"ann/{i}.png", png(i))
+    open_storage(tmp_path / "out", create=True)
+    return RunConfig(input=str(tmp_path / "in"), output=str(tmp_path / "out"), protector="tests.fakes:AddNoise")
+
+
+@pytest.fixture
+def output(config: RunConfig) -> Storage:
+    return open_storage(config.output)
+
+
+def call(config: RunConfig, identity: str = "ann", **more: Any) -> Row:
+    photos = [{"key": f"ann/{i}.png", "uri": f"{config.input}/ann/{i}.png"} for i in range(3)]
+    work = {"identity": identity, "part": 0, "parts": 1, "key": "k", "replaces": None, "photos": photos, "clean": []}
+    result: Row = json.loads(ProtectIdentity(config.to_dict(), "r")({"work": json.dumps(work | more)})["result"])
+    return result
+
+
+def test_a_photo_that_is_gone_is_skipped_and_one_that_is_damaged_fails(config: RunConfig, output: Storage) -> None:
+    open_storage(config.input).delete("ann/0.png")
+    open_storage(config.input).put("ann/1.png", png(1)[:60])
+    result = call(config)
+    assert (result["status"], result["failed_photos"]) == ("done", 1)
+    assert [row["status"] for row in result["rows"]] == ["skipped", "failed", "protected"]
+    assert "gone since it was planned" in result["rows"][0]["reason"]
+    record = records.load(output, "done/ann.json")
+    assert [p["status"] for p in record["photos"]] == ["skipped", "failed", "protected"]
+    assert len(list(output.list("photos/"))) == 1
+    assert list(output.list("starts/")) == []
+
+
+def test_an_identity_that_is_gone_is_skipped_without_a_record(config: RunConfig, output: Storage) -> None:
+    for i in range(3):
+        open_storage(config.input).delete(f"ann/{i}.png")
+    assert call(config)["status"] == "skipped"
+    assert list(output.list()) == []
+
+
+def test_photos_of_an_index_file_are_read_where_they_are(config: RunConfig, tmp_path: Path, output: Storage) -> None:
+    (tmp_path / "index.csv").write_text("identity,uri\n")
+    photos = [{"key": "not used", "uri": f"{config.input}/ann/{i}.png"} for i in range(3)]
+    assert call(replace(config, input=str(tmp_path / "index.csv")), photos=photos)["status"] == "done"
+    assert len(list(output.list("photos/ann/"))) == 3
+
+
+def test_a_bug_is_the_identitys_and_the_start_is_forgotten(config: RunConfig, output: Storage) -> None:
+    result = call(config, "raises")
+    assert (result["status"], result["reason"]) == ("failed", "ValueError: a bug in the method")
+    assert "Traceback" in records.load(output, "failed/raises.json")["traceback"]
+    assert list(output.list("starts/")) == []
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, MemoryError])
+def test_no_exception_leaves_the_actor(
+    config: RunConfig, output: Storage, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise kind()
+
+    monkeypatch.setattr("tests.fakes.AddNoise.protect_identity", broken)
+    assert call(config)["status"] == "failed"
+    assert records.load(output, "failed/ann.json")["reason"].startswith(kind.__name__)
+
+
+def test_a_crash_loop_ends_in_quarantine(config: RunConfig, output: Storage) -> None:
+    for _ in range(config.max_starts):
+        records.write_start(output, ("ann", 0), "k", "r")
+    result = call(config)
+    assert result["status"] == "quarantined"
+    assert "4 starts without an end" in result["reason"]
+    assert call(config, key="other")["status"] == "done"
+
+
+def test_a_full_disk_stops_the_run_and_leaves_nothing_half_written(
+    config: RunConfig, output: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = local_storage._publish
+
+    def full(temp: Path, path: Path) -> None:
+        if path.suffix == ".png":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(temp, path)
+
+    monkeypatch.setattr(local_storage, "_publish", full)
+    result = call(config)
+    assert result["status"] == "storage"
+    assert "disk full" in result["reason"]
+    assert list(output.list()) == []
+    assert not [p for p in Path(output.uri).rglob("*.png")]
+
+
+class Flaky:
+    """Makes an operation of LocalStorage answer BusyError a number of times."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> None:
+        self.left = times
+        real = getattr(LocalStorage, name)
+
+        def operation(storage: LocalStorage, *arguments: Any) -> Any:
+            if self.left:
+                self.left -= 1
+                raise BusyError("S3 is overloaded")
+            return real(storage, *arguments)
+
+        monkeypatch.setattr(LocalStorage, name, operation)
+
+
+@pytest.fixture
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    waits: list[float] = []
+    monkeypatch.setattr(patience.time, "sleep", waits.append)
+    return waits
+
+
+@pytest.mark.parametrize("name", ["get", "put", "put_if_absent", "list", "delete"])
+def test_an_outage_costs_time_alone(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, no_wait: list[float], name: str
+) -> None:
+    flaky = Flaky(monkeypatch, name, 3)
+    result = call(config)
+    assert (result["status"], result["failed_photos"], flaky.left) == ("done", 0, 0)
+    assert no_wait
+
+
+def test_an_outage_without_end_stops_the_run_and_blames_no_photo(
+    config: RunConfig, output: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Flaky(monkeypatch, "get", 10**9)
+    result = call(replace(config, patience_s=0))
+    assert (result["status"], result["reason"]) == ("storage", "S3 is overloaded")
+    monkeypatch.undo()
+    assert list(output.list("failed/")) == []
+
+
+def test_no_permission_to_one_photo_is_its_own_fault(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = LocalStorage.get
+
+    def denied(storage: LocalStorage, key: str) -> bytes:
+        if key == "ann/1.png":
+            raise StorageError("no permission to read ann/1.png")
+        return real(storage, key)
+
+    monkeypatch.setattr(LocalStorage, "get", denied)
+    result = call(config)
+    assert [row["status"] for row in result["rows"]] == ["protected", "failed", "protected"]

@@ -1,0 +1,75 @@
+"""Records: who wins a commit, what counts as a start, and names of parts that no identity has."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dladiff.errors import StorageError
+from pipeline import records
+from pipeline.storage import Storage, open_storage
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path / "out"), create=True)
+
+
+def record(key: str, run: str = "r") -> records.Record:
+    return {"identity": "a/b", "key": key, "run_id": run, "photos": [], "identity_row": {}}
+
+
+def test_first_commit_of_a_key_wins_and_a_new_key_replaces(storage: Storage) -> None:
+    def winner() -> str:
+        return str(records.load(storage, "done/a%2Fb.json")["run_id"])
+
+    assert records.commit(storage, record("k", "one"))
+    assert not records.commit(storage, record("k", "two"))
+    assert winner() == "one"
+    assert records.commit(storage, record("other", "three"))
+    assert winner() == "three"
+    tag = records.read_index(storage).done["a/b", 0].tag
+    assert records.commit(storage, record("other", "four"), replaces=tag)
+    assert winner() == "four"
+
+
+def test_key_depends_on_name_tags_and_settings_not_on_order() -> None:
+    tags = [("1.png", "x"), ("2.png", "y")]
+    key = records.key_of("a", tags, "d")
+    assert key == records.key_of("a", tags[::-1], "d")
+    others = {records.key_of("b", tags, "d"), records.key_of("a", tags, "e"), records.key_of("a", [], "d")}
+    assert len({key, *others}) == 4
+
+
+def test_starts_count_by_key_and_run(storage: Storage) -> None:
+    task = ("a/b", 0)
+    for key, run in (("k", "r"), ("k", "r"), ("other", "r")):
+        records.write_start(storage, task, key, run)
+    assert records.count_starts(storage, task, "k", "r") == 2
+    for _ in range(4):
+        records.write_start(storage, task, "k", "a driver that died")
+    assert records.count_starts(storage, task, "k", "r") == 3
+    assert records.count_starts(storage, ("a/b", 1), "k", "r") == 0
+    records.clear_starts(storage, "a/b")
+    assert records.count_starts(storage, task, "k", "r") == 0
+
+
+@given(st.text(alphabet="a~0%/.1é", max_size=8), st.text(alphabet="a~0%/.1é", max_size=8))
+def test_no_identity_has_the_name_of_anothers_part(one: str, other: str) -> None:
+    names = {records.task_name(name, part) for name in (one, other) for part in (0, 1, 12)}
+    assert len(names) == 3 * len({one, other})
+
+
+def test_a_record_that_is_no_object_is_named(storage: Storage) -> None:
+    for data in (b"{", b"[]"):
+        storage.put("done/x.json", data)
+        with pytest.raises(StorageError, match=r"done/x.json is not JSON; delete it"):
+            records.read_index(storage)
+
+
+def test_many_records_come_in_order(storage: Storage) -> None:
+    keys = [f"done/{i:03d}.json" for i in range(100)]
+    for key in keys:
+        storage.put(key, b'{"k": "%s"}' % key.encode())
+    assert [(k, r["k"]) for k, r in records.load_many(storage, keys)] == [(k, k) for k in keys]
