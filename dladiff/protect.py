@@ -13,14 +13,12 @@ from torch import Tensor
 
 from dladiff import finetuning_layer, quality, region, zero_shot_layer
 from dladiff.config import MethodConfig
-from dladiff.faces import Detector, Face, alignment_matrix, warp
+from dladiff.faces import Detector, Face
 from dladiff.identity import IdentityEncoder
 from dladiff.pixels import Pixels, to_float, to_uint8
 from dladiff.randomness import stream
+from dladiff.reading import FaceReader, StopRule, similarity_rows
 from dladiff.surrogate import Surrogate
-
-VIEWS = 6
-"""Jittered alignments that the stop rule reads beside the two exact ones."""
 
 
 @dataclass(frozen=True)
@@ -161,47 +159,39 @@ def _retained(work: _Work, square: region.Square, config: MethodConfig) -> float
 
 def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) -> PhotoOut:
     first = (work.x + work.layer1).clamp(0, 1)
+    readings = models.detector.readings(work.photo.pixels) if work.faces else []
     every = [*models.encoders, *models.held_out]
-    targets = [[_embed(e, work.x, face) for e in every] for face in work.faces]
-    current = first
-    reasons = []
+    readers = [FaceReader(work.x, face, readings, every) for face in work.faces]
+    current, reasons = first, []
     if config.layers != "finetuning":
         layer2 = torch.zeros_like(work.x)
         for i, face in enumerate(work.faces):
-            wanted = targets[i][: len(models.encoders)]
-
-            views = zero_shot_layer.jitter(
-                alignment_matrix(face.landmarks), config.zero_shot, stream(seed, "views", work.name, str(i)), VIEWS
-            )
-
-            def similarity(
-                photo: Tensor, face: Face = face, wanted: list[Tensor] = wanted, views: Any = views
-            ) -> float:
-                read = _as_attacker(to_uint8(photo), face, wanted, models.encoders, models, both=True)
-                return max(*read, *_through(views, photo, wanted, models.encoders))
-
-            patch, box, steps = zero_shot_layer.perturb_face(
+            reader = FaceReader(work.x, face, readings, models.encoders)
+            rule = StopRule(reader, models.detector, config.zero_shot, stream(seed, "views", work.name, str(i)))
+            box = zero_shot_layer.Box.of(face, *work.x.shape[-2:])
+            patch, steps = zero_shot_layer.perturb_face(
                 current,
-                face,
-                wanted,
+                box,
+                reader.bases,
+                reader.targets,
                 models.encoders,
                 config.zero_shot,
                 stream(seed, "layer2", work.name, str(i)),
-                similarity,
+                rule,
             )
             layer2[..., box.y0 : box.y1, box.x0 : box.x1] += patch
             layer2.clamp_(-config.zero_shot.eta, config.zero_shot.eta)
             current = (first + layer2).clamp(0, 1)
-            if steps >= config.zero_shot.max_steps and similarity(current) > config.zero_shot.ths:
+            if steps >= config.zero_shot.max_steps and max(rule(current)) > config.zero_shot.ths:
                 reasons.append(f"face {i + 1}: similarity still above {config.zero_shot.ths} after {steps} steps")
-    return _measure(work, to_uint8(first), to_uint8(current), targets, models, config, "; ".join(reasons))
+    return _measure(work, to_uint8(first), to_uint8(current), readers, models, config, "; ".join(reasons))
 
 
 def _measure(
     work: _Work,
     first: Pixels,
     final: Pixels,
-    targets: list[list[Tensor]],
+    readers: list[FaceReader],
     models: Models,
     config: MethodConfig,
     reason: str,
@@ -214,19 +204,6 @@ def _measure(
         raise AssertionError(
             f"perturbation outside its bound: {outside * 255:.1f} outside faces, {inside * 255:.1f} inside"
         )
-    every = [*models.encoders, *models.held_out]
-    before = [_as_attacker(first, f, t, every, models) for f, t in zip(work.faces, targets, strict=True)]
-    after = [_as_attacker(final, f, t, every, models) for f, t in zip(work.faces, targets, strict=True)]
-    similarity = [
-        {
-            "encoder": encoder.name,
-            "optimised": i < len(models.encoders),
-            "before": max(row[i] for row in before),
-            "after": max(row[i] for row in after),
-        }
-        for i, encoder in enumerate(every)
-        if work.faces
-    ]
     none = not work.faces and config.layers != "finetuning"
     return PhotoOut(
         key=work.photo.key,
@@ -242,19 +219,9 @@ def _measure(
         psnr=quality.psnr(original, final),
         psnr_face=quality.psnr(original, final, mask) if work.faces else float("inf"),
         ssim=quality.ssim(original, final),
-        similarity=similarity,
+        similarity=similarity_rows(readers, len(models.encoders), first, final, models.detector),
         retained=float(np.mean(work.retained)) if work.retained else 1.0,
     )
-
-
-def _through(
-    views: NDArray[np.float64], photo: Tensor, targets: Sequence[Tensor], encoders: Sequence[IdentityEncoder]
-) -> list[float]:
-    """Highest cosine of each encoder over jittered alignments: other detectors place landmarks a few pixels off."""
-    matrices = torch.from_numpy(views).to(photo)
-    with torch.no_grad():
-        crops = warp(photo.expand(len(views), -1, -1, -1), matrices)
-        return [float((e(crops) * t).sum(1).max()) for e, t in zip(encoders, targets, strict=True)]
 
 
 def _face_mask(work: _Work, height: int, width: int) -> NDArray[np.bool_]:
@@ -263,38 +230,3 @@ def _face_mask(work: _Work, height: int, width: int) -> NDArray[np.bool_]:
         box = zero_shot_layer.Box.of(face, height, width)
         mask[box.y0 : box.y1, box.x0 : box.x1] = True
     return mask
-
-
-def _embed(encoder: IdentityEncoder, photo: Tensor, face: Face) -> Tensor:
-    matrix = torch.from_numpy(alignment_matrix(face.landmarks)).to(photo)[None]
-    with torch.no_grad():
-        out: Tensor = encoder(warp(photo, matrix))
-    return out
-
-
-def _as_attacker(
-    pixels: Pixels,
-    face: Face,
-    targets: Sequence[Tensor],
-    encoders: Sequence[IdentityEncoder],
-    models: Models,
-    both: bool = False,
-) -> list[float]:
-    """Cosines on the stored bytes, the face detected and aligned anew.
-
-    With `both`, or where the detector no longer finds the face, the original alignment is read too: the higher counts.
-    """
-    photo = to_float(pixels).to(models.device)
-    found = [f for f in models.detector.detect(pixels) if _overlap(f, face) > 0.4]
-    readings = found[:1] + ([face] if both or not found else [])
-    rows = [[float((_embed(e, photo, r) * t).sum()) for e, t in zip(encoders, targets, strict=True)] for r in readings]
-    return [max(column) for column in zip(*rows, strict=True)]
-
-
-def _overlap(a: Face, b: Face) -> float:
-    """Intersection over union of two boxes."""
-    width = min(a.box[2], b.box[2]) - max(a.box[0], b.box[0])
-    height = min(a.box[3], b.box[3]) - max(a.box[1], b.box[1])
-    common = max(0.0, width) * max(0.0, height)
-    areas = [(f.box[2] - f.box[0]) * (f.box[3] - f.box[1]) for f in (a, b)]
-    return common / max(1e-9, sum(areas) - common)

@@ -1,5 +1,6 @@
 """Layer 2, Algorithm 2: the perturbation against identity encoders, one face of one photo at a time."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,7 +12,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from dladiff.config import ZeroShotConfig
-from dladiff.faces import Face, alignment_matrix, inverse, warp
+from dladiff.faces import Face, inverse, warp
 from dladiff.identity import IdentityEncoder
 from dladiff.pgd import direction
 from dladiff.pixels import Images
@@ -19,8 +20,8 @@ from dladiff.pixels import Images
 CROP = 112
 Matrix = NDArray[np.float64]
 """2 x 3 affine matrix from photo pixels to the aligned crop."""
-Similarity = Callable[[Tensor], float]
-"""Highest cosine of the optimised encoders on a whole photo `1 3 h w`, read as an attacker reads it."""
+Reading = Callable[[Tensor], Sequence[float]]
+"""Highest cosine of each optimised encoder on a whole photo `1 3 h w`, read as an attacker reads it."""
 
 
 @dataclass(frozen=True)
@@ -78,76 +79,88 @@ class ImageCanvas:
 
 
 class AlignedCanvas:
-    """The paper's space: the perturbation is added to the aligned crop and warped back at the end."""
+    """The paper's space: the perturbation lies on the grid of the aligned crop and is warped back into the photo.
+
+    The loss sees it after that way back: what the inverse warp takes away, the loop then knows and puts elsewhere.
+    """
 
     shape = (CROP, CROP)
 
     def __init__(self, box: Box, matrix: Matrix) -> None:
-        self.box = box
-        back = inverse(matrix)
-        self.to_box = back - np.array([[0, 0, box.x0], [0, 0, box.y0]])
+        self.size = (box.y1 - box.y0, box.x1 - box.x0)
+        self.to_photo = np.array([[1.0, 0, box.x0], [0, 1, box.y0]])
+        self.to_box = _compose(inverse(self.to_photo), inverse(matrix))
 
     def align(self, delta: Tensor, matrices: Matrix) -> Tensor:
-        """The same perturbation on every crop."""
-        return delta.expand(len(matrices), -1, -1, -1)
+        """Into the box, and from there into each crop."""
+        chained = np.stack([_compose(m, self.to_photo) for m in matrices])
+        return warp(self.paste(delta).expand(len(chained), -1, -1, -1), _tensor(chained, delta), CROP)
 
     def paste(self, delta: Tensor) -> Tensor:
         """Inverse warp into the box."""
-        height, width = self.box.y1 - self.box.y0, self.box.x1 - self.box.x0
+        height, width = self.size
         return warp(delta, _tensor(self.to_box[None], delta), max(height, width))[..., :height, :width]
 
 
 def perturb_face(
     photo: Images,
-    face: Face,
+    box: Box,
+    bases: Matrix,
     targets: Sequence[Tensor],
     encoders: Sequence[IdentityEncoder],
     config: ZeroShotConfig,
     generator: Generator,
-    similarity: Similarity,
-) -> tuple[Tensor, Box, int]:
-    """Algorithm 2: perturb one face of `photo` (`1 3 h w`, layer 1 already in it).
+    reading: Reading,
+) -> tuple[Tensor, int]:
+    """Algorithm 2: perturb one face of `photo` (`1 3 h w`, layer 1 already in it) inside its box.
 
-    `targets` are the clean face's embeddings `1 d`, one an encoder. Returns the perturbation in the box, the box,
-    and the steps taken. The loop ends when `similarity` of the pasted, rounded photo is at most `ths`.
+    `bases` (k x 2 x 3) are the alignments that detectors give the clean face, the main one first; `targets` its
+    embeddings through each of them, `k d` for every encoder. Returns the perturbation in the box and the steps taken.
+    The loop ends when every encoder's `reading` of the pasted photo is at most `ths`.
     """
-    matrix = alignment_matrix(face.landmarks)
-    box = Box.of(face, photo.shape[-2], photo.shape[-1])
-    canvas: Canvas = (ImageCanvas if config.space == "image" else AlignedCanvas)(box, matrix)
+    canvas: Canvas = (ImageCanvas if config.space == "image" else AlignedCanvas)(box, bases[0])
     weights = config.weights or (1 / len(encoders),) * len(encoders)
     delta = torch.zeros(1, 3, *canvas.shape, device=photo.device)
-    window, offset = _window(photo, matrix)
-    floor = config.ths - config.margin
+    window, offset = _window(photo, bases)
+    floors = [config.ths - config.margin] * len(encoders)
+    recent: deque[list[float]] = deque(maxlen=config.check_every)
     for step in range(config.max_steps):
-        matrices = jitter(matrix, config, generator, config.draws)
+        turn = (step * config.draws + np.arange(config.draws)) % len(bases)
+        matrices = jitter(bases[turn], config.linear_noise, config.shift_noise, generator)
         seen = warp(window.expand(len(matrices), -1, -1, -1), _tensor(_shift(matrices, offset), photo), CROP)
         point = delta.detach().requires_grad_(True)
         crops = (seen + canvas.align(point, matrices)).clamp(0, 1)
         cosines = [
-            functional.cosine_similarity(encoder(crops), target)
-            for encoder, target in zip(encoders, targets, strict=True)
+            (encoder(crops) * target[turn]).sum(1).mean() for encoder, target in zip(encoders, targets, strict=True)
         ]
-        floored = [c.mean().clamp_min(floor) for c in cosines]
+        recent.append([float(c.detach()) for c in cosines])
+        levels = np.mean(recent, axis=0)
+        if step % config.check_every == 0 and max(levels) <= config.ths:
+            patch = canvas.paste(delta).clamp(-config.eta, config.eta)
+            found = reading(pasted(photo, patch, box))
+            if max(found) <= config.ths:
+                return patch, step
+            floors = [_floor(f, level, config) for f, level in zip(found, levels, strict=True)]
+        floored = [c.clamp_min(floor) for c, floor in zip(cosines, floors, strict=True)]
         loss = 1 - torch.stack([w * c for w, c in zip(weights, floored, strict=True)]).sum()
         (slope,) = torch.autograd.grad(loss, point)
-        low = max(float(c.detach().mean()) for c in cosines) <= config.ths
-        if low and step % config.check_every == 0:
-            patch = canvas.paste(delta).clamp(-config.eta, config.eta)
-            if similarity(pasted(photo, patch, box)) <= config.ths:
-                return patch, box, step
-            floor -= config.margin  # low on these crops, not yet on the photo: pull further
         delta = (delta + config.step * direction(slope, "sign")).clamp(-config.eta, config.eta).detach()
-    return canvas.paste(delta).clamp(-config.eta, config.eta), box, config.max_steps
+    return canvas.paste(delta).clamp(-config.eta, config.eta), config.max_steps
 
 
-def jitter(matrix: Matrix, config: ZeroShotConfig, generator: Generator, count: int) -> Matrix:
-    """Draw alignment matrices, count x 2 x 3: relative noise about the crop's centre, a shift in crop pixels."""
-    noise = torch.randn(count, 2, 3, generator=generator, dtype=torch.float64).numpy()
-    linear = np.eye(2) + config.linear_noise * noise[..., :2]
+def _floor(found: float, level: float, config: ZeroShotConfig) -> float:
+    """Where an encoder stops pulling: as far below `ths` as the worst reading lies above the mean of the draws."""
+    return config.ths - config.margin - max(0.0, found - level)
+
+
+def jitter(matrices: Matrix, linear_noise: float, shift_noise: float, generator: Generator) -> Matrix:
+    """Draw one matrix about each of k x 2 x 3: relative noise about the crop's centre, a shift in crop pixels."""
+    noise = torch.randn(len(matrices), 2, 3, generator=generator, dtype=torch.float64).numpy()
+    linear = np.eye(2) + linear_noise * noise[..., :2]
     centre = np.full(2, (CROP - 1) / 2)
-    shift = centre - linear @ centre + config.shift_noise * noise[..., 2]
+    shift = centre - linear @ centre + shift_noise * noise[..., 2]
     about = np.concatenate([linear, shift[..., None]], axis=-1)
-    return np.stack([_compose(a, matrix) for a in about])
+    return np.stack([_compose(a, m) for a, m in zip(about, matrices, strict=True)])
 
 
 def pasted(photo: Images, patch: Tensor, box: Box) -> Images:
@@ -157,9 +170,10 @@ def pasted(photo: Images, patch: Tensor, box: Box) -> Images:
     return out.clamp(0, 1)
 
 
-def _window(photo: Images, matrix: Matrix) -> tuple[Images, tuple[int, int]]:
+def _window(photo: Images, bases: Matrix) -> tuple[Images, tuple[int, int]]:
     """Cut the part of the photo that any jittered crop can read: a large photo costs no more than a small one."""
-    corners = np.array([[0, 0, 1], [CROP, 0, 1], [CROP, CROP, 1], [0, CROP, 1]]) @ inverse(matrix).T
+    square = np.array([[0, 0, 1], [CROP, 0, 1], [CROP, CROP, 1], [0, CROP, 1]])
+    corners = np.concatenate([square @ inverse(base).T for base in bases])
     margin = 0.25 * (corners.max(0) - corners.min(0)) + 2
     low, high = corners.min(0) - margin, corners.max(0) + margin
     x0, y0 = max(0, int(low[0])), max(0, int(low[1]))

@@ -4,10 +4,9 @@ import contextlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from dladiff.errors import DladiffError, StorageError
 from pipeline.actor import ProtectIdentity
@@ -24,7 +23,7 @@ def results(config: RunConfig, todo: ParquetFile, target: Storage, run_id: str) 
     Raises StorageError when Ray does not start or fails.
     """
     private = not os.environ.get("RAY_ADDRESS")
-    with started() as ray:
+    with contextlib.redirect_stdout(sys.stderr), started() as ray:  # Ray tells of dead actors on stdout, our answer's
         most = min(todo.count, config.max_actors or _room(ray, config))
         actors = ray.data.ActorPoolStrategy(
             min_size=most if private else min(config.min_actors, most),  # this machine is ours: no slow start
@@ -51,7 +50,7 @@ def results(config: RunConfig, todo: ParquetFile, target: Storage, run_id: str) 
 def _rows(ray: Any, todo: ParquetFile, target: Storage, run_id: str) -> Any:
     """One block a task, so that results stream and no actor holds a second identity's turn."""
     if todo.count <= IN_MEMORY:
-        rows = pq.read_table(todo.path).to_pylist()
+        rows = list(todo.rows())
         return ray.data.from_items(rows, override_num_blocks=len(rows))
     key = f"plan/todo-{run_id}.parquet"
     todo.put(target, key)

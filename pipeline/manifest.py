@@ -1,6 +1,7 @@
 """The Parquet manifest, built from the records alone, and the sweep that leaves no orphan behind."""
 
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import groupby
@@ -15,14 +16,14 @@ from pipeline.rows import IDENTITIES, PHOTOS, RECORDS, table
 from pipeline.storage import Storage
 
 FILES = {"manifest/photos.parquet": PHOTOS, "manifest/identities.parquet": IDENTITIES}
-GROUP = 2000  # rows held before they are written as one row group
+GROUP = 500  # rows held before they are written as one row group: a row of a plan names up to a hundred photos
 
 
 class ParquetFile:
     """Rows into a temporary file, and the file to storage in one put: memory holds GROUP rows, whatever comes."""
 
     def __init__(self, folder: Path, schema: Any) -> None:
-        self.path = Path(tempfile.mkstemp(dir=folder, suffix=".parquet")[1])
+        self.path = folder / f"{uuid.uuid4().hex}.parquet"
         self.schema = schema
         self.count = 0
         self._rows: list[Mapping[str, Any]] = []
@@ -45,6 +46,12 @@ class ParquetFile:
         if self._writer.is_open:
             self._flush()
             self._writer.close()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows of the closed file, GROUP at a time in memory."""
+        with pq.ParquetFile(self.path) as file:
+            for batch in file.iter_batches(GROUP):
+                yield from batch.to_pylist()
 
     def _flush(self) -> None:
         if self._rows:

@@ -12,7 +12,7 @@ from typing import Any
 from dladiff.errors import ConfigError
 from pipeline.config import RunConfig
 from pipeline.index_file import index_identities, is_index
-from pipeline.manifest import ParquetFile
+from pipeline.manifest import ParquetFile, write_rows
 from pipeline.records import Index, Row, Task, key_of, now, read_index
 from pipeline.rows import PLAN, TODO
 from pipeline.sources import Identity, Photo, find_identities
@@ -130,7 +130,8 @@ def write_plan(target: Storage, plan: Plan, run_id: str) -> None:
     """Store the plan as plan/<hash>.parquet, and what `status` needs of it as plan/latest.json."""
     assert plan.plan_file is not None
     key = f"plan/plan-{plan.plan_hash[:16]}.parquet"
-    plan.plan_file.put(target, key)
+    hashed = {"plan_hash": plan.plan_hash}  # known only after the last row
+    write_rows(target, key, (row | hashed for row in plan.plan_file.rows()), PLAN)
     latest = {"plan": key, "run_id": run_id, "started_at": now(), "tasks": plan.plan_file.count}
     latest |= {"identities": plan.identities, "photos": plan.photos, "todo": plan.todo}
     target.put(LATEST, json.dumps(latest, indent=1).encode(), "application/json")
@@ -173,10 +174,10 @@ def _add(plan: Plan, identity: Identity, settings: tuple[str, int, int], retry: 
     for i, task in enumerate(tasks):
         chunk = photos[i * size : (i + 1) * size]
         basis = (*chunk, *clean) if count > 1 else (*chunk, *identity.clean)
-        key = key_of(name, [(p.uri if p.key == "" else p.key, p.tag) for p in basis], digest)
+        key = key_of(name, [(p.key, p.tag) for p in basis], digest)
         if plan.plan_file is not None:
             uris = [p.uri for p in chunk]
-            plan.plan_file.add({"identity": name, "part": task[1], "key": key, "uris": uris, "plan_hash": ""})
+            plan.plan_file.add({"identity": name, "part": task[1], "key": key, "uris": uris})
         is_new, replaces = _is_new(plan, task, key, retry)
         if is_new:
             todo += 1

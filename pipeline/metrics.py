@@ -1,0 +1,234 @@
+"""Metrics: every name, unit, help and label in one table; the actors, the driver and scheduled runs use it.
+
+Labels are of fixed sets (and a tenant's name, which the operator chose): never an identity, a file or a reason.
+"""
+
+import threading
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+TASK_STATUSES = ("done", "failed", "quarantined", "skipped", "fatal", "storage")
+PHOTO_STATUSES = ("protected", "layer1_only", "failed", "skipped")
+STEPS = ("read", "detect", "static_surrogate", "finetuning_layer", "zero_shot_layer", "store")
+KINDS = ("optimised", "held_out")
+DEVICES = ("cpu", "gpu")
+OTHER = "other"  # what a label says when its value is of none of these sets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric; `name` is what the product calls it, `series` what Prometheus sees."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    unit: str
+    help: str
+    place: Literal["actor", "driver", "scheduled"]
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """The names a query may use: Ray puts `ray_` before an actor's; its `_sum` adds middles of buckets, so none."""
+        name = f"ray_{self.name}" if self.place == "actor" else self.name
+        return (f"{name}_bucket", f"{name}_count") if self.kind == "histogram" else (name,)
+
+
+_actor: dict[str, Any] = {"place": "actor"}
+_driver: dict[str, Any] = {"place": "driver", "kind": "gauge"}
+_scheduled: dict[str, Any] = {"place": "scheduled", "kind": "gauge"}
+
+TASKS = Metric(
+    name="dladiff_tasks_total", kind="counter", unit="tasks", labels=("status",), **_actor,
+    help="Tasks (identities, or parts of one) that ended, by status",
+)  # fmt: skip
+PHOTOS = Metric(
+    name="dladiff_photos_total", kind="counter", unit="photos", labels=("status",), **_actor,
+    help="Photos of tasks that ended, by status",
+)  # fmt: skip
+STEP_SECONDS = Metric(
+    name="dladiff_step_seconds", kind="histogram", unit="seconds", labels=("step",), **_actor,
+    help="Time of one step of one task", buckets=(0.1, 0.5, 1, 5, 15, 60, 180, 600, 1800, 3600, 7200, 21600),
+)  # fmt: skip
+STEP_SPENT = Metric(
+    name="dladiff_step_spent_seconds_total", kind="counter", unit="seconds", labels=("step",), **_actor,
+    help="Time spent in each step, all tasks together: exact, where the histogram gives quantiles",
+)  # fmt: skip
+PEAK_MEMORY = Metric(
+    name="dladiff_peak_memory_bytes", kind="gauge", unit="bytes", labels=("device",), **_actor,
+    help="Peak memory of an actor's last task",
+)  # fmt: skip
+SIMILARITY = Metric(
+    name="dladiff_similarity_after", kind="histogram", unit="cosine", labels=("kind",), **_actor,
+    help="Cosine to the original after protection, below 0 counted as 0, by kind of encoder",
+    buckets=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
+)  # fmt: skip
+PSNR = Metric(
+    name="dladiff_psnr_db", kind="histogram", unit="decibels", **_actor,
+    help="PSNR of a protected photo", buckets=(24, 26, 28, 30, 32, 34, 36, 38, 40, 45, 50),
+)  # fmt: skip
+RETRIES = Metric(
+    name="dladiff_storage_retries_total", kind="counter", unit="tries", **_actor,
+    help="Storage operations tried again because storage was overloaded or out of reach",
+)  # fmt: skip
+READ_BYTES = Metric(
+    name="dladiff_read_bytes_total", kind="counter", unit="bytes", help="Bytes of photos read", **_actor
+)
+WRITTEN_BYTES = Metric(
+    name="dladiff_written_bytes_total", kind="counter", unit="bytes", help="Bytes of protected photos written", **_actor
+)
+
+RUN_IDENTITIES = Metric(name="dladiff_run_identities", unit="identities", help="Identities in the plan", **_driver)
+RUN_PLANNED = Metric(name="dladiff_run_planned", unit="tasks", help="Tasks that this run has to do", **_driver)
+RUN_DONE = Metric(name="dladiff_run_done", unit="tasks", help="Tasks of this run that are done or skipped", **_driver)
+RUN_FAILED = Metric(name="dladiff_run_failed", unit="tasks", help="Tasks of this run that failed", **_driver)
+RUN_QUARANTINED = Metric(
+    name="dladiff_run_quarantined", unit="tasks", help="Tasks of this run that were put in quarantine", **_driver
+)
+RUN_LEFT = Metric(name="dladiff_run_left", unit="tasks", help="Tasks of this run without a result", **_driver)
+RUN_RATE = Metric(
+    name="dladiff_run_photos_per_hour", unit="photos/hour", help="Photos an hour over the last ten minutes", **_driver
+)
+RUN_SECONDS_LEFT = Metric(
+    name="dladiff_run_left_seconds", unit="seconds", help="Time to the end at the recent rate; NaN if none", **_driver
+)
+RUN_COST = Metric(
+    name="dladiff_run_cost", unit="currency", help="Actor time so far at the price given; absent without", **_driver
+)
+RUN_LAST_RESULT = Metric(
+    name="dladiff_run_last_result_timestamp_seconds", unit="seconds", help="When a task last ended", **_driver
+)
+RUN_LONGEST = Metric(
+    name="dladiff_run_longest_task_seconds", unit="seconds", help="Longest task of this run so far", **_driver
+)
+
+LAST_SUCCESS = Metric(
+    name="dladiff_scheduled_last_success_timestamp_seconds", unit="seconds", labels=("tenant",), **_scheduled,
+    help="When a scheduled run last ended with exit code 0 or 1: everything that can be done is done",
+)  # fmt: skip
+LAST_END = Metric(
+    name="dladiff_scheduled_last_end_timestamp_seconds", unit="seconds", labels=("tenant",), **_scheduled,
+    help="When a scheduled run last ended, however",
+)  # fmt: skip
+EXIT_CODE = Metric(
+    name="dladiff_scheduled_exit_code", unit="code", labels=("tenant",), **_scheduled,
+    help="Exit code of the last scheduled run; -1: its window ended before its turn",
+)  # fmt: skip
+SCHEDULED_IDENTITIES = Metric(
+    name="dladiff_scheduled_identities", unit="identities", labels=("tenant", "status"), **_scheduled,
+    help="Identities of the last scheduled run, by status",
+)  # fmt: skip
+
+METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+"""The table."""
+SERIES = frozenset(name for metric in METRICS for name in metric.series)
+"""Every name that a rule or a dashboard may use."""
+
+
+class Meter(Protocol):
+    """Where actor metrics go: a counter adds, a gauge is set, a histogram takes one more value."""
+
+    def record(self, metric: Metric, value: float, **labels: str) -> None:
+        """Record one value."""
+        ...
+
+
+class Tally:
+    """Keeps the values in this process: what actors outside of Ray, and tests, record into."""
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, tuple[tuple[str, str], ...]], list[float]] = defaultdict(list)
+        self._lock = threading.Lock()
+
+    def record(self, metric: Metric, value: float, **labels: str) -> None:
+        """Record one value; a counter and a gauge hold one number."""
+        with self._lock:
+            held = self.values[(metric.name, tuple(sorted(labels.items())))]
+            if metric.kind == "counter":
+                held[:] = [sum(held) + value]
+            elif metric.kind == "gauge":
+                held[:] = [value]
+            else:
+                held.append(value)
+
+    def of(self, metric: Metric, **labels: str) -> list[float]:
+        """Return what was recorded under these labels."""
+        return list(self.values.get((metric.name, tuple(sorted(labels.items()))), []))
+
+
+class RayMeter:
+    """Hands the values to Ray's node agent, which serves them as `ray_<name>`."""
+
+    def __init__(self) -> None:
+        from ray.util import metrics
+
+        self._made: dict[str, Any] = {}
+        for metric in METRICS:
+            if metric.place != "actor":
+                continue
+            options: dict[str, Any] = {"description": f"{metric.help} ({metric.unit})", "tag_keys": metric.labels}
+            if metric.kind == "histogram":
+                self._made[metric.name] = metrics.Histogram(metric.name, boundaries=list(metric.buckets), **options)
+            else:
+                kind = metrics.Counter if metric.kind == "counter" else metrics.Gauge
+                self._made[metric.name] = kind(metric.name, **options)
+
+    def record(self, metric: Metric, value: float, **labels: str) -> None:
+        """Record one value."""
+        made = self._made[metric.name]
+        if metric.kind == "counter" and value > 0:  # Ray refuses an increment of 0
+            made.inc(value, tags=labels)
+        elif metric.kind == "gauge":
+            made.set(value, tags=labels)
+        elif metric.kind == "histogram":
+            made.observe(value, tags=labels)
+
+
+class ActorMetrics:
+    """What one actor tells of its tasks."""
+
+    def __init__(self, meter: Meter | None = None) -> None:
+        self.meter = meter or (RayMeter() if _in_ray() else Tally())
+
+    def finished(self, result: Mapping[str, Any]) -> None:
+        """Count a task and its photos from the row that goes back to the driver."""
+        self.meter.record(TASKS, 1, status=_of(TASK_STATUSES, result["status"]))
+        for row in result.get("rows", ()):
+            self.meter.record(PHOTOS, 1, status=_of(PHOTO_STATUSES, row["status"]))
+            if row.get("psnr") is not None:
+                self.meter.record(PSNR, row["psnr"])
+            for pair in row.get("similarity") or ():
+                if pair["after"] is not None:
+                    self.meter.record(SIMILARITY, max(0.0, pair["after"]), kind=KINDS[not pair["optimised"]])
+
+    def worked(self, seconds: Mapping[str, float], peak_memory_bytes: float, device: str) -> None:
+        """Record the seconds of each step and the peak memory of one task."""
+        for step, spent in seconds.items():
+            self.meter.record(STEP_SECONDS, spent, step=_of(STEPS, step))
+            self.meter.record(STEP_SPENT, spent, step=_of(STEPS, step))
+        self.meter.record(PEAK_MEMORY, peak_memory_bytes, device=DEVICES[device != "cpu"])
+
+    def read(self, size: int) -> None:
+        """Count bytes read."""
+        self.meter.record(READ_BYTES, size)
+
+    def wrote(self, size: int) -> None:
+        """Count bytes written."""
+        self.meter.record(WRITTEN_BYTES, size)
+
+    def retried(self) -> None:
+        """Count one more try of a storage operation."""
+        self.meter.record(RETRIES, 1)
+
+
+def _of(known: tuple[str, ...], value: str) -> str:
+    return value if value in known else OTHER
+
+
+def _in_ray() -> bool:
+    import sys
+
+    ray = sys.modules.get("ray")  # an actor's process has it; importing it here would cost a unit test seconds
+    return bool(ray is not None and ray.is_initialized())

@@ -1,0 +1,232 @@
+"""What a report shows, gathered from the manifest in one pass: figures, a sample of photos, failures, settings."""
+
+import heapq
+import json
+import random
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dladiff.errors import ConfigError, StorageError
+from pipeline.storage import Storage
+
+PHOTOS, IDENTITIES = "manifest/photos.parquet", "manifest/identities.parquet"
+BATCH = 500  # manifest rows held at a time
+BINS = (8, 24)  # fewest and most bars of a histogram
+LISTED = 200  # failures named one by one; `dladiff failed` lists them all
+SETUPS = 20  # settings, models and versions named apart; an output of that many different runs is an odd one
+LAYERS = {"finetuning_layer": "Layer 1, against fine-tuning", "zero_shot_layer": "Layer 2, against identity encoders"}
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How many values, their median, and the 5th and 95th percentiles."""
+
+    count: int
+    median: float
+    low: float
+    high: float
+
+
+class Series:
+    """The values of one measure: eight bytes each, whatever the collection; None is left out."""
+
+    def __init__(self) -> None:
+        self.values = array("d")
+
+    def add(self, value: float | None) -> None:
+        """Append a value."""
+        if value is not None:
+            self.values.append(value)
+
+    @property
+    def spread(self) -> Spread | None:
+        """Median and middle nine tenths; None without a value."""
+        if not self.values:
+            return None
+        low, median, high = np.percentile(self.values, (5, 50, 95))
+        return Spread(len(self.values), float(median), float(low), float(high))
+
+    def bins(self, low: float, high: float) -> list[int]:
+        """Return how many values fall into each of some equal steps; more values get finer steps."""
+        steps = int(np.clip(2 * np.sqrt(len(self.values)), *BINS))
+        return [int(n) for n in np.histogram(self.values, bins=steps, range=(low, high))[0]]
+
+
+@dataclass
+class Encoder:
+    """One identity encoder: cosine to the original photo after layer 1 (before) and in the stored photo (after)."""
+
+    name: str
+    optimised: bool
+    before: Series = field(default_factory=Series)
+    after: Series = field(default_factory=Series)
+
+
+class Sample:
+    """At most `size` rows: the worst by each ranking, a fifth of the places each, and a random rest."""
+
+    def __init__(self, size: int, seed: int = 0) -> None:
+        self.size, self.share = size, max(1, size // 5)
+        self.random = random.Random(seed)
+        self.seen = 0
+        self._worst: list[list[tuple[float, int, Row]]] = [[] for _ in RANKINGS]
+        self._drawn: list[Row] = []  # a reservoir: every row so far is in it with the same chance
+
+    def add(self, row: Row) -> None:
+        """Look at a row."""
+        for heap, score in zip(self._worst, RANKINGS, strict=True):
+            if (value := score(row)) is not None:
+                entry = (value, -self.seen, row)  # of equals the first stays, and rows are never compared
+                if len(heap) < self.share:
+                    heapq.heappush(heap, entry)
+                else:
+                    heapq.heappushpop(heap, entry)
+        self.seen += 1
+        if len(self._drawn) < self.size:
+            self._drawn.append(row)
+        elif (place := self.random.randrange(self.seen)) < self.size:
+            self._drawn[place] = row
+
+    def rows(self) -> list[Row]:
+        """Return the chosen rows, worst first; all of them where there are no more than `size`."""
+        worst = [row for heap in self._worst for _, _, row in sorted(heap, reverse=True)]
+        chosen = {id(row): row for row in [*worst, *self._drawn]}
+        return list(chosen.values())[: self.size]
+
+
+@dataclass
+class Facts:
+    """Everything the page says, the pictures apart."""
+
+    sample: Sample
+    identities: Counter[str] = field(default_factory=Counter)
+    photos: Counter[str] = field(default_factory=Counter)
+    psnr: Series = field(default_factory=Series)
+    psnr_face: Series = field(default_factory=Series)
+    ssim: Series = field(default_factory=Series)
+    seconds: Series = field(default_factory=Series)
+    encoders: dict[tuple[str, bool], Encoder] = field(default_factory=dict)
+    setups: dict[str, Row] = field(default_factory=dict)
+    models: dict[str, Row] = field(default_factory=dict)
+    versions: dict[str, Row] = field(default_factory=dict)
+    lost: list[Row] = field(default_factory=list)
+    lost_count: int = 0
+    since: Any = None
+    until: Any = None
+
+    def pooled(self, *, optimised: bool) -> Encoder:
+        """Return the values of all optimised or all held-out encoders together."""
+        whole = Encoder("optimised" if optimised else "held-out", optimised)
+        for one in (e for e in self.encoders.values() if e.optimised is optimised):
+            whole.before.values.extend(one.before.values)
+            whole.after.values.extend(one.after.values)
+        return whole
+
+
+def gather(storage: Storage, size: int, seed: int = 0) -> Facts:
+    """Read both manifests, BATCH rows at a time. Raises ConfigError when one is missing, StorageError when damaged."""
+    facts = Facts(Sample(size, seed))
+    broken = set()
+    for row in _stream(storage, IDENTITIES):
+        facts.identities[row["status"]] += 1
+        if row["status"] != "done":
+            broken.add(row["identity"])
+            _lose(facts, row, "")
+        elif row["seconds"] and row["photos"]:
+            facts.seconds.add(seconds_of(row) / row["photos"])
+        facts.since = min(filter(None, (facts.since, row["started_at"])), default=None)
+        facts.until = max(filter(None, (facts.until, row["finished_at"])), default=None)
+    for row in _stream(storage, PHOTOS):
+        facts.photos[row["status"]] += 1
+        _measure(facts, row)
+        if row["status"] in ("failed", "skipped") and row["identity"] not in broken:
+            _lose(facts, row, row["source_uri"])
+        facts.sample.add(row)
+    return facts
+
+
+def seconds_of(row: Row) -> float:
+    """Return the seconds of all steps of a row's identity (of its part, for one that was split)."""
+    return float(sum(dict(row["seconds"] or {}).values()))
+
+
+def similarity(row: Row, *, optimised: bool) -> float | None:
+    """Return the highest cosine that is left on any optimised, or held-out, encoder; None when none was measured."""
+    found = [s["after"] for s in row["similarity"] or [] if s["optimised"] is optimised and s["after"] is not None]
+    return max(found, default=None)
+
+
+def _unprotected(row: Row) -> float | None:
+    return {"failed": 2.0, "skipped": 1.0, "layer1_only": 0.0}.get(row["status"])
+
+
+def _psnr(row: Row) -> float | None:
+    return None if row["psnr"] is None else -float(row["psnr"])
+
+
+RANKINGS: tuple[Callable[[Row], float | None], ...] = (
+    _unprotected,
+    lambda row: similarity(row, optimised=True),
+    _psnr,
+    lambda row: seconds_of(row) or None,
+)
+"""Larger is worse; None takes no part."""
+
+
+def _stream(storage: Storage, key: str) -> Iterator[Row]:
+    if storage.tag(key) is None:
+        raise ConfigError([f"{storage.uri_of(key)}: is missing; run `dladiff finalise --output {storage.uri}`"])
+    try:
+        file = pq.ParquetFile(pa.BufferReader(storage.get(key)))
+        for batch in file.iter_batches(batch_size=BATCH):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, KeyError) as error:
+        raise StorageError(
+            f"{storage.uri_of(key)} cannot be read; run `dladiff finalise --output {storage.uri}`"
+        ) from error
+
+
+def _lose(facts: Facts, row: Row, uri: str) -> None:
+    facts.lost_count += 1
+    if len(facts.lost) < LISTED:
+        facts.lost.append({"identity": row["identity"], "uri": uri, "status": row["status"], "reason": row["reason"]})
+
+
+def _measure(facts: Facts, row: Row) -> None:
+    if row["output_key"]:
+        for name in ("psnr", "psnr_face", "ssim"):
+            getattr(facts, name).add(row[name])
+    for entry in row["similarity"] or []:
+        which = (entry["encoder"], entry["optimised"])
+        encoder = facts.encoders.setdefault(which, Encoder(*which))
+        encoder.before.add(entry["before"])
+        encoder.after.add(entry["after"])
+    _count(facts.setups, row["config_digest"] or "", lambda: _setup(row))
+    for model in row["models"] or []:
+        _count(facts.models, json.dumps(model), partial(dict, model))
+    if row["versions"]:
+        versions = dict(row["versions"]) | {"device": row["device"]}
+        _count(facts.versions, json.dumps(versions), lambda: {"packages": versions})
+
+
+def _count(into: dict[str, Row], key: str, make: Callable[[], Row]) -> None:
+    if key not in into:
+        if len(into) == SETUPS:
+            return
+        into[key] = make() | {"count": 0}
+    into[key]["count"] += 1
+
+
+def _setup(row: Row) -> Row:
+    layers = {title: json.loads(row[name]) for name, title in LAYERS.items() if row[name]}
+    return {"digest": row["config_digest"] or "", "seed": row["seed"], "layers": layers}

@@ -1,0 +1,158 @@
+"""Layer 1 schedules of the tiny profile: protection against time, judged by DreamBooth on 128 px faces.
+
+For each person: four photos are protected with each schedule, by layer 1 alone; DreamBooth learns from them; what it
+generates is compared with other photos of the person. The rows clean and noise (random signs, the PSNR of `tiny`)
+say what there is to gain. One JSON line a person, seed and condition; conditions in the log are not done again.
+
+    python -m tests.acceptance.schedules --assets DIR --log FILE [--seeds 0 1] [--people 8]
+    python -m tests.acceptance.schedules --log FILE --table
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from numpy.typing import NDArray
+
+from dladiff import finetuning_layer
+from dladiff.config import FinetuningConfig, method_config
+from dladiff.pixels import to_float, to_uint8
+from dladiff.quality import psnr
+from dladiff.randomness import stream
+from dladiff.surrogate import Surrogate
+from dladiff.training.data import load_crops
+from tests.acceptance.dreambooth import ENCODERS, Eyes, dreambooth, face_crop, generate, noise_like, read, score
+
+BUNDLE = Path(__file__).parents[2] / "dladiff" / "profiles" / "tiny" / "bundle"
+TINY = method_config("tiny", None, {}).finetuning
+SCHEDULES: dict[str, FinetuningConfig] = {
+    "tiny": TINY,
+    "half the epochs": replace(TINY, iter_opt=TINY.iter_opt // 2),
+    "attention stage alone": replace(TINY, iter_2=0),
+    "denoising stage alone": replace(TINY, iter_1=0),
+    "no dynamic training": replace(TINY, iter_3=0),
+    "twice the epochs": replace(TINY, iter_opt=TINY.iter_opt * 2),
+}
+PROTECTED = 4  # photos of each person
+Face = NDArray[np.uint8]
+
+
+def people(assets: Path, eyes: Eyes, count: int) -> Iterator[tuple[str, list[Face], list[Face]]]:
+    """Yield name, faces to protect and other faces (all 128 px) of two photo sets, then of LFW's held-out people."""
+    for name in ("celebahq_103", "vggface2_n000050"):
+        photos = [read(p) for p in sorted((assets / "photos" / name).iterdir()) if p.suffix in (".jpg", ".png")]
+        faces = [face_crop(photo, points) for photo in photos if (points := eyes.landmarks(photo)) is not None]
+        yield name, faces[:PROTECTED], faces[PROTECTED:]
+    crops, _ = load_crops(assets)
+    own: dict[str, list[Face]] = {}
+    for crop in crops:
+        if crop.held_out:
+            own.setdefault(crop.person, []).append(crop.pixels())
+    largest = sorted(own, key=lambda name: (-len(own[name]), name))
+    for name in largest[: count - 2]:
+        yield name, own[name][:PROTECTED], own[name][PROTECTED:]
+
+
+def protect(surrogate: Surrogate, faces: list[Face], config: FinetuningConfig, seed: int) -> tuple[list[Face], float]:
+    """Layer 1 on whole faces; returns them and the seconds of one identity."""
+    start = time.perf_counter()
+    x = torch.cat([to_float(face) for face in faces])
+    static = finetuning_layer.static_surrogate(surrogate, x, config, stream(seed, "static"))
+    streams = [stream(seed, "layer1", str(i)) for i in range(len(faces))]
+    delta = finetuning_layer.perturb(surrogate, static, x, config, streams)
+    return [to_uint8(one[None]) for one in (x + delta).clamp(0, 1)], time.perf_counter() - start
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Do what the log does not hold yet."""
+    torch.set_num_threads(options.threads)
+    eyes = Eyes(options.assets)
+    surrogate = Surrogate("embedded", torch.device("cpu"))
+    pipe = StableDiffusionPipeline.from_pretrained(
+        BUNDLE, safety_checker=None, torch_dtype=torch.float32, local_files_only=True
+    )
+    known = {(r["person"], r["seed"], r["condition"]) for r in rows(options.log)}
+    for seed in options.seeds:
+        for person, faces, others in people(options.assets, eyes, options.people):
+            embedded = [e for e in map(eyes.embed, others) if e is not None]
+            reference = {n: np.sum([e[n] for e in embedded], 0) for n in ENCODERS}
+            reference = {n: v / np.linalg.norm(v) for n, v in reference.items()}
+            protected: list[Face] | None = None
+            for condition in ("tiny", "clean", "noise", *list(SCHEDULES)[1:]):
+                if (person, seed, condition) in known:
+                    continue
+                used, seconds = faces, 0.0
+                if condition in SCHEDULES:
+                    used, seconds = protect(surrogate, faces, SCHEDULES[condition], seed)
+                    protected = used if condition == "tiny" else protected
+                elif condition == "noise":
+                    protected = protected or protect(surrogate, faces, TINY, seed)[0]
+                    used = [noise_like(f, p, i) for i, (f, p) in enumerate(zip(faces, protected, strict=True))]
+                found: dict[str, Any] = {"person": person, "seed": seed, "condition": condition}
+                found |= {"seconds": round(seconds, 1), "references": len(embedded)}
+                quality = [psnr(a, b) for a, b in zip(faces, used, strict=True)]
+                found |= {"psnr": None if condition == "clean" else float(np.mean(quality))}
+                unet = dreambooth(pipe, used, seed, options.steps, 5e-4)
+                found |= score(eyes, generate(pipe, unet, options.samples), reference)
+                print(json.dumps(found), flush=True)
+                with options.log.open("a") as log:
+                    log.write(json.dumps(found) + "\n")
+
+
+def rows(log: Path) -> list[dict[str, Any]]:
+    """Read the log."""
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Mean ISM (all) of each condition over people and seeds, and its paired change from clean with a 95 % interval."""
+    clean = {(r["person"], r["seed"]): r for r in found if r["condition"] == "clean"}
+    lines = ["| condition | N | seconds | PSNR dB | ISM tf | ISM y1 | change of ISM tf from clean, 95 % | FDR |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    rng = np.random.default_rng(0)
+    for condition in ("clean", "noise", *SCHEDULES):
+        own = [r for r in found if r["condition"] == condition and (r["person"], r["seed"]) in clean]
+        if not own:
+            continue
+        key = f"ism_all_{ENCODERS[0]}"
+        change = np.array([r[key] - clean[r["person"], r["seed"]][key] for r in own])
+        means = rng.choice(change, (5000, len(change))).mean(1)
+        low, high = np.percentile(means, [2.5, 97.5])
+        quality = "-" if condition == "clean" else f"{np.mean([r['psnr'] for r in own]):.1f}"
+        ism = [f"{np.mean([r[f'ism_all_{e}'] for r in own]):.3f}" for e in ENCODERS]
+        spread = f"{change.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+        seconds, fdr = np.mean([r["seconds"] for r in own]), np.mean([r["fdr"] for r in own])
+        cells = (condition, len(own), f"{seconds:.0f}", quality, *ism, spread, f"{fdr:.2f}")
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, or print the table of a log."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--table", action="store_true", help="print what the log holds, and measure nothing")
+    parser.add_argument("--assets", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--people", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=300, help="of DreamBooth")
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    if options.table:
+        print(table(rows(options.log)))
+    elif options.assets is None:
+        parser.error("--assets is needed to measure")
+    else:
+        measure(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Actor metrics on the node agent of a real Ray: every series of the table, with the values recorded."""
+
+import os
+import re
+import socket
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pipeline import metrics
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+PATIENCE_S = 60
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    import ray
+
+    port = free_port()
+    options = {"include_dashboard": False, "object_store_memory": 200_000_000, "log_to_driver": False}
+    ray.init(num_cpus=1, _metrics_export_port=port, **options)
+    yield port
+    ray.shutdown()
+
+
+def scrape(port: int) -> dict[tuple[str, str], float]:
+    """Sums of our series by name and the value of our label: Ray adds labels of its own."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+        text = reply.read().decode()
+    ours = "\n".join(line for line in text.splitlines() if re.match(r"(# \w+ )?ray_dladiff_", line))
+    found: dict[tuple[str, str], float] = {}
+    for family in text_string_to_metric_families(ours + "\n"):
+        for sample in family.samples:
+            label = next((sample.labels[n] for n in ("status", "step", "kind", "device") if n in sample.labels), "")
+            bound = sample.labels.get("le", "")
+            if bound in ("", "+Inf"):
+                found[(sample.name, label)] = found.get((sample.name, label), 0) + sample.value
+    return found
+
+
+def test_actor_series_reach_the_node_agent(exported: int) -> None:
+    import ray
+
+    @ray.remote
+    class Worker:
+        def work(self) -> int:
+            from pipeline.metrics import ActorMetrics, RayMeter
+
+            actor = ActorMetrics()
+            assert isinstance(actor.meter, RayMeter)
+            similarity = [{"optimised": True, "after": 0.25}, {"optimised": False, "after": -0.5}]
+            rows = [{"status": "protected", "psnr": 33.0, "similarity": similarity}, {"status": "failed"}]
+            for status in ("done", "done", "failed"):
+                actor.finished({"status": status, "rows": rows if status == "done" else []})
+            actor.worked({"read": 0.5, "zero_shot_layer": 20.0}, 3e9, "cpu")
+            actor.read(1000)
+            actor.wrote(0)
+            actor.wrote(2000)
+            actor.retried()
+            return os.getpid()
+
+    worker = Worker.remote()
+    ray.get(worker.work.remote())
+    wanted = {name for metric in metrics.METRICS if metric.place == "actor" for name in metric.series}
+    deadline = time.monotonic() + PATIENCE_S
+    found: dict[tuple[str, str], float] = {}
+    while time.monotonic() < deadline and not wanted <= {name for name, _ in found}:
+        time.sleep(1)
+        found = scrape(exported)
+    assert wanted <= {name for name, _ in found}
+    assert found[("ray_dladiff_tasks_total", "done")] == 2
+    assert found[("ray_dladiff_tasks_total", "failed")] == 1
+    assert found[("ray_dladiff_photos_total", "protected")] == 2
+    assert found[("ray_dladiff_step_spent_seconds_total", "zero_shot_layer")] == 20
+    assert found[("ray_dladiff_step_seconds_count", "read")] == 1
+    assert found[("ray_dladiff_similarity_after_count", "optimised")] == 2
+    assert found[("ray_dladiff_similarity_after_bucket", "held_out")] == 2
+    assert found[("ray_dladiff_psnr_db_count", "")] == 2
+    assert found[("ray_dladiff_peak_memory_bytes", "cpu")] == 3e9
+    assert found[("ray_dladiff_written_bytes_total", "")] == 2000
+    assert found[("ray_dladiff_storage_retries_total", "")] == 1

@@ -1,0 +1,171 @@
+"""Jobs on a real head that the test starts: submitted once, followed, refused, resumed, stopped."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from dladiff.errors import ConfigError, StorageError
+from pipeline import submit
+from pipeline.jobs import Job, load_job
+from pipeline.storage import open_storage
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+ROOT = Path(__file__).resolve().parents[2]
+READY_S = 90
+
+
+def free_ports(count: int) -> list[int]:
+    found: list[int] = []
+    for port in random.sample(range(20_000, 32_000), 500):  # below the ports the kernel hands out
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                found.append(port)
+        if len(found) == count:
+            return found
+    pytest.fail("no free ports")
+
+
+@contextlib.contextmanager
+def started_head(folder: str, log: Path) -> Iterator[str]:
+    """Start a head in its own process group and yield its dashboard; end that group, and no other Ray."""
+    names = (
+        "dashboard-port", "port", "node-manager-port", "object-manager-port", "dashboard-agent-listen-port",
+        "dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port", "ray-client-server-port",
+    )  # fmt: skip
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    bin_folder = Path(sys.executable).parent
+    command = [str(bin_folder / "ray"), "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
+    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
+    command += ["--object-store-memory=200000000", f"--temp-dir={folder}"]
+    command += [f"--{name}={port}" for name, port in ports.items()]
+    environment = os.environ | {
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),  # the fake protector
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    with log.open("wb") as output:
+        head = subprocess.Popen(
+            command, env=environment, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    address = f"http://127.0.0.1:{ports['dashboard-port']}"
+    try:
+        deadline = time.monotonic() + READY_S
+        while True:
+            try:
+                submit.jobs(address)
+                break
+            except StorageError:
+                if head.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail(f"the head did not start:\n{log.read_text()[-2000:]}")
+                time.sleep(0.5)
+        yield address
+    finally:
+        head.send_signal(signal.SIGTERM)  # `ray start --block` ends what it started
+        try:
+            head.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            pass
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)
+        head.wait(timeout=10)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    before, os.environ["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE"), "disabled"
+    folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets below it may have 107 characters
+    try:
+        with started_head(folder, tmp_path_factory.mktemp("head") / "head.log") as address:
+            yield address
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if before is None:
+            del os.environ["RAY_AUTH_MODE"]
+        else:
+            os.environ["RAY_AUTH_MODE"] = before
+
+
+def make_job(folder: Path, name: str, protector: str = "tests.fakes:AddNoise", **settings: object) -> Job:
+    for person in ("ann", "bob"):
+        (folder / "photos" / person).mkdir(parents=True, exist_ok=True)
+        pixels = np.full((64, 72, 3), 40 + len(person), np.uint8)
+        Image.fromarray(pixels).save(folder / "photos" / person / "1.png")
+    run = {"input": str(folder / "photos"), "output": str(folder / "out"), "protector": protector, "max_actors": 1}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, "run": run | settings}))
+    return load_job(folder / f"{name}.yaml")
+
+
+def test_job_runs_once_and_again_only_on_request(address: str, tmp_path: Path) -> None:
+    job, lines = make_job(tmp_path, "once"), list[str]()
+    first = submit.submit(job, address, follow=True, echo=lines.append)
+    assert (first.status, first.exit_code, first.is_new) == ("SUCCEEDED", 0, True), "\n".join(lines)
+    assert any("done 2" in line for line in lines)
+    target = open_storage(str(tmp_path / "out"))
+    assert [entry.key for entry in target.list("done/")] == ["done/ann.json", "done/bob.json"]
+
+    second = submit.submit(job, address, wait=True)
+    assert (second.submission_id, second.is_new, second.exit_code) == (first.submission_id, False, 0)
+    assert "--again" in second.sentence()
+    third = submit.submit(job, address, wait=True, again=True)
+    assert (third.submission_id, third.status) == (f"{first.submission_id}-2", "SUCCEEDED")
+    assert submit.jobs(address).keys() >= {first.submission_id, third.submission_id}
+
+    printed: list[str] = []
+    submit.logs(address, third.submission_id, echo=printed.append)
+    assert "skipped 2" in printed[0]
+    assert submit.job_status(address, first.submission_id).exit_code == 0
+
+
+def test_failed_job_is_the_next_attempt_and_tells_its_code(address: str, tmp_path: Path) -> None:
+    job = make_job(tmp_path, "fails", protector="tests.fakes:NoModel")
+    first = submit.submit(job, address, wait=True)
+    assert (first.status, first.exit_code) == ("FAILED", 2)
+    second = submit.submit(job, address, wait=True)
+    assert second.submission_id == f"{first.submission_id}-2"
+    assert second.is_new
+
+
+def test_running_job_is_found_and_can_be_stopped(address: str, tmp_path: Path) -> None:
+    job = make_job(tmp_path, "stopped", protector="tests.fakes:Slow")
+    fifo = tmp_path / "photos" / "ann" / "2.png"
+    os.mkfifo(fifo)  # the job waits here for as long as nobody writes
+    first = submit.submit(job, address)
+    assert first.is_new
+    deadline = time.monotonic() + 60
+    while submit.job_status(address, first.submission_id).status == "PENDING" and time.monotonic() < deadline:
+        time.sleep(0.5)
+    again = submit.submit(job, address)
+    assert (again.submission_id, again.is_new) == (first.submission_id, False)
+    assert "runs already" in again.sentence()
+    ended = submit.stop(address, first.submission_id)
+    assert (ended.status, ended.exit_code) == ("STOPPED", 1)
+    fifo.unlink()
+    resumed = submit.submit(job, address, wait=True)
+    assert resumed.submission_id == f"{first.submission_id}-2"
+
+
+def test_wrong_address_id_and_places_are_one_line(address: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such job"):
+        submit.logs(address, "dladiff-nobody-000000000000")
+    with pytest.raises(StorageError, match="give the dashboard's address"):
+        submit.jobs("http://127.0.0.1:1")
+    job = make_job(tmp_path, "relative", output="out")
+    with pytest.raises(ConfigError, match="relative to no folder"):
+        submit.submit(job, address)

@@ -1,0 +1,60 @@
+"""The worker's service: a GPU without room for the batch gets half of it, and the result says so."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dladiff import service
+from dladiff.protect import PhotoIn, Protected
+from dladiff.service import Protector
+
+
+@pytest.fixture
+def protector(monkeypatch: pytest.MonkeyPatch) -> Protector:
+    """One whose models are never asked."""
+    made = Protector.__new__(Protector)
+    made.config = service.method_config("tiny", None, {})
+    made.config = replace(made.config, finetuning=replace(made.config.finetuning, batch_photos=4))
+    made.seed = 0
+    made.models = SimpleNamespace(device=torch.device("cpu"), detector=None)  # type: ignore[assignment]
+    monkeypatch.setattr(made, "_described", list)
+    return made
+
+
+def room_for(most: int, batches: list[int]) -> Any:
+    def protect(photos: Any, clean: Any, models: Any, config: Any, seed: int) -> Protected:
+        batches.append(config.finetuning.batch_photos)
+        if config.finetuning.batch_photos > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Protected([], {})
+
+    return protect
+
+
+PHOTOS = [PhotoIn(key="a", pixels=np.zeros((64, 64, 3), np.uint8))]
+
+
+@pytest.mark.parametrize(
+    ("most", "batches", "note"),
+    [(4, [4], ""), (1, [4, 2, 1], "GPU out of memory: batch_photos lowered from 4 to 1")],
+)
+def test_the_batch_is_halved_until_it_fits(
+    protector: Protector, monkeypatch: pytest.MonkeyPatch, most: int, batches: list[int], note: str
+) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr(service, "protect", room_for(most, tried))
+    assert protector.protect_identity("a", PHOTOS, []).note == note
+    assert tried == batches
+    tried.clear()
+    protector.protect_identity("b", PHOTOS, [])
+    assert tried[0] == 4  # the next identity starts with the batch as configured
+
+
+def test_a_single_photo_that_does_not_fit_fails(protector: Protector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "protect", room_for(0, []))
+    with pytest.raises(torch.OutOfMemoryError):
+        protector.protect_identity("a", PHOTOS, [])
