@@ -64,7 +64,7 @@ class Protector:
         """Protect the photos of one identity; its name takes no part in the result.
 
         `clean` may hold more photos than the method wants: the best are taken. When the GPU runs out of memory the
-        batch is halved and the identity begun again: batches change no byte of the result, and the note says so.
+        batch is halved and the identity begun again: the result is that of the smaller setting, and the note says so.
         """
         cuda = self.models.device.type == "cuda"
         chosen = best_photos(clean, self.config.clean_photos, self.models.detector)

@@ -34,10 +34,10 @@ _METRICS = ("linf", "linf_face", "psnr", "psnr_face", "ssim", "retained")
 class ProtectIdentity:
     """One worker: models are loaded at the first identity and stay. A call never raises; a fault is a status."""
 
-    def __init__(self, run: dict[str, Any], run_id: str) -> None:
+    def __init__(self, run: dict[str, Any], run_id: str, digest: str) -> None:
         self.config = RunConfig(**{**run, "faces": tuple(run["faces"])})
         self.run_id = run_id
-        self.digest = self.config.config_digest()
+        self.digest = digest  # of the driver, which may see other files than the workers
         self.protector: Any = None
         self.opened: dict[str, Storage] = {}
 

@@ -12,6 +12,7 @@ import yaml
 from dladiff.config import MethodConfig, digest, method_config, nearest
 from dladiff.errors import ConfigError
 from pipeline.storage import S3_OPTIONS
+from pipeline.weights import by_content
 
 LAYOUTS = ("auto", "folders", "flat", "one", "sets", "celeba_hq", "vggface2")
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -112,8 +113,8 @@ class RunConfig:
         return method_config(settings["profile"], settings["preset"], settings["overrides"])
 
     def config_digest(self) -> str:
-        """Return the digest of what decides the output bytes; resources and places take no part."""
-        parts = {"method": self.method_config().to_dict(), "seed": self.seed, "max_pixels": self.max_pixels}
+        """Return the digest of what decides the output bytes; resources and places take no part, weights by content."""
+        parts = {"method": by_content(self.method_config().to_dict()), "seed": self.seed, "max_pixels": self.max_pixels}
         return digest(parts)
 
     def layout_name(self) -> str:

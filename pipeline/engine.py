@@ -32,7 +32,7 @@ def results(config: RunConfig, todo: ParquetFile, target: Storage, run_id: str) 
         )
         stage = _rows(ray, todo, target, run_id).map(
             ProtectIdentity,
-            fn_constructor_kwargs={"run": config.to_dict(), "run_id": run_id},
+            fn_constructor_kwargs={"run": config.to_dict(), "run_id": run_id, "digest": config.config_digest()},
             compute=actors,
             num_cpus=config.cpus_per_actor,  # torch's threads on the CPU
             num_gpus=config.gpus_per_actor,  # a fraction shares one GPU

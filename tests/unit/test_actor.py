@@ -41,7 +41,7 @@ def output(config: RunConfig) -> Storage:
 def call(config: RunConfig, identity: str = "ann", **more: Any) -> Row:
     photos = [{"key": f"ann/{i}.png", "uri": f"{config.input}/ann/{i}.png"} for i in range(3)]
     work = {"identity": identity, "part": 0, "parts": 1, "key": "k", "replaces": None, "photos": photos, "clean": []}
-    result: Row = json.loads(ProtectIdentity(config.to_dict(), "r")({"work": json.dumps(work | more)})["result"])
+    result: Row = json.loads(ProtectIdentity(config.to_dict(), "r", "d")({"work": json.dumps(work | more)})["result"])
     return result
 
 

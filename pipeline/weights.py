@@ -1,0 +1,44 @@
+"""What weights a configuration names, by content: so that exchanged files are new work and moved ones are not."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import dladiff
+
+EMBEDDED = Path(dladiff.__file__).parent / "profiles" / "tiny"
+HASHED = 512 * 2**20  # bytes; of a larger file the size alone counts: a plan is not to read gigabytes
+SKIPPED = {".md", ".txt", ".png", ".jpg"}
+
+
+def by_content(method: dict[str, Any]) -> dict[str, Any]:
+    """Return the method's settings with each local file or folder of weights replaced by its fingerprint.
+
+    Weights that come with the package count too. What is not on this machine, but on the workers, keeps its name.
+    """
+    out = dict(method)
+    for name in ("model", "detector"):
+        out[name] = fingerprint(out[name])
+    for name in ("encoders", "held_out"):
+        out[name] = [fingerprint(item) for item in out[name]]
+    return out
+
+
+def fingerprint(name: str) -> str:
+    """Return a digest of the file or folder, or the name where there is none."""
+    place = EMBEDDED / "bundle" if name == "embedded" else Path(name)
+    if name.startswith("embedded:"):
+        place = EMBEDDED / "encoders" / f"{Path(name.removeprefix('embedded:')).name}.onnx"
+    if not name or not place.exists():
+        return name
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        if file.suffix.lower() in SKIPPED or file.name.startswith("."):
+            continue
+        relative = file.name if file == place else file.relative_to(place).as_posix()
+        digest.update(f"{relative}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+        if file.stat().st_size <= HASHED:
+            with file.open("rb") as handle:
+                digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"

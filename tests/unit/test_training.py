@@ -1,0 +1,72 @@
+"""Training of the small encoders: export equals the network, AUC equals counting pairs, variation stays a face crop."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch.nn import functional
+
+from dladiff.faces import ARCFACE_TEMPLATE, alignment_matrix
+from dladiff.identity import load_encoder
+from dladiff.training.architectures import ARCHITECTURES, export
+from dladiff.training.data import align, varied
+from dladiff.training.distil import check_export, loss_of
+from dladiff.training.measure import separation
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_the_exported_file_is_the_network(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    net = ARCHITECTURES[name](64)
+    crops = torch.rand(16, 3, 112, 112) * 2 - 1
+    for _ in range(3):
+        net(crops)  # batch statistics that are not the initial ones
+    net.eval()
+    export(net, tmp_path / "net.onnx", {"licence": "none"})
+    assert (tmp_path / "net.onnx").stat().st_size < 2.5e6
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 112, 112, 3), dtype=np.uint8)
+    assert check_export(net, tmp_path / "net.onnx", pixels) > 0.9999
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map["licence"] == "none"
+    encoder = load_encoder(tmp_path / "net.onnx")  # the importer checks parity with onnxruntime itself
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        ours, own = encoder(x), functional.normalize(net(x * 2 - 1), dim=1)
+    assert float((ours * own).sum(1).min()) > 0.999
+
+
+def test_auc_is_the_share_of_pairs_in_order() -> None:
+    rng = np.random.default_rng(3)
+    names = [str(i % 4) for i in range(20)]
+    centres = rng.normal(size=(4, 8))
+    points = np.array([centres[int(n)] + rng.normal(0, 1.5, 8) for n in names])
+    points = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+    found = separation(points, names)
+    pairs = [(i, j) for i in range(20) for j in range(i)]
+    same = [float(points[i] @ points[j]) for i, j in pairs if names[i] == names[j]]
+    other = [float(points[i] @ points[j]) for i, j in pairs if names[i] != names[j]]
+    assert (found.same_pairs, found.different_pairs) == (len(same), len(other))
+    assert found.same == pytest.approx(np.mean(same), abs=1e-6)
+    assert found.auc == pytest.approx(np.mean([[a > b for b in other] for a in same]), abs=1e-6)
+    with pytest.raises(ValueError, match="pairs of one person"):
+        separation(points[:2], ["a", "b"])
+
+
+def test_the_loss_is_nothing_for_the_teacher_itself_and_two_for_its_opposite() -> None:
+    target = functional.normalize(torch.randn(6, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert float(loss_of(3 * target, target, relation=5.0)) == pytest.approx(0, abs=1e-6)
+    assert float(loss_of(-target, target, relation=5.0)) == pytest.approx(2, abs=1e-6)
+
+
+def test_variations_differ_and_stay_near_the_alignment() -> None:
+    matrix = alignment_matrix(ARCFACE_TEMPLATE.astype(np.float64))
+    pixels = np.zeros((112, 112, 3), np.uint8)
+    pixels[40:72, 40:72] = 200
+    np.testing.assert_array_equal(align(pixels, matrix), pixels)
+    rng = np.random.default_rng(0)
+    crops = [varied(pixels, matrix, rng) for _ in range(40)]
+    assert len({crop.tobytes() for crop in crops}) == 40
+    middle = [np.argwhere(crop.mean(2) > 120).mean(0) for crop in crops if (crop.mean(2) > 120).sum() > 100]
+    assert np.abs(np.median(middle, axis=0) - 55.5).max() < 4
