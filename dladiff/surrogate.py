@@ -27,6 +27,18 @@ class Noise:
     posterior: Tensor
 
 
+@dataclass(frozen=True)
+class Posterior:
+    """What the VAE says of images: mean and standard deviation of their unscaled latents, `b c h w`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def pick(self, rows: list[int]) -> "Posterior":
+        """Return these images' rows."""
+        return Posterior(self.mean[rows], self.std[rows])
+
+
 class Surrogate:
     """A frozen text encoder, VAE and noise schedule, with the pretrained UNet that surrogates are copied from."""
 
@@ -48,32 +60,33 @@ class Surrogate:
             raise ModelError(f"the model in {root} cannot be loaded: {str(error).splitlines()[0]}") from error
         self.device = device
         for part in (self.unet, self.vae, text):
-            part.eval().requires_grad_(False).float().to(device)
+            part.eval().requires_grad_(False).float().to(device, memory_format=torch.channels_last)
         self.text = text
+        self.copies: dict[str, UNet2DConditionModel] = {}
+        self.prompts: dict[str, tuple[Tensor, int | None]] = {}
         self.alphas = scheduler.alphas_cumprod.to(device)
         self.prediction: str = scheduler.config.prediction_type
         if self.prediction not in ("epsilon", "v_prediction"):
             raise ModelError(f"the model in {root} predicts {self.prediction}; epsilon and v_prediction are known")
         self.name, self.sha256 = root.name if str(folder) != "embedded" else "tiny", _digest(root)
 
-    def fresh_unet(self) -> UNet2DConditionModel:
-        """Return a copy of the pretrained UNet with fp32 weights, frozen."""
-        return copy.deepcopy(self.unet)
+    def fresh_unet(self, role: str) -> UNet2DConditionModel:
+        """Return the UNet of this role with the pretrained fp32 weights, frozen.
+
+        Each role has one resident copy that is reset in place, so what was fetched before is the same object.
+        """
+        if role not in self.copies:
+            self.copies[role] = copy.deepcopy(self.unet)
+        unet = self.copies[role]
+        unet.load_state_dict(self.unet.state_dict())
+        unet.requires_grad_(False).zero_grad()  # a training step that failed half-way may have left gradients
+        return unet
 
     def prompt(self, text: str) -> tuple[Tensor, int | None]:
         """Return the embedding `1 n d` of a prompt and the position of `sks` in it (None where absent)."""
-        ids = self.tokenizer(
-            [text],
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokenizer.model_max_length,
-            return_tensors="pt",
-        ).input_ids
-        pieces = self.tokenizer.convert_ids_to_tokens(ids[0].tolist())
-        place = next((i for i, piece in enumerate(pieces) if piece.startswith("sks")), None)
-        with torch.no_grad():
-            embedding: Tensor = self.text(ids.to(self.device)).last_hidden_state
-        return embedding, place
+        if text not in self.prompts:
+            self.prompts[text] = self._embed(text)
+        return self.prompts[text]
 
     def draw(self, generators: list[Generator], resolution: int) -> Noise:
         """Draw t in 1..T-1 and noise, one stream per image, so that a photo's draws never depend on others."""
@@ -84,9 +97,20 @@ class Surrogate:
         posterior = torch.stack([torch.randn(shape, generator=g) for g in generators])
         return Noise(t.to(self.device), latent.to(self.device), posterior.to(self.device))
 
-    def latents(self, images: Images, noise: Noise) -> Tensor:
-        """Encode [0, 1] images to scaled latents, `b c h w`, sampling the posterior with the given noise."""
+    def encode(self, images: Images) -> Posterior:
+        """Encode [0, 1] images."""
         posterior = self.vae.encode(images * 2 - 1).latent_dist
+        return Posterior(posterior.mean, posterior.std)
+
+    def encode_fixed(self, images: Images, size: int) -> Posterior:
+        """Encode [0, 1] images, `size` at a time, without a graph and to their own type."""
+        with torch.no_grad(), self.autocast():
+            parts = [self.encode(part) for part in torch.split(images, size)]
+        mean, std = torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts])
+        return Posterior(mean.to(images.dtype), std.to(images.dtype))
+
+    def latents(self, posterior: Posterior, noise: Noise) -> Tensor:
+        """Sample scaled latents `b c h w` with the given noise."""
         latents: Tensor = (posterior.mean + posterior.std * noise.posterior) * self.vae.config.scaling_factor
         return latents
 
@@ -110,6 +134,20 @@ class Surrogate:
         """bf16 compute on CUDA over fp32 master weights, plain fp32 on the CPU (METHOD, "numeric type")."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
+    def _embed(self, text: str) -> tuple[Tensor, int | None]:
+        ids = self.tokenizer(
+            [text],
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        ).input_ids
+        pieces = self.tokenizer.convert_ids_to_tokens(ids[0].tolist())
+        place = next((i for i, piece in enumerate(pieces) if piece.startswith("sks")), None)
+        with torch.no_grad():
+            embedding: Tensor = self.text(ids.to(self.device)).last_hidden_state
+        return embedding, place
+
     def _scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self.alphas[t].to(like.dtype).view(-1, 1, 1, 1)
         return alpha.sqrt(), (1 - alpha).sqrt()
@@ -120,9 +158,9 @@ class Trainer:
 
     def __init__(self, unet: UNet2DConditionModel, lr: float, weight_decay: float) -> None:
         self.unet = unet
-        self.optimiser = torch.optim.AdamW(unet.parameters(), lr=lr, weight_decay=weight_decay)
+        self.optimiser = torch.optim.AdamW(unet.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
-    def step(self, surrogate: Surrogate, latents: Tensor, noise: Noise, prompt: Tensor) -> float:
+    def step(self, surrogate: Surrogate, latents: Tensor, noise: Noise, prompt: Tensor) -> Tensor:
         """One training step on L_cond; weights are frozen again afterwards. Returns the loss before the step."""
         self.unet.requires_grad_(True)
         with surrogate.autocast():
@@ -132,7 +170,7 @@ class Trainer:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.unet.requires_grad_(False)
-        return float(loss.detach())
+        return loss.detach()
 
 
 def _digest(root: Path) -> str:

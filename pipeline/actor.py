@@ -19,12 +19,14 @@ from dladiff.errors import BusyError, ConfigError, DladiffError, ModelError, Not
 from pipeline import records
 from pipeline.config import RunConfig
 from pipeline.index_file import is_index
+from pipeline.metrics import ActorMetrics
 from pipeline.names import escape, stem
 from pipeline.patience import PatientStorage
 from pipeline.photos import Decoded, decode, encode_png
 from pipeline.storage import Storage, open_storage, read_uri
 
 STREAMS = 8  # photos read, encoded or written at a time
+LATE = "the time window ended before its turn; the next run takes it up"
 GONE = "gone since it was planned; the next run sees what is there then"
 
 Row = dict[str, Any]
@@ -34,12 +36,14 @@ _METRICS = ("linf", "linf_face", "psnr", "psnr_face", "ssim", "retained")
 class ProtectIdentity:
     """One worker: models are loaded at the first identity and stay. A call never raises; a fault is a status."""
 
-    def __init__(self, run: dict[str, Any], run_id: str, digest: str) -> None:
+    def __init__(self, run: dict[str, Any], run_id: str, digest: str, deadline: float | None = None) -> None:
         self.config = RunConfig(**{**run, "faces": tuple(run["faces"])})
         self.run_id = run_id
         self.digest = digest  # of the driver, which may see other files than the workers
+        self.deadline = deadline  # seconds since the epoch; no task is begun after it
         self.protector: Any = None
         self.opened: dict[str, Storage] = {}
+        self.metrics = ActorMetrics()
 
     def __call__(self, row: Row) -> Row:
         """Do one task; `row["work"]` is JSON: identity, part, parts, key, replaces, photos and clean (key, uri each).
@@ -60,7 +64,9 @@ class ProtectIdentity:
             result = self._failed(work, "failed", _line(error), traceback.format_exc())
         common = {"identity": work["identity"], "photos": len(work["photos"]), "failed_photos": len(work["photos"])}
         seconds = round(time.monotonic() - started, 3)
-        return {"result": json.dumps(common | {"reason": "", "seconds": seconds, "rows": []} | result)}
+        result = common | {"reason": "", "seconds": seconds, "rows": []} | result
+        self.metrics.finished(result)
+        return {"result": json.dumps(result)}
 
     @property
     def target(self) -> Storage:
@@ -70,9 +76,11 @@ class ProtectIdentity:
         return self.opened["output"]
 
     def _open(self, uri: str) -> Storage:
-        return PatientStorage(open_storage(uri, s3=self.config.s3), self.config.patience_s)
+        return PatientStorage(open_storage(uri, s3=self.config.s3), self.config.patience_s, self.metrics.retried)
 
     def _attempt(self, work: Row) -> Row:
+        if self.deadline is not None and time.time() > self.deadline:
+            return {"status": "skipped", "reason": LATE, "failed_photos": 0}
         task, key = (work["identity"], work["part"]), work["key"]
         starts = records.count_starts(self.target, task, key, self.run_id)
         if starts >= self.config.max_starts:
@@ -126,6 +134,7 @@ class ProtectIdentity:
             "started_at": started,
             "finished_at": records.now(),
         }
+        self.metrics.worked(how["seconds"], out.peak_memory_bytes, out.device)
         for row in rows.values():
             row["reason"] = "; ".join(text for text in (row["reason"], out.note) if text)
         return self._commit(work, [row | how for row in rows.values()], how)
@@ -152,6 +161,7 @@ class ProtectIdentity:
     def _read_one(self, photo: Row, row: Row) -> Decoded | None:
         try:
             data = self._bytes(photo)
+            self.metrics.read(len(data))
             row["source_sha256"] = hashlib.sha256(data).hexdigest()
             done = decode(data, max_pixels=self.config.max_pixels)
         except BusyError:
@@ -190,6 +200,7 @@ class ProtectIdentity:
         sha = hashlib.sha256(data).hexdigest()
         key = f"photos/{escape(identity)}/{stem(row['source_uri'])}.{sha[:12]}.png"
         self.target.put(key, data, "image/png")
+        self.metrics.wrote(len(data))
         row |= {"output_key": key, "output_uri": self.target.uri_of(key), "output_sha256": sha}
 
     def _photo_row(self, work: Row, photo: Row) -> Row:

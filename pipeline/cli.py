@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dladiff.errors import ConfigError, DladiffError, StorageError
+from pipeline.operator_commands import add_commands
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -105,10 +106,17 @@ def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None
 
 @main.command()
 @_settings
+@click.option("--metrics", envvar="DLADIFF_METRICS", help="Serve progress to Prometheus at [HOST:]PORT.")
 @click.option("--dry-run", is_flag=True, help="Say what would run; write nothing.")
 @_guarded
 def protect(
-    config: Path | None, dry_run: bool, retry_failed: bool, reason: tuple[str, ...], as_json: bool, **options: Any
+    config: Path | None,
+    dry_run: bool,
+    retry_failed: bool,
+    reason: tuple[str, ...],
+    metrics: str | None,
+    as_json: bool,
+    **options: Any,
 ) -> int:
     """Protect every identity that is new or changed."""
     from pipeline.config import run_config
@@ -118,11 +126,13 @@ def protect(
         return _plan_only(settings, retry, None, as_json)
     from rich.console import Console
 
+    from pipeline.driver_metrics import served
     from pipeline.progress import closing_table
     from pipeline.run import protect as run
 
     console = Console(stderr=as_json)
-    summary = run(settings, retry=retry, console=console)
+    with served(metrics) as driver:
+        summary = run(settings, retry=retry, console=console, metrics=driver)
     if summary.results:
         console.print(closing_table(summary.results))
     names = ("planned", "photos", "done", "failed", "quarantined", "skipped", "lost_photos")
@@ -225,6 +235,22 @@ def verify(output: str, as_json: bool) -> int:
 
 
 @main.command()
+@_output
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Local file; else report/index.html there."
+)
+@click.option("--photos", type=click.IntRange(min=1), default=200, show_default=True, help="Most photos shown.")
+@_guarded
+def report(output: str, html: Path | None, photos: int, as_json: bool) -> int:
+    """Write one HTML page: before, after, change, scores, distributions. It holds pictures of the originals."""
+    from pipeline.report import write_report
+    from pipeline.storage import open_storage
+
+    _report(asdict(write_report(open_storage(output), html, photos)), as_json)
+    return 0
+
+
+@main.command()
 def version() -> None:
     """Print the version."""
     from importlib.metadata import version as installed
@@ -238,3 +264,6 @@ def _report(facts: dict[str, Any], as_json: bool) -> None:
     else:
         for name, value in facts.items():
             click.echo(f"{name.replace('_', ' ')}: {'-' if value is None else value}")
+
+
+add_commands(main, _guarded)

@@ -1,9 +1,10 @@
 """What the driver serves on /metrics while it runs, and what a scheduled run leaves behind at its end."""
 
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,16 @@ class DriverMetrics:
     def __init__(
         self,
         *,
-        gpus_per_actor: float = 0,
         price: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.registry = CollectorRegistry()
         self.counts = {"done": 0, "failed": 0, "quarantined": 0}
         self.planned = self.photos = 0
-        self._price = None if price is None else price * (gpus_per_actor or 1)  # of an hour of one actor
+        self._price = price
         self._clock = clock
-        self._busy = 0.0
+        self._billed_s = 0.0  # of GPUs; of actors, where they have none
+        self._gpus = 0.0
         self._started = clock()
         self._recent: deque[tuple[float, int]] = deque()
         self._lock = threading.Lock()
@@ -57,9 +58,14 @@ class DriverMetrics:
         for metric, function in computed.items():
             self._gauge(metric).set_function(function)
 
-    def begin(self, identities: int, tasks: int) -> None:
-        """Say how much there is to do."""
-        self.planned, self._started = tasks, self._clock()
+    def begin(self, identities: int, tasks: int, gpus_per_actor: float = 0) -> None:
+        """Say how much there is to do. The next run of the same process begins anew; only its cost is added."""
+        with self._lock:
+            self.counts = dict.fromkeys(self.counts, 0)
+            self.planned, self.photos, self._started = tasks, 0, self._clock()
+            self._recent.clear()
+        self._gpus, self._longest_s = gpus_per_actor, 0.0
+        self._longest.set(0)
         self._identities.set(identities)
         self._last.set(self._started)
 
@@ -70,7 +76,7 @@ class DriverMetrics:
         with self._lock:
             self.counts[status] += 1
             self.photos += photos
-            self._busy += result["seconds"]
+            self._billed_s += result["seconds"] * (self._gpus or 1)
             self._recent.append((self._clock(), photos))
         self._last.set(self._clock())
         self._longest_s = max(self._longest_s, result["seconds"])
@@ -92,8 +98,8 @@ class DriverMetrics:
         return left * self._span() / recent if recent else float("nan")
 
     def cost(self) -> float:
-        """Actor hours of finished tasks times the price of one."""
-        return self._busy / 3600 * (self._price or 0.0)
+        """GPU-hours (actor-hours without GPUs) of finished tasks times the price of one."""
+        return self._billed_s / 3600 * (self._price or 0.0)
 
     def serve(self, address: str) -> int:
         """Serve /metrics at `[HOST:]PORT` (127.0.0.1 unless told otherwise); return the port. Raises ConfigError."""
@@ -127,6 +133,18 @@ class DriverMetrics:
 
     def _span(self) -> float:
         return max(1.0, min(RECENT_S, self._clock() - self._started))
+
+
+@contextlib.contextmanager
+def served(address: str | None, price: float | None = None) -> Iterator[DriverMetrics]:
+    """Yield the metrics of this process, served at `[HOST:]PORT` while the block runs, if given. Raises ConfigError."""
+    driver = DriverMetrics(price=price)
+    try:
+        if address is not None:
+            driver.serve(address)
+        yield driver
+    finally:
+        driver.close()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,12 @@ from pipeline.storage import Storage
 IN_MEMORY = 10_000  # tasks; above it Ray reads them from storage, and the driver holds none
 
 
-def results(config: RunConfig, todo: ParquetFile, target: Storage, run_id: str) -> Iterator[dict[str, Any]]:
+def results(
+    config: RunConfig, todo: ParquetFile, target: Storage, run_id: str, deadline: float | None = None
+) -> Iterator[dict[str, Any]]:
     """Run the actors on this machine or the cluster of RAY_ADDRESS; yield each task's result as it comes.
 
+    After `deadline` (seconds since the epoch) no task is begun: those left come back as skipped.
     Raises StorageError when Ray does not start or fails.
     """
     private = not os.environ.get("RAY_ADDRESS")
@@ -32,7 +35,12 @@ def results(config: RunConfig, todo: ParquetFile, target: Storage, run_id: str) 
         )
         stage = _rows(ray, todo, target, run_id).map(
             ProtectIdentity,
-            fn_constructor_kwargs={"run": config.to_dict(), "run_id": run_id, "digest": config.config_digest()},
+            fn_constructor_kwargs={
+                "run": config.to_dict(),
+                "run_id": run_id,
+                "digest": config.config_digest(),
+                "deadline": deadline,
+            },
             compute=actors,
             num_cpus=config.cpus_per_actor,  # torch's threads on the CPU
             num_gpus=config.gpus_per_actor,  # a fraction shares one GPU

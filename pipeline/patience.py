@@ -22,9 +22,10 @@ class PatientStorage:
     put writes the same bytes, and a conditional put that did succeed shows its own record to the one who asks.
     """
 
-    def __init__(self, inner: Storage, patience_s: float) -> None:
+    def __init__(self, inner: Storage, patience_s: float, retried: Callable[[], None] = lambda: None) -> None:
         self.inner = inner
         self.patience_s = patience_s
+        self.retried = retried
 
     @property
     def uri(self) -> str:
@@ -80,5 +81,6 @@ class PatientStorage:
                 if time.monotonic() + wait > deadline:
                     raise
                 log.warning("%s; trying again in %.0f s", error, wait)
+            self.retried()
             time.sleep(wait)
             wait = min(2 * wait, LONGEST_S)

@@ -42,10 +42,11 @@ def render(job: Job) -> dict[str, list[Manifest]]:
     """Return file names and the objects of each."""
     common = [_account(job), _settings(job), _network(job)]
     if job.schedule is None:
-        return {f"{job.name}.rayjob.yaml": [*common, _ray_job(job)]}
+        return {f"{job.name}.rayjob.yaml": [*common, _ray(job, "RayJob", _job_spec(job))]}
+    timed = {"schedule": job.schedule.cron, "timeZone": job.schedule.time_zone, "jobTemplate": _job_spec(job)}
     return {
-        f"{job.name}.cronjob.yaml": [*common, _ray_cluster(job), _cron_job(job)],
-        f"{job.name}.raycronjob.yaml": [*common, _ray_cron_job(job)],
+        f"{job.name}.cronjob.yaml": [*common, _ray(job, "RayCluster", _cluster_spec(job)), _cron_job(job)],
+        f"{job.name}.raycronjob.yaml": [*common, _ray(job, "RayCronJob", timed)],
     }
 
 
@@ -136,13 +137,8 @@ def _tcp(port: int) -> Manifest:
     return {"port": port, "protocol": "TCP"}
 
 
-def _ray_job(job: Job) -> Manifest:
-    return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayJob",
-        "metadata": _meta(job, queued=True),
-        "spec": _job_spec(job),
-    }
+def _ray(job: Job, kind: str, spec: Manifest) -> Manifest:
+    return {"apiVersion": "ray.io/v1", "kind": kind, "metadata": _meta(job, queued=True), "spec": spec}
 
 
 def _job_spec(job: Job) -> Manifest:
@@ -154,21 +150,6 @@ def _job_spec(job: Job) -> Manifest:
         "shutdownAfterJobFinishes": True,  # Kueue asks for it too
         "ttlSecondsAfterFinished": TTL_S,
         "rayClusterSpec": _cluster_spec(job),
-    }
-
-
-def _ray_cluster(job: Job) -> Manifest:
-    spec = _cluster_spec(job)
-    return {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": _meta(job, queued=True), "spec": spec}
-
-
-def _ray_cron_job(job: Job) -> Manifest:
-    assert job.schedule is not None
-    return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayCronJob",
-        "metadata": _meta(job, queued=True),
-        "spec": {"schedule": job.schedule.cron, "timeZone": job.schedule.time_zone, "jobTemplate": _job_spec(job)},
     }
 
 
@@ -213,19 +194,15 @@ def _cluster_spec(job: Job) -> Manifest:
         "enableInTreeAutoscaling": autoscaled,
     }
     if autoscaled:
-        small = _resources(1, 1)
-        spec["autoscalerOptions"] = {
-            "version": "v2",
-            "idleTimeoutSeconds": 120,
-            "resources": small,
-            "securityContext": _contained(),
-        }
+        sidecar = {"resources": _resources(1, 1), "securityContext": _contained()}
+        spec["autoscalerOptions"] = {"version": "v2", "idleTimeoutSeconds": 120, **sidecar}
     spec["headGroupSpec"] = {
         "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},  # no actor beside the driver
         "template": _template(job, _head(job), ON_DEMAND[cluster.cloud]),
     }
     wanted = {GPU_LABEL[cluster.cloud]: cluster.gpu} | (SPOT if cluster.spot else ON_DEMAND)[cluster.cloud]
-    worker = _template(job, _worker(job), wanted)
+    resources = _resources(cluster.cpus, cluster.memory_gib, cluster.gpus)
+    worker = _template(job, _container(job, "ray-worker", {"metrics": RAY_METRICS}, resources), wanted)
     worker["spec"] |= {"tolerations": _tolerations(cluster), "automountServiceAccountToken": False}
     spec["workerGroupSpecs"] = [
         {
@@ -241,16 +218,10 @@ def _cluster_spec(job: Job) -> Manifest:
 
 
 def _head(job: Job) -> Manifest:
-    ports = {"gcs": 6379, "dashboard": 8265, "client": 10001, "metrics": RAY_METRICS, "driver-metrics": DRIVER_METRICS}
+    ports = {"gcs": 6379, "dashboard": 8265, "client": 10001, "metrics": RAY_METRICS, "driver": DRIVER_METRICS}
     container = _container(job, "ray-head", ports, _resources(job.cluster.head_cpus, job.cluster.head_memory_gib))
     container["env"].append({"name": "DLADIFF_METRICS", "value": f"0.0.0.0:{DRIVER_METRICS}"})
     return container
-
-
-def _worker(job: Job) -> Manifest:
-    cluster = job.cluster
-    resources = _resources(cluster.cpus, cluster.memory_gib, cluster.gpus)
-    return _container(job, "ray-worker", {"metrics": RAY_METRICS}, resources)
 
 
 def _container(job: Job, name: str, ports: dict[str, int], resources: Manifest) -> Manifest:

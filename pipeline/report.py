@@ -176,12 +176,12 @@ def _read(row: Row, which: str, get: Callable[[], bytes]) -> Decoded | str:
     try:
         data = get()
         if hashlib.sha256(data).hexdigest() != row[f"{which}_sha256"]:
-            return "the file has changed since (another checksum)."
+            return "the file has changed since (another checksum)"
         photo = decode(data, max_pixels=row["width"] * row["height"], min_side=1)
     except (PhotoError, StorageError) as error:
-        return f"{error}."
+        return str(error)
     fits = photo.pixels.shape[:2] == (row["height"], row["width"])
-    return photo if fits else "its size is not the recorded one."
+    return photo if fits else "its size is not the recorded one"
 
 
 def _small(pixels: UInt8, side: int) -> UInt8:

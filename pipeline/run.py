@@ -5,6 +5,7 @@ import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from dladiff.errors import ModelError, StorageError
 from pipeline import manifest, records
 from pipeline.config import RunConfig
+from pipeline.driver_metrics import DriverMetrics
 from pipeline.engine import results
 from pipeline.lease import Lease
 from pipeline.plan import Plan, Retry, make_plan, write_plan
@@ -45,10 +47,17 @@ class Summary:
 
 
 def protect(
-    config: RunConfig, *, dry_run: bool = False, retry: Retry | None = None, console: Console | None = None
+    config: RunConfig,
+    *,
+    dry_run: bool = False,
+    retry: Retry | None = None,
+    console: Console | None = None,
+    metrics: DriverMetrics | None = None,
+    deadline: datetime | None = None,
 ) -> Summary:
     """Protect every identity that is new. Nothing new: Ray is not started, and storage is only read.
 
+    After `deadline` no task is begun; what is left counts as skipped, and the next run takes it up.
     Raises ConfigError or ModelError (exit code 2), StorageError (3).
     """
     with tempfile.TemporaryDirectory(prefix="dladiff-") as folder:
@@ -59,19 +68,31 @@ def protect(
         with Lease(target) as lease:
             if _changed(target, plan):  # another run worked until the lease was ours
                 plan = make_plan(config, retry=retry, folder=Path(folder))
-            return _run(config, plan, target, lease, console or Console(stderr=True))
+            watch = _Watch(console or Console(stderr=True), metrics or DriverMetrics(), deadline)
+            return _run(config, plan, target, lease, watch)
 
 
-def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, console: Console) -> Summary:
+@dataclass(frozen=True)
+class _Watch:
+    """Who looks on, and until when."""
+
+    console: Console
+    metrics: DriverMetrics
+    deadline: datetime | None
+
+
+def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, watch: _Watch) -> Summary:
     summary, run_id = _summary(plan), uuid.uuid4().hex
     write_plan(target, plan, run_id)
     ended: dict[str, list[str]] = {}
+    watch.metrics.begin(plan.identities, plan.todo, config.gpus_per_actor)
     if plan.todo:
         for identity, part in plan.retried:
             records.clear_starts(target, identity, part)
         assert plan.todo_file is not None
-        with Progress(console, plan.todo) as progress:
-            for result in results(config, plan.todo_file, target, run_id):
+        with Progress(watch.console, plan.todo) as progress:
+            until = watch.deadline.timestamp() if watch.deadline else None
+            for result in results(config, plan.todo_file, target, run_id, until):
                 lease.check()
                 if result["status"] == "fatal":
                     raise ModelError(result["reason"])
@@ -80,6 +101,7 @@ def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, console: 
                 summary.results.append(result)
                 ended.setdefault(result["identity"], []).append(result["status"])
                 progress.advance(result)
+                watch.metrics.advance(result)
     if len(summary.results) != plan.todo:
         raise StorageError(f"{plan.todo - len(summary.results)} tasks gave no result; run again, finished work is kept")
     for name, statuses in ended.items():

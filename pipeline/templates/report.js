@@ -24,50 +24,52 @@
     });
   }
   if (!list) return;
-  const cards = [...list.children];
-  const figure = (card, name) => (card.dataset[name] === "" ? null : Number(card.dataset[name]));
-  const by = (name, sign) => (a, b) => {
-    const [x, y] = [figure(a, name), figure(b, name)];
+  const number = (text) => (text === "" ? null : Number(text));
+  const entries = [...list.children].map((card) => {
+    const { name, status, reason, worst, psnr, slow } = card.dataset;
+    const text = `${name} ${reason}`.toLowerCase();
+    return { card, name, status, text, worst: number(worst), psnr: number(psnr), slow: number(slow) };
+  });
+  const by = (field, sign) => (a, b) => {
+    const [x, y] = [a[field], b[field]];
     if (x === null || y === null) return (x === null ? 1 : 0) - (y === null ? 1 : 0); // no figure: last
     return sign * (x - y);
   };
+  const names = new Intl.Collator("en", { numeric: true });
   const orders = {
     worst: by("worst", -1),
     psnr: by("psnr", 1),
     slow: by("slow", -1),
-    name: (a, b) => a.dataset.name.localeCompare(b.dataset.name, "en", { numeric: true }),
+    name: (a, b) => names.compare(a.name, b.name),
   };
   let room = PAGE;
+  let seen = [];
   const show = () => {
     const status = $("status").value;
     const wanted = $("text").value.trim().toLowerCase();
-    cards.sort(orders[$("sort").value]);
-    let matches = 0;
-    for (const card of cards) {
-      const { name, reason } = card.dataset;
-      const fits = (!status || card.dataset.status === status) && `${name} ${reason}`.toLowerCase().includes(wanted);
-      matches += fits ? 1 : 0;
-      card.hidden = !fits || matches > room;
-    }
-    list.append(...cards);
-    const seen = Math.min(matches, room);
-    $("count").value = seen < matches ? `${seen} of ${matches} photos` : `${matches} photo${matches === 1 ? "" : "s"}`;
-    $("more").hidden = seen === matches;
-    $("none").hidden = matches > 0;
+    entries.sort(orders[$("sort").value]);
+    const matches = entries.filter((e) => (!status || e.status === status) && e.text.includes(wanted));
+    for (const entry of entries) entry.card.hidden = true;
+    seen = matches.slice(0, room).map((entry) => entry.card);
+    for (const card of seen) card.hidden = false;
+    list.append(...seen); // in order; the hidden ones stay where they are, since moving thousands takes seconds
+    const all = `${matches.length} photo${matches.length === 1 ? "" : "s"}`;
+    $("count").value = seen.length < matches.length ? `${seen.length} of ${all}` : all;
+    $("more").hidden = seen.length === matches.length;
+    $("none").hidden = matches.length > 0;
   };
-  for (const id of ["sort", "status", "text"]) {
-    $(id).addEventListener("input", () => {
+  for (const [id, event] of [["sort", "change"], ["status", "change"], ["text", "input"]]) {
+    $(id).addEventListener(event, () => {
       room = PAGE;
       show();
     });
   }
   document.querySelector(".tools").addEventListener("submit", (event) => event.preventDefault());
   $("more").addEventListener("click", () => {
-    const first = cards.filter((card) => !card.hidden).length;
+    const first = seen.length;
     room += PAGE;
     show();
-    const next = cards.filter((card) => !card.hidden)[first];
-    next?.querySelector("input, button")?.focus(); // the keyboard goes on where the new cards begin
+    seen[first].querySelector("input, button")?.focus(); // the keyboard goes on where the new cards begin
   });
   show();
 })();

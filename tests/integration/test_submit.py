@@ -55,8 +55,10 @@ def started_head(folder: str, log: Path) -> Iterator[str]:
     environment = os.environ | {
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),  # the fake protector
+        "DLADIFF_FAKE_SECONDS": "300",  # of the protector Slow: its job runs for as long as the test wants
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nothing is left to drain
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     }
     environment.pop("RAY_ADDRESS", None)
@@ -144,8 +146,6 @@ def test_failed_job_is_the_next_attempt_and_tells_its_code(address: str, tmp_pat
 
 def test_running_job_is_found_and_can_be_stopped(address: str, tmp_path: Path) -> None:
     job = make_job(tmp_path, "stopped", protector="tests.fakes:Slow")
-    fifo = tmp_path / "photos" / "ann" / "2.png"
-    os.mkfifo(fifo)  # the job waits here for as long as nobody writes
     first = submit.submit(job, address)
     assert first.is_new
     deadline = time.monotonic() + 60
@@ -156,9 +156,9 @@ def test_running_job_is_found_and_can_be_stopped(address: str, tmp_path: Path) -
     assert "runs already" in again.sentence()
     ended = submit.stop(address, first.submission_id)
     assert (ended.status, ended.exit_code) == ("STOPPED", 1)
-    fifo.unlink()
-    resumed = submit.submit(job, address, wait=True)
-    assert resumed.submission_id == f"{first.submission_id}-2"
+    resumed = submit.submit(job, address)
+    assert (resumed.submission_id, resumed.is_new) == (f"{first.submission_id}-2", True)
+    submit.stop(address, resumed.submission_id)
 
 
 def test_wrong_address_id_and_places_are_one_line(address: str, tmp_path: Path) -> None:

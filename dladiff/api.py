@@ -1,0 +1,155 @@
+"""Python use without Ray: `protect_photos` takes PIL images or arrays and gives PIL images back."""
+
+import contextlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from dladiff.errors import PhotoError
+from dladiff.pixels import Pixels
+from dladiff.service import PhotoIn, PhotoOut, Protector
+
+__all__ = ["Photo", "ProtectedPhoto", "Similarity", "protect_photos"]
+
+Photo = Image.Image | NDArray[np.uint8]
+"""A PIL image, or uint8 (height, width, 3) RGB."""
+MIN_SIDE = 64  # px, as in the batch
+GREY_LEVELS = 257  # of 16 bits in one of 8: 65535 / 257 = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity:
+    """Cosine of one encoder to the original photo, the highest of any face: after layer 1, and of the result."""
+
+    encoder: str
+    optimised: bool
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtectedPhoto:
+    """One protected photo. Save `image` lossless (PNG): the figures hold for exactly these pixels."""
+
+    image: Image.Image
+    """RGB, or RGBA where the photo had transparency; upright, with the photo's colour profile."""
+    status: str
+    """`protected`, or `layer1_only` where no face was found."""
+    reason: str
+    """What fell short, or nothing."""
+    psnr: float
+    """dB; infinite when nothing changed."""
+    ssim: float
+    """Structural similarity to the original."""
+    linf: float
+    """Largest change of a channel, [0, 1] units."""
+    similarity: list[Similarity]
+    """One entry an encoder; empty without a face."""
+
+
+def protect_photos(
+    photos: Iterable[Photo],
+    *,
+    clean: Iterable[Photo] = (),
+    profile: str = "tiny",
+    preset: str | None = None,
+    seed: int = 0,
+    encoders: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> list[ProtectedPhoto]:
+    """Protect the photos of one person; return them in the order given.
+
+    `clean`: photos of the same person that layer 1's static surrogate learns from, else the photos themselves.
+    `encoders`: what layer 2 optimises against (`embedded:residual`, an ONNX file, an InsightFace pack folder), else
+    the profile's own. `settings`: fields of dladiff.config.MethodConfig that differ from the profile. The same photos,
+    settings and seed give the same pixels. Models stay in memory for the next call with the same settings.
+
+    Raises PhotoError (it names the photo), ConfigError or ModelError: one line that says what to do.
+    """
+    read = _read_all("photos", photos)
+    if not read:
+        raise PhotoError("photos: is empty; give at least one photo")
+    cleaned = [photo.pixels for photo in _read_all("clean", clean)]
+    overrides = dict(settings or {}) | ({"encoders": list(encoders)} if encoders else {})
+    asked = json.dumps({"profile": profile, "preset": preset, "overrides": overrides}, sort_keys=True)
+    inputs = [PhotoIn(key=str(i), pixels=photo.pixels) for i, photo in enumerate(read)]
+    done = _protector(asked, seed).protect_identity("", inputs, cleaned)
+    return [_result(photo, out) for photo, out in zip(read, done.photos, strict=True)]
+
+
+@lru_cache(maxsize=1)
+def _protector(asked: str, seed: int) -> Protector:
+    return Protector(json.loads(asked), seed, torch.get_num_threads())
+
+
+@dataclass(frozen=True)
+class _Read:
+    pixels: Pixels
+    alpha: NDArray[np.uint8] | None = None
+    icc: bytes | None = None
+
+
+def _read_all(name: str, photos: Iterable[Photo]) -> list[_Read]:
+    if isinstance(photos, Image.Image | np.ndarray | str | bytes) or not isinstance(photos, Iterable):
+        raise PhotoError(f"{name}: give a list of photos, not one {type(photos).__name__}")
+    return [_read(f"{name}[{i}]", photo) for i, photo in enumerate(photos)]
+
+
+def _read(name: str, photo: object) -> _Read:
+    if isinstance(photo, Image.Image):
+        found = _from_image(name, photo)
+    elif isinstance(photo, np.ndarray) and photo.dtype == np.uint8 and photo.ndim == 3 and photo.shape[2] == 3:
+        found = _Read(np.ascontiguousarray(photo))
+    else:
+        what = f"{photo.dtype} {photo.shape}" if isinstance(photo, np.ndarray) else type(photo).__name__
+        raise PhotoError(f"{name}: expected a PIL image or a uint8 array (height, width, 3), not {what}")
+    height, width = found.pixels.shape[:2]
+    if min(height, width) < MIN_SIDE:
+        raise PhotoError(f"{name}: {width} x {height} px is too small; each side needs at least {MIN_SIDE} px")
+    return found
+
+
+def _from_image(name: str, image: Image.Image) -> _Read:
+    """Apply the EXIF orientation and go to RGB; what has no agreed way there is refused."""
+    try:
+        image.load()
+    except Exception as error:  # Pillow raises nearly anything on a damaged file: it is the photo's fault
+        raise PhotoError(
+            f"{name}: cannot be decoded ({type(error).__name__}); copy it again from its source"
+        ) from error
+    upright = image
+    with contextlib.suppress(Exception):  # damaged EXIF is no reason to refuse a photo whose pixels are whole
+        upright = ImageOps.exif_transpose(image)
+    icc = upright.info.get("icc_profile")
+    if upright.mode.startswith("I;16"):
+        grey = ((np.asarray(upright).astype(np.uint32) + GREY_LEVELS // 2) // GREY_LEVELS).astype(np.uint8)
+        return _Read(np.repeat(grey[:, :, None], 3, axis=2))
+    if upright.mode in ("I", "F", "CMYK", "LAB", "HSV", "YCbCr"):
+        raise PhotoError(f'{name}: mode {upright.mode} is not supported; convert it with image.convert("RGB")')
+    if upright.has_transparency_data:
+        rgba = np.asarray(upright.convert("RGBA"))
+        return _Read(np.ascontiguousarray(rgba[:, :, :3]), rgba[:, :, 3], icc)
+    return _Read(np.asarray(upright.convert("RGB")), None, icc if upright.mode in ("RGB", "P") else None)
+
+
+def _result(photo: _Read, out: PhotoOut) -> ProtectedPhoto:
+    stacked = out.pixels if photo.alpha is None else np.dstack([out.pixels, photo.alpha])
+    image = Image.fromarray(np.ascontiguousarray(stacked))
+    if photo.icc:
+        image.info["icc_profile"] = photo.icc  # Pillow saves it with the image
+    return ProtectedPhoto(
+        image=image,
+        status=out.status,
+        reason=out.reason,
+        psnr=out.psnr,
+        ssim=out.ssim,
+        linf=out.linf,
+        similarity=[Similarity(**entry) for entry in out.similarity],
+    )

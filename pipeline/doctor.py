@@ -1,0 +1,275 @@
+"""What this machine has and lacks: one line a check, `ok` or what to do. torch is looked up, never imported."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from dladiff.errors import ConfigError, DladiffError
+from pipeline.config import RunConfig
+from pipeline.storage import TEMP_PREFIX, Storage, open_storage
+
+PYTHON = (3, 11)
+LEAST_MEMORY_GIB = {"tiny": 4.0}
+OTHER_MEMORY_GIB = 16.0  # Stable Diffusion 2.1 twice, its optimisers, and the photos of one identity
+GPU_MEMORY_GIB = 20.0
+SKEW_S = 60.0  # S3 refuses requests from 15 minutes on; records and leases are read by people long before
+ANSWER_S = 10.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line: `ok` and what was found, or what to do."""
+
+    name: str
+    ok: bool
+    text: str
+
+    def line(self) -> str:
+        """Return the line as it is printed."""
+        return f"{'ok  ' if self.ok else 'FAIL'}  {self.name}: {self.text}"
+
+
+def doctor(config: RunConfig | None = None, *, output: str | None = None, address: str | None = None) -> list[Check]:
+    """Check Python, packages, memory, GPU; with a configuration its models, input and output; with an address Ray.
+
+    Only a probe object of its own is written to the output, and deleted.
+    """
+    found = [*_basics(config)]
+    place = output or (config.output if config else None)
+    if config is not None:
+        found += [_model(config), _input(config)]
+    if place is not None:
+        found += _storage(place)
+    if address is not None:
+        found.append(_ray(address))
+    return found
+
+
+def _basics(config: RunConfig | None) -> Iterator[Check]:
+    running = sys.version_info[:3]
+    text = ".".join(map(str, running))
+    yield Check("python", running >= PYTHON, text if running >= PYTHON else f"{text}; install Python 3.11 or newer")
+    yield _packages()
+    yield _memory(config)
+    yield _gpu(config)
+
+
+def _packages() -> Check:
+    """Versions as installed; a constraint that is not met is named."""
+    from packaging.requirements import Requirement
+
+    faults, told = [], []
+    for text in requires("dladiff") or []:
+        wanted = Requirement(text)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            have = version(wanted.name)
+        except PackageNotFoundError:
+            faults.append(f"{wanted.name} is missing")
+            continue
+        if not wanted.specifier.contains(have, prereleases=True):
+            faults.append(f"{wanted.name} {have} is not {wanted.specifier}")
+        if wanted.name in ("ray", "torch", "diffusers", "onnxruntime"):
+            told.append(f"{wanted.name} {have}")
+    if faults:
+        return Check("packages", False, f"{', '.join(faults)}; pip install -c constraints.txt dladiff")
+    return Check("packages", True, ", ".join(told))
+
+
+def _memory(config: RunConfig | None) -> Check:
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    limit = _read_number(Path("/sys/fs/cgroup/memory.max"))
+    have = min(have, limit / 2**30) if limit else have
+    need = LEAST_MEMORY_GIB.get(config.profile, OTHER_MEMORY_GIB) if config else min(LEAST_MEMORY_GIB.values())
+    text = f"{have:.1f} GiB, {os.cpu_count()} CPUs"
+    return Check(
+        "memory", have >= need, text if have >= need else f"{text}; this profile needs {need:.0f} GiB an actor"
+    )
+
+
+def _gpu(config: RunConfig | None) -> Check:
+    needed = config is not None and config.gpus_per_actor > 0
+    hint = "; install the NVIDIA driver, or set gpus_per_actor: 0" if needed else ""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return Check("gpu", not needed, f"none found (no nvidia-smi){hint}")
+    fields = "--query-gpu=name,memory.total,memory.used,driver_version"
+    command = [tool, fields, "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Check("gpu", not needed, f"nvidia-smi does not answer ({error}){hint}")
+    if done.returncode != 0:
+        return Check("gpu", not needed, f"nvidia-smi fails: {' '.join((done.stderr or done.stdout).split())}{hint}")
+    cards = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+    text = "; ".join(f"{name}, {int(total) / 1024:.0f} GiB, {used} MiB in use" for name, total, used, _ in cards)
+    small = [name for name, total, *_ in cards if int(total) / 1024 < GPU_MEMORY_GIB]
+    if needed and config is not None and config.profile != "tiny" and small:
+        return Check("gpu", False, f"{text}; {small[0]} has less than {GPU_MEMORY_GIB:.0f} GiB: lower batch_photos")
+    if "+cpu" in _version("torch"):
+        return Check("gpu", not needed, f"{text}; torch is built for the CPU: pip install torch with CUDA")
+    return Check("gpu", True, text)
+
+
+def _model(config: RunConfig) -> Check:
+    """Whether the weights that the configuration names are there; none is read."""
+    try:
+        method = config.method_config()
+    except ConfigError as error:
+        return Check("models", False, str(error))
+    missing = []
+    if method.model != "embedded" and not (Path(method.model or "-") / "unet").is_dir():
+        missing.append(
+            f"method.model {method.model or '(not set)'}: no folder of the diffusers layout (unet/, vae/, ...)"
+        )
+    names = [*method.encoders, *method.held_out, method.detector]
+    for name in dict.fromkeys(names):
+        if name != "centerface" and not name.startswith("embedded:") and not Path(name).exists():
+            missing.append(f"{name}: no such file or pack folder")
+    if missing:
+        return Check("models", False, f"{'; '.join(missing)}; mount the weights here or set method to where they are")
+    return Check("models", True, f"{config.profile}: {method.model}, {len(names)} encoders and detectors")
+
+
+def _input(config: RunConfig) -> Check:
+    """Whether the input can be listed; an index file is only looked for where it lies on this machine."""
+    try:
+        if config.input.endswith((".csv", ".parquet")):
+            folder, _, name = config.input.rpartition("/")
+            there = open_storage(folder or ".").tag(name) is not None
+            return Check("input", there, config.input if there else f"{config.input} is not there; check its address")
+        first = next(iter(open_storage(config.input).list()), None)
+    except DladiffError as error:
+        return Check("input", False, str(error))
+    if first is None:
+        return Check("input", False, f"{config.input} holds nothing; check the prefix")
+    return Check("input", True, config.input)
+
+
+def _storage(uri: str) -> list[Check]:
+    """Put, conditional put, get, list and delete an object of our own, and compare clocks; nothing is left behind."""
+    if "://" in uri and not uri.startswith("file://"):
+        return _probed(uri, uri)
+    folder = Path(unquote(urlsplit(uri).path) if uri.startswith("file://") else uri).absolute()
+    while not folder.exists():  # the run will make it
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=TEMP_PREFIX, dir=folder) as own:
+            return _probed(own, uri)
+    except OSError as error:
+        return [Check("storage", False, f"{folder}: {error.strerror}; give a folder that this user may write to")]
+
+
+def _probed(place: str, told: str) -> list[Check]:
+    try:
+        storage, key = open_storage(place), f"probe-{uuid.uuid4().hex}"
+    except DladiffError as error:
+        return [Check("storage", False, str(error))]
+    try:
+        fault = _probe(storage, key)
+    except DladiffError as error:
+        fault = str(error)
+    finally:
+        with contextlib.suppress(DladiffError):  # told by the check already
+            storage.delete(key)
+    done = Check("storage", fault is None, fault or f"{told}: put, conditional put, get, list and delete")
+    return [done, _clock(place)]
+
+
+def _probe(storage: Storage, key: str) -> str | None:
+    sent = time.monotonic()
+    if not storage.put_if_absent(key, b"one"):
+        return f"{storage.uri_of(key)} was there before; is a second doctor at work?"
+    if storage.put_if_absent(key, b"two"):
+        return f"{storage.uri} ignores If-None-Match: two runs could overwrite each other; use a server that honours it"
+    tag = storage.tag(key)
+    if tag is None or not storage.put_if_match(key, b"three", tag) or storage.put_if_match(key, b"four", tag):
+        return f"{storage.uri} ignores If-Match: the lease of a run would not hold; use a server that honours it"
+    storage.put(key, b"five")
+    if storage.get(key) != b"five":
+        return f"{storage.uri} gave back other bytes than were put; do not use it"
+    if [entry.key for entry in storage.list("probe-") if entry.key == key] != [key]:
+        return f"{storage.uri} does not list what was put; a run would not find its records"
+    storage.delete(key)
+    if storage.tag(key) is not None:
+        return f"{storage.uri} does not delete; allow s3:DeleteObject on the output"
+    if time.monotonic() - sent > ANSWER_S:
+        return f"{storage.uri} took {time.monotonic() - sent:.0f} s for ten requests; look for a nearer server"
+    return None
+
+
+def _clock(uri: str) -> Check:
+    """This machine's clock against the Date header of the storage's server; a folder has the clock of its server."""
+    try:
+        skew = _server_skew(uri) if uri.startswith("s3://") else _file_skew(Path(uri))
+    except (OSError, ValueError, TypeError) as error:
+        return Check("clock", False, f"the storage's clock cannot be read ({' '.join(str(error).split())})")
+    if abs(skew) > SKEW_S:
+        return Check("clock", False, f"{skew:+.0f} s from the storage's; set up NTP on this machine")
+    return Check("clock", True, f"{skew:+.1f} s from the storage's")
+
+
+def _server_skew(uri: str) -> float:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    url = endpoint or f"https://{urlsplit(uri).netloc}.s3.amazonaws.com"
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"AWS_ENDPOINT_URL {url} is no http address")
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as reply:
+            date = reply.headers["Date"]
+    except urllib.error.HTTPError as error:  # it may well refuse us: its answer carries the time all the same
+        with error:
+            date = error.headers["Date"]
+    return time.time() - parsedate_to_datetime(date).timestamp()
+
+
+def _file_skew(folder: Path) -> float:
+    probe = folder / uuid.uuid4().hex
+    probe.touch()
+    return time.time() - probe.stat().st_mtime
+
+
+def _ray(address: str) -> Check:
+    """Whether a head answers: the Jobs API of an http address, or the port of a Ray address."""
+    split = urlsplit(address if "://" in address else f"ray://{address}")
+    try:
+        if split.scheme.startswith("http"):
+            from pipeline.submit import jobs
+
+            return Check("ray", True, f"{address}: {len(jobs(address))} jobs of dladiff")
+        with socket.create_connection((split.hostname or "", split.port or 6379), timeout=ANSWER_S):
+            return Check("ray", True, f"{address} answers")
+    except DladiffError as error:
+        return Check("ray", False, str(error))
+    except (OSError, ValueError) as error:
+        return Check("ray", False, f"{address} does not answer ({error}); is the head up, and the port open from here?")
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _read_number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no cgroup, or "max"
+        return None

@@ -1,0 +1,204 @@
+"""Layer 1 written straight down beside ours, in one run on one thread: `python -m tests.bench.speed`.
+
+Seconds of each stage are those of one identity of four photos under the paper preset, taken from the mean step of a
+short schedule (two epochs): medians of several runs, the two ways in turn, of this process's own CPU time, which other
+processes disturb least. FLOPs are counted, not estimated; the share of peak is against this machine's own matrix
+multiplication. Compare ratios, and within one run only.
+"""
+
+import argparse
+import itertools
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from rich.console import Console
+from rich.table import Table
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel
+from transformers.utils import logging as transformers_logging
+
+from dladiff import finetuning_layer
+from dladiff.config import FinetuningConfig
+from dladiff.randomness import stream
+from dladiff.surrogate import EMBEDDED, Surrogate
+from tests.bench.straight import Straight
+
+CPU = torch.device("cpu")
+PAPER = FinetuningConfig()
+SHORT = replace(PAPER, iter_ft=3, iter_opt=2, iter_1=2, iter_2=2)
+ONCE, STATIC, ATTENTION, DENOISING, DYNAMIC = STAGES = (
+    "once an identity",
+    "static surrogate",
+    "attention steps",
+    "denoising steps",
+    "dynamic surrogate",
+)
+Costs = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model folder, the working resolution (px), the maps' side (cells) and the photos of an identity."""
+
+    title: str
+    folder: str | Path
+    side: int
+    maps: int
+    photos: int
+
+
+def counts(config: FinetuningConfig, ours: bool) -> dict[str, int]:
+    """Steps of each stage. Ours leaves out the last epoch's training, which nothing reads."""
+    epochs, training = config.iter_opt, config.iter_opt - ours
+    steps = (1, config.iter_ft, epochs * config.iter_1, epochs * config.iter_2, training * config.iter_3)
+    return dict(zip(STAGES, steps, strict=True))
+
+
+def order(config: FinetuningConfig, ours: bool) -> list[str]:
+    """The stage of each interval between two marks: ours encodes photos ahead, which is a mark of its own."""
+    start, static = [ONCE], [STATIC] * config.iter_ft
+    attack = [ATTENTION] * config.iter_1 + [DENOISING] * config.iter_2
+    train = [DYNAMIC] * config.iter_3
+    if not ours:
+        return start + static + (attack + train) * config.iter_opt
+    return start + [ONCE] + static + [ONCE] + attack + [DYNAMIC, *train, *attack] * (config.iter_opt - 1)
+
+
+def measured(case: Case, resident: Surrogate | None, read: Callable[[], float]) -> Costs:
+    """Run the short schedule once, ours on a resident surrogate or straight; return the mean cost of a step by `read`.
+
+    `read` (a clock, or a count of FLOPs) is marked whenever a step draws its noise or photos are encoded ahead.
+    """
+    config = replace(SHORT, attention_resolution=case.maps)
+    x = torch.rand(case.photos, 3, case.side, case.side, generator=stream(0))
+    one, each = stream(1), [stream(2, str(i)) for i in range(case.photos)]
+    marks = [read()]
+
+    def mark(surrogate: Surrogate) -> None:
+        for name in ("draw", "encode_fixed"):
+            setattr(surrogate, name, marking(getattr(Surrogate, name).__get__(surrogate)))
+
+    def marking(call: Callable[..., Any]) -> Callable[..., Any]:
+        def marked(*arguments: Any) -> Any:
+            marks.append(read())
+            return call(*arguments)
+
+        return marked
+
+    if resident is None:
+        straight = Straight(case.folder, CPU, config)
+        mark(straight.models)
+        straight.protect(x, x, one, each)
+    else:
+        mark(resident)
+        static = finetuning_layer.static_surrogate(resident, x, config, one)
+        finetuning_layer.perturb(resident, static, x, config, each)
+    marks.append(read())
+    costs = dict.fromkeys(STAGES, 0.0)
+    for (start, end), stage in zip(itertools.pairwise(marks), order(config, resident is not None), strict=True):
+        costs[stage] += end - start
+    return {stage: costs[stage] / steps for stage, steps in counts(config, resident is not None).items()}
+
+
+def flops(case: Case, resident: Surrogate | None) -> Costs:
+    """Count the FLOPs of a step; the plain attention kernel, because the counter does not know the CPU's fused one."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        return measured(case, resident, counter.get_total_flops)
+
+
+def peak() -> float:
+    """FLOP/s of a 2048 x 2048 single-precision product on this thread, the best of ten."""
+    a = torch.rand(2048, 2048)
+    seconds = []
+    for _ in range(10):
+        start = time.process_time()
+        a @ a
+        seconds.append(time.process_time() - start)
+    return 2 * 2048**3 / min(seconds)
+
+
+def compare(case: Case, runs: int, best: float) -> Table:
+    """Measure both ways in turn and lay out the paper preset's seconds, ratios, FLOPs and shares of the peak."""
+    resident = Surrogate(case.folder, CPU)
+    ways = (None, resident)
+    work = [flops(case, way) for way in ways]  # also warms up
+    taken: list[list[Costs]] = [[], []]
+    for _ in range(runs):
+        for way, found in zip(ways, taken, strict=True):
+            found.append(measured(case, way, time.process_time))
+    steps = [counts(PAPER, ours) for ours in (False, True)]
+    rows = []
+    for stage in STAGES:
+        seconds = [steps[i][stage] * median(run[stage] for run in taken[i]) for i in (0, 1)]
+        rows.append((stage, *seconds, *(steps[i][stage] * work[i][stage] for i in (0, 1))))
+    rows.append(("all", *(sum(row[i] for row in rows) for i in range(1, 5))))
+    columns = ("stage", "straight s", "ours s", "ratio", "straight TFLOP", "ours TFLOP", "straight of peak", "ours")
+    table = Table(*columns, title=f"{case.title}, {case.photos} photos of {case.side} px, maps of {case.maps} squared")
+    for stage, a, b, f, g in rows:
+        shares = (f"{f / a / best:.0%}", f"{g / b / best:.0%}")
+        table.add_row(stage, f"{a:.1f}", f"{b:.1f}", f"{a / b:.2f}", f"{f / 1e12:.2f}", f"{g / 1e12:.2f}", *shares)
+    return table
+
+
+def quarter_sd21(folder: Path) -> Path:
+    """Write a bundle in the layout of SD 2.1 at a quarter of its width, with random weights."""
+    torch.manual_seed(0)
+    UNet2DConditionModel(
+        block_out_channels=(80, 160, 320, 320),
+        attention_head_dim=(5, 10, 20, 20),  # diffusers' name for the number of heads
+        norm_num_groups=16,
+        cross_attention_dim=1024,
+        use_linear_projection=True,
+    ).save_pretrained(folder / "unet")
+    AutoencoderKL(
+        block_out_channels=(32, 64, 128, 128),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=4,
+        scaling_factor=0.18215,
+    ).save_pretrained(folder / "vae")
+    config = CLIPTextConfig.from_pretrained(EMBEDDED / "text_encoder")
+    config.update({"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16})
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    DDPMScheduler.from_pretrained(EMBEDDED, subfolder="scheduler").save_pretrained(folder / "scheduler")
+    shutil.copytree(EMBEDDED / "tokenizer", folder / "tokenizer")
+    shutil.copy(EMBEDDED / "model_index.json", folder)
+    return folder
+
+
+def main() -> None:
+    """Print one table a model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--photos", type=int, default=4)
+    parser.add_argument("--side", type=int, default=256, help="px of the SD 2.1 layout; its maps are side / 32 cells")
+    parser.add_argument("--only", choices=("tiny", "sd21"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    best = peak()
+    console = Console(width=140)
+    console.print(f"one thread, matrix product: {best / 1e9:.0f} GFLOP/s")
+    with tempfile.TemporaryDirectory() as folder:
+        if options.only != "sd21":
+            console.print(compare(Case("tiny model", "embedded", 128, 16, options.photos), options.runs, best))
+        if options.only != "tiny":
+            layout = quarter_sd21(Path(folder))
+            case = Case("SD 2.1 layout, quarter width", layout, options.side, options.side // 32, options.photos)
+            console.print(compare(case, options.runs, best))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Layer 1 against the same algorithm written straight down, without any of its savings (tests/bench/straight.py)."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from dladiff import finetuning_layer
+from dladiff.config import FinetuningConfig
+from dladiff.randomness import stream
+from dladiff.surrogate import Surrogate
+from tests.bench.straight import Straight
+
+CPU = torch.device("cpu")
+SIZE = 64
+
+
+def both(config: FinetuningConfig, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The perturbation of two photos, with a clean set of three, by the straight way and by ours."""
+    torch.set_num_threads(1)
+    straight, ours = Straight("embedded", CPU, config), Surrogate("embedded", CPU)
+    for part in (straight.models.vae, straight.models.text, straight.static, straight.dynamic):
+        part.to(kind)
+    for part in (ours.vae, ours.text, ours.unet):
+        part.to(kind)
+    clean, x = torch.rand(5, 3, SIZE, SIZE, generator=stream(1), dtype=kind).split([3, 2])
+    a = straight.protect(clean, x, stream(2), [stream(3), stream(4)])
+    static = finetuning_layer.static_surrogate(ours, clean, config, stream(2))
+    b = finetuning_layer.perturb(ours, static, x, config, [stream(3), stream(4)])
+    return a, b
+
+
+def schedule(**changes: object) -> FinetuningConfig:
+    settings = {"iter_ft": 4, "iter_opt": 3, "iter_1": 2, "iter_2": 1, "iter_3": 2, "attention_resolution": 8}
+    return FinetuningConfig(**(settings | {"lr_static": 5e-4, "lr_dynamic": 2e-4, "batch": 2} | changes))
+
+
+def test_sign_steps_agree_in_double_precision() -> None:
+    a, b = both(schedule(), torch.float64)
+    assert a.abs().max() > 5 / 255
+    assert (a - b).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("resolution", [8, 4])
+def test_smooth_steps_agree_in_single_precision(resolution: int) -> None:
+    a, b = both(schedule(gradient="l2", attention_resolution=resolution), torch.float32)
+    assert (a - b).abs().max() < 1e-4 and (a - b).norm() < 1e-3 * a.norm()
+
+
+def test_sign_steps_agree_in_single_precision_but_where_the_gradient_is_rounding() -> None:
+    a, b = both(schedule(), torch.float32)
+    assert ((a - b).abs() > 1e-6).double().mean() < 0.01

@@ -1,0 +1,287 @@
+"""The report: hostile names, missing files, samples of large outputs, and figures with a known answer."""
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dladiff.errors import ConfigError, StorageError
+from pipeline import records, report
+from pipeline.actor import ProtectIdentity
+from pipeline.config import RunConfig
+from pipeline.manifest import write_manifest
+from pipeline.report import cosine, number, write_report
+from pipeline.report_data import Sample, Series
+from pipeline.storage import Storage, open_storage
+from tests.unit.photo_bytes import rgb, saved
+
+HOSTILE = "<script>alert(1)</script>\"'&amp;\u202etxt"
+HOSTILE_FILE = "\"><img src=x onerror=alert(2)>'{{ 7*7 }}.png"
+VOID = {"meta", "img", "input", "br"}
+
+
+def portrait(shade: int) -> bytes:
+    """A photo of 96 x 80 px whose levels depend on `shade`."""
+    return saved(rgb().resize((96, 80)).point(lambda value: max(value - shade, 0)), "PNG")
+
+
+def protected_output(folder: Path, people: dict[str, Sequence[str]]) -> Storage:
+    """Protect `people` (identity to file names) with one grey level of noise, as an actor does; build the manifest."""
+    source, target = open_storage(folder / "in", create=True), open_storage(folder / "out", create=True)
+    config = RunConfig(input=source.uri, output=target.uri, protector="tests.fakes:AddNoise")
+    actor = ProtectIdentity(config.to_dict(), "r", "d")
+    for place, (identity, names) in enumerate(people.items()):
+        keys = [f"{place}/{name}" for name in names]
+        for shade, key in enumerate(keys):
+            source.put(key, b"broken" if "broken" in key else portrait(10 * place + shade))
+        photos = [{"key": key, "uri": source.uri_of(key)} for key in keys]
+        work = {"identity": identity, "part": 0, "parts": 1, "key": "k", "replaces": None, "photos": photos}
+        actor({"work": json.dumps(work | {"clean": []})})
+    write_manifest(target)
+    return target
+
+
+class Page(HTMLParser):
+    """Elements, attributes and text of a page; fails on a tag that is not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, str] = {}
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        inside = self.open[-1] if self.open else ""
+        self.texts[inside] = self.texts.get(inside, "") + data
+        if inside not in ("script", "style"):
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.elements if name == tag]
+
+    def cards(self) -> list[dict[str, str | None]]:
+        return [attrs for attrs in self.all("article") if attrs.get("class") == "card"]
+
+
+def made(storage: Storage, photos: int = report.EMBEDDED) -> Page:
+    written = write_report(storage, photos=photos)
+    assert written.report == storage.uri_of("report/index.html")
+    data = storage.get("report/index.html")
+    assert written.bytes == len(data)
+    return Page(data.decode())
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    page = made(protected_output(tmp_path, {HOSTILE: [HOSTILE_FILE], "lost <b>": ["broken.png"]}))
+    visible = HOSTILE.replace("\u202e", "\\u202e")
+    assert len(page.all("script")) == 1
+    assert "alert" not in page.texts["script"]
+    assert not [name for _, attrs in page.elements for name in attrs if name.startswith("on") or name == "style"]
+    assert all(attrs["src"] and attrs["src"].startswith("data:image/webp;base64,") for attrs in page.all("img"))
+    assert visible in page.text
+    assert HOSTILE_FILE in page.text
+    assert f"{visible} / {HOSTILE_FILE}" in [card["data-name"] for card in page.cards()]
+    assert f"Protected photo of {visible}, {HOSTILE_FILE}" in [img["alt"] for img in page.all("img")]
+    assert "lost <b>" in page.text
+
+
+def test_page_allows_itself_and_nothing_else(tmp_path: Path) -> None:
+    page = made(protected_output(tmp_path, {"ann": ["1.png"]}))
+    (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict((policy or "").split(" ", 1) for policy in (policy or "").split("; "))
+    for kind in ("style", "script"):
+        digest = base64.b64encode(hashlib.sha256(page.texts[kind].encode()).digest()).decode()
+        assert rules[f"{kind}-src"] == f"'sha256-{digest}'"
+    assert (rules["default-src"], rules["img-src"], rules["form-action"]) == ("'none'", "data:", "'none'")
+    links = [attrs.get(name) or "" for _, attrs in page.elements for name in ("src", "href", "action")]
+    assert not [link for link in links if link and not link.startswith(("data:", "#"))]
+    assert all(img["alt"] is not None for img in page.all("img"))
+
+
+def test_card_says_what_the_manifest_says(tmp_path: Path) -> None:
+    storage = protected_output(tmp_path, {"ann": ["1.png", "2.png"], "bob": ["broken.png"]})
+    page = made(storage)
+    assert [(c["data-status"], c["data-psnr"], c["data-worst"]) for c in page.cards()] == [
+        ("failed", "", ""),
+        ("protected", "48.1", "0.1"),
+        ("protected", "48.1", "0.1"),
+    ]
+    for words in ("2 of 3 photos of 2 identities are protected.", "1.00 → 0.10", "1 / 255", "80", "Change \u00d7 7"):
+        assert words in page.text
+    assert "no photo can be used: not an image in a known format" in page.text
+    for words in ("raises the cost of misuse", "Purification", "held-out", "licence", "numpy"):
+        assert words.lower() in page.text.lower()
+    sources = [img["src"] or "" for img in page.all("img")]
+    first = Image.open(io.BytesIO(base64.b64decode(sources[0].split(",")[1])))
+    assert first.size == (96, 80)
+
+
+def test_originals_that_are_gone_or_changed(tmp_path: Path) -> None:
+    storage = protected_output(tmp_path, {"ann": ["1.png", "2.png", "3.png"]})
+    source = open_storage(tmp_path / "in")
+    source.delete("0/1.png")
+    source.put("0/2.png", portrait(99))
+    (third,) = [e.key for e in storage.list("photos/ann/3.")]
+    storage.put(third, portrait(5))
+    page = made(storage)
+    for words in (
+        "Original not reachable: ",
+        "Original not reachable: the file has changed since",
+        "Protected photo not readable: the file has changed since",
+    ):
+        assert words in page.text
+    assert len([i for i in page.all("input") if i["type"] == "range"]) == 0
+    assert not [img for img in page.all("img") if "riginal" in (img["alt"] or "")]
+
+
+def test_without_a_manifest_or_photos(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path / "out", create=True)
+    with pytest.raises(ConfigError, match=r"identities.parquet: is missing; run `dladiff finalise --output"):
+        write_report(storage)
+    write_manifest(storage)
+    page = made(storage)
+    assert "holds no photo yet" in page.text
+    assert page.cards() == []
+    storage.put("manifest/photos.parquet", b"damaged")
+    with pytest.raises(StorageError, match=r"photos\.parquet cannot be read; run `dladiff finalise"):
+        write_report(storage)
+
+
+def test_a_large_output_is_sampled_and_says_so(tmp_path: Path) -> None:
+    storage = protected_output(tmp_path, {"ann": [f"{i}.png" for i in range(12)], "bob": ["broken.png"]})
+    page = made(storage, photos=5)
+    assert len(page.cards()) == 5
+    assert "Showing 5 of 13 photos: the worst and the slowest" in page.text
+    assert [c["data-status"] for c in page.cards()].count("failed") == 1
+
+
+def row(place: int, **more: Any) -> dict[str, Any]:
+    entry = {"encoder": "e", "optimised": True, "before": 1.0, "after": 0.1}
+    plain = {"place": place, "status": "protected", "psnr": 40.0, "similarity": [entry], "seconds": [("a", 1.0)]}
+    return plain | more
+
+
+def test_sample_holds_the_worst_of_each_kind_and_a_seeded_rest() -> None:
+    special = {
+        3: {"status": "failed"},
+        500: {"status": "layer1_only"},
+        700: {"psnr": 20.0},
+        800: {"seconds": [("a", 1.0), ("b", 99.0)]},
+        900: {"similarity": [{"encoder": "e", "optimised": True, "before": 1.0, "after": 0.9}]},
+        999: {"psnr": None, "similarity": None, "seconds": None},
+    }
+
+    def drawn(seed: int) -> list[int]:
+        sample = Sample(10, seed)
+        for place in range(1000):
+            sample.add(row(place, **special.get(place, {})))
+        return [r["place"] for r in sample.rows()]
+
+    assert len(set(drawn(0))) == 10
+    assert {3, 500, 700, 800, 900} <= set(drawn(0))
+    assert drawn(0) == drawn(0)
+    assert drawn(0) != drawn(1)
+
+
+def test_a_small_sample_is_everything() -> None:
+    sample = Sample(10)
+    for place in range(10):
+        sample.add(row(place))
+    assert sorted(r["place"] for r in sample.rows()) == list(range(10))
+
+
+def test_reservoir_is_fair() -> None:
+    counts = np.zeros(50)
+    for seed in range(400):
+        sample = Sample(10, seed)
+        for place in range(50):
+            sample.add(row(place))
+        counts[[r["place"] for r in sample._drawn]] += 1
+    assert counts.sum() == 4000
+    assert abs(counts - 80).max() < 5 * np.sqrt(400 * 0.2 * 0.8)  # binomial, five standard deviations
+
+
+def test_spread_and_bins_in_closed_form() -> None:
+    series = Series()
+    for value in [*range(101), None]:
+        series.add(value)
+    spread = series.spread
+    assert spread is not None
+    assert (spread.count, spread.median, spread.low, spread.high) == (101, 50, 5, 95)
+    assert sum(series.bins(0, 100)) == 101
+    assert Series().spread is None
+
+
+def test_change_is_amplified_about_grey() -> None:
+    before = np.full((64, 64, 3), 100, np.uint8)
+    after = before.copy()
+    after[0, 0], after[0, 1] = (101, 100, 98), 255
+    change = report._change(before, after, 64)
+    assert change[0, 0].tolist() == [135, 128, 114]
+    assert change[0, 1].tolist() == [255] * 3
+    assert report._change(before, after, 20).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 9, 9), (80, 60, 96, 80), (-5, -5, 200, 200), (10, 10, 11, 11)])
+def test_face_crop_is_a_square_inside_the_photo(box: tuple[float, ...]) -> None:
+    crop = report._face(np.zeros((80, 96, 3), np.uint8), box)
+    assert crop.shape[0] == crop.shape[1] >= 8
+
+
+def test_numbers_are_typeset() -> None:
+    assert (number(None), number(-1234.56), number(30000, 0)) == ("\u2013", "\u22121,234.6", "30,000")
+    assert (cosine(-0.001), cosine(-0.4)) == ("0.00", "\u22120.40")
+
+
+def test_pictures_beside_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = protected_output(tmp_path, {"ann": ["1.png", "2.png"]})
+    monkeypatch.setattr(report, "EMBEDDED", 1)
+    with pytest.raises(ConfigError, match="more than 1 pictures lie beside the page; give --html FILE"):
+        write_report(storage, photos=2)
+    file = tmp_path / "new" / "a page.html"
+    write_report(storage, file, photos=2)
+    page = Page(file.read_text())
+    names = {(img["src"] or "").replace("%20", " ") for img in page.all("img")}
+    assert len(names) == 10
+    assert {str(p.relative_to(file.parent)) for p in (file.parent / "a page_files").iterdir()} == names
+    assert "img-src 'self';" in (page.all("meta")[1]["content"] or "")
+
+
+def test_an_old_page_stays_when_the_new_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = protected_output(tmp_path, {"ann": ["1.png"]})
+    file = tmp_path / "page.html"
+    file.write_text("old")
+    monkeypatch.setattr(report, "render", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_report(storage, file)
+    assert file.read_text() == "old"
+
+
+def test_failures_of_whole_identities_are_told_once(tmp_path: Path) -> None:
+    storage = protected_output(tmp_path, {"ann": ["1.png", "broken.png"], "raises": ["1.png", "2.png"]})
+    page = made(storage)
+    assert records.read_index(storage).failed
+    assert page.text.count("ValueError: a bug in the method") == 3  # two cards, and one line for the identity
+    assert "all" in page.texts["td"]
