@@ -60,7 +60,10 @@ class Surrogate:
             raise ModelError(f"the model in {root} cannot be loaded: {str(error).splitlines()[0]}") from error
         self.device = device
         for part in (self.unet, self.vae, text):
-            part.eval().requires_grad_(False).float().to(device, memory_format=torch.channels_last)
+            part.eval().requires_grad_(False).float().to(device)
+        self.vae.to(
+            memory_format=torch.channels_last
+        )  # a fifth to a half faster forwards on the CPU; the UNet gains nothing
         self.text = text
         self.copies: dict[str, UNet2DConditionModel] = {}
         self.prompts: dict[str, tuple[Tensor, int | None]] = {}

@@ -22,8 +22,7 @@ class Straight:
     def __init__(self, folder: str | Path, device: torch.device, config: FinetuningConfig) -> None:
         self.models = Surrogate(folder, device)
         self.config = config
-        for part in (self.models.vae, self.models.unet):
-            part.to(memory_format=torch.contiguous_format)
+        self.models.vae.to(memory_format=torch.contiguous_format)
         self.static = UNet2DConditionModel.from_config(self.models.unet.config).to(device)
         self.static.load_state_dict(self.models.unet.state_dict())
         self.dynamic = self.models.unet.requires_grad_(True)
