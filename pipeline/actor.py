@@ -13,12 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 
 from dladiff.errors import BusyError, ConfigError, DladiffError, ModelError, NotFoundError, PhotoError, StorageError
 from pipeline import records
 from pipeline.config import RunConfig
 from pipeline.index_file import is_index
+from pipeline.manifest import GROUP
 from pipeline.metrics import ActorMetrics
 from pipeline.names import escape, stem
 from pipeline.patience import PatientStorage
@@ -43,6 +45,7 @@ class ProtectIdentity:
         self.deadline = deadline  # seconds since the epoch; no task is begun after it
         self.protector: Any = None
         self.opened: dict[str, Storage] = {}
+        self.plans: dict[str, pq.ParquetFile] = {}
         self.metrics = ActorMetrics()
 
     def __call__(self, row: Row) -> Row:
@@ -55,6 +58,7 @@ class ProtectIdentity:
         work = json.loads(row["work"])
         started = time.monotonic()
         try:
+            work = self._planned(work) if "plan" in work else work
             result = self._attempt(work)
         except (ModelError, ConfigError) as error:
             result = {"status": "fatal", "reason": str(error)}
@@ -62,7 +66,8 @@ class ProtectIdentity:
             result = {"status": "storage", "reason": str(error)}
         except BaseException as error:  # a row that raised would end the run or vanish
             result = self._failed(work, "failed", _line(error), traceback.format_exc())
-        common = {"identity": work["identity"], "photos": len(work["photos"]), "failed_photos": len(work["photos"])}
+        photos = len(work.get("photos", ()))
+        common = {"identity": work.get("identity", ""), "photos": photos, "failed_photos": photos}
         seconds = round(time.monotonic() - started, 3)
         result = common | {"reason": "", "seconds": seconds, "rows": []} | result
         self.metrics.finished(result)
@@ -74,6 +79,15 @@ class ProtectIdentity:
         if "output" not in self.opened:
             self.opened["output"] = self._open(self.config.output)
         return self.opened["output"]
+
+    def _planned(self, place: Row) -> Row:
+        """Return the work at a row of a stored plan, which is fetched once."""
+        if place["plan"] not in self.plans:
+            self.plans = {place["plan"]: pq.ParquetFile(io.BytesIO(self.target.get(place["plan"])))}
+        group, row = divmod(place["row"], GROUP)
+        text = self.plans[place["plan"]].read_row_group(group, columns=["work"])["work"][row].as_py()
+        work: Row = json.loads(text)
+        return work
 
     def _open(self, uri: str) -> Storage:
         return PatientStorage(open_storage(uri, s3=self.config.s3), self.config.patience_s, self.metrics.retried)

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from dladiff.errors import DladiffError, StorageError
@@ -14,12 +14,12 @@ from pipeline.config import RunConfig
 from pipeline.manifest import ParquetFile
 from pipeline.storage import Storage
 
-IN_MEMORY = 10_000  # tasks; above it Ray reads them from storage, and the driver holds none
+IN_MEMORY = 10_000  # tasks; above it the actors read what to do from storage, and the driver holds numbers alone
 
 
 def results(
     config: RunConfig, todo: ParquetFile, target: Storage, run_id: str, deadline: float | None = None
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """Run the actors on this machine or the cluster of RAY_ADDRESS; yield each task's result as it comes.
 
     After `deadline` (seconds since the epoch) no task is begun: those left come back as skipped.
@@ -56,13 +56,18 @@ def results(
 
 
 def _rows(ray: Any, todo: ParquetFile, target: Storage, run_id: str) -> Any:
-    """One block a task, so that results stream and no actor holds a second identity's turn."""
+    """One block a task, so that results stream and no actor holds a second identity's turn.
+
+    Made by the driver, not by tasks of Ray (read_parquet, repartition): where actors hold every CPU such a task would
+    wait for ever, and the actors for it.
+    """
     if todo.count <= IN_MEMORY:
         rows = list(todo.rows())
-        return ray.data.from_items(rows, override_num_blocks=len(rows))
-    key = f"plan/todo-{run_id}.parquet"
-    todo.put(target, key)
-    return ray.data.read_parquet(target.uri_of(key)).repartition(target_num_rows_per_block=1)
+    else:
+        key = f"plan/todo-{run_id}.parquet"
+        todo.put(target, key)
+        rows = [{"work": json.dumps({"plan": key, "row": i})} for i in range(todo.count)]
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 
 @contextlib.contextmanager

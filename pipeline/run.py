@@ -4,6 +4,7 @@ import tempfile
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -90,9 +91,10 @@ def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, watch: _W
         for identity, part in plan.retried:
             records.clear_starts(target, identity, part)
         assert plan.todo_file is not None
-        with Progress(watch.console, plan.todo) as progress:
-            until = watch.deadline.timestamp() if watch.deadline else None
-            for result in results(config, plan.todo_file, target, run_id, until):
+        until = watch.deadline.timestamp() if watch.deadline else None
+        stream = results(config, plan.todo_file, target, run_id, until)
+        with Progress(watch.console, plan.todo) as progress, closing(stream):  # an error ends Ray before it is told
+            for result in stream:
                 lease.check()
                 if result["status"] == "fatal":
                     raise ModelError(result["reason"])

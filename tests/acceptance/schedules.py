@@ -38,7 +38,6 @@ SCHEDULES: dict[str, FinetuningConfig] = {
     "attention stage alone": replace(TINY, iter_2=0),
     "denoising stage alone": replace(TINY, iter_1=0),
     "no dynamic training": replace(TINY, iter_3=0),
-    "twice the epochs": replace(TINY, iter_opt=TINY.iter_opt * 2),
 }
 PROTECTED = 4  # photos of each person
 Face = NDArray[np.uint8]

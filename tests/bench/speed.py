@@ -1,6 +1,6 @@
 """Layer 1 written straight down beside ours, in one run on one thread: `python -m tests.bench.speed`.
 
-Seconds of each stage are those of one identity of four photos under the paper preset, taken from the mean step of a
+Seconds of each stage are those of one batch of photos under the paper preset, taken from the mean step of a
 short schedule (two epochs): medians of several runs, the two ways in turn, of this process's own CPU time, which other
 processes disturb least. FLOPs are counted, not estimated; the share of peak is against this machine's own matrix
 multiplication. Compare ratios, and within one run only.

@@ -186,7 +186,7 @@ def test_s3_refuses_writes_and_is_mended(bucket: tuple[Scene, FaultyProxy]) -> N
     until(scene.starts, "a start")
     proxy.mode = "read_only"
     ended = scene.end(process)
-    assert ended.code == 3
+    assert ended.code == 3, ended.errors
     assert "access denied" in ended.errors
     proxy.mode = "pass"
     scene.output.delete("lock.json")  # the lease could not be given back; it would expire by itself

@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +160,49 @@ def test_second_driver_is_refused(tmp_path: Path) -> None:
 def test_output_that_is_the_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is the input itself"):
         protect(configured(str(tmp_path), str(tmp_path)))
+
+
+def parts(source: str, target: str) -> None:
+    photos = open_storage(source, create=True)
+    for i in range(7):
+        photos.put(f"ann/{i}.png", photo(10 * i))
+    photos.put("bob/0.png", photo(99))
+    config = replace(configured(source, target), max_photos_per_task=3, method={"clean_photos": 2})
+    first = protect(config)
+    assert (first.planned, first.todo, first.done, first.exit_code) == (2, 4, 2, 0)
+    assert adds_up(first)
+    output = open_storage(target)
+    assert sorted(e.key for e in output.list("done/")) == [
+        *(f"done/ann~000{part}.json" for part in (1, 2, 3)),
+        "done/bob.json",
+    ]
+    (ann, bob) = rows(output, "identities")
+    assert (ann["identity"], ann["status"], ann["photos"], ann["parts"]) == ("ann", "done", 7, 3)
+    assert (bob["photos"], bob["parts"]) == (1, 1)
+    written = rows(output, "photos")
+    assert len({r["source_uri"] for r in written}) == len(written) == 8
+    assert {r["reason"] for r in written if r["identity"] == "ann"} == {"7 clean"}  # the same candidates for each part
+    assert verify(output).faults == verify(output).orphans == []
+
+    whole = protect(replace(config, max_photos_per_task=64))
+    assert (whole.done, whole.skipped) == (1, 1)
+    assert sorted(e.key for e in output.list("done/")) == ["done/ann.json", "done/bob.json"]
+    assert len(rows(output, "photos")) == 8
+    assert verify(output).orphans == []
+
+
+def test_an_identity_of_many_photos_is_several_tasks_and_one_row(tmp_path: Path) -> None:
+    parts(str(tmp_path / "in"), str(tmp_path / "out"))
+
+
+def test_many_tasks_reach_ray_through_the_output(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "IN_MEMORY", 0)
+    parts(f"{s3_uri}/in", f"{s3_uri}/out")
+
+
+def test_no_task_is_begun_after_the_deadline(tmp_path: Path) -> None:
+    fill(open_storage(str(tmp_path / "in"), create=True))
+    config = configured(str(tmp_path / "in"), str(tmp_path / "out"))
+    late = protect(config, deadline=datetime.now(UTC) - timedelta(minutes=1))
+    assert (late.planned, late.skipped, late.done, late.exit_code) == (3, 3, 0, 0)
+    assert protect(config).done == 3
