@@ -53,6 +53,12 @@ class FinetuningConfig:
     """Weight of self-attention against cross-attention, both means over their maps."""
     prompt: str = "a photo of sks person"
     """Prompt of every training and attack step."""
+    class_images: str = ""
+    """Folder of photos of other people for the prior term of L_db; empty leaves the term out."""
+    class_prompt: str = "a photo of a person"
+    """Prompt of the class images."""
+    prior_weight: float = 1.0
+    """Weight of the prior term."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +130,7 @@ class MethodConfig:
 
 TINY_FINETUNING: dict[str, Any] = {
     "iter_ft": 120,
-    "iter_opt": 16,
+    "iter_opt": 8,
     "lr_static": 5e-4,
     "lr_dynamic": 2e-4,
 }
@@ -160,6 +166,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "finetuning.batch_photos": (1, 1024),
     "finetuning.attention_resolution": (1, 128),
     "finetuning.self_weight": (0, 1000),
+    "finetuning.prior_weight": (0, 1000),
     "zero_shot.eta": (0, 0.25),
     "zero_shot.step": (0, 0.25),
     "zero_shot.max_steps": (0, 100_000),

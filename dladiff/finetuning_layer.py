@@ -10,7 +10,7 @@ from dladiff.attention import MapReader, map_distance
 from dladiff.config import FinetuningConfig
 from dladiff.pgd import pgd
 from dladiff.pixels import Images
-from dladiff.surrogate import Posterior, Surrogate, Trainer
+from dladiff.surrogate import Batch, Posterior, Surrogate, Trainer
 
 
 def static_surrogate(
@@ -30,7 +30,7 @@ def static_surrogate(
             order += torch.randperm(len(clean), generator=generator).tolist()
         batch, order = posterior.pick(order[:size]), order[size:]
         noise = surrogate.draw([generator] * size, clean.shape[-1])
-        trainer.step(surrogate, surrogate.latents(batch, noise), noise, prompt)
+        trainer.step(surrogate, Batch(surrogate.latents(batch, noise), noise, prompt))
     return unet
 
 
@@ -80,7 +80,8 @@ def perturb(
             posterior = surrogate.encode_fixed(x + delta, len(x))
             for _ in range(config.iter_3):
                 noise = surrogate.draw(generators, resolution)
-                trainer.step(surrogate, surrogate.latents(posterior, noise), noise, prompt)
+                batch = Batch(surrogate.latents(posterior, noise), noise, prompt)
+                trainer.step(surrogate, batch, surrogate.prior_batch(generators), config.prior_weight)
         delta = ascend(attention, delta, config.iter_1)
         delta = ascend(denoising, delta, config.iter_2)
     return delta

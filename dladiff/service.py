@@ -9,13 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 
 from dladiff.config import method_config
 from dladiff.errors import ModelError
 from dladiff.faces import CenterFaceDetector, Detector, ScrfdDetector
 from dladiff.identity import IdentityEncoder, detector_from_pack, encoder_from_pack, load_encoder
-from dladiff.pixels import Pixels
+from dladiff.pixels import Images, Pixels, to_float
 from dladiff.protect import Models, PhotoIn, PhotoOut, protect
 from dladiff.selection import best_photos
 from dladiff.surrogate import Surrogate
@@ -24,6 +26,7 @@ __all__ = ["IdentityOut", "PhotoIn", "PhotoOut", "Protector"]
 
 EMBEDDED_ENCODERS = Path(__file__).parent / "profiles" / "tiny" / "encoders"
 """The small identity encoders that ship with the package."""
+PHOTOS = {".jpg", ".jpeg", ".png", ".webp"}
 PACKAGES = ("torch", "diffusers", "transformers", "onnxruntime", "insightface", "numpy", "pillow")
 
 
@@ -59,6 +62,10 @@ class Protector:
             _detector(self.config.detector, zero_shot.min_face_px, zero_shot.detector_threshold),
             device,
         )
+        finetuning = self.config.finetuning
+        if finetuning.class_images:
+            images = class_images(Path(finetuning.class_images), self.config.resolution)
+            self.models.surrogate.set_prior(images, finetuning.class_prompt, finetuning.batch)
 
     def protect_identity(self, identity: str, photos: Sequence[PhotoIn], clean: Sequence[Pixels]) -> IdentityOut:
         """Protect the photos of one identity; its name takes no part in the result.
@@ -111,6 +118,22 @@ class Protector:
         ):
             rows += [{"name": p.name, "role": role, "sha256": p.sha256, "licence": p.licence} for p in parts]
         return rows
+
+
+def class_images(folder: Path, resolution: int) -> Images:
+    """Read the photos of a folder as `m 3 r r`: the middle square of each. Raises ModelError where there are none."""
+    files = [p for p in sorted(folder.glob("*")) if p.suffix.lower() in PHOTOS] if folder.is_dir() else []
+    if not files:
+        raise ModelError(f"no photos in {folder}: finetuning.class_images names a folder of photos of other people")
+    squares = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                upright = ImageOps.exif_transpose(image).convert("RGB")
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise ModelError(f"the class image {file} cannot be read; remove it") from error
+        squares.append(to_float(np.array(ImageOps.fit(upright, (resolution, resolution), Image.Resampling.LANCZOS))))
+    return torch.cat(squares)
 
 
 def _encoder(name: str) -> IdentityEncoder:

@@ -39,6 +39,23 @@ class Posterior:
         return Posterior(self.mean[rows], self.std[rows])
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What one training step denoises: scaled latents `b c h w`, their noise, the prompt's embedding `1 n d`."""
+
+    latents: Tensor
+    noise: Noise
+    prompt: Tensor
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Class images that keep a surrogate's idea of a person (the second term of L_db), encoded once for all."""
+
+    posterior: Posterior
+    prompt: Tensor
+
+
 class Surrogate:
     """A frozen text encoder, VAE and noise schedule, with the pretrained UNet that surrogates are copied from."""
 
@@ -65,6 +82,7 @@ class Surrogate:
         self.text = text
         self.copies: dict[str, UNet2DConditionModel] = {}
         self.prompts: dict[str, tuple[Tensor, int | None]] = {}
+        self.prior: Prior | None = None
         self.alphas = scheduler.alphas_cumprod.to(device)
         self.prediction: str = scheduler.config.prediction_type
         if self.prediction not in ("epsilon", "v_prediction"):
@@ -131,6 +149,20 @@ class Surrogate:
             target = signal * noise.latent - spread * latents
         return functional.mse_loss(predicted.float(), target.float())
 
+    def set_prior(self, images: Images, prompt: str, batch: int) -> None:
+        """Take class images (`m 3 r r`), shared by all identities of a job, for the dynamic surrogate's training."""
+        self.prior = Prior(self.encode_fixed(images.to(self.device), batch), self.prompt(prompt)[0])
+
+    def prior_batch(self, generators: list[Generator]) -> Batch | None:
+        """Draw one class image and its noise from each stream; None without class images, and nothing is drawn."""
+        if self.prior is None:
+            return None
+        count = len(self.prior.posterior.mean)
+        rows = [int(torch.randint(count, (1,), generator=g)) for g in generators]
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        noise = self.draw(generators, self.prior.posterior.mean.shape[-1] * factor)
+        return Batch(self.latents(self.prior.posterior.pick(rows), noise), noise, self.prior.prompt)
+
     def autocast(self) -> torch.autocast:
         """bf16 compute on CUDA over fp32 master weights, plain fp32 on the CPU (METHOD, "numeric type")."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
@@ -161,11 +193,16 @@ class Trainer:
         self.unet = unet
         self.optimiser = torch.optim.AdamW(unet.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
-    def step(self, surrogate: Surrogate, latents: Tensor, noise: Noise, prompt: Tensor) -> Tensor:
-        """One training step on L_cond; weights are frozen again afterwards. Returns the loss before the step."""
+    def step(self, surrogate: Surrogate, batch: Batch, prior: Batch | None = None, weight: float = 1.0) -> Tensor:
+        """One training step on L_cond, plus `weight` times that of the class images where there are any (L_db).
+
+        Weights are frozen again afterwards. Returns the loss before the step.
+        """
         self.unet.requires_grad_(True)
         with surrogate.autocast():
-            loss = surrogate.loss(self.unet, latents, noise, prompt)
+            loss = surrogate.loss(self.unet, batch.latents, batch.noise, batch.prompt)
+            if prior is not None:
+                loss = loss + weight * surrogate.loss(self.unet, prior.latents, prior.noise, prior.prompt)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimiser.step()

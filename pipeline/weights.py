@@ -8,7 +8,8 @@ import dladiff
 
 EMBEDDED = Path(dladiff.__file__).parent / "profiles" / "tiny"
 HASHED = 512 * 2**20  # bytes; of a larger file the size alone counts: a plan is not to read gigabytes
-SKIPPED = {".md", ".txt", ".png", ".jpg"}
+SKIPPED = frozenset({".md", ".txt", ".png", ".jpg"})
+HELD = frozenset({".md", ".txt"})  # of a folder of class images
 
 
 def by_content(method: dict[str, Any]) -> dict[str, Any]:
@@ -19,12 +20,13 @@ def by_content(method: dict[str, Any]) -> dict[str, Any]:
     out = dict(method)
     for name in ("model", "detector"):
         out[name] = fingerprint(out[name])
+    out["finetuning"] = out["finetuning"] | {"class_images": fingerprint(out["finetuning"]["class_images"], HELD)}
     for name in ("encoders", "held_out"):
         out[name] = [fingerprint(item) for item in out[name]]
     return out
 
 
-def fingerprint(name: str) -> str:
+def fingerprint(name: str, skipped: frozenset[str] = SKIPPED) -> str:
     """Return a digest of the file or folder, or the name where there is none."""
     place = EMBEDDED / "bundle" if name == "embedded" else Path(name)
     if name.startswith("embedded:"):
@@ -34,7 +36,7 @@ def fingerprint(name: str) -> str:
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
     digest = hashlib.sha256()
     for file in files:
-        if file.suffix.lower() in SKIPPED or file.name.startswith("."):
+        if file.suffix.lower() in skipped or file.name.startswith("."):
             continue
         relative = file.name if file == place else file.relative_to(place).as_posix()
         digest.update(f"{relative}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))

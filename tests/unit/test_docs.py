@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 MADE_BY_RUNS = {"demo", "dist", "build"}
-PATH = re.compile(r"`((?:\.ci|dladiff|pipeline|jobs|cluster|tests|docs)/[\w./]*|Makefile|LICENSE|[\w]+\.(?:toml|txt|md))`")
+PATH = re.compile(
+    r"`((?:\.ci|dladiff|pipeline|jobs|cluster|tests|docs)/[\w./]*|Makefile|LICENSE|[\w]+\.(?:toml|txt|md))`"
+)
 PAGES = ["README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
 
 

@@ -1,14 +1,17 @@
 """The worker's service: a GPU without room for the batch gets half of it, and the result says so."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dladiff import service
+from dladiff.errors import ModelError
 from dladiff.protect import PhotoIn, Protected
 from dladiff.service import Protector
 
@@ -58,3 +61,17 @@ def test_a_single_photo_that_does_not_fit_fails(protector: Protector, monkeypatc
     monkeypatch.setattr(service, "protect", room_for(0, []))
     with pytest.raises(torch.OutOfMemoryError):
         protector.protect_identity("a", PHOTOS, [])
+
+
+def test_class_images_are_squares_of_the_working_resolution(tmp_path: Path) -> None:
+    Image.new("RGB", (90, 60), (10, 20, 30)).save(tmp_path / "a.png")
+    Image.new("L", (40, 80), 200).save(tmp_path / "b.jpg")
+    (tmp_path / "notes.txt").write_text("no photo")
+    found = service.class_images(tmp_path, 32)
+    assert found.shape == (2, 3, 32, 32)
+    assert found[0, :, 5, 5].mul(255).round().tolist() == [10, 20, 30]
+    with pytest.raises(ModelError, match="no photos in"):
+        service.class_images(tmp_path / "absent", 32)
+    (tmp_path / "c.png").write_bytes(b"damaged")
+    with pytest.raises(ModelError, match=r"c\.png cannot be read"):
+        service.class_images(tmp_path, 32)

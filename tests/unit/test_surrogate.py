@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,9 +7,11 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from dladiff import attention
 from dladiff.attention import MapReader, Maps, map_distance
+from dladiff.config import FinetuningConfig
 from dladiff.errors import ModelError
+from dladiff.finetuning_layer import perturb, static_surrogate
 from dladiff.randomness import stream
-from dladiff.surrogate import EMBEDDED, Noise, Surrogate, Trainer
+from dladiff.surrogate import EMBEDDED, Batch, Noise, Surrogate, Trainer
 
 CPU = torch.device("cpu")
 
@@ -210,11 +213,40 @@ def test_trainer_moves_fp32_weights_and_leaves_the_pretrained_ones(surrogate: Su
     noise = surrogate.draw([stream(0)], 128)
     latents = torch.randn(1, 8, 16, 16, generator=stream(1))
     trainer = Trainer(unet, 1e-4, 1e-2)
-    losses = [trainer.step(surrogate, latents, noise, prompt) for _ in range(5)]
+    losses = [trainer.step(surrogate, Batch(latents, noise, prompt)) for _ in range(5)]
     assert losses[-1] < losses[0]
     assert unet.conv_in.weight.dtype == torch.float32
     assert not any(p.requires_grad for p in unet.parameters())
     assert torch.equal(surrogate.unet.conv_in.weight, before)
+
+
+def test_the_prior_term_is_the_same_loss_on_class_images_and_draws_nothing_without(surrogate: Surrogate) -> None:
+    config = FinetuningConfig(
+        iter_ft=0, iter_opt=2, iter_1=1, iter_2=1, iter_3=1, lr_dynamic=1e-3, attention_resolution=8
+    )
+    x = torch.rand(2, 3, 64, 64, generator=stream(0))
+
+    def delta(weight: float) -> torch.Tensor:
+        static = static_surrogate(surrogate, x, config, stream(1))
+        return perturb(surrogate, static, x, replace(config, prior_weight=weight), [stream(2), stream(3)])
+
+    before = stream(5).get_state()
+    assert surrogate.prior_batch([same := stream(5)]) is None
+    assert torch.equal(same.get_state(), before)
+    surrogate.set_prior(torch.rand(3, 3, 64, 64, generator=stream(4)), "a photo of a person", 2)
+    try:
+        batch = surrogate.prior_batch([stream(5), stream(6)])
+        assert batch is not None and batch.latents.shape == batch.noise.latent.shape
+        prompt, _ = surrogate.prompt("a photo of sks person")
+        own = Batch(batch.latents.flip(0), batch.noise, prompt)
+        unet = surrogate.fresh_unet("dynamic")
+        with torch.no_grad():
+            apart = [surrogate.loss(unet, b.latents, b.noise, b.prompt) for b in (own, batch)]
+        together = Trainer(unet, 1e-4, 1e-2).step(surrogate, own, batch, 0.5)
+        assert torch.allclose(together, apart[0] + 0.5 * apart[1], atol=1e-6)
+        assert not torch.equal(delta(1.0), delta(0.0))
+    finally:
+        surrogate.prior = None
 
 
 def test_missing_model_says_what_to_do(tmp_path) -> None:
