@@ -37,6 +37,7 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench.stages
+	$(BIN)/python -m tests.bench.speed --only tiny
 
 # Minutes with real processes that are killed; prints the table of docs/operations.md.
 faults: $(STAMP)
