@@ -20,6 +20,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import skimage.data
 from rich.console import Console
 
 from pipeline import engine, run
@@ -33,11 +34,11 @@ from tests.integration.conftest import s3_server
 
 
 def fill(uri: str, identities: int, photos: int, side: int) -> None:
-    """Write `identities` folders of `photos` noise photos, side x side px."""
+    """Write `identities` folders of `photos` portraits, side x side px: one real photo, shifted."""
     storage = open_storage(uri)
-    rng = np.random.default_rng(0)
-    data = [encode_png(rng.integers(0, 255, (side, side, 3), dtype=np.uint8)) for _ in range(photos)]
-    storage.put("warm.txt", b"")
+    portrait = skimage.data.astronaut()[:side, :side]
+    data = [encode_png(np.ascontiguousarray(np.roll(portrait, 7 * n, axis=0))) for n in range(photos)]
+    storage.put("warm.txt", b"")  # makes the client before the threads share it
     with ThreadPoolExecutor(16) as pool:
         keys = [(f"{i:05d}/{n}.png", data[n]) for i in range(identities) for n in range(photos)]
         list(pool.map(lambda pair: storage.put(*pair), keys))
@@ -62,13 +63,14 @@ def sleeping(uri: str, identities: int, seconds: float) -> dict[str, Any]:
     output = open_storage(f"{uri}/out")
     records = [record for _, record in load_many(output, sorted(e.key for e in output.list("done/")))]
     rows = sorted((record["identity_row"] for record in records), key=lambda row: row["started_at"])
+    rows = rows[1:]  # the first one waits for the actor's imports, once a run
     times = [(datetime.fromisoformat(r["started_at"]), datetime.fromisoformat(r["finished_at"])) for r in rows]
     gaps = [(b[0] - a[1]).total_seconds() for a, b in pairwise(times)]
     span = (times[-1][1] - times[0][0]).total_seconds()
     figures["gap between two identities, median"] = round(median(gaps), 3)
     for step in ("read", "store"):
         figures[f"{step} four photos, median"] = round(median(row["seconds"][step] for row in rows), 3)
-    figures["share outside the sleep"] = f"{1 - seconds * identities / span:.2%}"
+    figures["share outside the sleep"] = f"{1 - seconds * len(rows) / span:.2%}"
     timed("finalise, all records read", figures, lambda: write_manifest(output, force=True))
     timed("second run, nothing new", figures, lambda: run.protect(config, console=Console(quiet=True)))
     return figures
