@@ -113,8 +113,15 @@ def rows(log: Path) -> list[dict[str, Any]]:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """Mean ISM (all) of each condition over people and seeds, and its paired change from clean with a 95 % interval."""
+    """Mean ISM (all) of each condition over people and seeds, and its paired change from clean with a 95 % interval.
+
+    Only people of whom the log holds every condition count, so that all rows are of the same ones.
+    """
+    wanted = {"clean", "noise", *SCHEDULES}
     clean = {(r["person"], r["seed"]): r for r in found if r["condition"] == "clean"}
+    for key in list(clean):
+        if {r["condition"] for r in found if (r["person"], r["seed"]) == key} < wanted:
+            del clean[key]
     lines = ["| condition | N | seconds | PSNR dB | ISM tf | ISM y1 | change of ISM tf from clean, 95 % | FDR |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     rng = np.random.default_rng(0)
