@@ -28,7 +28,7 @@ from pipeline.photos import Decoded, decode, encode_png
 from pipeline.storage import Storage, open_storage, read_uri
 
 STREAMS = 8  # photos read, encoded or written at a time
-LATE = "the time window ended before its turn; the next run takes it up"
+LATE = "late"  # status of a task whose turn did not come before the deadline
 GONE = "gone since it was planned; the next run sees what is there then"
 
 Row = dict[str, Any]
@@ -51,9 +51,9 @@ class ProtectIdentity:
     def __call__(self, row: Row) -> Row:
         """Do one task; `row["work"]` is JSON: identity, part, parts, key, replaces, photos and clean (key, uri each).
 
-        The row that goes back holds {"result": JSON}: identity, status (done, failed, quarantined, skipped, fatal,
-        storage), reason, photos, failed_photos, seconds, psnr, similarity. `fatal` and `storage`: no identity can be
-        done, the run must stop.
+        The row that goes back holds {"result": JSON}: identity, status (done, failed, quarantined, skipped, late,
+        fatal, storage), reason, photos, failed_photos, seconds, psnr, similarity. `fatal` and `storage`: no identity
+        can be done, the run must stop.
         """
         work = json.loads(row["work"])
         started = time.monotonic()
@@ -94,7 +94,7 @@ class ProtectIdentity:
 
     def _attempt(self, work: Row) -> Row:
         if self.deadline is not None and time.time() > self.deadline:
-            return {"status": "skipped", "reason": LATE, "failed_photos": 0}
+            return {"status": LATE, "reason": "the time window ended before its turn; the next run takes it up"}
         task, key = (work["identity"], work["part"]), work["key"]
         starts = records.count_starts(self.target, task, key, self.run_id)
         if starts >= self.config.max_starts:
@@ -124,7 +124,7 @@ class ProtectIdentity:
         if not decoded:
             reason = _reasons(rows.values())
             if all(row["status"] == "skipped" for row in rows.values()):
-                return {"status": "skipped", "reason": reason, "failed_photos": 0}
+                return {"status": "skipped", "reason": reason}
             return self._failed(work, "failed", f"no photo can be used: {reason}", "", list(rows.values()))
         clean = [photo.pixels for photo in self._read(work["clean"], {}).values()]
         reading = time.monotonic() - clock

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-TASK_STATUSES = ("done", "failed", "quarantined", "skipped", "fatal", "storage")
+TASK_STATUSES = ("done", "failed", "quarantined", "skipped", "late", "fatal", "storage")
 PHOTO_STATUSES = ("protected", "layer1_only", "failed", "skipped")
 STEPS = ("read", "detect", "static_surrogate", "finetuning_layer", "zero_shot_layer", "store")
 KINDS = ("optimised", "held_out")

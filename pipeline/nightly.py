@@ -138,6 +138,9 @@ def _run(tenant: Tenant, protect: Protect, now: Clock, deadline: datetime | None
         code, reason = summary.exit_code, ""
         if code:
             reason = f"dladiff failed --output {shown(tenant.run.output)} says what failed and why"
+        if summary.left:
+            late = f"{summary.left} identities are left for the next window"
+            reason = f"{late}; {reason}" if summary.failed or summary.quarantined or summary.lost_photos else late
     except DladiffError as error:
         code, reason = 3 if isinstance(error, StorageError) else 2, " ".join(str(error).split())
     except Exception as error:  # a fault of ours with one tenant's photos is no reason to leave the others out

@@ -14,22 +14,26 @@ from rich.console import Console
 
 from dladiff.errors import ModelError, StorageError
 from pipeline import manifest, records
+from pipeline.actor import LATE
 from pipeline.config import RunConfig
 from pipeline.driver_metrics import DriverMetrics
-from pipeline.engine import results
+from pipeline.engine import TODO, results
 from pipeline.lease import Lease
 from pipeline.plan import Plan, Retry, make_plan, write_plan
 from pipeline.progress import Progress
 from pipeline.records import Row
 from pipeline.storage import Storage, open_storage
 
-WORST = ("quarantined", "failed", "done", "skipped")
+WORST = ("quarantined", "failed", LATE, "done", "skipped")
 """What an identity counts as when its parts ended differently: the first of these that occurs."""
 
 
 @dataclass
 class Summary:
-    """planned == done + failed + quarantined + skipped, in identities; lost_photos lie in done or skipped ones."""
+    """planned == done + failed + quarantined + skipped, in identities; lost_photos lie in done or skipped ones.
+
+    `left` counts those of the skipped whose turn did not come before the deadline.
+    """
 
     planned: int
     photos: int
@@ -38,13 +42,14 @@ class Summary:
     failed: int = 0
     quarantined: int = 0
     skipped: int = 0
+    left: int = 0
     lost_photos: int = 0
     results: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
-        """0 all protected, 1 some failed."""
-        return 1 if self.failed or self.quarantined or self.lost_photos else 0
+        """0 all protected, 1 some failed or left."""
+        return 1 if self.failed or self.quarantined or self.left or self.lost_photos else 0
 
 
 def protect(
@@ -103,13 +108,16 @@ def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, watch: _W
                 summary.results.append(result)
                 ended.setdefault(result["identity"], []).append(result["status"])
                 progress.advance(result)
-                watch.metrics.advance(result)
+                if result["status"] != LATE:  # it is left
+                    watch.metrics.advance(result)
     if len(summary.results) != plan.todo:
         raise StorageError(f"{plan.todo - len(summary.results)} tasks gave no result; run again, finished work is kept")
     for name, statuses in ended.items():
         found = {*statuses, plan.kept.get(name, "skipped")}
         status = next(s for s in WORST if s in found)
-        setattr(summary, status, getattr(summary, status) + 1)
+        summary.left += status == LATE
+        counted = "skipped" if status == LATE else status
+        setattr(summary, counted, getattr(summary, counted) + 1)
     summary.lost_photos += sum(r["failed_photos"] for r in summary.results if r["status"] == "done")
     lease.check()
     _finalise(target, plan, ended)
@@ -117,7 +125,9 @@ def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, watch: _W
 
 
 def _finalise(target: Storage, plan: Plan, ended: dict[str, list[str]]) -> None:
-    """Sweep what dead attempts left of the identities of this run, and build the manifest."""
+    """Sweep what dead attempts and runs left of the identities of this run, and build the manifest."""
+    for entry in list(target.list(TODO)):
+        target.delete(entry.key)
     index = records.read_index(target)
     rows: dict[str, list[Row]] = {name: [] for name in ended}
     for row in index.rows():

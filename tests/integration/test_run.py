@@ -189,6 +189,7 @@ def parts(source: str, target: str) -> None:
     assert sorted(e.key for e in output.list("done/")) == ["done/ann.json", "done/bob.json"]
     assert len(rows(output, "photos")) == 8
     assert verify(output).orphans == []
+    assert list(output.list("plan/todo-")) == []
 
 
 def test_an_identity_of_many_photos_is_several_tasks_and_one_row(tmp_path: Path) -> None:
@@ -204,5 +205,6 @@ def test_no_task_is_begun_after_the_deadline(tmp_path: Path) -> None:
     fill(open_storage(str(tmp_path / "in"), create=True))
     config = configured(str(tmp_path / "in"), str(tmp_path / "out"))
     late = protect(config, deadline=datetime.now(UTC) - timedelta(minutes=1))
-    assert (late.planned, late.skipped, late.done, late.exit_code) == (3, 3, 0, 0)
+    assert (late.planned, late.skipped, late.left, late.done, late.exit_code) == (3, 3, 3, 0, 1)
+    assert adds_up(late)
     assert protect(config).done == 3
