@@ -4,8 +4,6 @@ Pixel quantities are in [0, 1] units (7/255 is seven grey levels). Nothing here 
 """
 
 import dataclasses
-import difflib
-import hashlib
 import json
 import typing
 from collections.abc import Mapping
@@ -13,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dladiff.errors import ConfigError
+from dladiff.settings import build, merge, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +196,8 @@ def method_config(profile: str, preset: str | None, overrides: Mapping[str, Any]
     layered.append(overrides)
     merged: dict[str, Any] = {"profile": profile}
     for layer in layered:
-        _merge(merged, layer)
-    config = _build(MethodConfig, merged, "", faults)
+        merge(merged, layer)
+    config = build(MethodConfig, merged, "", faults)
     if not faults:
         faults += _check(config)
     if faults:
@@ -206,67 +205,11 @@ def method_config(profile: str, preset: str | None, overrides: Mapping[str, Any]
     return typing.cast(MethodConfig, config)
 
 
-def digest(settings: Mapping[str, Any]) -> str:
-    """SHA-256, in hex, of plain JSON settings whatever their order."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """Return ` (did you mean X?)` for the closest known name, or nothing."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
 def _pick(what: str, name: str, known: Mapping[str, dict[str, Any]], faults: list[str]) -> dict[str, Any]:
     if name in known:
         return known[name]
     faults.append(f"{what}: {name!r} is unknown{nearest(name, list(known))}; known: {', '.join(known)}")
     return {}
-
-
-def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    for key, value in layer.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = dict(value) if isinstance(value, Mapping) else value
-
-
-def _build(kind: type, values: Mapping[str, Any], path: str, faults: list[str]) -> Any:
-    hints = typing.get_type_hints(kind)
-    known = [f.name for f in dataclasses.fields(kind)]
-    arguments: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{path}{key}"
-        if key not in known:
-            faults.append(f"{name}: unknown setting{nearest(str(key), known)}")
-        elif dataclasses.is_dataclass(hints[key]):
-            if isinstance(value, Mapping):
-                arguments[key] = _build(typing.cast(type, hints[key]), value, f"{name}.", faults)
-            else:
-                faults.append(f"{name}: expected a mapping of settings, not {value!r}")
-        else:
-            arguments[key] = _convert(name, value, hints[key], faults)
-    return kind(**arguments)
-
-
-def _convert(name: str, value: Any, hint: Any, faults: list[str]) -> Any:
-    if typing.get_origin(hint) is Literal:
-        allowed = typing.get_args(hint)
-        if value not in allowed:
-            faults.append(f"{name}: {value!r} is not one of {', '.join(map(str, allowed))}")
-        return value
-    if typing.get_origin(hint) is tuple:
-        item = typing.get_args(hint)[0]
-        if isinstance(value, list | tuple):
-            return tuple(_convert(f"{name}[{i}]", v, item, faults) for i, v in enumerate(value))
-        faults.append(f"{name}: expected a list, not {value!r}")
-        return value
-    good = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}[hint]
-    if not isinstance(value, good) or (isinstance(value, bool) and hint is not bool):
-        faults.append(f"{name}: expected {hint.__name__}, not {value!r}")
-        return value
-    return hint(value)
 
 
 def _check(config: MethodConfig) -> list[str]:

@@ -10,7 +10,8 @@ from dladiff.attention import MapReader, map_distance
 from dladiff.config import FinetuningConfig
 from dladiff.pgd import pgd
 from dladiff.pixels import Images
-from dladiff.surrogate import Batch, Posterior, Surrogate, Trainer
+from dladiff.surrogate import Batch, Posterior, Surrogate
+from dladiff.trainer import Trainer
 
 
 def static_surrogate(

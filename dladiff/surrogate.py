@@ -186,31 +186,6 @@ class Surrogate:
         return alpha.sqrt(), (1 - alpha).sqrt()
 
 
-class Trainer:
-    """AdamW over one UNet copy: fp32 masters, gradients clipped to norm 1, state fresh for each identity."""
-
-    def __init__(self, unet: UNet2DConditionModel, lr: float, weight_decay: float) -> None:
-        self.unet = unet
-        self.optimiser = torch.optim.AdamW(unet.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-
-    def step(self, surrogate: Surrogate, batch: Batch, prior: Batch | None = None, weight: float = 1.0) -> Tensor:
-        """One training step on L_cond, plus `weight` times that of the class images where there are any (L_db).
-
-        Weights are frozen again afterwards. Returns the loss before the step.
-        """
-        self.unet.requires_grad_(True)
-        with surrogate.autocast():
-            loss = surrogate.loss(self.unet, batch.latents, batch.noise, batch.prompt)
-            if prior is not None:
-                loss = loss + weight * surrogate.loss(self.unet, prior.latents, prior.noise, prior.prompt)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self.unet.requires_grad_(False)
-        return loss.detach()
-
-
 def _digest(root: Path) -> str:
     total = hashlib.sha256()
     for path in sorted(root.rglob("*.safetensors")) + sorted(root.rglob("*.json")):

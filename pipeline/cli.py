@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dladiff.errors import ConfigError, DladiffError, StorageError
-from pipeline.operator_commands import add_commands
+from pipeline import operator_commands
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -266,4 +266,12 @@ def _report(facts: dict[str, Any], as_json: bool) -> None:
             click.echo(f"{name.replace('_', ' ')}: {'-' if value is None else value}")
 
 
-add_commands(main, _guarded)
+def _add(function: Command) -> None:
+    params: list[click.Parameter] = list(reversed(getattr(function, "__click_params__", [])))
+    main.add_command(
+        click.Command(function.__name__, params=params, callback=_guarded(function), help=function.__doc__)
+    )
+
+
+for _command in operator_commands.COMMANDS:
+    _add(_command)

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from dladiff.config import MethodConfig, digest, method_config, nearest
+from dladiff.config import MethodConfig, method_config
 from dladiff.errors import ConfigError
+from dladiff.settings import digest, nearest
 from pipeline.storage import S3_OPTIONS
 from pipeline.weights import by_content
 

@@ -11,8 +11,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 
-from dladiff.config import digest, nearest
 from dladiff.errors import ConfigError
+from dladiff.settings import digest, nearest
 from pipeline.config import RunConfig, run_config
 
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")  # KubeRay lets a RayJob's name have 47 characters, we add to it

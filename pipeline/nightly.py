@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from dladiff.config import nearest
 from dladiff.errors import ConfigError, DladiffError, StorageError
+from dladiff.settings import nearest
 from pipeline.config import RunConfig
 from pipeline.driver_metrics import Outcome, push, write_textfile
 from pipeline.jobs import Job, Tenant

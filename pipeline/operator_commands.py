@@ -2,14 +2,10 @@
 
 import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-
-Command = Callable[..., int]
-Guard = Callable[[Command], Callable[..., None]]
 
 JOB = click.argument("job", type=click.Path(path_type=Path))
 NAME = click.argument("name")
@@ -20,14 +16,6 @@ ADDRESS = click.option(
     help="Dashboard of the cluster, as http://head:8265 (or RAY_API_SERVER_ADDRESS).",
 )
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-
-
-def add_commands(main: click.Group, guarded: Guard) -> None:
-    """Add submit, jobs, logs, stop, render, nightly and doctor; `guarded` turns errors into lines and exit codes."""
-    for function in (submit, jobs, logs, stop, render, nightly, doctor):
-        params: list[click.Parameter] = list(reversed(getattr(function, "__click_params__", [])))
-        callback = guarded(function)
-        main.add_command(click.Command(function.__name__, params=params, callback=callback, help=function.__doc__))
 
 
 @JOB
@@ -130,3 +118,6 @@ def doctor(config: Path | None, output: str | None, address: str | None) -> int:
     for check in checks:
         click.echo(check.line())
     return 0 if all(check.ok for check in checks) else 1
+
+
+COMMANDS = (submit, jobs, logs, stop, render, nightly, doctor)

@@ -1,7 +1,8 @@
 import pytest
 
-from dladiff.config import digest, method_config
+from dladiff.config import method_config
 from dladiff.errors import ConfigError
+from dladiff.settings import digest
 
 
 def test_paper_preset_keeps_the_paper_schedule() -> None:

@@ -11,7 +11,8 @@ from dladiff.config import FinetuningConfig
 from dladiff.errors import ModelError
 from dladiff.finetuning_layer import perturb, static_surrogate
 from dladiff.randomness import stream
-from dladiff.surrogate import EMBEDDED, Batch, Noise, Surrogate, Trainer
+from dladiff.surrogate import EMBEDDED, Batch, Noise, Surrogate
+from dladiff.trainer import Trainer
 
 CPU = torch.device("cpu")
 
