@@ -43,7 +43,7 @@ class FinetuningConfig:
     batch: int = 4
     """Photos in one training step of the static surrogate."""
     batch_photos: int = 4
-    """Working squares protected together; they share one dynamic surrogate."""
+    """Working squares on the device at once: a matter of memory and speed, not of the result, rounding apart."""
     attention_resolution: int = 16
     """Side, in latent cells, of the attention maps that the attention loss compares."""
     tokens: Literal["all", "instance"] = "all"

@@ -1,7 +1,5 @@
 """Layer 1, Algorithm 1: the perturbation against fine-tuning, with a static and a dynamic surrogate."""
 
-from collections.abc import Callable
-
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Generator, Tensor
@@ -10,8 +8,8 @@ from dladiff.attention import MapReader, map_distance
 from dladiff.config import FinetuningConfig
 from dladiff.pgd import pgd
 from dladiff.pixels import Images
-from dladiff.surrogate import Batch, Posterior, Surrogate
-from dladiff.trainer import Trainer
+from dladiff.surrogate import Batch, Noise, Posterior, Surrogate
+from dladiff.trainer import Part, Trainer
 
 
 def static_surrogate(
@@ -31,7 +29,7 @@ def static_surrogate(
             order += torch.randperm(len(clean), generator=generator).tolist()
         batch, order = posterior.pick(order[:size]), order[size:]
         noise = surrogate.draw([generator] * size, clean.shape[-1])
-        trainer.step(surrogate, Batch(surrogate.latents(batch, noise), noise, prompt))
+        trainer.step(surrogate, [Part(Batch(surrogate.latents(batch, noise), noise, prompt))])
     return unet
 
 
@@ -42,47 +40,83 @@ def perturb(
     config: FinetuningConfig,
     generators: list[Generator],
 ) -> Tensor:
-    """Algorithm 1, lines 10-41: the perturbation `b 3 r r` of one batch of working squares.
+    """Algorithm 1, lines 10-41: the perturbation `n 3 r r` of the working squares `n 3 r r` of one identity.
 
-    `generators` holds one stream per image. The dynamic surrogate starts from the pretrained weights and
-    never sees a clean photo.
+    `generators` holds one stream per square. The dynamic surrogate starts from the pretrained weights and never sees a
+    clean photo. All squares share it; `batch_photos` of them are on the device at once, which changes no step.
     """
-    resolution = x.shape[-1]
-    prompt, instance = surrogate.prompt(config.prompt)
-    tokens = [instance] if config.tokens == "instance" and instance is not None else None
+    prompt, _ = surrogate.prompt(config.prompt)
     dynamic = surrogate.fresh_unet("dynamic")
     trainer = Trainer(dynamic, config.lr_dynamic, config.weight_decay)
+    size = min(config.batch_photos, len(x))
+    parts = [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
     read = MapReader(config.attention_resolution)
-    clean = surrogate.encode_fixed(x, len(x))
+    ascents = [_Ascent(surrogate, static, dynamic, read, x[part], config, generators[part]) for part in parts]
     delta = torch.zeros_like(x)
 
-    def attention(point: Tensor) -> Tensor:
-        noise = surrogate.draw(generators, resolution)
-
-        def forward(unet: UNet2DConditionModel, posterior: Posterior) -> Tensor:
-            return surrogate.predict(unet, surrogate.latents(posterior, noise), noise, prompt)
-
-        with surrogate.autocast():
-            with torch.no_grad():
-                want = read(static, lambda: forward(static, clean))
-            have = read(dynamic, lambda: forward(dynamic, surrogate.encode(point)))
-            return map_distance(want, have, self_weight=config.self_weight, tokens=tokens)
-
-    def denoising(point: Tensor) -> Tensor:
-        noise = surrogate.draw(generators, resolution)
-        with surrogate.autocast():
-            return surrogate.loss(dynamic, surrogate.latents(surrogate.encode(point), noise), noise, prompt)
-
-    def ascend(loss: Callable[[Tensor], Tensor], delta: Tensor, steps: int) -> Tensor:
-        return pgd(x, delta, loss, eta=config.eta, step=config.step, steps=steps, gradient=config.gradient)
+    def taught(posterior: Posterior, part: slice) -> Part:
+        own = generators[part]
+        noise = surrogate.draw(own, x.shape[-1])
+        batch = Batch(surrogate.latents(posterior, noise), noise, prompt)
+        return Part(batch, surrogate.prior_batch(own), len(own) / len(x))
 
     for epoch in range(config.iter_opt):
         if epoch:  # the last epoch would train a surrogate that no step asks any more
-            posterior = surrogate.encode_fixed(x + delta, len(x))
+            posteriors = [surrogate.encode_fixed(x[part] + delta[part], size) for part in parts]
             for _ in range(config.iter_3):
-                noise = surrogate.draw(generators, resolution)
-                batch = Batch(surrogate.latents(posterior, noise), noise, prompt)
-                trainer.step(surrogate, batch, surrogate.prior_batch(generators), config.prior_weight)
-        delta = ascend(attention, delta, config.iter_1)
-        delta = ascend(denoising, delta, config.iter_2)
+                trainer.step(surrogate, map(taught, posteriors, parts), config.prior_weight)
+        for part, ascent in zip(parts, ascents, strict=True):
+            delta[part] = ascent(delta[part])
     return delta
+
+
+class _Ascent:
+    """The two stages of an epoch's perturbation steps, for the squares that are on the device at once."""
+
+    def __init__(
+        self,
+        surrogate: Surrogate,
+        static: UNet2DConditionModel,
+        dynamic: UNet2DConditionModel,
+        read: MapReader,
+        x: Images,
+        config: FinetuningConfig,
+        generators: list[Generator],
+    ) -> None:
+        self.surrogate, self.static, self.dynamic, self.read = surrogate, static, dynamic, read
+        self.x, self.config, self.generators = x, config, generators
+        self.prompt, instance = surrogate.prompt(config.prompt)
+        self.tokens = [instance] if config.tokens == "instance" and instance is not None else None
+        self.clean = surrogate.encode_fixed(x, len(x))
+
+    def __call__(self, delta: Tensor) -> Tensor:
+        """Algorithm 1, lines 15-34: `iter_1` attention steps, then `iter_2` denoising steps."""
+        config = self.config
+        for loss, steps in ((self.attention, config.iter_1), (self.denoising, config.iter_2)):
+            delta = pgd(self.x, delta, loss, eta=config.eta, step=config.step, steps=steps, gradient=config.gradient)
+        return delta
+
+    def attention(self, point: Tensor) -> Tensor:
+        """Eq. 8, summed over the squares: both branches see the same timestep and noise."""
+        noise = self._draw()
+
+        def forward(unet: UNet2DConditionModel, posterior: Posterior) -> Tensor:
+            latents = self.surrogate.latents(posterior, noise)
+            return self.surrogate.predict(unet, latents, noise, self.prompt)
+
+        with self.surrogate.autocast():
+            with torch.no_grad():
+                want = self.read(self.static, lambda: forward(self.static, self.clean))
+            have = self.read(self.dynamic, lambda: forward(self.dynamic, self.surrogate.encode(point)))
+            distance = map_distance(want, have, self_weight=self.config.self_weight, tokens=self.tokens)
+        return distance * len(point)
+
+    def denoising(self, point: Tensor) -> Tensor:
+        """Eq. 3, summed over the squares."""
+        noise = self._draw()
+        with self.surrogate.autocast():
+            latents = self.surrogate.latents(self.surrogate.encode(point), noise)
+            return self.surrogate.loss(self.dynamic, latents, noise, self.prompt) * len(point)
+
+    def _draw(self) -> Noise:
+        return self.surrogate.draw(self.generators, self.x.shape[-1])

@@ -15,7 +15,7 @@ from dladiff import finetuning_layer, quality, region, zero_shot_layer
 from dladiff.config import MethodConfig
 from dladiff.faces import Detector, Face
 from dladiff.identity import IdentityEncoder
-from dladiff.pixels import Pixels, to_float, to_uint8
+from dladiff.pixels import Images, Pixels, to_float, to_uint8
 from dladiff.randomness import stream
 from dladiff.reading import FaceReader, StopRule, similarity_rows
 from dladiff.surrogate import Surrogate
@@ -68,13 +68,14 @@ class Protected:
 
 @dataclass
 class _Work:
+    """What is held of a photo while its identity is worked on: nothing of its own size but its bytes."""
+
     photo: PhotoIn
     name: str
-    x: Tensor
     faces: list[Face]
     squares: list[region.Square]
-    layer1: Tensor
-    retained: list[float] = field(default_factory=list)
+    crops: Images
+    deltas: list[Tensor] = field(default_factory=list)
 
 
 def protect(
@@ -115,8 +116,9 @@ def _prepare(photo: PhotoIn, models: Models, config: MethodConfig) -> _Work:
         squares = [region.face_square(f.landmarks) for f in faces[: config.max_squares]]
     else:
         squares = region.covering_squares(height, width, config.max_squares)
+    crops = torch.cat([region.cut(x, square, config.resolution) for square in squares])
     name = hashlib.sha256(repr(photo.pixels.shape).encode() + photo.pixels.tobytes()).hexdigest()
-    return _Work(photo, name, x, faces, squares, torch.zeros_like(x))
+    return _Work(photo, name, faces, squares, crops)
 
 
 def _static(works: list[_Work], clean: Sequence[Pixels], models: Models, config: MethodConfig, seed: int) -> Any:
@@ -125,7 +127,7 @@ def _static(works: list[_Work], clean: Sequence[Pixels], models: Models, config:
         sources = sorted((_prepare(PhotoIn(key="", pixels=p), models, config) for p in clean), key=lambda w: w.name)
     else:
         sources = works
-    squares = torch.cat([region.cut(w.x, w.squares[0], config.resolution) for w in sources])
+    squares = torch.cat([w.crops[:1] for w in sources])
     names = [w.name for w in sources]
     return finetuning_layer.static_surrogate(
         models.surrogate, squares, config.finetuning, stream(seed, "static", *names)
@@ -133,42 +135,50 @@ def _static(works: list[_Work], clean: Sequence[Pixels], models: Models, config:
 
 
 def _first_layer(works: list[_Work], static: Any, models: Models, config: MethodConfig, seed: int) -> None:
-    jobs = [(work, i, square) for work in works for i, square in enumerate(work.squares)]
-    size = config.finetuning.batch_photos
-    for start in range(0, len(jobs), size):
-        batch = jobs[start : start + size]
-        x = torch.cat([region.cut(work.x, square, config.resolution) for work, _, square in batch])
-        streams = [stream(seed, "layer1", work.name, str(i)) for work, i, _ in batch]
-        deltas = finetuning_layer.perturb(models.surrogate, static, x, config.finetuning, streams)
-        for (work, _, square), delta in zip(batch, deltas[:, None], strict=True):
-            region.add_square(work.layer1, region.spread(delta, square, config.finetuning.eta), square)
-    for work in works:
-        work.layer1.clamp_(-config.finetuning.eta, config.finetuning.eta)
-    for work, _, square in jobs:
-        work.retained.append(_retained(work, square, config))
+    x = torch.cat([work.crops for work in works])
+    streams = [stream(seed, "layer1", work.name, str(i)) for work in works for i in range(len(work.squares))]
+    deltas = finetuning_layer.perturb(models.surrogate, static, x, config.finetuning, streams)
+    own_deltas = torch.split(deltas, [len(work.squares) for work in works])
+    for work, own in zip(works, own_deltas, strict=True):
+        work.deltas = list(own[:, None])
 
 
-def _retained(work: _Work, square: region.Square, config: MethodConfig) -> float:
+def _at_full_size(work: _Work, x: Images, eta: float) -> Tensor:
+    """Return layer 1 in the photo's own pixels: its squares spread, added, and clipped to the bound again."""
+    layer1 = torch.zeros_like(x)
+    for delta, square in zip(work.deltas, work.squares, strict=False):  # no deltas where layer 1 did not run
+        region.add_square(layer1, region.spread(delta, square, eta), square)
+    return layer1.clamp_(-eta, eta)
+
+
+def _retained(work: _Work, x: Images, layer1: Tensor, config: MethodConfig) -> float:
     """Check the rounded original-size perturbation again after the attacker's resize to the working resolution."""
-    rounded = to_float(to_uint8(work.x + work.layer1)).to(work.x.device)
-    before, wanted, found = (
-        region.cut(image, square, config.resolution) for image in (work.x, work.x + work.layer1, rounded)
-    )
-    return region.retained(wanted - before, found - before)
+    if not work.deltas:
+        return 1.0
+    rounded = to_float(to_uint8(x + layer1)).to(x.device)
+    shares = []
+    for square in work.squares:
+        before, wanted, found = (region.cut(image, square, config.resolution) for image in (x, x + layer1, rounded))
+        shares.append(region.retained(wanted - before, found - before))
+    return float(np.mean(shares))
 
 
 def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) -> PhotoOut:
-    first = (work.x + work.layer1).clamp(0, 1)
+    x = to_float(work.photo.pixels).to(models.device)
+    layer1 = _at_full_size(work, x, config.finetuning.eta)
+    retained = _retained(work, x, layer1, config)
+    first = (x + layer1).clamp(0, 1)
+    del layer1
     readings = models.detector.readings(work.photo.pixels) if work.faces else []
     every = [*models.encoders, *models.held_out]
-    readers = [FaceReader(work.x, face, readings, every) for face in work.faces]
+    readers = [FaceReader(x, face, readings, every) for face in work.faces]
     current, reasons = first, []
     if config.layers != "finetuning":
-        layer2 = torch.zeros_like(work.x)
+        layer2 = torch.zeros_like(x)
         for i, face in enumerate(work.faces):
-            reader = FaceReader(work.x, face, readings, models.encoders)
+            reader = FaceReader(x, face, readings, models.encoders)
             rule = StopRule(reader, models.detector, config.zero_shot, stream(seed, "views", work.name, str(i)))
-            box = zero_shot_layer.Box.of(face, *work.x.shape[-2:])
+            box = zero_shot_layer.Box.of(face, *x.shape[-2:])
             patch, steps = zero_shot_layer.perturb_face(
                 current,
                 box,
@@ -184,7 +194,7 @@ def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) 
             current = (first + layer2).clamp(0, 1)
             if steps >= config.zero_shot.max_steps and max(rule(current)) > config.zero_shot.ths:
                 reasons.append(f"face {i + 1}: similarity still above {config.zero_shot.ths} after {steps} steps")
-    return _measure(work, to_uint8(first), to_uint8(current), readers, models, config, "; ".join(reasons))
+    return _measure(work, to_uint8(first), to_uint8(current), readers, models, config, "; ".join(reasons), retained)
 
 
 def _measure(
@@ -195,6 +205,7 @@ def _measure(
     models: Models,
     config: MethodConfig,
     reason: str,
+    retained: float,
 ) -> PhotoOut:
     original = work.photo.pixels
     mask = _face_mask(work, original.shape[0], original.shape[1])
@@ -220,7 +231,7 @@ def _measure(
         psnr_face=quality.psnr(original, final, mask) if work.faces else float("inf"),
         ssim=quality.ssim(original, final),
         similarity=similarity_rows(readers, len(models.encoders), first, final, models.detector),
-        retained=float(np.mean(work.retained)) if work.retained else 1.0,
+        retained=retained,
     )
 
 

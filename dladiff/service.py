@@ -57,9 +57,9 @@ class Protector:
         zero_shot = self.config.zero_shot
         self.models = Models(
             Surrogate(self.config.model, device),
-            [_encoder(name).to(device) for name in self.config.encoders],
-            [_encoder(name).to(device) for name in self.config.held_out],
-            _detector(self.config.detector, zero_shot.min_face_px, zero_shot.detector_threshold),
+            [named_encoder(name).to(device) for name in self.config.encoders],
+            [named_encoder(name).to(device) for name in self.config.held_out],
+            named_detector(self.config.detector, zero_shot.min_face_px, zero_shot.detector_threshold),
             device,
         )
         finetuning = self.config.finetuning
@@ -71,7 +71,7 @@ class Protector:
         """Protect the photos of one identity; its name takes no part in the result.
 
         `clean` may hold more photos than the method wants: the best are taken. When the GPU runs out of memory the
-        batch is halved and the identity begun again: the result is that of the smaller setting, and the note says so.
+        batch is halved and the identity begun again: the same mathematics in smaller parts, and the note says so.
         """
         cuda = self.models.device.type == "cuda"
         chosen = best_photos(clean, self.config.clean_photos, self.models.detector)
@@ -136,7 +136,8 @@ def class_images(folder: Path, resolution: int) -> Images:
     return torch.cat(squares)
 
 
-def _encoder(name: str) -> IdentityEncoder:
+def named_encoder(name: str) -> IdentityEncoder:
+    """Load `embedded:NAME`, an ONNX file or an InsightFace pack folder. Raises ModelError."""
     if name.startswith("embedded:"):
         short = name.removeprefix("embedded:")
         path = EMBEDDED_ENCODERS / f"{short}.onnx"
@@ -152,7 +153,8 @@ def _encoder(name: str) -> IdentityEncoder:
     return load_encoder(source, source.stem)
 
 
-def _detector(name: str, min_face_px: int, threshold: float) -> Detector:
+def named_detector(name: str, min_face_px: int, threshold: float) -> Detector:
+    """Load `centerface`, an SCRFD ONNX file or an InsightFace pack folder. Raises ModelError."""
     if name == "centerface":
         return CenterFaceDetector(min_face_px=min_face_px, threshold=threshold)
     source = Path(name)

@@ -49,3 +49,18 @@ def test_smooth_steps_agree_in_single_precision(resolution: int) -> None:
 def test_sign_steps_agree_in_single_precision_but_where_the_gradient_is_rounding() -> None:
     a, b = both(schedule(), torch.float32)
     assert ((a - b).abs() > 1e-6).double().mean() < 0.01
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_fits_in_memory_at_once_changes_nothing_in_double_precision(size: int) -> None:
+    torch.set_num_threads(1)
+    ours, found = Surrogate("embedded", CPU), []
+    for part in (ours.vae, ours.text, ours.unet):
+        part.to(torch.float64)
+    clean, x = torch.rand(5, 3, SIZE, SIZE, generator=stream(1), dtype=torch.float64).split([2, 3])
+    for batch_photos in (3, size):
+        config = schedule(batch_photos=batch_photos)
+        static = finetuning_layer.static_surrogate(ours, clean, config, stream(2))
+        streams = [stream(3, str(i)) for i in range(3)]
+        found.append(finetuning_layer.perturb(ours, static, x, config, streams))
+    assert (found[0] - found[1]).abs().max() < 1e-9

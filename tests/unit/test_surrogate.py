@@ -12,7 +12,7 @@ from dladiff.errors import ModelError
 from dladiff.finetuning_layer import perturb, static_surrogate
 from dladiff.randomness import stream
 from dladiff.surrogate import EMBEDDED, Batch, Noise, Surrogate
-from dladiff.trainer import Trainer
+from dladiff.trainer import Part, Trainer
 
 CPU = torch.device("cpu")
 
@@ -214,11 +214,30 @@ def test_trainer_moves_fp32_weights_and_leaves_the_pretrained_ones(surrogate: Su
     noise = surrogate.draw([stream(0)], 128)
     latents = torch.randn(1, 8, 16, 16, generator=stream(1))
     trainer = Trainer(unet, 1e-4, 1e-2)
-    losses = [trainer.step(surrogate, Batch(latents, noise, prompt)) for _ in range(5)]
+    losses = [trainer.step(surrogate, [Part(Batch(latents, noise, prompt))]) for _ in range(5)]
     assert losses[-1] < losses[0]
     assert unet.conv_in.weight.dtype == torch.float32
     assert not any(p.requires_grad for p in unet.parameters())
     assert torch.equal(surrogate.unet.conv_in.weight, before)
+
+
+def test_a_training_step_in_parts_is_the_whole_step(surrogate: Surrogate) -> None:
+    prompt, _ = surrogate.prompt("a photo of sks person")
+    noise = surrogate.draw([stream(i) for i in range(3)], 64)
+    latents = torch.randn(3, 8, 8, 8, generator=stream(1))
+
+    def part(rows: slice) -> Part:
+        some = Noise(noise.t[rows], noise.latent[rows], noise.posterior[rows])
+        return Part(Batch(latents[rows], some, prompt), share=len(latents[rows]) / 3)
+
+    found = []
+    for parts in ([part(slice(0, 3))], [part(slice(0, 2)), part(slice(2, 3))]):
+        unet = surrogate.fresh_unet("dynamic")
+        loss = Trainer(unet, 1e-4, 1e-2).step(surrogate, parts)
+        found.append((loss, unet.conv_in.weight - surrogate.unet.conv_in.weight))
+    (whole, moved), (halves, moved_too) = found
+    assert torch.allclose(whole, halves, rtol=1e-5)
+    assert moved.abs().max() > 0 and (moved - moved_too).norm() < 1e-3 * moved.norm()
 
 
 def test_the_prior_term_is_the_same_loss_on_class_images_and_draws_nothing_without(surrogate: Surrogate) -> None:
@@ -243,7 +262,7 @@ def test_the_prior_term_is_the_same_loss_on_class_images_and_draws_nothing_witho
         unet = surrogate.fresh_unet("dynamic")
         with torch.no_grad():
             apart = [surrogate.loss(unet, b.latents, b.noise, b.prompt) for b in (own, batch)]
-        together = Trainer(unet, 1e-4, 1e-2).step(surrogate, own, batch, 0.5)
+        together = Trainer(unet, 1e-4, 1e-2).step(surrogate, [Part(own, batch)], 0.5)
         assert torch.allclose(together, apart[0] + 0.5 * apart[1], atol=1e-6)
         assert not torch.equal(delta(1.0), delta(0.0))
     finally:
