@@ -24,6 +24,10 @@ class FinetuningConfig:
     """PGD step, [0, 1] units (the paper's 5e-3 on [-1, 1] tensors)."""
     gradient: Literal["sign", "l2", "raw"] = "sign"
     """How a gradient becomes a step."""
+    momentum: float = 0.0
+    """Decay of the momentum that perturbation steps keep (MI-FGSM); 0 is the paper's, without."""
+    least_psnr: float = 0.0
+    """PSNR, dB, that the perturbation of a working square keeps beside `eta`; 0 leaves it out."""
     iter_ft: int = 400
     """Optimiser steps of the static surrogate on the clean set; 0 leaves it pretrained."""
     iter_opt: int = 50
@@ -153,6 +157,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 _RANGES: dict[str, tuple[float, float]] = {
     "finetuning.eta": (0, 0.25),
     "finetuning.step": (0, 0.25),
+    "finetuning.momentum": (0, 1),
+    "finetuning.least_psnr": (0, 100),
     "finetuning.iter_ft": (0, 100_000),
     "finetuning.iter_opt": (0, 10_000),
     "finetuning.iter_1": (0, 100),

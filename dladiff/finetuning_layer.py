@@ -6,7 +6,7 @@ from torch import Generator, Tensor
 
 from dladiff.attention import MapReader, map_distance
 from dladiff.config import FinetuningConfig
-from dladiff.pgd import pgd
+from dladiff.pgd import Momentum, pgd
 from dladiff.pixels import Images
 from dladiff.surrogate import Batch, Noise, Posterior, Surrogate
 from dladiff.trainer import Part, Trainer
@@ -70,6 +70,12 @@ def perturb(
     return delta
 
 
+def iterations(config: FinetuningConfig, squares: int) -> dict[str, int]:
+    """Return how many steps `perturb` takes: training steps, and perturbation steps, one of one square."""
+    training = max(0, config.iter_opt - 1) * config.iter_3
+    return {"training": training, "perturbation": config.iter_opt * (config.iter_1 + config.iter_2) * squares}
+
+
 class _Ascent:
     """The two stages of an epoch's perturbation steps, for the squares that are on the device at once."""
 
@@ -88,12 +94,27 @@ class _Ascent:
         self.prompt, instance = surrogate.prompt(config.prompt)
         self.tokens = [instance] if config.tokens == "instance" and instance is not None else None
         self.clean = surrogate.encode_fixed(x, len(x))
+        self.directions: list[str | Momentum] = [
+            Momentum(config.momentum, config.gradient) if config.momentum else config.gradient for _ in range(2)
+        ]
 
     def __call__(self, delta: Tensor) -> Tensor:
         """Algorithm 1, lines 15-34: `iter_1` attention steps, then `iter_2` denoising steps."""
         config = self.config
-        for loss, steps in ((self.attention, config.iter_1), (self.denoising, config.iter_2)):
-            delta = pgd(self.x, delta, loss, eta=config.eta, step=config.step, steps=steps, gradient=config.gradient)
+        for loss, steps, gradient in (
+            (self.attention, config.iter_1, self.directions[0]),
+            (self.denoising, config.iter_2, self.directions[1]),
+        ):
+            delta = pgd(
+                self.x,
+                delta,
+                loss,
+                eta=config.eta,
+                step=config.step,
+                steps=steps,
+                gradient=gradient,
+                least_psnr=config.least_psnr,
+            )
         return delta
 
     def attention(self, point: Tensor) -> Tensor:

@@ -21,14 +21,41 @@ def direction(gradient: Tensor, kind: str) -> Tensor:
     return gradient
 
 
-def pgd(x: Tensor, delta: Tensor, loss: Loss, *, eta: float, step: float, steps: int, gradient: str = "sign") -> Tensor:
+class Momentum:
+    """A direction that remembers: gradients, each divided by its mean size, add up (MI-FGSM, Dong et al. 2018)."""
+
+    def __init__(self, decay: float, kind: str) -> None:
+        self.decay, self.kind = decay, kind
+        self.velocity: Tensor | None = None
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        """Return the step of unit size for the sum so far."""
+        size = gradient.flatten(1).abs().mean(1).clamp_min(1e-20)
+        unit = gradient / size.view(-1, *([1] * (gradient.dim() - 1)))
+        self.velocity = unit if self.velocity is None else self.decay * self.velocity + unit
+        return direction(self.velocity, self.kind)
+
+
+def pgd(
+    x: Tensor,
+    delta: Tensor,
+    loss: Loss,
+    *,
+    eta: float,
+    step: float,
+    steps: int,
+    gradient: str | Momentum = "sign",
+    least_psnr: float = 0.0,
+) -> Tensor:
     """Ascend `loss(x + delta)` by `steps` projected steps and return the new delta.
 
-    `x`, `delta`: same shape, [0, 1] units; x is the clean photo, so the ball is always around it.
+    `x`, `delta`: same shape, [0, 1] units; x is the clean photo, so the ball is always around it. `least_psnr` (dB,
+    each image's own) bounds the perturbation beside `eta`; 0 leaves it out.
     Source: Madry et al. 2018; METHOD "PGD step".
     """
     for _ in range(steps):
         point = (x + delta).detach().requires_grad_(True)
         (slope,) = torch.autograd.grad(loss(point), point)
-        delta = project(delta + step * direction(slope, gradient), x, eta).detach()
+        change = gradient(slope) if isinstance(gradient, Momentum) else direction(slope, gradient)
+        delta = project(delta + step * change, x, eta, least_psnr).detach()
     return delta
