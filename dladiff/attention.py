@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import Transformer2DModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
 from torch.nn import functional
@@ -57,12 +57,17 @@ class MapReader:
         maps = Maps()
         before = unet.attn_processors
         unet.set_attn_processor(_Processor(self, maps))
+        again = [m for m in unet.modules() if isinstance(m, Transformer2DModel) and m.gradient_checkpointing]
+        for module in again:  # a layer that is computed again would find the processors of before
+            module.gradient_checkpointing = False
         try:
             forward()
         except _LastRead:
             pass
         finally:
             unet.set_attn_processor(before)
+            for module in again:
+                module.gradient_checkpointing = True
         self.layers = len(maps.cross) + len(maps.own)
         return maps
 

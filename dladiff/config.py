@@ -48,6 +48,8 @@ class FinetuningConfig:
     """Photos in one training step of the static surrogate."""
     batch_photos: int = 4
     """Working squares on the device at once: a matter of memory and speed, not of the result, rounding apart."""
+    recompute: bool = False
+    """Compute inner values of the networks again in the backward pass instead of keeping them: slower, less memory."""
     attention_resolution: int = 16
     """Side, in latent cells, of the attention maps that the attention loss compares."""
     tokens: Literal["all", "instance"] = "all"

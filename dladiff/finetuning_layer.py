@@ -1,7 +1,7 @@
 """Layer 1, Algorithm 1: the perturbation against fine-tuning, with a static and a dynamic surrogate."""
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin, UNet2DConditionModel
 from torch import Generator, Tensor
 
 from dladiff.attention import MapReader, map_distance
@@ -17,6 +17,7 @@ def static_surrogate(
 ) -> UNet2DConditionModel:
     """Algorithm 1, lines 1-9: fine-tune a copy of the UNet on the clean set `m 3 r r`; frozen on return."""
     unet = surrogate.fresh_unet("static")
+    _recompute(unet, config.recompute)
     if config.iter_ft == 0:
         return unet
     prompt, _ = surrogate.prompt(config.prompt)
@@ -47,6 +48,8 @@ def perturb(
     """
     prompt, _ = surrogate.prompt(config.prompt)
     dynamic = surrogate.fresh_unet("dynamic")
+    _recompute(dynamic, config.recompute)
+    _recompute(surrogate.vae, config.recompute)
     trainer = Trainer(dynamic, config.lr_dynamic, config.weight_decay)
     size = min(config.batch_photos, len(x))
     parts = [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
@@ -74,6 +77,11 @@ def iterations(config: FinetuningConfig, squares: int) -> dict[str, int]:
     """Return how many steps `perturb` takes: training steps, and perturbation steps, one of one square."""
     training = max(0, config.iter_opt - 1) * config.iter_3
     return {"training": training, "perturbation": config.iter_opt * (config.iter_1 + config.iter_2) * squares}
+
+
+def _recompute(network: ModelMixin, on: bool) -> None:
+    if on != network.is_gradient_checkpointing:
+        (network.enable_gradient_checkpointing if on else network.disable_gradient_checkpointing)()
 
 
 class _Ascent:

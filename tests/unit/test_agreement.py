@@ -64,3 +64,27 @@ def test_what_fits_in_memory_at_once_changes_nothing_in_double_precision(size: i
         streams = [stream(3, str(i)) for i in range(3)]
         found.append(finetuning_layer.perturb(ours, static, x, config, streams))
     assert (found[0] - found[1]).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("resolution", [16, 8])
+def test_recomputing_changes_nothing_and_keeps_less(resolution: int) -> None:
+    """Attention maps at 8 x 8 stand behind layers that are computed again, those at 16 x 16 do not."""
+    torch.set_num_threads(1)
+    ours, found, kept = Surrogate("embedded", CPU), [], []
+    for part in (ours.vae, ours.text, ours.unet):
+        part.to(torch.float64)
+    x = torch.rand(2, 3, 128, 128, generator=stream(1), dtype=torch.float64)
+    for recompute in (False, True):
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        config = schedule(iter_opt=1, iter_1=1, iter_2=1, recompute=recompute, attention_resolution=resolution)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            static = finetuning_layer.static_surrogate(ours, x, config, stream(2))
+            found.append(finetuning_layer.perturb(ours, static, x, config, [stream(3), stream(4)]))
+        kept.append(sum(sizes.values()))
+    assert (found[0] - found[1]).abs().max() < 1e-9
+    assert kept[1] < 0.7 * kept[0]
