@@ -67,9 +67,10 @@ def protect_photos(
     """Protect the photos of one person; return them in the order given.
 
     `clean`: photos of the same person that layer 1's static surrogate learns from, else the photos themselves.
-    `encoders`: what layer 2 optimises against (`embedded:residual`, an ONNX file, an InsightFace pack folder), else
-    the profile's own. `settings`: fields of dladiff.config.MethodConfig that differ from the profile. The same photos,
-    settings and seed give the same pixels. Models stay in memory for the next call with the same settings.
+    `encoders`: what layer 2 optimises against (`embedded:residual`, an ONNX file, an InsightFace pack's name or
+    folder, `clip:FOLDER`), else the profile's own. `settings`: fields of dladiff.config.MethodConfig that differ from
+    the profile. The same photos, settings and seed give the same pixels. Models stay in memory for the next call with
+    the same settings.
 
     Raises PhotoError (it names the photo), ConfigError or ModelError: one line that says what to do.
     """

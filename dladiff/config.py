@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dladiff.compared import SCHEDULES
 from dladiff.errors import ConfigError
 from dladiff.settings import build, merge, nearest
 
@@ -48,6 +49,8 @@ class FinetuningConfig:
     """Photos in one training step of the static surrogate."""
     batch_photos: int = 4
     """Working squares on the device at once: a matter of memory and speed, not of the result, rounding apart."""
+    robust: bool = False
+    """Draw a JPEG, a resize, a blur or nothing for each photo and perturbation step, inside the loss."""
     recompute: bool = False
     """Compute inner values of the networks again in the backward pass instead of keeping them: slower, less memory."""
     attention_resolution: int = 16
@@ -96,6 +99,12 @@ class ZeroShotConfig:
     """Least detector score of a face."""
     weights: tuple[float, ...] = ()
     """Weight of each optimised encoder; empty means equal weights."""
+    weighting: Literal["fixed", "adaptive"] = "fixed"
+    """`adaptive` multiplies each weight by how far the encoder's cosine now lies above its goal."""
+    momentum: float = 0.0
+    """Share of the earlier gradients, each over its L1 mean, that a step keeps (MI-FGSM); 0 leaves it out."""
+    robust: bool = False
+    """Draw JPEG, resizing, blur or nothing, and a mirror image, inside the loss at every step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +114,8 @@ class MethodConfig:
     profile: str = "tiny"
     """Name of the profile."""
     model: str = "embedded"
-    """Stable Diffusion folder in the diffusers layout, or `embedded` for the tiny bundle in this package."""
+    """`embedded` for the tiny bundle in this package, a known model (`sd21`), a folder in the diffusers layout, a hub
+    id (`owner/name`, `owner/name@revision`), or, in a run, s3://bucket/prefix."""
     region: Literal["face", "photo"] = "face"
     """What layer 1 works on: the square around each face, or squares that cover the photo."""
     resolution: int = 128
@@ -115,13 +125,19 @@ class MethodConfig:
     clean_photos: int = 8
     """Most clean photos that the static surrogate learns from: those with the largest, sharpest faces."""
     detector: str = "centerface"
-    """`centerface`, or an InsightFace pack folder or SCRFD ONNX file."""
+    """`centerface`, or an InsightFace pack (its name or folder) or SCRFD ONNX file."""
     encoders: tuple[str, ...] = ("embedded:residual",)
-    """Optimised identity encoders: `embedded:NAME`, an ONNX file, or an InsightFace pack folder."""
+    """Optimised identity encoders: `embedded:NAME`, an ONNX file, an InsightFace pack (its name, `buffalo_l`, or its
+    folder), or `clip:FOLDER`, a CLIP vision tower."""
     held_out: tuple[str, ...] = ("embedded:mobile",)
     """Encoders that are measured and never optimised."""
     layers: Literal["both", "finetuning", "zero_shot"] = "both"
     """Which layers run (the ablations of the paper's Table 5)."""
+    protection: Literal[
+        "dladiff", "fsmg", "aspl", "disdiff", "anti-diffusion", "mist", "caat", "ace", "random", "none"
+    ] = "dladiff"
+    """Method of layer 1: this package's, or a compared one, by its own schedule (dladiff/compared.py) and without
+    layer 2. Its own bound is `finetuning.eta` where no other is set; `step` and the schedule above are not its."""
     finetuning: FinetuningConfig = field(default_factory=FinetuningConfig)
     """Layer 1."""
     zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
@@ -146,15 +162,37 @@ TINY_ZERO_SHOT: dict[str, Any] = {"step": 8e-4, "check_every": 5}
 
 PROFILES: dict[str, dict[str, Any]] = {
     "tiny": {"finetuning": TINY_FINETUNING, "zero_shot": TINY_ZERO_SHOT},
-    "sd21": {"model": "", "region": "photo", "resolution": 512},
+    "sd21": {"model": "sd21", "region": "photo", "resolution": 512},
+    "sd21-768": {
+        "model": "sd21-768",
+        "region": "photo",
+        "resolution": 768,
+        "finetuning": {"attention_resolution": 24},
+    },
+    "sd15": {"model": "sd15", "region": "photo", "resolution": 512},
+    "sdxl": {
+        "model": "sdxl",
+        "region": "photo",
+        "resolution": 1024,
+        "finetuning": {"attention_resolution": 32, "batch_photos": 1},
+    },
 }
-"""Overrides of MethodConfig by profile. `sd21` needs `model`, `encoders` and `held_out` from the user."""
+"""Overrides of MethodConfig by profile; dladiff/catalogue.py knows the models. Those of Stable Diffusion need
+`encoders` and `held_out` from the user. Their maps are a 32nd of the photo's side: the depth that the paper reads."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"finetuning": {"iter_ft": 400, "iter_opt": 50, "iter_1": 3, "iter_2": 3, "iter_3": 3}},
     "strong": {"finetuning": {"iter_ft": 400, "iter_opt": 50, "iter_1": 6, "iter_2": 6, "iter_3": 3}},
+    "without_dsur": {"finetuning": {"iter_ft": 0, "iter_1": 0, "iter_2": 6}},
+    "without_adft": {"finetuning": {"iter_1": 6, "iter_2": 0, "iter_3": 0}},
+    "without_layer2": {"layers": "finetuning"},
 }
-"""Schedules that go over a profile's own."""
+"""Schedules that go over a profile's own, and the ablations of the paper's Table 5.
+
+The paper names its modules and says no more. DSUR alone (`without_adft`): attention steps against two surrogates that
+stay as they are. ADFT alone (`without_dsur`): denoising steps and training of one surrogate. Each takes as many
+perturbation steps as both together.
+"""
 
 _RANGES: dict[str, tuple[float, float]] = {
     "finetuning.eta": (0, 0.25),
@@ -183,6 +221,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "zero_shot.linear_noise": (0, 1),
     "zero_shot.shift_noise": (0, 20),
     "zero_shot.check_every": (1, 10_000),
+    "zero_shot.momentum": (0, 2),
     "zero_shot.min_face_px": (8, 100_000),
     "zero_shot.detector_threshold": (0, 1),
     "resolution": (64, 2048),
@@ -201,6 +240,8 @@ def method_config(profile: str, preset: str | None, overrides: Mapping[str, Any]
     layered: list[Mapping[str, Any]] = [base]
     if preset is not None:
         layered.append(_pick("preset", preset, PRESETS, faults))
+    if (method := overrides.get("protection")) in SCHEDULES:
+        layered.append({"layers": "finetuning", "finetuning": {"eta": SCHEDULES[method].eta}})
     layered.append(overrides)
     merged: dict[str, Any] = {"profile": profile}
     for layer in layered:
@@ -230,6 +271,8 @@ def _check(config: MethodConfig) -> list[str]:
             faults.append(f"{name}: {value} is outside {low}..{high}")
     if config.resolution % 32:
         faults.append(f"resolution: {config.resolution} is not a multiple of 32")
+    if config.protection != "dladiff" and config.layers != "finetuning":
+        faults.append(f"layers: {config.protection} is a compared method and has no layer 2; leave layers out")
     if not config.encoders and config.layers != "finetuning":
         faults.append("encoders: layer 2 needs at least one optimised encoder")
     if both := set(config.encoders) & set(config.held_out):
@@ -241,7 +284,7 @@ def _check(config: MethodConfig) -> list[str]:
         faults.append(f"zero_shot.weights: {len(weights)} weights for {len(config.encoders)} encoders")
     if not config.model:
         faults.append(
-            f"model: the profile {config.profile} ships no weights; set method.model to a Stable Diffusion folder "
-            "in the diffusers layout"
+            "model: is empty; set method.model to a known model (dladiff models list), a folder in the diffusers "
+            "layout, a hub id or s3://bucket/prefix"
         )
     return faults

@@ -10,17 +10,25 @@ from dladiff.pgd import Momentum, pgd
 from dladiff.pixels import Images
 from dladiff.surrogate import Batch, Noise, Posterior, Surrogate
 from dladiff.trainer import Part, Trainer
+from dladiff.transforms import draw_transform
+
+Losses = dict[str, list[Tensor]]
+"""The loss of every step, by stage, as they come; kept where someone asks for them."""
 
 
 def static_surrogate(
-    surrogate: Surrogate, clean: Images, config: FinetuningConfig, generator: Generator
+    surrogate: Surrogate,
+    clean: Images,
+    config: FinetuningConfig,
+    generator: Generator,
+    losses: Losses | None = None,
 ) -> UNet2DConditionModel:
     """Algorithm 1, lines 1-9: fine-tune a copy of the UNet on the clean set `m 3 r r`; frozen on return."""
     unet = surrogate.fresh_unet("static")
     _recompute(unet, config.recompute)
     if config.iter_ft == 0:
         return unet
-    prompt, _ = surrogate.prompt(config.prompt)
+    prompt = surrogate.prompt(config.prompt)
     trainer = Trainer(unet, config.lr_static, config.weight_decay)
     size = min(config.batch, len(clean))
     posterior = surrogate.encode_fixed(clean, size)
@@ -30,7 +38,8 @@ def static_surrogate(
             order += torch.randperm(len(clean), generator=generator).tolist()
         batch, order = posterior.pick(order[:size]), order[size:]
         noise = surrogate.draw([generator] * size, clean.shape[-1])
-        trainer.step(surrogate, [Part(Batch(surrogate.latents(batch, noise), noise, prompt))])
+        loss = trainer.step(surrogate, [Part(Batch(surrogate.latents(batch, noise), noise, prompt))])
+        _keep(losses, "static surrogate", loss)
     return unet
 
 
@@ -40,13 +49,14 @@ def perturb(
     x: Images,
     config: FinetuningConfig,
     generators: list[Generator],
+    losses: Losses | None = None,
 ) -> Tensor:
     """Algorithm 1, lines 10-41: the perturbation `n 3 r r` of the working squares `n 3 r r` of one identity.
 
     `generators` holds one stream per square. The dynamic surrogate starts from the pretrained weights and never sees a
     clean photo. All squares share it; `batch_photos` of them are on the device at once, which changes no step.
     """
-    prompt, _ = surrogate.prompt(config.prompt)
+    prompt = surrogate.prompt(config.prompt)
     dynamic = surrogate.fresh_unet("dynamic")
     _recompute(dynamic, config.recompute)
     _recompute(surrogate.vae, config.recompute)
@@ -54,7 +64,7 @@ def perturb(
     size = min(config.batch_photos, len(x))
     parts = [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
     read = MapReader(config.attention_resolution)
-    ascents = [_Ascent(surrogate, static, dynamic, read, x[part], config, generators[part]) for part in parts]
+    ascents = [_Ascent(surrogate, (static, dynamic), read, x[part], config, generators[part], losses) for part in parts]
     delta = torch.zeros_like(x)
 
     def taught(posterior: Posterior, part: slice) -> Part:
@@ -67,7 +77,8 @@ def perturb(
         if epoch:  # the last epoch would train a surrogate that no step asks any more
             posteriors = [surrogate.encode_fixed(x[part] + delta[part], size) for part in parts]
             for _ in range(config.iter_3):
-                trainer.step(surrogate, map(taught, posteriors, parts), config.prior_weight)
+                loss = trainer.step(surrogate, map(taught, posteriors, parts), config.prior_weight)
+                _keep(losses, "dynamic surrogate", loss)
         for part, ascent in zip(parts, ascents, strict=True):
             delta[part] = ascent(delta[part])
     return delta
@@ -77,6 +88,11 @@ def iterations(config: FinetuningConfig, squares: int) -> dict[str, int]:
     """Return how many steps `perturb` takes: training steps, and perturbation steps, one of one square."""
     training = max(0, config.iter_opt - 1) * config.iter_3
     return {"training": training, "perturbation": config.iter_opt * (config.iter_1 + config.iter_2) * squares}
+
+
+def _keep(losses: Losses | None, stage: str, loss: Tensor) -> None:
+    if losses is not None:
+        losses.setdefault(stage, []).append(loss.detach())
 
 
 def _recompute(network: ModelMixin, on: bool) -> None:
@@ -90,16 +106,18 @@ class _Ascent:
     def __init__(
         self,
         surrogate: Surrogate,
-        static: UNet2DConditionModel,
-        dynamic: UNet2DConditionModel,
+        unets: tuple[UNet2DConditionModel, UNet2DConditionModel],
         read: MapReader,
         x: Images,
         config: FinetuningConfig,
         generators: list[Generator],
+        losses: Losses | None,
     ) -> None:
-        self.surrogate, self.static, self.dynamic, self.read = surrogate, static, dynamic, read
+        self.surrogate, (self.static, self.dynamic) = surrogate, unets
+        self.read, self.losses = read, losses
         self.x, self.config, self.generators = x, config, generators
-        self.prompt, instance = surrogate.prompt(config.prompt)
+        self.prompt = surrogate.prompt(config.prompt)
+        instance = self.prompt.instance
         self.tokens = [instance] if config.tokens == "instance" and instance is not None else None
         self.clean = surrogate.encode_fixed(x, len(x))
         self.directions: list[str | Momentum] = [
@@ -136,16 +154,25 @@ class _Ascent:
         with self.surrogate.autocast():
             with torch.no_grad():
                 want = self.read(self.static, lambda: forward(self.static, self.clean))
-            have = self.read(self.dynamic, lambda: forward(self.dynamic, self.surrogate.encode(point)))
+            have = self.read(self.dynamic, lambda: forward(self.dynamic, self.surrogate.encode(self._as_stolen(point))))
             distance = map_distance(want, have, self_weight=self.config.self_weight, tokens=self.tokens)
+        _keep(self.losses, "attention steps", distance)
         return distance * len(point)
 
     def denoising(self, point: Tensor) -> Tensor:
         """Eq. 3, summed over the squares."""
         noise = self._draw()
         with self.surrogate.autocast():
-            latents = self.surrogate.latents(self.surrogate.encode(point), noise)
-            return self.surrogate.loss(self.dynamic, latents, noise, self.prompt) * len(point)
+            latents = self.surrogate.latents(self.surrogate.encode(self._as_stolen(point)), noise)
+            loss = self.surrogate.loss(self.dynamic, latents, noise, self.prompt)
+        _keep(self.losses, "denoising steps", loss)
+        return loss * len(point)
+
+    def _as_stolen(self, point: Images) -> Images:
+        if not self.config.robust:
+            return point
+        changes = [draw_transform(generator, mirrored=False) for generator in self.generators]
+        return torch.cat([change(image[None]) for change, image in zip(changes, point, strict=True)])
 
     def _draw(self) -> Noise:
         return self.surrogate.draw(self.generators, self.x.shape[-1])

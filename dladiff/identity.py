@@ -1,4 +1,4 @@
-"""Identity encoders: a face crop to a unit vector, differentiable, from any ONNX recognition model of 112 x 112."""
+"""Identity encoders: an aligned face to a unit vector, differentiable; from any ONNX recognition model of 112 x 112."""
 
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,21 @@ UNKNOWN_LICENCE = "unknown: see the pack's own licence"
 class IdentityEncoder(nn.Module):
     """A frozen recognition network with its own input scaling."""
 
-    def __init__(self, network: OnnxNetwork, name: str, sha256: str, licence: str, *, mean: float, std: float) -> None:
-        """`mean` and `std` are InsightFace's, on the 0..255 scale."""
+    def __init__(
+        self, network: nn.Module, name: str, sha256: str, licence: str, *, mean: float, std: float, crop: int = CROP
+    ) -> None:
+        """`mean` and `std` are InsightFace's, on the 0..255 scale; `crop` is the side of the aligned face in pixels."""
         super().__init__()
         self.network, self.name, self.sha256, self.licence = network, name, sha256, licence
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.crop = mean, std, crop
         self.eval().requires_grad_(False)
 
-    def scaled(self, crops: Float[Tensor, "b 3 112 112"]) -> Float[Tensor, "b 3 112 112"]:
+    def scaled(self, crops: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
         """Return RGB crops in [0, 1] on the network's own scale."""
         return (crops * 255 - self.mean) / self.std
 
-    def forward(self, crops: Float[Tensor, "b 3 112 112"]) -> Float[Tensor, "b d"]:
-        """Return the unit-length embeddings of RGB crops in [0, 1]."""
+    def forward(self, crops: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+        """Return the unit-length embeddings of RGB crops in [0, 1], `crop` pixels wide and high."""
         return functional.normalize(self.network(self.scaled(crops)).flatten(1), dim=1)
 
 

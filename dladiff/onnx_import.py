@@ -65,8 +65,8 @@ class OnnxNetwork(nn.Module):
             raise ModelError(f"{self.path} uses operator {node.op_type} in {where}, which is not supported: {known}")
         attributes = {a.name: _attribute(a, self.path) for a in node.attribute}
         names = list(node.input)
-        constants = self._constants()
-        if all(name in constants for name in names if name):
+        if all(name in self._integers or name in self._buffer_of for name in names if name):
+            constants = {name: self._constant(name) for name in names if name}
             try:
                 self._keep(node.output[0], _apply(node.op_type, constants, names, attributes))
             except RefusedError as error:
@@ -81,8 +81,11 @@ class OnnxNetwork(nn.Module):
         else:  # shapes and axes stay on the host
             self._integers[name] = tensor
 
+    def _constant(self, name: str) -> Tensor:
+        return self._integers[name] if name in self._integers else self.get_buffer(self._buffer_of[name])
+
     def _constants(self) -> dict[str, Tensor]:
-        return {**self._integers, **{name: self.get_buffer(key) for name, key in self._buffer_of.items()}}
+        return {name: self._constant(name) for name in (*self._integers, *self._buffer_of)}
 
     def _last_uses(self) -> list[list[str]]:
         seen = {self.output_name}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dladiff import finetuning_layer, quality, region, zero_shot_layer
+from dladiff.baselines.methods import compared_layer
 from dladiff.config import MethodConfig
 from dladiff.faces import Detector, Face
 from dladiff.identity import IdentityEncoder
@@ -60,10 +61,14 @@ class PhotoOut:
 
 @dataclass(frozen=True)
 class Protected:
-    """The photos, in the order they came in, and the seconds of each stage."""
+    """The photos, in the order they came in, the seconds of each stage, and its steps by kind of work."""
 
     photos: list[PhotoOut]
     seconds: dict[str, float]
+    steps: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Stage to work to count: "training" steps; "perturbation" steps, one of one square or of one face."""
+    trace: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """Chart to series to values, one a step; empty where none was asked for."""
 
 
 @dataclass
@@ -76,17 +81,26 @@ class _Work:
     squares: list[region.Square]
     crops: Images
     deltas: list[Tensor] = field(default_factory=list)
+    steps: int = 0
+    """Of layer 2, all faces together."""
 
 
 def protect(
-    photos: Sequence[PhotoIn], clean: Sequence[Pixels], models: Models, config: MethodConfig, seed: int
+    photos: Sequence[PhotoIn],
+    clean: Sequence[Pixels],
+    models: Models,
+    config: MethodConfig,
+    seed: int,
+    trace: bool = False,
 ) -> Protected:
-    """Protect one identity. `clean` is the set X_clean, or empty for the photos themselves.
+    """Protect one identity. `clean` is the set X_clean, or empty for the photos themselves; `trace` keeps the losses.
 
     Every photo's random stream is named by its content, and photos are worked on in the order of their content,
     so neither the order given nor the worker changes a byte.
     """
     seconds: dict[str, float] = {}
+    steps: dict[str, dict[str, int]] = {}
+    losses: finetuning_layer.Losses | None = {} if trace else None
     clock = time.perf_counter()
 
     def lap(stage: str) -> None:
@@ -96,16 +110,28 @@ def protect(
 
     works = sorted((_prepare(p, models, config) for p in photos), key=lambda w: w.name)
     lap("detect")
-    if config.layers != "zero_shot":
-        static = _static(works, clean, models, config, seed)
-        lap("static_surrogate")
-        _first_layer(works, static, models, config, seed)
+    if config.protection != "dladiff":
+        _compared_layer(works, clean, models, config, seed)
         lap("finetuning_layer")
+    elif config.layers != "zero_shot":
+        static = _static(works, clean, models, config, seed, losses)
+        lap("static_surrogate")
+        _first_layer(works, static, models, config, seed, losses)
+        lap("finetuning_layer")
+        steps["static_surrogate"] = {"training": config.finetuning.iter_ft}
+        squares = sum(len(work.squares) for work in works)
+        steps["finetuning_layer"] = finetuning_layer.iterations(config.finetuning, squares)
     outs = {}
     for work in works:
         outs[work.photo.key] = _second_layer(work, models, config, seed)
     lap("zero_shot_layer")
-    return Protected([outs[p.key] for p in photos], seconds)
+    steps["zero_shot_layer"] = {"perturbation": sum(work.steps for work in works)}
+    return Protected([outs[p.key] for p in photos], seconds, steps, _charts(losses or {}, works) if trace else {})
+
+
+def _charts(losses: finetuning_layer.Losses, works: list[_Work]) -> dict[str, dict[str, list[float]]]:
+    """One chart a stage of layer 1, and one a photo of layer 2 with a series an encoder."""
+    return {f"Layer 1, {stage}": {"loss": torch.stack(values).tolist()} for stage, values in losses.items()}
 
 
 def _prepare(photo: PhotoIn, models: Models, config: MethodConfig) -> _Work:
@@ -121,23 +147,60 @@ def _prepare(photo: PhotoIn, models: Models, config: MethodConfig) -> _Work:
     return _Work(photo, name, faces, squares, crops)
 
 
-def _static(works: list[_Work], clean: Sequence[Pixels], models: Models, config: MethodConfig, seed: int) -> Any:
-    """Fine-tune the static surrogate on one square of each clean photo (the largest face's, or the first)."""
+def _clean_squares(
+    works: list[_Work], clean: Sequence[Pixels], models: Models, config: MethodConfig
+) -> tuple[Images, list[str]]:
+    """Return one square of each clean photo (the largest face's, or the first), and the photos' names."""
+    sources = works
     if clean:
         sources = sorted((_prepare(PhotoIn(key="", pixels=p), models, config) for p in clean), key=lambda w: w.name)
-    else:
-        sources = works
-    squares = torch.cat([w.crops[:1] for w in sources])
-    names = [w.name for w in sources]
+    return torch.cat([w.crops[:1] for w in sources]), [w.name for w in sources]
+
+
+def _static(
+    works: list[_Work],
+    clean: Sequence[Pixels],
+    models: Models,
+    config: MethodConfig,
+    seed: int,
+    losses: finetuning_layer.Losses | None,
+) -> Any:
+    """Fine-tune the static surrogate on the clean photos."""
+    squares, names = _clean_squares(works, clean, models, config)
     return finetuning_layer.static_surrogate(
-        models.surrogate, squares, config.finetuning, stream(seed, "static", *names)
+        models.surrogate, squares, config.finetuning, stream(seed, "static", *names), losses
     )
 
 
-def _first_layer(works: list[_Work], static: Any, models: Models, config: MethodConfig, seed: int) -> None:
-    x = torch.cat([work.crops for work in works])
+def _first_layer(
+    works: list[_Work],
+    static: Any,
+    models: Models,
+    config: MethodConfig,
+    seed: int,
+    losses: finetuning_layer.Losses | None,
+) -> None:
+    x, streams = _squares(works, seed)
+    _keep(works, finetuning_layer.perturb(models.surrogate, static, x, config.finetuning, streams, losses))
+
+
+def _compared_layer(
+    works: list[_Work], clean: Sequence[Pixels], models: Models, config: MethodConfig, seed: int
+) -> None:
+    """Let a compared method take layer 1's place; these methods have no layer 2."""
+    squares, names = _clean_squares(works, clean, models, config)
+    x, streams = _squares(works, seed)
+    one = stream(seed, "compared", *names)
+    _keep(works, compared_layer(models.surrogate, squares, x, config, streams, one))
+
+
+def _squares(works: list[_Work], seed: int) -> tuple[Images, list[torch.Generator]]:
+    """Return all squares of the identity, and a stream for each."""
     streams = [stream(seed, "layer1", work.name, str(i)) for work in works for i in range(len(work.squares))]
-    deltas = finetuning_layer.perturb(models.surrogate, static, x, config.finetuning, streams)
+    return torch.cat([work.crops for work in works]), streams
+
+
+def _keep(works: list[_Work], deltas: Tensor) -> None:
     own_deltas = torch.split(deltas, [len(work.squares) for work in works])
     for work, own in zip(works, own_deltas, strict=True):
         work.deltas = list(own[:, None])
@@ -189,6 +252,7 @@ def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) 
                 stream(seed, "layer2", work.name, str(i)),
                 rule,
             )
+            work.steps += steps
             layer2[..., box.y0 : box.y1, box.x0 : box.x1] += patch
             layer2.clamp_(-config.zero_shot.eta, config.zero_shot.eta)
             current = (first + layer2).clamp(0, 1)

@@ -11,7 +11,7 @@ from dladiff.config import ZeroShotConfig
 from dladiff.faces import SAME_FACE, Detector, Face, Matrix, alignment_matrix, face_quad, iou, warp
 from dladiff.identity import IdentityEncoder
 from dladiff.pixels import Images, Pixels, to_float, to_uint8
-from dladiff.zero_shot_layer import jitter
+from dladiff.zero_shot_layer import CROP, jitter
 
 VIEWS = 8
 """Jittered alignments that the stop rule reads beside those that the detector gives."""
@@ -61,8 +61,8 @@ class FaceReader:
 
     def _embed(self, photo: Images, matrices: Matrix) -> list[Tensor]:
         with torch.no_grad():
-            crops = warp(photo.expand(len(matrices), -1, -1, -1), torch.from_numpy(matrices).to(photo))
-            return [encoder(crops) for encoder in self.encoders]
+            crops = {side: _crops(photo, matrices, side) for side in {encoder.crop for encoder in self.encoders}}
+            return [encoder(crops[encoder.crop]) for encoder in self.encoders]
 
 
 class StopRule:
@@ -104,6 +104,12 @@ def similarity_rows(
         {"encoder": e.name, "optimised": i < optimised, "before": float(columns[0][i]), "after": float(columns[1][i])}
         for i, e in enumerate(readers[0].encoders)
     ]
+
+
+def _crops(photo: Images, matrices: Matrix, side: int) -> Images:
+    """Align as InsightFace does at any size: the template of 112 px, enlarged."""
+    enlarged = torch.from_numpy(matrices * (side / CROP)).to(photo)
+    return warp(photo.expand(len(matrices), -1, -1, -1), enlarged, side)
 
 
 def _distinct(matrices: Sequence[Matrix]) -> tuple[Matrix, list[int]]:

@@ -4,7 +4,7 @@ import gc
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from dladiff import packs
+from dladiff.clip_encoder import load_clip_encoder
 from dladiff.config import method_config
-from dladiff.errors import ModelError
+from dladiff.errors import ConfigError, ModelError
 from dladiff.faces import CenterFaceDetector, Detector, ScrfdDetector
 from dladiff.identity import IdentityEncoder, detector_from_pack, encoder_from_pack, load_encoder
 from dladiff.pixels import Images, Pixels, to_float
@@ -42,17 +44,21 @@ class IdentityOut:
     versions: dict[str, str]
     note: str = ""
     """What was done otherwise than configured, for the manifest."""
+    steps: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Steps of each stage by kind of work, as in `protect.Protected`."""
+    trace: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """Losses and similarities of the steps, where the settings ask for them (`trace`)."""
 
 
 class Protector:
     """Holds the networks of one configuration."""
 
     def __init__(self, settings: Mapping[str, Any], seed: int, threads: int) -> None:
-        """Load the models of `settings` (`profile`, `preset`, `overrides`). Raises ConfigError or ModelError."""
+        """Load the models of `settings`: profile, preset, overrides, trace. Raises ConfigError or ModelError."""
         torch.set_num_threads(max(1, threads))
         _quiet()
         self.config = method_config(settings["profile"], settings.get("preset"), settings.get("overrides") or {})
-        self.seed = seed
+        self.seed, self.trace = seed, bool(settings.get("trace"))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         zero_shot = self.config.zero_shot
         self.models = Models(
@@ -63,6 +69,14 @@ class Protector:
             device,
         )
         finetuning = self.config.finetuning
+        sides = self.models.surrogate.map_sides(self.config.resolution)
+        if self.config.layers != "zero_shot" and finetuning.iter_1 and finetuning.attention_resolution not in sides:
+            raise ConfigError(
+                [
+                    f"finetuning.attention_resolution: {finetuning.attention_resolution} is no side of this model's "
+                    f"attention maps at {self.config.resolution} px; choose one of {', '.join(map(str, sides))}"
+                ]
+            )
         if finetuning.class_images:
             images = class_images(Path(finetuning.class_images), self.config.resolution)
             self.models.surrogate.set_prior(images, finetuning.class_prompt, finetuning.batch)
@@ -81,7 +95,7 @@ class Protector:
                 _free()
                 torch.cuda.reset_peak_memory_stats()
             try:
-                done = protect(photos, chosen, self.models, config, self.seed)
+                done = protect(photos, chosen, self.models, config, self.seed, self.trace)
                 break
             except torch.OutOfMemoryError:
                 size = config.finetuning.batch_photos
@@ -95,7 +109,8 @@ class Protector:
         memory = self._peak_memory()
         if cuda:
             _free()
-        return IdentityOut(done.photos, done.seconds, memory, self._device_name(), self._described(), _versions(), note)
+        about = (memory, self._device_name(), self._described(), _versions(), note)
+        return IdentityOut(done.photos, done.seconds, *about, steps=done.steps, trace=done.trace)
 
     def _peak_memory(self) -> int:
         if self.models.device.type == "cuda":
@@ -108,9 +123,8 @@ class Protector:
 
     def _described(self) -> list[dict[str, str]]:
         models, surrogate = self.models, self.models.surrogate
-        rows = [
-            {"name": surrogate.name, "role": "surrogate", "sha256": surrogate.sha256, "licence": "see the model card"}
-        ]
+        pinned = {"licence": surrogate.licence, "source": surrogate.source, "revision": surrogate.revision}
+        rows = [{"name": surrogate.name, "role": "surrogate", "sha256": surrogate.sha256} | pinned]
         for role, parts in (
             ("encoder", models.encoders),
             ("held_out", models.held_out),
@@ -137,7 +151,7 @@ def class_images(folder: Path, resolution: int) -> Images:
 
 
 def named_encoder(name: str) -> IdentityEncoder:
-    """Load `embedded:NAME`, an ONNX file or an InsightFace pack folder. Raises ModelError."""
+    """Load `embedded:NAME`, an ONNX file, an InsightFace pack (name or folder) or `clip:FOLDER`. Raises ModelError."""
     if name.startswith("embedded:"):
         short = name.removeprefix("embedded:")
         path = EMBEDDED_ENCODERS / f"{short}.onnx"
@@ -145,23 +159,17 @@ def named_encoder(name: str) -> IdentityEncoder:
             known = ", ".join(sorted(p.stem for p in EMBEDDED_ENCODERS.glob("*.onnx")))
             raise ModelError(f"no embedded encoder named {short!r}; this package ships: {known}")
         return load_encoder(path, short)
-    source = Path(name)
-    if source.is_dir():
-        return load_encoder(encoder_from_pack(source), source.name)
-    if not source.is_file():
-        raise ModelError(f"no identity encoder at {name}: name an ONNX file or an InsightFace pack folder")
-    return load_encoder(source, source.stem)
+    if name.startswith(packs.CLIP):
+        return load_clip_encoder(name)
+    source = packs.located(name)
+    return load_encoder(encoder_from_pack(source), source.name) if source.is_dir() else load_encoder(source)
 
 
 def named_detector(name: str, min_face_px: int, threshold: float) -> Detector:
-    """Load `centerface`, an SCRFD ONNX file or an InsightFace pack folder. Raises ModelError."""
+    """Load `centerface`, an SCRFD ONNX file or an InsightFace pack (name or folder). Raises ModelError."""
     if name == "centerface":
         return CenterFaceDetector(min_face_px=min_face_px, threshold=threshold)
-    source = Path(name)
-    if not source.exists():
-        raise ModelError(
-            f"no face detector at {name}: use centerface, an SCRFD ONNX file or an InsightFace pack folder"
-        )
+    source = packs.located(name)
     return ScrfdDetector(
         detector_from_pack(source) if source.is_dir() else source, min_face_px=min_face_px, threshold=threshold
     )

@@ -1,21 +1,24 @@
 """The Stable Diffusion bundle: loading, latents, noising, the denoising loss, and its training steps."""
 
 import copy
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Generator, Tensor
 from torch.nn import functional
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from dladiff.architecture import map_sides, read_architecture, weight_faults
+from dladiff.bundle import verified_pins
+from dladiff.catalogue import EMBEDDED, locate
 from dladiff.errors import ModelError
 from dladiff.pixels import Images
+from dladiff.text import Prompt, TextEncoder, embed
 
-EMBEDDED = Path(__file__).parent / "profiles" / "tiny" / "bundle"
-"""The tiny face model that ships with the package."""
+__all__ = ["EMBEDDED", "Batch", "Noise", "Posterior", "Prior", "Prompt", "Surrogate"]
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,11 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training step denoises: scaled latents `b c h w`, their noise, the prompt's embedding `1 n d`."""
+    """What one training step denoises: scaled latents `b c h w`, their noise, the prompt."""
 
     latents: Tensor
     noise: Noise
-    prompt: Tensor
+    prompt: Prompt
 
 
 @dataclass(frozen=True)
@@ -53,41 +56,51 @@ class Prior:
     """Class images that keep a surrogate's idea of a person (the second term of L_db), encoded once for all."""
 
     posterior: Posterior
-    prompt: Tensor
+    prompt: Prompt
 
 
 class Surrogate:
-    """A frozen text encoder, VAE and noise schedule, with the pretrained UNet that surrogates are copied from."""
+    """Frozen text encoders, VAE and noise schedule, with the pretrained UNet that surrogates are copied from."""
 
-    def __init__(self, folder: str | Path, device: torch.device) -> None:
-        """Load from a folder in the diffusers layout; ModelError says what is missing."""
-        root = EMBEDDED if str(folder) == "embedded" else Path(folder)
-        if not (root / "model_index.json").is_file():
-            raise ModelError(
-                f"no diffusers model in {root}: expected model_index.json; download a bundle and name its folder"
-            )
-        settings = {"local_files_only": True, "use_safetensors": True}
-        try:
-            self.unet = UNet2DConditionModel.from_pretrained(root, subfolder="unet", **settings)
-            self.vae = AutoencoderKL.from_pretrained(root, subfolder="vae", **settings)
-            text = CLIPTextModel.from_pretrained(root, subfolder="text_encoder", **settings)
-            self.tokenizer = CLIPTokenizer.from_pretrained(root, subfolder="tokenizer", local_files_only=True)
-            scheduler = DDPMScheduler.from_pretrained(root, subfolder="scheduler", local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"the model in {root} cannot be loaded: {str(error).splitlines()[0]}") from error
+    def __init__(self, model: str | Path, device: torch.device) -> None:
+        """Load a model by what `locate` takes: `embedded`, a folder, a profile's name, a hub id.
+
+        Raises ModelError: not there, damaged, half there, or of an architecture that is not supported.
+        """
+        root = locate(str(model))
+        architecture = read_architecture(root)
+        if faults := weight_faults(root):
+            raise ModelError(f"the model in {root} is not whole: {'; '.join(faults.values())}; fetch it again")
+        pins = verified_pins(root)
         self.device = device
-        for part in (self.unet, self.vae, text):
-            part.eval().requires_grad_(False).float().to(device)
+        try:
+            self.unet = _part(UNet2DConditionModel, root, "unet").to(device)
+            self.vae = _part(AutoencoderKL, root, "vae").to(device)
+            self.encoders = [_text_encoder(CLIPTextModel, root, "", device)]
+            if architecture.text_encoders == 2:
+                self.encoders.append(_text_encoder(CLIPTextModelWithProjection, root, "_2", device))
+            scheduler = DDPMScheduler.from_pretrained(root, subfolder="scheduler", local_files_only=True)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ModelError(f"the model in {root} cannot be loaded: {str(error).splitlines()[0]}") from error
         self.vae.to(memory_format=torch.channels_last)  # forwards a fifth to a half faster; the UNet gains nothing
-        self.text = text
         self.copies: dict[str, UNet2DConditionModel] = {}
-        self.prompts: dict[str, tuple[Tensor, int | None]] = {}
+        self.prompts: dict[str, Prompt] = {}
         self.prior: Prior | None = None
         self.alphas = scheduler.alphas_cumprod.to(device)
-        self.prediction: str = scheduler.config.prediction_type
-        if self.prediction not in ("epsilon", "v_prediction"):
-            raise ModelError(f"the model in {root} predicts {self.prediction}; epsilon and v_prediction are known")
-        self.name, self.sha256 = root.name if str(folder) != "embedded" else "tiny", _digest(root)
+        self.prediction = architecture.prediction
+        self.name = "tiny" if root == EMBEDDED else pins.source or root.name
+        self.sha256, self.licence = pins.digest(), pins.licence or "see the model card"
+        self.source, self.revision = pins.source, pins.revision
+
+    @property
+    def tokenizer(self) -> CLIPTokenizer:
+        """Tokenizer of the first text encoder."""
+        return self.encoders[0].tokenizer
+
+    @property
+    def text(self) -> CLIPTextModel:
+        """Network of the first text encoder, the only one of SD 1.x and 2.x."""
+        return self.encoders[0].network
 
     def fresh_unet(self, role: str) -> UNet2DConditionModel:
         """Return the UNet of this role with the pretrained fp32 weights, frozen.
@@ -101,15 +114,26 @@ class Surrogate:
         unet.requires_grad_(False).zero_grad()  # a training step that failed half-way may have left gradients
         return unet
 
-    def prompt(self, text: str) -> tuple[Tensor, int | None]:
-        """Return the embedding `1 n d` of a prompt and the position of `sks` in it (None where absent)."""
+    def prompt(self, text: str) -> Prompt:
+        """Return a prompt's conditioning; each prompt is encoded once."""
         if text not in self.prompts:
-            self.prompts[text] = self._embed(text)
+            with torch.no_grad():
+                self.prompts[text] = embed(self.encoders, text)
         return self.prompts[text]
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a latent cell."""
+        levels: int = len(self.vae.config.block_out_channels)
+        return 1 << (levels - 1)
+
+    def map_sides(self, resolution: int) -> list[int]:
+        """Return the sides of the attention maps there are at this working resolution, largest first."""
+        return map_sides(dict(self.unet.config), resolution // self.factor)
 
     def draw(self, generators: list[Generator], resolution: int) -> Noise:
         """Draw t in 1..T-1 and noise, one stream per image, so that a photo's draws never depend on others."""
-        side = resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        side = resolution // self.factor
         shape = (self.vae.config.latent_channels, side, side)
         t = torch.cat([torch.randint(1, len(self.alphas), (1,), generator=g) for g in generators])
         latent = torch.stack([torch.randn(shape, generator=g) for g in generators])
@@ -133,14 +157,21 @@ class Surrogate:
         latents: Tensor = (posterior.mean + posterior.std * noise.posterior) * self.vae.config.scaling_factor
         return latents
 
-    def predict(self, unet: UNet2DConditionModel, latents: Tensor, noise: Noise, prompt: Tensor) -> Tensor:
+    def predict(self, unet: UNet2DConditionModel, latents: Tensor, noise: Noise, prompt: Prompt) -> Tensor:
         """Run the UNet on the noised latents: z_t = sqrt(a_t) z + sqrt(1 - a_t) e."""
         signal, spread = self._scales(noise.t, latents)
         noisy = signal * latents + spread * noise.latent
-        out: Tensor = unet(noisy, noise.t, prompt.expand(len(latents), -1, -1)).sample
+        text = prompt.embedding.expand(len(latents), -1, -1)
+        if prompt.pooled is None:
+            out: Tensor = unet(noisy, noise.t, text).sample
+            return out
+        side = latents.shape[-1] * self.factor  # SDXL's sizes: of the photo, its crop's corner, of the picture wanted
+        sizes = latents.new_tensor([side, side, 0, 0, side, side]).expand(len(latents), -1)
+        added = {"text_embeds": prompt.pooled.expand(len(latents), -1), "time_ids": sizes}
+        out = unet(noisy, noise.t, text, added_cond_kwargs=added).sample
         return out
 
-    def loss(self, unet: UNet2DConditionModel, latents: Tensor, noise: Noise, prompt: Tensor) -> Tensor:
+    def loss(self, unet: UNet2DConditionModel, latents: Tensor, noise: Noise, prompt: Prompt) -> Tensor:
         """L_cond (Eq. 3): mean squared error against the noise, or against v for v-prediction models."""
         predicted = self.predict(unet, latents, noise, prompt)
         target = noise.latent
@@ -151,7 +182,7 @@ class Surrogate:
 
     def set_prior(self, images: Images, prompt: str, batch: int) -> None:
         """Take class images (`m 3 r r`), shared by all identities of a job, for the dynamic surrogate's training."""
-        self.prior = Prior(self.encode_fixed(images.to(self.device), batch), self.prompt(prompt)[0])
+        self.prior = Prior(self.encode_fixed(images.to(self.device), batch), self.prompt(prompt))
 
     def prior_batch(self, generators: list[Generator]) -> Batch | None:
         """Draw one class image and its noise from each stream; None without class images, and nothing is drawn."""
@@ -159,37 +190,31 @@ class Surrogate:
             return None
         count = len(self.prior.posterior.mean)
         rows = [int(torch.randint(count, (1,), generator=g)) for g in generators]
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        noise = self.draw(generators, self.prior.posterior.mean.shape[-1] * factor)
+        noise = self.draw(generators, self.prior.posterior.mean.shape[-1] * self.factor)
         return Batch(self.latents(self.prior.posterior.pick(rows), noise), noise, self.prior.prompt)
 
     def autocast(self) -> torch.autocast:
-        """bf16 compute on CUDA over fp32 master weights, plain fp32 on the CPU (METHOD, "numeric type")."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        """bf16 compute on CUDA over fp32 master weights, plain fp32 on the CPU (METHOD, "numeric type").
 
-    def _embed(self, text: str) -> tuple[Tensor, int | None]:
-        ids = self.tokenizer(
-            [text],
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokenizer.model_max_length,
-            return_tensors="pt",
-        ).input_ids
-        pieces = self.tokenizer.convert_ids_to_tokens(ids[0].tolist())
-        place = next((i for i, piece in enumerate(pieces) if piece.startswith("sks")), None)
-        with torch.no_grad():
-            embedding: Tensor = self.text(ids.to(self.device)).last_hidden_state
-        return embedding, place
+        Not fp16, in which SDXL's VAE overflows: bf16 has the range of fp32.
+        """
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
     def _scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self.alphas[t].to(like.dtype).view(-1, 1, 1, 1)
         return alpha.sqrt(), (1 - alpha).sqrt()
 
 
-def _digest(root: Path) -> str:
-    total = hashlib.sha256()
-    for path in sorted(root.rglob("*.safetensors")) + sorted(root.rglob("*.json")):
-        total.update(path.relative_to(root).as_posix().encode())
-        with path.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()
+def _part(kind: Any, root: Path, name: str) -> Any:
+    """Load one network, frozen, as fp32; a tensor that the file lacks or holds in another shape is an error."""
+    network, report = kind.from_pretrained(
+        root, subfolder=name, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    if lacking := [*report["missing_keys"], *report["mismatched_keys"]]:
+        raise ModelError(f"{name} in {root} lacks {len(lacking)} tensors of its configuration; fetch the model again")
+    return network.eval().requires_grad_(False).float()
+
+
+def _text_encoder(kind: Any, root: Path, ending: str, device: torch.device) -> TextEncoder:
+    tokenizer = CLIPTokenizer.from_pretrained(root, subfolder=f"tokenizer{ending}", local_files_only=True)
+    return TextEncoder(tokenizer, _part(kind, root, f"text_encoder{ending}").to(device))

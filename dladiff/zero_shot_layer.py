@@ -16,8 +16,10 @@ from dladiff.faces import Face, inverse, warp
 from dladiff.identity import IdentityEncoder
 from dladiff.pgd import direction
 from dladiff.pixels import Images
+from dladiff.transforms import Transform, draw_transform, mirror
 
 CROP = 112
+"""Side of the aligned crop that matrices and noise are given in; an encoder of another size sees it enlarged."""
 Matrix = NDArray[np.float64]
 """2 x 3 affine matrix from photo pixels to the aligned crop."""
 Reading = Callable[[Tensor], Sequence[float]]
@@ -46,8 +48,8 @@ class Canvas(Protocol):
 
     shape: tuple[int, int]
 
-    def align(self, delta: Tensor, matrices: Matrix) -> Tensor:
-        """Return the perturbation as the crops of these alignment matrices (k x 2 x 3) see it, `k 3 112 112`."""
+    def align(self, delta: Tensor, matrices: Matrix, side: int = CROP) -> Tensor:
+        """Return the perturbation as crops of `side` pixels see it through these matrices (k x 2 x 3), `k 3 s s`."""
 
     def paste(self, delta: Tensor) -> Tensor:
         """Return the perturbation in the pixels of the face's box, `1 3 y1-y0 x1-x0`."""
@@ -68,10 +70,10 @@ class ImageCanvas:
         origin = np.array([box.x0, box.y0]) + step / 2 - 0.5
         self.to_photo = np.array([[step[0], 0, origin[0]], [0, step[1], origin[1]]])
 
-    def align(self, delta: Tensor, matrices: Matrix) -> Tensor:
+    def align(self, delta: Tensor, matrices: Matrix, side: int = CROP) -> Tensor:
         """Sample the grid directly: photo = to_photo(grid), crop = matrix(photo)."""
         chained = np.stack([_compose(m, self.to_photo) for m in matrices])
-        return warp(delta.expand(len(chained), -1, -1, -1), _tensor(chained, delta), CROP)
+        return warp(delta.expand(len(chained), -1, -1, -1), _tensor(chained, delta), side)
 
     def paste(self, delta: Tensor) -> Tensor:
         """Bilinear upsampling: a convex mix, so the bound holds."""
@@ -91,10 +93,10 @@ class AlignedCanvas:
         self.to_photo = np.array([[1.0, 0, box.x0], [0, 1, box.y0]])
         self.to_box = _compose(inverse(self.to_photo), inverse(matrix))
 
-    def align(self, delta: Tensor, matrices: Matrix) -> Tensor:
+    def align(self, delta: Tensor, matrices: Matrix, side: int = CROP) -> Tensor:
         """Into the box, and from there into each crop."""
         chained = np.stack([_compose(m, self.to_photo) for m in matrices])
-        return warp(self.paste(delta).expand(len(chained), -1, -1, -1), _tensor(chained, delta), CROP)
+        return warp(self.paste(delta).expand(len(chained), -1, -1, -1), _tensor(chained, delta), side)
 
     def paste(self, delta: Tensor) -> Tensor:
         """Inverse warp into the box."""
@@ -121,17 +123,19 @@ def perturb_face(
     canvas: Canvas = (ImageCanvas if config.space == "image" else AlignedCanvas)(box, bases[0])
     weights = config.weights or (1 / len(encoders),) * len(encoders)
     delta = torch.zeros(1, 3, *canvas.shape, device=photo.device)
-    window, offset = _window(photo, bases)
+    speed = torch.zeros_like(delta)
+    scene = _Scene(photo, bases, box, canvas)
     floors = [config.ths - config.margin] * len(encoders)
     recent: deque[list[float]] = deque(maxlen=config.check_every)
     for step in range(config.max_steps):
         turn = (step * config.draws + np.arange(config.draws)) % len(bases)
         matrices = jitter(bases[turn], config.linear_noise, config.shift_noise, generator)
-        seen = warp(window.expand(len(matrices), -1, -1, -1), _tensor(_shift(matrices, offset), photo), CROP)
+        look = _drawn_look(config.robust, generator)
         point = delta.detach().requires_grad_(True)
-        crops = (seen + canvas.align(point, matrices)).clamp(0, 1)
+        crops = {side: look(scene, point, matrices, side) for side in {encoder.crop for encoder in encoders}}
         cosines = [
-            (encoder(crops) * target[turn]).sum(1).mean() for encoder, target in zip(encoders, targets, strict=True)
+            (encoder(crops[encoder.crop]) * target[turn]).sum(1).mean()
+            for encoder, target in zip(encoders, targets, strict=True)
         ]
         recent.append([float(c.detach()) for c in cosines])
         levels = np.mean(recent, axis=0)
@@ -141,11 +145,36 @@ def perturb_face(
             if max(found) <= config.ths:
                 return patch, step
             floors = [_floor(f, level, config) for f, level in zip(found, levels, strict=True)]
-        floored = [c.clamp_min(floor) for c, floor in zip(cosines, floors, strict=True)]
-        loss = 1 - torch.stack([w * c for w, c in zip(weights, floored, strict=True)]).sum()
-        (slope,) = torch.autograd.grad(loss, point)
-        delta = (delta + config.step * direction(slope, "sign")).clamp(-config.eta, config.eta).detach()
+        now = shares(weights, levels, floors) if config.weighting == "adaptive" else weights
+        (slope,) = torch.autograd.grad(objective(cosines, floors, now), point)
+        speed = accumulated(speed, slope, config.momentum)
+        delta = (delta + config.step * direction(speed, "sign")).clamp(-config.eta, config.eta).detach()
     return canvas.paste(delta).clamp(-config.eta, config.eta), config.max_steps
+
+
+def objective(cosines: Sequence[Tensor], floors: Sequence[float], weights: Sequence[float]) -> Tensor:
+    """Eq. 10, what layer 2 ascends: 1 - sum of w * cosine, where a cosine below its floor no longer counts."""
+    floored = [c.clamp_min(floor) for c, floor in zip(cosines, floors, strict=True)]
+    return 1 - torch.stack([w * c for w, c in zip(weights, floored, strict=True)]).sum()
+
+
+def shares(weights: Sequence[float], levels: Sequence[float], floors: Sequence[float]) -> list[float]:
+    """Adaptive weights: each encoder's own times how far its mean cosine lies above its floor, of sum 1.
+
+    Where none lies above its floor the weights are as given.
+    """
+    excess = [w * max(0.0, float(c) - f) for w, c, f in zip(weights, levels, floors, strict=True)]
+    return [e / sum(excess) for e in excess] if sum(excess) else list(weights)
+
+
+def accumulated(speed: Tensor, slope: Tensor, momentum: float) -> Tensor:
+    """MI-FGSM, Dong et al. 2018, eq. 6: momentum * speed + slope / |slope|_1, the norm as a mean over pixels.
+
+    Without momentum the slope itself.
+    """
+    if not momentum:
+        return slope
+    return momentum * speed + slope / slope.abs().mean().clamp_min(torch.finfo(slope.dtype).tiny)
 
 
 def _floor(found: float, level: float, config: ZeroShotConfig) -> float:
@@ -170,6 +199,48 @@ def pasted(photo: Images, patch: Tensor, box: Box) -> Images:
     return out.clamp(0, 1)
 
 
+class _Scene:
+    """One face as the loss looks at it: the part of the photo that its crops can read, and the perturbation on it."""
+
+    def __init__(self, photo: Images, bases: Matrix, box: Box, canvas: Canvas) -> None:
+        self.window, self.offset = _window(photo, bases)
+        self.box, self.canvas = box, canvas
+
+    def align(self, picture: Images, matrices: Matrix, side: int) -> Images:
+        """Crop a picture of the window's size."""
+        moved = _tensor(_shift(_enlarged(matrices, side), self.offset), picture)
+        return warp(picture.expand(len(matrices), -1, -1, -1), moved, side)
+
+    def plain(self, delta: Tensor, matrices: Matrix, side: int) -> Images:
+        """Crop window and perturbation each by itself: the sum of the crops is the crop of the sum."""
+        seen = self.align(self.window, matrices, side)
+        return (seen + self.canvas.align(delta, _enlarged(matrices, side), side)).clamp(0, 1)
+
+    def changed(self, delta: Tensor, transform: Transform, matrices: Matrix, side: int) -> Images:
+        """Paste, transform, crop: a transform of the photo knows its pixels, not the crop's."""
+        (x0, y0), (height, width) = self.offset, self.window.shape[-2:]
+        beside = (self.box.x0 - x0, x0 + width - self.box.x1, self.box.y0 - y0, y0 + height - self.box.y1)
+        patch = functional.pad(self.canvas.paste(delta), beside)  # a negative margin cuts off
+        return self.align(transform((self.window + patch).clamp(0, 1)), matrices, side)
+
+
+def _drawn_look(robust: bool, generator: Generator) -> Callable[[_Scene, Tensor, Matrix, int], Images]:
+    """Draw how this step looks at the face: as it is, or (robust) transformed and every second time in the mirror.
+
+    The crop is mirrored, not the photo: whoever finds a face in a mirrored photo aligns it there.
+    """
+    if not robust:
+        return lambda scene, delta, matrices, side: scene.plain(delta, matrices, side)
+    transform = draw_transform(generator, mirrored=False)
+    turned = bool(torch.rand((), generator=generator) < 0.5)
+
+    def look(scene: _Scene, delta: Tensor, matrices: Matrix, side: int) -> Images:
+        crops = scene.changed(delta, transform, matrices, side)
+        return mirror(crops) if turned else crops
+
+    return look
+
+
 def _window(photo: Images, bases: Matrix) -> tuple[Images, tuple[int, int]]:
     """Cut the part of the photo that any jittered crop can read: a large photo costs no more than a small one."""
     square = np.array([[0, 0, 1], [CROP, 0, 1], [CROP, CROP, 1], [0, CROP, 1]])
@@ -182,6 +253,11 @@ def _window(photo: Images, bases: Matrix) -> tuple[Images, tuple[int, int]]:
 
 def _compose(outer: Matrix, inner: Matrix) -> Matrix:
     return np.concatenate([outer[:, :2] @ inner[:, :2], outer[:, :2] @ inner[:, 2:] + outer[:, 2:]], axis=1)
+
+
+def _enlarged(matrices: Matrix, side: int) -> Matrix:
+    """Align to the template enlarged to `side`, as InsightFace's norm_crop does."""
+    return matrices * (side / CROP)
 
 
 def _shift(matrices: Matrix, offset: tuple[int, int]) -> Matrix:

@@ -22,10 +22,12 @@ from pipeline.config import RunConfig
 from pipeline.index_file import is_index
 from pipeline.manifest import GROUP
 from pipeline.metrics import ActorMetrics
+from pipeline.models import on_this_machine
 from pipeline.names import escape, stem
 from pipeline.patience import PatientStorage
 from pipeline.photos import Decoded, decode, encode_png
 from pipeline.storage import Storage, open_storage, read_uri
+from pipeline.trace import write_trace
 
 STREAMS = 8  # photos read, encoded or written at a time
 LATE = "late"  # status of a task whose turn did not come before the deadline
@@ -115,7 +117,8 @@ class ProtectIdentity:
     def _load(self) -> Any:
         module, _, name = self.config.protector.partition(":")
         kind = getattr(importlib.import_module(module), name)  # torch comes in here, on the worker
-        return kind(self.config.method_settings(), self.config.seed, self.config.cpus_per_actor)
+        settings = on_this_machine(self.config.method_settings(), self._open)
+        return kind(settings, self.config.seed, self.config.cpus_per_actor)
 
     def _protect(self, work: Row) -> Row:
         started, clock = records.now(), time.monotonic()
@@ -148,7 +151,9 @@ class ProtectIdentity:
             "started_at": started,
             "finished_at": records.now(),
         }
-        self.metrics.worked(how["seconds"], out.peak_memory_bytes, out.device)
+        if out.trace:
+            write_trace(self.target, work["identity"], work["part"], out.trace)
+        self.metrics.worked(how["seconds"], out.peak_memory_bytes, out.device, out.steps)
         for row in rows.values():
             row["reason"] = "; ".join(text for text in (row["reason"], out.note) if text)
         return self._commit(work, [row | how for row in rows.values()], how)

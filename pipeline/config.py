@@ -37,6 +37,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "patience_s": (int, float),
     "lists": (str, type(None)),
     "s3": (dict,),
+    "trace": (bool,),
     "protector": (str,),
 }
 _LEAST = {
@@ -97,6 +98,8 @@ class RunConfig:
     """Seconds an actor goes on trying while storage is overloaded or out of reach."""
     s3: dict[str, str] = field(default_factory=dict)
     """How objects are kept in an output bucket: server_side_encryption, kms_key_id, storage_class."""
+    trace: bool = False
+    """Keep the losses and similarities of every step in `traces/`, for `dladiff explain`."""
     protector: str = "dladiff.service:Protector"
     """module:class that does the work; not a setting of the command line."""
 
@@ -106,7 +109,7 @@ class RunConfig:
         if self.faces:
             overrides.setdefault("encoders", list(self.faces))
             overrides.setdefault("detector", self.faces[0])
-        return {"profile": self.profile, "preset": self.preset, "overrides": overrides}
+        return {"profile": self.profile, "preset": self.preset, "overrides": overrides, "trace": self.trace}
 
     def method_config(self) -> MethodConfig:
         """Return the method's configuration. Raises ConfigError."""
@@ -134,7 +137,11 @@ def run_config(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
     Raises ConfigError with every fault: unknown names with the nearest known one, types, ranges, the method's own.
     """
     values = _read(file) if file else {}
-    values |= {key: value for key, value in overrides.items() if value is not None and value != ()}
+    overrides = {key: value for key, value in overrides.items() if value is not None and value != ()}
+    protection = overrides.pop("protection", None)  # an option of its own; in the file it is one of the method's
+    values |= overrides
+    if protection and isinstance(values.setdefault("method", {}), dict):
+        values["method"] = {**values["method"], "protection": protection}
     known = [f.name for f in dataclasses.fields(RunConfig)]
     faults = [f"{key}: unknown setting{nearest(str(key), known)}" for key in values if key not in known]
     faults += [f"{key}: is missing; give --{key} URI" for key in ("input", "output") if not values.get(key)]

@@ -18,9 +18,12 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from dladiff import packs
+from dladiff.catalogue import locate
 from dladiff.errors import ConfigError, DladiffError
 from pipeline.config import RunConfig
 from pipeline.storage import TEMP_PREFIX, Storage, open_storage
+from pipeline.weights import fingerprint_model
 
 PYTHON = (3, 11)
 LEAST_MEMORY_GIB = {"tiny": 4.0}
@@ -133,13 +136,16 @@ def _model(config: RunConfig) -> Check:
     except ConfigError as error:
         return Check("models", False, str(error))
     missing = []
-    if method.model != "embedded" and not (Path(method.model or "-") / "unet").is_dir():
-        missing.append(
-            f"method.model {method.model or '(not set)'}: no folder of the diffusers layout (unet/, vae/, ...)"
-        )
+    try:
+        if method.model.startswith("s3://"):
+            fingerprint_model(method.model)
+        elif not (locate(method.model) / "unet").is_dir():
+            missing.append(f"method.model {method.model}: no folder of the diffusers layout (unet/, vae/, ...)")
+    except DladiffError as error:
+        missing.append(str(error))
     names = [*method.encoders, *method.held_out, method.detector]
     for name in dict.fromkeys(names):
-        if name != "centerface" and not name.startswith("embedded:") and not Path(name).exists():
+        if name != "centerface" and not name.startswith("embedded:") and packs.find(name) is None:
             missing.append(f"{name}: no such file or pack folder")
     if missing:
         return Check("models", False, f"{'; '.join(missing)}; mount the weights here or set method to where they are")

@@ -54,7 +54,7 @@ class DriverMetrics:
             metrics.RUN_SECONDS_LEFT: self.seconds_left,
         }
         if self._price is not None:
-            computed[metrics.RUN_COST] = self.cost
+            computed[metrics.RUN_COST] = lambda: self.cost() or 0.0
         for metric, function in computed.items():
             self._gauge(metric).set_function(function)
 
@@ -97,9 +97,9 @@ class DriverMetrics:
             return 0.0
         return left * self._span() / recent if recent else float("nan")
 
-    def cost(self) -> float:
-        """GPU-hours (actor-hours without GPUs) of finished tasks times the price of one."""
-        return self._billed_s / 3600 * (self._price or 0.0)
+    def cost(self) -> float | None:
+        """GPU-hours (actor-hours without GPUs) of finished tasks times the price of one; None without a price."""
+        return None if self._price is None else self._billed_s / 3600 * self._price
 
     def serve(self, address: str) -> int:
         """Serve /metrics at `[HOST:]PORT` (127.0.0.1 unless told otherwise); return the port. Raises ConfigError."""

@@ -48,8 +48,9 @@ def results(
             # Ray Data restarts a killed actor without end; the durable start counter ends a crash loop
         )
         try:
-            for row in stage.iter_rows():
-                yield json.loads(row["result"])
+            # iter_rows would fetch one block ahead: each result would be told only when the next one is there
+            for block in stage.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+                yield from map(json.loads, block["result"].to_pylist())
         except DladiffError:
             raise
         except ray.exceptions.RayError as error:

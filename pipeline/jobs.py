@@ -4,23 +4,38 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from datetime import datetime, time, timedelta
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 
 from dladiff.errors import ConfigError
 from dladiff.settings import digest, nearest
 from pipeline.config import RunConfig, run_config
+from pipeline.retention import Retention
+from pipeline.schedule import Schedule, schedule
 
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")  # KubeRay lets a RayJob's name have 47 characters, we add to it
 CLOUDS = ("karpenter", "eks", "gke")
-_KEYS = ("name", "run", "cluster", "schedule", "tenants")
-_TENANT_KEYS = ("name", "input", "output", "profile", "overrides", "retention")
+KEYS = {
+    "name": "Name of the job and of its cluster objects: at most 40 of a-z, 0-9 and -, a letter first.",
+    "run": "Settings of the run; with tenants, what they share.",
+    "cluster": "What `dladiff render` makes a cluster of.",
+    "schedule": "When a nightly job runs; with tenants only, and then needed.",
+    "tenants": "Users of a nightly job, a list; left out, the job is one run.",
+}
+"""What a job file may hold."""
+TENANT_KEYS = {
+    "name": "Name of the tenant; its rules are the job's.",
+    "input": "Photos, as in the settings of a run.",
+    "output": "Where its result goes; no two tenants' outputs lie inside each other.",
+    "profile": "Profile of the method, where it is not the shared one.",
+    "overrides": "Settings of a run that differ from the shared ones.",
+    "retention": "What is deleted after its turn; left out, nothing.",
+}
+"""What a tenant in a job file may hold."""
+_GATEWAY = re.compile(r"https?://[\w.-]+:(\d{1,5})/?")
 _NOBODY: tuple["Tenant", ...] = ()
-_CRON = re.compile(r"(\S+\s+){4}\S+|@(hourly|daily|weekly|monthly)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +43,9 @@ class Workers:
     """How many GPU workers."""
 
     min: int = 0
+    """Fewest."""
     max: int = 4
+    """Most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,29 +82,10 @@ class Cluster:
     """Kueue queue; empty: none. With one all `workers.max` workers start together, without autoscaling."""
     retries: int = 3
     """New clusters after a failure; each goes on where the records end."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """When a nightly run starts, and the window in which it may begin tenants."""
-
-    cron: str = "0 1 * * *"
-    time_zone: str = "UTC"
-    start: time = time(1)
-    end: time = time(6)
-
-    def is_open(self, now: datetime) -> bool:
-        """Return whether the window is open; it may go over midnight."""
-        local = now.astimezone(ZoneInfo(self.time_zone)).time().replace(tzinfo=None)
-        if self.start <= self.end:
-            return self.start <= local < self.end
-        return local >= self.start or local < self.end
-
-    def closes(self, now: datetime) -> datetime:
-        """Return when the window closes next."""
-        local = now.astimezone(ZoneInfo(self.time_zone))
-        end = datetime.combine(local.date(), self.end, local.tzinfo)
-        return end if end > local else datetime.combine(local.date() + timedelta(days=1), self.end, local.tzinfo)
+    pushgateway: str = ""
+    """http://host:port that is told the ends of scheduled runs, inside the cluster; empty: nobody is."""
+    price: float = 0.0
+    """Of one GPU-hour, any currency, for the cost that a run tells; 0: it tells none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +94,8 @@ class Tenant:
 
     name: str
     run: RunConfig
-    retention: str = ""
-    """A note for people: the product deletes nothing."""
+    retention: Retention | None = None
+    """What is deleted after its turn; None: nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,25 +130,25 @@ class Job:
 def load_job(file: Path) -> Job:
     """Read and check a job file. Raises ConfigError with every fault."""
     values = _read(file)
-    faults = [f"{key}: unknown setting{nearest(str(key), list(_KEYS))}" for key in values if key not in _KEYS]
+    faults = [f"{key}: unknown setting{nearest(str(key), list(KEYS))}" for key in values if key not in KEYS]
     name = str(values.get("name") or "")
     if not NAME.fullmatch(name):
         faults.append(f"name: {name!r} must be at most 40 of a-z, 0-9 and -, a letter first; it names cluster objects")
     shared = _mapping(values, "run", faults)
     cluster = _cluster(_mapping(values, "cluster", faults), faults)
-    schedule = _schedule(_mapping(values, "schedule", faults), faults) if "schedule" in values else None
+    timed = schedule(_mapping(values, "schedule", faults), faults) if "schedule" in values else None
     run, tenants = None, _NOBODY
     if "tenants" in values:
         tenants = _tenants(values["tenants"], shared, faults)
-        if schedule is None:
+        if timed is None:
             faults.append("schedule: is missing; tenants need cron, time_zone, start and end")
     else:
-        if schedule is not None:
+        if timed is not None:
             faults.append("schedule: needs tenants; for one run give one tenant")
         run = _run(shared, "run", faults)
     if faults:
         raise ConfigError([f"{file.name}: {fault}" for fault in faults])
-    return Job(name=name, run=run, tenants=tenants, cluster=cluster, schedule=schedule, source=values)
+    return Job(name=name, run=run, tenants=tenants, cluster=cluster, schedule=timed, source=values)
 
 
 def _run(values: Mapping[str, Any], where: str, faults: list[str], told: tuple[str, ...] = ()) -> RunConfig | None:
@@ -173,9 +171,9 @@ def _tenants(values: Any, shared: Mapping[str, Any], faults: list[str]) -> tuple
         name = str(value.get("name") or "")
         where = f"tenants.{name or i}"
         faults += [
-            f"{where}.{key}: unknown setting{nearest(str(key), list(_TENANT_KEYS))}"
+            f"{where}.{key}: unknown setting{nearest(str(key), list(TENANT_KEYS))}"
             for key in value
-            if key not in _TENANT_KEYS
+            if key not in TENANT_KEYS
         ]
         if not NAME.fullmatch(name):
             faults.append(f"{where}.name: {name!r} must be at most 40 of a-z, 0-9 and -, a letter first")
@@ -183,9 +181,19 @@ def _tenants(values: Any, shared: Mapping[str, Any], faults: list[str]) -> tuple
         places = {key: value[key] for key in ("input", "output", "profile") if key in value}
         run = _run(_layered(shared, overrides | places), where, faults, told)
         if run is not None:
-            found.append(Tenant(name=name, run=run, retention=str(value.get("retention") or "")))
+            found.append(Tenant(name=name, run=run, retention=_retention(value, where, faults)))
     faults += _shared_places(found)
     return tuple(found)
+
+
+def _retention(tenant: Mapping[str, Any], where: str, faults: list[str]) -> Retention | None:
+    if "retention" not in tenant:
+        return None
+    place, told = f"{where}.retention", len(faults)
+    rule = Retention(**_fields(Retention, _mapping(tenant, "retention", faults, where), place, faults))
+    if len(faults) == told:
+        faults += [f"{place}.{fault}" for fault in rule.faults()]
+    return rule
 
 
 def _shared_faults(shared: Mapping[str, Any]) -> tuple[str, ...]:
@@ -230,8 +238,11 @@ def _cluster(values: Mapping[str, Any], faults: list[str]) -> Cluster:
             faults.append(f"cluster.{name}: {getattr(cluster, name)} is less than 1")
     if cluster.workers.min < 0 or cluster.workers.max < max(1, cluster.workers.min):
         faults.append("cluster.workers: expected 0 <= min <= max and at least one worker")
-    if cluster.retries < 0:
-        faults.append(f"cluster.retries: {cluster.retries} is less than 0")
+    if cluster.pushgateway and not _GATEWAY.fullmatch(cluster.pushgateway):
+        faults.append(f"cluster.pushgateway: {cluster.pushgateway!r} is no http://host:port")
+    for name in ("retries", "price"):
+        if getattr(cluster, name) < 0:
+            faults.append(f"cluster.{name}: {getattr(cluster, name)} is less than 0")
     return cluster
 
 
@@ -242,33 +253,11 @@ def _fields(kind: type, values: Mapping[str, Any], where: str, faults: list[str]
         expected = known.get(key)
         if expected is None:
             faults.append(f"{where}.{key}: unknown setting{nearest(str(key), list(known))}")
-        elif type(value) is not expected:  # a bool is no number here
+        elif type(value) is not expected and not (expected is float and type(value) is int):  # a bool is no number here
             faults.append(f"{where}.{key}: expected {getattr(expected, '__name__', expected)}, not {value!r}")
         else:
             good[key] = value
     return good
-
-
-def _schedule(values: Mapping[str, Any], faults: list[str]) -> Schedule:
-    good: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in (known := [f.name for f in fields(Schedule)]):
-            faults.append(f"schedule.{key}: unknown setting{nearest(str(key), known)}")
-            continue
-        try:
-            good[key] = time.fromisoformat(value).replace(tzinfo=None) if key in ("start", "end") else str(value)
-        except (ValueError, TypeError):
-            faults.append(f'schedule.{key}: {value!r} is no time; write it in quotes, as "01:30"')
-    schedule = Schedule(**good)
-    try:
-        ZoneInfo(schedule.time_zone)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        faults.append(f"schedule.time_zone: {schedule.time_zone!r} is unknown; give one as Europe/Berlin")
-    if not _CRON.fullmatch(schedule.cron.strip()):
-        faults.append(f'schedule.cron: {schedule.cron!r} has not five fields; write for example "0 1 * * *"')
-    if schedule.start == schedule.end:
-        faults.append("schedule: start and end are the same; the window would be empty")
-    return schedule
 
 
 def _mapping(values: Mapping[str, Any], key: str, faults: list[str], where: str = "") -> dict[str, Any]:

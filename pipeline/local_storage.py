@@ -76,6 +76,14 @@ class LocalStorage:
                 raise NotFoundError(f"no such file: {shown(str(path))}; was it moved during the run?")
             return path.read_bytes()
 
+    def get_file(self, key: str, file: Path) -> None:
+        """Copy a file out."""
+        path = self._path(key)
+        with _errors("read", str(path)):
+            if not path.is_file():
+                raise NotFoundError(f"no such file: {shown(str(path))}; was it moved during the run?")
+            shutil.copyfile(path, file)
+
     def put(self, key: str, data: bytes, content_type: str | None = None) -> None:
         """Write a file whole: beside it, fsync, then rename. A folder has no place for `content_type`."""
         path = self._path(key)

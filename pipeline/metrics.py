@@ -1,6 +1,6 @@
 """Metrics: every name, unit, help and label in one table; the actors, the driver and scheduled runs use it.
 
-Labels are of fixed sets (and a tenant's name, which the operator chose): never an identity, a file or a reason.
+Labels are of fixed sets (and names that the operator chose: tenants, encoders): never an identity, a photo or a reason.
 """
 
 import threading
@@ -12,8 +12,10 @@ from typing import Any, Literal, Protocol
 TASK_STATUSES = ("done", "failed", "quarantined", "skipped", "late", "fatal", "storage")
 PHOTO_STATUSES = ("protected", "layer1_only", "failed", "skipped")
 STEPS = ("read", "detect", "static_surrogate", "finetuning_layer", "zero_shot_layer", "store")
+WORK = ("training", "perturbation")
 KINDS = ("optimised", "held_out")
 DEVICES = ("cpu", "gpu")
+MOST_ENCODERS = 16
 OTHER = "other"  # what a label says when its value is of none of these sets
 
 
@@ -56,13 +58,17 @@ STEP_SPENT = Metric(
     name="dladiff_step_spent_seconds_total", kind="counter", unit="seconds", labels=("step",), **_actor,
     help="Time spent in each step, all tasks together: exact, where the histogram gives quantiles",
 )  # fmt: skip
+ITERATIONS = Metric(
+    name="dladiff_iterations_total", kind="counter", unit="steps", labels=("step", "work"), **_actor,
+    help="Training steps of a surrogate; perturbation steps of one square or face; over the seconds spent a rate",
+)  # fmt: skip
 PEAK_MEMORY = Metric(
     name="dladiff_peak_memory_bytes", kind="gauge", unit="bytes", labels=("device",), **_actor,
     help="Peak memory of an actor's last task",
 )  # fmt: skip
 SIMILARITY = Metric(
-    name="dladiff_similarity_after", kind="histogram", unit="cosine", labels=("kind",), **_actor,
-    help="Cosine to the original after protection, below 0 counted as 0, by kind of encoder",
+    name="dladiff_similarity_after", kind="histogram", unit="cosine", labels=("kind", "encoder"), **_actor,
+    help="Cosine to the original after protection, below 0 counted as 0, by encoder and its kind",
     buckets=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
 )  # fmt: skip
 PSNR = Metric(
@@ -191,6 +197,7 @@ class ActorMetrics:
 
     def __init__(self, meter: Meter | None = None) -> None:
         self.meter = meter or (RayMeter() if _in_ray() else Tally())
+        self._encoders: tuple[str, ...] = ()
 
     def finished(self, result: Mapping[str, Any]) -> None:
         """Count a task and its photos from the row that goes back to the driver."""
@@ -201,14 +208,30 @@ class ActorMetrics:
                 self.meter.record(PSNR, row["psnr"])
             for pair in row.get("similarity") or ():
                 if pair["after"] is not None:
-                    self.meter.record(SIMILARITY, max(0.0, pair["after"]), kind=KINDS[not pair["optimised"]])
+                    labels = {"kind": KINDS[not pair["optimised"]], "encoder": self._encoder(pair["encoder"])}
+                    self.meter.record(SIMILARITY, max(0.0, pair["after"]), **labels)
 
-    def worked(self, seconds: Mapping[str, float], peak_memory_bytes: float, device: str) -> None:
-        """Record the seconds of each step and the peak memory of one task."""
+    def worked(
+        self,
+        seconds: Mapping[str, float],
+        peak_memory_bytes: float,
+        device: str,
+        steps: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> None:
+        """Record the seconds and iterations of each step and the peak memory of one task."""
+        for step, counts in (steps or {}).items():
+            for work, count in counts.items():
+                self.meter.record(ITERATIONS, count, step=_of(STEPS, step), work=_of(WORK, work))
         for step, spent in seconds.items():
             self.meter.record(STEP_SECONDS, spent, step=_of(STEPS, step))
             self.meter.record(STEP_SPENT, spent, step=_of(STEPS, step))
         self.meter.record(PEAK_MEMORY, peak_memory_bytes, device=DEVICES[device != "cpu"])
+
+    def _encoder(self, name: str) -> str:
+        """The name, of as many as a configuration may have; they stay the same as long as the actor lives."""
+        if name not in self._encoders and len(self._encoders) < MOST_ENCODERS:
+            self._encoders += (name,)
+        return _of(self._encoders, name)
 
     def read(self, size: int) -> None:
         """Count bytes read."""

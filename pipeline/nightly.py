@@ -14,9 +14,11 @@ from pipeline.config import RunConfig
 from pipeline.driver_metrics import Outcome, push, write_textfile
 from pipeline.jobs import Job, Tenant
 from pipeline.names import shown
+from pipeline.retention import retain
 from pipeline.run import Summary, protect
 
 COUNTS = ("planned", "done", "failed", "quarantined", "skipped")
+TOLD = (*COUNTS, "deleted")
 NO_TURN = -1  # exit code of a tenant whose turn did not come
 STATES = {0: "all protected", 1: "some failed", 2: "wrong settings", 3: "out of reach", NO_TURN: "no turn"}
 
@@ -43,7 +45,7 @@ class TenantOutcome:
     started: str | None
     seconds: float
     counts: dict[str, int] = field(default_factory=dict)
-    """planned, done, failed, quarantined, skipped, in identities; lost_photos."""
+    """planned, done, failed, quarantined, skipped, in identities; lost_photos; deleted, deleted_photos by retention."""
     traceback: str = ""
     """Of a fault that is ours."""
 
@@ -75,7 +77,7 @@ class NightlySummary:
         lines += ["", f"from {self.started} to {self.ended}", ""]
         width = max((len(t.tenant) for t in self.tenants), default=0)
         for tenant in self.tenants:
-            counts = ", ".join(f"{name} {tenant.counts[name]}" for name in COUNTS if name in tenant.counts)
+            counts = ", ".join(f"{name} {tenant.counts[name]}" for name in TOLD if name in tenant.counts)
             minutes = f"{tenant.seconds / 60:.0f} min" if tenant.started else ""
             parts = [tenant.tenant.ljust(width), STATES[tenant.exit_code], counts, minutes]
             lines.append("  ".join(part for part in parts if part))
@@ -95,9 +97,9 @@ def run_nightly(
 ) -> NightlySummary:
     """Run the tenants (or `only` those named) while the window is open; no tenant is begun after its end.
 
-    Within a tenant no task is begun then either. By hand, `ignore_window` runs at any hour. Ends are told to a
-    Pushgateway or to files for the node exporter, if given. Raises ConfigError for a job without tenants or an
-    unknown tenant; whatever a tenant raises is its outcome.
+    Within a tenant no task is begun then either; what its retention names is deleted after its turn. By hand,
+    `ignore_window` runs at any hour. Ends are told to a Pushgateway or to files for the node exporter, if given.
+    Raises ConfigError for a job without tenants or an unknown tenant; whatever a tenant raises is its outcome.
     """
     tenants, schedule = _chosen(job, only), job.schedule
     assert schedule is not None
@@ -136,6 +138,9 @@ def _run(tenant: Tenant, protect: Protect, now: Clock, deadline: datetime | None
         summary = protect(tenant.run, deadline=deadline)
         counts = {name: getattr(summary, name) for name in (*COUNTS, "lost_photos")}
         code, reason = summary.exit_code, ""
+        if tenant.retention is not None:
+            due = retain(tenant.run.output, tenant.retention, tenant.run, really=True, unattended=True, now=now)
+            counts |= {"deleted": len(due), "deleted_photos": sum(one.photos for one in due)}
         if code:
             reason = f"dladiff failed --output {shown(tenant.run.output)} says what failed and why"
         if summary.left:

@@ -1,82 +1,15 @@
-"""Commands of the `dladiff` group for whoever runs a cluster or a night: parse, call one function, return its code."""
+"""Commands of the `dladiff` group for whoever runs nights: parse, call one function, return its code."""
 
 import functools
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-JOB = click.argument("job", type=click.Path(path_type=Path))
-NAME = click.argument("name")
-ADDRESS = click.option(
-    "--address",
-    envvar="RAY_API_SERVER_ADDRESS",
-    required=True,
-    help="Dashboard of the cluster, as http://head:8265 (or RAY_API_SERVER_ADDRESS).",
-)
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-
-
-@JOB
-@ADDRESS
-@click.option("--wait", is_flag=True, help="Return when the job ends, with its exit code.")
-@click.option("--follow", is_flag=True, help="The same, and print its output.")
-@click.option("--again", is_flag=True, help="Run a job that succeeded before once more.")
-def submit(job: Path, address: str, wait: bool, follow: bool, again: bool) -> int:
-    """Submit a job file to a Ray cluster, once."""
-    from pipeline.jobs import load_job
-    from pipeline.submit import submit as call
-
-    found = call(load_job(job), address, wait=wait, follow=follow, again=again, echo=click.echo)
-    click.echo(found.sentence(), err=True)
-    return found.exit_code or 0
-
-
-@ADDRESS
-@AS_JSON
-def jobs(address: str, as_json: bool) -> int:
-    """List the jobs of a cluster and how they stand."""
-    from pipeline.submit import jobs as listed
-
-    found = listed(address)
-    lines = [json.dumps(found)] if as_json else [f"{name}: {status.lower()}" for name, status in found.items()]
-    for line in lines:
-        click.echo(line)
-    return 0
-
-
-@NAME
-@ADDRESS
-@click.option("--follow", is_flag=True, help="Go on until the job ends.")
-def logs(name: str, address: str, follow: bool) -> int:
-    """Print the output of a job."""
-    from pipeline.submit import logs as call
-
-    call(address, name, follow=follow, echo=click.echo)
-    return 0
-
-
-@NAME
-@ADDRESS
-def stop(name: str, address: str) -> int:
-    """End a job; what is committed stays, and submitting it again goes on from there."""
-    from pipeline.submit import stop as call
-
-    click.echo(call(address, name).sentence())
-    return 0
-
-
-@JOB
-@click.option("--output", type=click.Path(path_type=Path), default=Path("cluster/kuberay"), show_default=True)
-def render(job: Path, output: Path) -> int:
-    """Write the Kubernetes manifests of a job file."""
-    from pipeline.jobs import load_job
-    from pipeline.render import write
-
-    for path in write(load_job(job), output):
-        click.echo(path)
-    return 0
+from dladiff.errors import ConfigError
+from pipeline.job_commands import AS_JSON, JOB, PRICE
 
 
 @JOB
@@ -85,10 +18,17 @@ def render(job: Path, output: Path) -> int:
 @click.option("--pushgateway", envvar="DLADIFF_PUSHGATEWAY", help="Tell the ends to this Pushgateway.")
 @click.option("--textfiles", type=click.Path(path_type=Path), help="Write the ends here for the node exporter.")
 @click.option("--metrics", envvar="DLADIFF_METRICS", help="Serve progress to Prometheus at [HOST:]PORT.")
+@PRICE
 @click.option("--summary", type=click.Path(path_type=Path), help="Write the summary as JSON here as well.")
 @AS_JSON
 def nightly(
-    job: Path, tenant: tuple[str, ...], metrics: str | None, summary: Path | None, as_json: bool, **options: Any
+    job: Path,
+    tenant: tuple[str, ...],
+    metrics: str | None,
+    price: float | None,
+    summary: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> int:
     """Run the tenants of a job file one after another, in its time window; print a summary fit for mail."""
     from pipeline.driver_metrics import served
@@ -96,7 +36,7 @@ def nightly(
     from pipeline.nightly import run_nightly
     from pipeline.run import protect
 
-    with served(metrics) as driver:
+    with served(metrics, price) as driver:
         run = functools.partial(protect, metrics=driver)
         found = run_nightly(load_job(job), only=tenant, protect=run, **options)
     facts = json.dumps(found.to_dict(), indent=1)
@@ -120,4 +60,38 @@ def doctor(config: Path | None, output: str | None, address: str | None) -> int:
     return 0 if all(check.ok for check in checks) else 1
 
 
-COMMANDS = (submit, jobs, logs, stop, render, nightly, doctor)
+@click.option("--output", help="Folder or s3://bucket/prefix of the run.")
+@click.option("--input", help="Its photos: who is not there any more has left.")
+@click.option("--layout", help="How the input is read, as for protect.")
+@click.option("--lists", help="Folder or bucket of a collection's lists, as for protect.")
+@click.option("--config", type=click.Path(path_type=Path), help="YAML file of the run, instead; options win over it.")
+@click.option("--gone", is_flag=True, help="Identities whose originals left the input.")
+@click.option("--older-than", type=click.IntRange(min=1), help="Photos that were protected so many days ago.")
+@click.option("--records", default="delete", show_default=True, help="Of those who left: delete or keep.")
+@click.option("--yes", is_flag=True, help="Delete; without it, only say what would be.")
+@AS_JSON
+def retention(
+    config: Path | None, gone: bool, older_than: int | None, records: str, yes: bool, as_json: bool, **places: Any
+) -> int:
+    """Delete protected photos and records that are no longer wanted; the input is never touched."""
+    from pipeline.config import run_config
+    from pipeline.retention import Retention, retain
+
+    asked = config is not None or places["input"] is not None
+    run = run_config(config, places) if asked else None
+    output = run.output if run else places["output"]
+    if not output:
+        raise ConfigError(["output: is missing; give --output URI"])
+    rule = Retention(gone=gone, protected_days=older_than or 0, records=records)
+    due = retain(output, rule, run, really=yes)
+    if as_json:
+        click.echo(json.dumps({"deleted": yes, "identities": [asdict(one) for one in due]}))
+        return 0
+    for one in due:
+        click.echo(f"{'deleted' if yes else 'would delete'}: {one.line()}")
+    end = "" if yes or not due else "; nothing was deleted: --yes deletes"
+    click.echo(f"{len(due)} identities, {sum(one.photos for one in due)} photos{end}")
+    return 0
+
+
+COMMANDS = (nightly, retention, doctor)

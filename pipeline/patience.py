@@ -44,6 +44,10 @@ class PatientStorage:
         """Return the bytes of an object."""
         return self._try(lambda: self.inner.get(key))
 
+    def get_file(self, key: str, file: Path) -> None:
+        """Write the bytes of an object to a local file."""
+        self._try(lambda: self.inner.get_file(key, file))
+
     def put(self, key: str, data: bytes, content_type: str | None = None) -> None:
         """Write an object whole, or not at all."""
         self._try(lambda: self.inner.put(key, data, content_type))

@@ -92,7 +92,7 @@ def make_plan(config: RunConfig, *, retry: Retry | None = None, folder: Path | N
         plan.plan_file, plan.todo_file = ParquetFile(folder, PLAN), ParquetFile(folder, TODO)
     digest, content = config.config_digest(), hashlib.sha256()
     clean_photos = config.method_config().clean_photos
-    for identity in islice(_identities(config, target), config.limit):
+    for identity in islice(identities(config, target), config.limit):
         _add(plan, identity, (digest, clean_photos, config.max_photos_per_task), retry)
         for photo in (*identity.photos, *identity.clean):
             content.update(f"{photo.uri}\0{photo.tag}\0".encode("utf-8", "surrogatepass"))
@@ -144,7 +144,8 @@ def existing(uri: str) -> Storage | None:
     return open_storage(uri)
 
 
-def _identities(config: RunConfig, target: Storage | None) -> Iterator[Identity]:
+def identities(config: RunConfig, target: Storage | None) -> Iterator[Identity]:
+    """List the input's identities, whatever the limit; an output inside the input is left out."""
     if is_index(config.input):
         return index_identities(config.input)
     source = open_storage(config.input)

@@ -1,68 +1,89 @@
-"""What a person sees: a bar while the run goes on, a table at its end, and the state of an output."""
+"""What a person sees of a run: bars, rates and actors while it goes on, a table at its end."""
 
-import io
-import time
-from collections import Counter
-from datetime import UTC, datetime, timedelta
+from collections import Counter, deque
+from collections.abc import Callable
+from datetime import timedelta
 from statistics import fmean
 from types import TracebackType
 from typing import Any, Self
 
-import pyarrow.parquet as pq
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from pipeline.names import shown
-from pipeline.plan import LATEST
-from pipeline.records import Task, load, read_index
-from pipeline.storage import Storage
-
-RECENT = timedelta(minutes=10)
-
-
-def safe(text: object) -> str:
-    """Return text from storage fit for rich: control characters and markup made visible."""
-    return escape(shown(str(text)))
+from pipeline.live import FAILURES, Rate, Working, panel, safe
 
 
 class Progress:
-    """Identities done, photos an hour, time left; plain lines when the console is no terminal."""
+    """Bar, rates, time left, cost if there is a price, actors and last failures; plain lines when it is no terminal."""
 
-    def __init__(self, console: Console, total: int) -> None:
-        self.console = console
-        self.total = total
-        self.done = self.photos = 0
-        self.started = time.monotonic()
-        columns = (TextColumn("identities"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-        self.bar = Bar(*columns, console=console, disable=not console.is_terminal)
-        self.task = self.bar.add_task("starting", total=total)
+    def __init__(
+        self,
+        console: Console,
+        total: int,
+        cost: Callable[[], float | None] = lambda: None,
+        actors: Callable[[], list[Working]] = list,
+        *,
+        verbose: bool = False,
+    ) -> None:
+        self.console, self.total, self.cost, self.actors = console, total, cost, actors
+        self.lines = verbose or not console.is_terminal
+        self.done = 0
+        self.counts: Counter[str] = Counter()
+        self.rate = Rate()
+        self.failures: deque[str] = deque(maxlen=FAILURES)
+        columns = (TextColumn("identities"), BarColumn(), MofNCompleteColumn())
+        self.bar = Bar(*columns, console=console)
+        self.task = self.bar.add_task("", total=total)
+        self.live = Live(console=console, get_renderable=self.view, refresh_per_second=1, transient=True)
 
     def __enter__(self) -> Self:
-        """Show the bar."""
-        self.bar.start()
+        """Show the view, on a terminal."""
+        if self.console.is_terminal:
+            self.live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove the bar."""
-        self.bar.stop()
+        """Remove the view."""
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def facts(self) -> dict[str, Any]:
+        """Return the figures of the moment, in words."""
+        spent = self.rate.clock() - self.rate.started
+        left = timedelta(seconds=round(spent / self.done * (self.total - self.done))) if self.done else None
+        cost = self.cost()
+        counts = {status: count for status, count in self.counts.items() if status != "done"}
+        return counts | {
+            "photos/h": f"{self.rate.lifetime:.0f}",
+            "in the last minutes": f"{self.rate.recent:.0f}",
+            "left": left,
+            "cost": None if cost is None else f"{cost:.2f}",
+        }
+
+    def view(self) -> Group:
+        """Return what a terminal shows now."""
+        return panel(self.bar, self.facts(), self.actors(), self.failures)
 
     def advance(self, result: dict[str, Any]) -> None:
         """Count one finished identity."""
         self.done += 1
-        self.photos += result["photos"] - result["failed_photos"]
-        hours = (time.monotonic() - self.started) / 3600
-        left = timedelta(seconds=round(hours * 3600 / self.done * (self.total - self.done)))
-        rate = f"{self.photos / hours:.0f} photos/h, {left} left" if hours else ""
-        self.bar.update(self.task, advance=1, description=rate)
+        self.counts[result["status"]] += 1
+        self.rate.add(result["photos"] - result["failed_photos"])
+        self.bar.update(self.task, advance=1)
         reason = f" ({safe(result['reason'])})" if result["reason"] else ""
         line = f"{self.done}/{self.total} {safe(result['identity'])}: {result['status']}{reason}"
-        if not self.console.is_terminal:
-            self.console.print(f"{line}, {rate}", soft_wrap=True, highlight=False)
+        if result["status"] != "done":
+            self.failures.append(f"{safe(result['identity'])}: {result['status']}{reason}")
+        if self.lines:
+            facts = self.facts()
+            rate = f"{facts['photos/h']} photos/h, {facts['left']} left"
+            cost = f", cost {facts['cost']}" if facts["cost"] is not None else ""
+            self.console.print(f"{line}, {rate}{cost}", soft_wrap=True, highlight=False)
         elif result["status"] != "done":
             self.console.print(line, soft_wrap=True, highlight=False)
 
@@ -96,45 +117,3 @@ def _moved(rows: list[dict[str, Any]], *, optimised: bool) -> str:
     if not pairs:
         return "-"
     return f"{fmean(p[0] for p in pairs):.2f} -> {fmean(p[1] for p in pairs):.2f}"
-
-
-def status(storage: Storage) -> dict[str, Any]:
-    """Return done, failed, quarantined, left (of the latest plan), photos an hour lifetime and recent, hours left.
-
-    In tasks: identities, or parts of those that were split. Reads storage only, so any machine can ask.
-    """
-    index = read_index(storage)
-    planned = _planned(storage)
-    standing = index.standing()
-    if planned is not None:  # what an earlier plan left behind is not this one's progress
-        standing = {task: row for task, row in standing.items() if planned.get(task, row.key) == row.key}
-    counts = Counter(row.status for row in standing.values())
-    left = 0 if planned is None else len(planned.keys() - standing.keys())
-    rows = [row for row in standing.values() if row.status == "done" and row.started_at and row.finished_at]
-    ends = [(datetime.fromisoformat(row.finished_at or ""), row.photos - row.failed_photos) for row in rows]
-    starts = [datetime.fromisoformat(row.started_at or "") for row in rows]
-    photos = sum(count for _, count in ends)
-    span = (max(end for end, _ in ends) - min(starts)).total_seconds() / 3600 if ends else 0.0
-    recent = sum(count for end, count in ends if end > datetime.now(UTC) - RECENT)
-    rate = photos / span if span else 0.0
-    hours = left * (photos / len(rows)) / rate if rate and rows else None
-    return {
-        "done": counts["done"],
-        "failed": counts["failed"],
-        "quarantined": counts["quarantined"],
-        "left": left,
-        "photos": photos,
-        "photos_per_hour": round(rate, 1),
-        "photos_per_hour_recent": round(recent / (RECENT.total_seconds() / 3600), 1),
-        "hours_left": None if hours is None else round(hours, 2),
-    }
-
-
-def _planned(storage: Storage) -> dict[Task, str] | None:
-    """The latest plan's tasks and keys; None before the first plan."""
-    if storage.tag(LATEST) is None:
-        return None
-    place = load(storage, LATEST)["plan"]
-    columns = ["identity", "part", "key"]
-    rows = pq.read_table(io.BytesIO(storage.get(place)), columns=columns).to_pydict()
-    return {(name, part): key for name, part, key in zip(*(rows[c] for c in columns), strict=True)}

@@ -6,11 +6,12 @@ Built as plain values and dumped; cluster/kuberay/ holds the rendered files of j
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
 from pipeline.jobs import Cluster, Job
-from pipeline.submit import entrypoint, settings_file
+from pipeline.submit import entrypoint, environment, settings_file
 
 Manifest = dict[str, Any]
 
@@ -111,6 +112,7 @@ def _network(job: Job) -> Manifest:
     same = {"podSelector": {"matchLabels": {JOB_LABEL: _name(job)}}}
     operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
     prometheus = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}}}
+    gateway = [_tcp(urlsplit(job.cluster.pushgateway).port or 0)] if job.cluster.pushgateway else []
     outside = {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}}
     return {
         "apiVersion": "networking.k8s.io/v1",
@@ -128,6 +130,7 @@ def _network(job: Job) -> Manifest:
                 {"to": [same]},
                 {"to": [{"namespaceSelector": {}}], "ports": [{"port": 53, "protocol": p} for p in ("UDP", "TCP")]},
                 {"to": [outside], "ports": [_tcp(port) for port in STORAGE_PORTS]},
+                *([{"to": [{"namespaceSelector": {}}], "ports": gateway}] if gateway else []),
             ],
         },
     }
@@ -220,7 +223,8 @@ def _cluster_spec(job: Job) -> Manifest:
 def _head(job: Job) -> Manifest:
     ports = {"gcs": 6379, "dashboard": 8265, "client": 10001, "metrics": RAY_METRICS, "driver": DRIVER_METRICS}
     container = _container(job, "ray-head", ports, _resources(job.cluster.head_cpus, job.cluster.head_memory_gib))
-    container["env"].append({"name": "DLADIFF_METRICS", "value": f"0.0.0.0:{DRIVER_METRICS}"})
+    told = {"DLADIFF_METRICS": f"0.0.0.0:{DRIVER_METRICS}"} | environment(job)
+    container["env"] += [{"name": name, "value": value} for name, value in told.items()]
     return container
 
 

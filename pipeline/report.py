@@ -1,6 +1,5 @@
 """`dladiff report`: one HTML file that shows what was done to the photos and what it bought; it sends nothing."""
 
-import base64
 import hashlib
 import io
 import math
@@ -9,18 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
 from dladiff.errors import ConfigError, PhotoError, StorageError
-from pipeline.names import shown
+from pipeline.page import asset, embedded, environment, policy
 from pipeline.photos import Decoded, UInt8, decode
 from pipeline.report_data import LISTED, Encoder, Facts, Row, Series, gather, seconds_of, similarity
 from pipeline.storage import Storage, open_storage, read_uri
@@ -78,21 +75,11 @@ def render(facts: Facts, cards: list[Row], output: str, *, linked: bool) -> str:
     The page's own Content-Security-Policy allows its style, its script and its pictures, and no connection;
     `linked` says that the pictures lie beside the page.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda v: shown(v) if isinstance(v, str) and not isinstance(v, Markup) else v,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "cosine": cosine}
-    folder = files("pipeline") / "templates"
-    css, js = ((folder / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
-    images = "'self'" if linked else "data:"
-    policy = f"default-src 'none'; img-src {images}; style-src {_digest(css)}; script-src {_digest(js)}"
+    templates = environment()
+    templates.filters |= {"number": number, "cosine": cosine}
+    css, js = asset("report.css"), asset("report.js")
     kinds = [facts.pooled(optimised=True), facts.pooled(optimised=False)]
-    return environment.get_template("report.html.j2").render(
+    return templates.get_template("report.html.j2").render(
         facts=facts,
         cards=cards,
         total=facts.photos.total(),
@@ -102,7 +89,7 @@ def render(facts: Facts, cards: list[Row], output: str, *, linked: bool) -> str:
         linked=linked,
         factor=FACTOR,
         listed=LISTED,
-        policy=f"{policy}; base-uri 'none'; form-action 'none'",
+        policy=policy(css, js, "'self'" if linked else "data:"),
         css=Markup(css),  # ours, and the policy names their digests: they must stand unchanged
         js=Markup(js),
         version=version("dladiff"),
@@ -119,12 +106,8 @@ def cosine(value: float | None) -> str:
     return number(value if value is None or abs(value) >= 0.005 else 0.0, 2)
 
 
-def _digest(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
 def _embedded(name: str, data: bytes) -> str:
-    return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
+    return embedded(data)
 
 
 def _beside(target: Storage, folder: str, name: str, data: bytes) -> str:

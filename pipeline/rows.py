@@ -17,7 +17,13 @@ FACE = pa.struct(
 SIMILARITY = pa.struct(
     [("encoder", pa.string()), ("optimised", pa.bool_()), ("before", pa.float64()), ("after", pa.float64())]
 )
-MODEL = pa.struct([(name, pa.string()) for name in ("name", "role", "sha256", "licence")])
+ATTACKED = pa.struct(
+    [
+        ("encoder", pa.string()),
+        *((f"{kind}_{which}", pa.float64()) for kind in ("ism", "gen", "pro") for which in ("all", "detected")),
+    ]
+)
+MODEL = pa.struct([(name, pa.string()) for name in ("name", "role", "sha256", "licence", "source", "revision")])
 
 
 def _column(name: str, kind: pa.DataType, about: str) -> pa.Field:
@@ -104,6 +110,40 @@ RECORDS = pa.schema(
         _column("finished_at", pa.string(), "ISO 8601"),
         _column("seconds", pa.float64(), "of the actor's work"),
         _column("device", pa.string(), "cpu, or the name of the GPU"),
+    ]
+)
+RESULTS = pa.schema(
+    [
+        _column("key", pa.string(), "digest of what was attacked and how"),
+        _column("identity", pa.string(), "name of the identity, unescaped"),
+        _column("condition", pa.string(), "method, or clean, or noise"),
+        _column("attack", pa.string(), "attacker"),
+        _column("base", pa.string(), "base model of the attacker"),
+        _column("preprocessing", pa.string(), "what the thief did to the photos first"),
+        _column("share", pa.int32(), "% of the photos that are protected"),
+        _column("seed", pa.int64(), "seed of the attack"),
+        _column("prompt", pa.string(), "of generation; empty where nothing is generated"),
+        _column("status", pa.string(), "done | no_photo (the thief found no face in any) | failed"),
+        _column("reason", pa.string(), "why it failed, or which photos could not be read"),
+        _column("photos", pa.int32(), "photos the thief had"),
+        _column("dropped", pa.int32(), "of these, photos in which it found no face"),
+        _column("pictures", pa.int32(), "pictures generated"),
+        _column("fdr", pa.float64(), "share of the pictures with a face"),
+        _column("similarity", pa.list_(ATTACKED), "mean cosines, by encoder of the judge"),
+        _column("fiqa", pa.float64(), "mean face quality; null without its network"),
+        _column("nsfwr", pa.float64(), "share flagged by the safety checker; null without one"),
+        _column("psnr", pa.float64(), "dB, mean over photos; null where nothing changed"),
+        _column("psnr_face", pa.float64(), "dB inside the face boxes; null where nothing changed"),
+        _column("ssim", pa.float64(), "1"),
+        _column("lpips", pa.float64(), "1; null without its network"),
+        _column("linf", pa.float64(), "mean of the photos' largest changes, [0, 1] units"),
+        _column("references", pa.int32(), "clean photos behind the reference embedding"),
+        _column("reference_set", pa.string(), "other photos | originals of the protected photos"),
+        _column("feature_network", pa.string(), "what gave the features of FID"),
+        _column("picture_scores", pa.string(), "JSON: scores of each picture"),
+        _column("photo_scores", pa.string(), "JSON: scores of each photo"),
+        _column("seconds", pa.float64(), "of the actor's work"),
+        _column("finished_at", TIME, "UTC"),
     ]
 )
 

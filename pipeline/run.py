@@ -1,5 +1,6 @@
 """The chain: plan, subtract what is done, hand the rest to Ray Data task by task, build the manifest."""
 
+import shlex
 import tempfile
 import uuid
 from collections import Counter
@@ -19,6 +20,8 @@ from pipeline.config import RunConfig
 from pipeline.driver_metrics import DriverMetrics
 from pipeline.engine import TODO, results
 from pipeline.lease import Lease
+from pipeline.live import Actors
+from pipeline.names import shown
 from pipeline.plan import Plan, Retry, make_plan, write_plan
 from pipeline.progress import Progress
 from pipeline.records import Row
@@ -51,6 +54,18 @@ class Summary:
         """0 all protected, 1 some failed or left."""
         return 1 if self.failed or self.quarantined or self.left or self.lost_photos else 0
 
+    def advice(self, output: str) -> list[str]:
+        """Return what to do next, a line each."""
+        place = shlex.quote(shown(output))
+        lines = []
+        if self.failed or self.quarantined or self.lost_photos:
+            lines.append(f"next: dladiff failed --output {place} says why; protect --retry-failed takes them up again")
+        if self.left:
+            lines.append("next: the same command again takes up what is left")
+        if not lines:
+            lines.append(f"next: dladiff report --output {place} shows before and after")
+        return lines
+
 
 def protect(
     config: RunConfig,
@@ -60,10 +75,12 @@ def protect(
     console: Console | None = None,
     metrics: DriverMetrics | None = None,
     deadline: datetime | None = None,
+    verbose: bool = False,
 ) -> Summary:
     """Protect every identity that is new. Nothing new: Ray is not started, and storage is only read.
 
-    After `deadline` no task is begun; what is left counts as skipped, and the next run takes it up.
+    After `deadline` no task is begun; what is left counts as skipped, and the next run takes it up. `verbose` says a
+    line an identity on a terminal too.
     Raises ConfigError or ModelError (exit code 2), StorageError (3).
     """
     with tempfile.TemporaryDirectory(prefix="dladiff-") as folder:
@@ -74,7 +91,7 @@ def protect(
         with Lease(target) as lease:
             if _changed(target, plan):  # another run worked until the lease was ours
                 plan = make_plan(config, retry=retry, folder=Path(folder))
-            watch = _Watch(console or Console(stderr=True), metrics or DriverMetrics(), deadline)
+            watch = _Watch(console or Console(stderr=True), metrics or DriverMetrics(), deadline, verbose)
             return _run(config, plan, target, lease, watch)
 
 
@@ -85,6 +102,7 @@ class _Watch:
     console: Console
     metrics: DriverMetrics
     deadline: datetime | None
+    verbose: bool
 
 
 def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, watch: _Watch) -> Summary:
@@ -98,7 +116,8 @@ def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, watch: _W
         assert plan.todo_file is not None
         until = watch.deadline.timestamp() if watch.deadline else None
         stream = results(config, plan.todo_file, target, run_id, until)
-        with Progress(watch.console, plan.todo) as progress, closing(stream):  # an error ends Ray before it is told
+        view = Progress(watch.console, plan.todo, watch.metrics.cost, Actors(target), verbose=watch.verbose)
+        with view as progress, closing(stream):  # an error ends Ray before it is told
             for result in stream:
                 lease.check()
                 if result["status"] == "fatal":
@@ -107,9 +126,9 @@ def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, watch: _W
                     raise StorageError(result["reason"])
                 summary.results.append(result)
                 ended.setdefault(result["identity"], []).append(result["status"])
-                progress.advance(result)
                 if result["status"] != LATE:  # it is left
                     watch.metrics.advance(result)
+                progress.advance(result)
     if len(summary.results) != plan.todo:
         raise StorageError(f"{plan.todo - len(summary.results)} tasks gave no result; run again, finished work is kept")
     for name, statuses in ended.items():

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
+from boto3.exceptions import RetriesExceededError
 from botocore import exceptions as boto_errors
 from botocore.config import Config
 
@@ -100,6 +101,18 @@ class S3Storage:
                 with contextlib.suppress(*BROKEN_OFF):
                     return self._read(key)
             return self._read(key)
+
+    def get_file(self, key: str, file: Path) -> None:
+        """Download an object, a large one in ranges at a time, each tried again where it breaks off."""
+        at = self._at(key)
+        with self._errors(self.uri_of(key)):
+            try:
+                self._client().download_file(at["Bucket"], at["Key"], str(file))
+            except RetriesExceededError:
+                raise BusyError(f"reading {shown(self.uri_of(key))} broke off again and again; run again") from None
+            except OSError as exc:
+                why = exc.strerror or type(exc).__name__
+                raise StorageError(f"cannot write {shown(str(file))}: {why}; check the disk") from exc
 
     def put(self, key: str, data: bytes, content_type: str | None = None) -> None:
         """Write an object in one request, so that readers see it whole or not at all."""

@@ -46,6 +46,10 @@ class Storage(Protocol):
         """Return the bytes of an object; NotFoundError when it is missing."""
         ...
 
+    def get_file(self, key: str, file: Path) -> None:
+        """Write the bytes of an object of any size to a local file, which an error leaves unfinished."""
+        ...
+
     def put(self, key: str, data: bytes, content_type: str | None = None) -> None:
         """Write an object whole, or not at all."""
         ...

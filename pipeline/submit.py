@@ -54,6 +54,12 @@ def entrypoint(job: Job, folder: str = "") -> str:
     return f"dladiff nightly {folder}job.yaml" if job.is_nightly else f"dladiff protect --config {folder}run.yaml"
 
 
+def environment(job: Job) -> dict[str, str]:
+    """Return what the driver is told beside its settings: a price and whom to tell the end, which decide no byte."""
+    told = {"DLADIFF_PRICE": job.cluster.price, "DLADIFF_PUSHGATEWAY": job.cluster.pushgateway}
+    return {name: str(value) for name, value in told.items() if value}
+
+
 def settings_file(job: Job) -> tuple[str, str]:
     """Return name and text of the file that the command reads. It holds no credentials: settings have no such field."""
     return "job.yaml" if job.is_nightly else "run.yaml", yaml.safe_dump(job.settings(), sort_keys=False)
@@ -143,7 +149,7 @@ def _start(client: Any, job: Job, name: str) -> bool:
             client.submit_job(
                 entrypoint=entrypoint(job),
                 submission_id=name,
-                runtime_env={"working_dir": folder},
+                runtime_env={"working_dir": folder, "env_vars": environment(job)},
                 metadata={"job_name": job.name},
                 entrypoint_num_cpus=0,  # the driver waits most of the time; a GPU-less head has no CPU to give
             )

@@ -5,6 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import dladiff
+from dladiff import packs
+from dladiff.bundle import CHECKSUMS, Pins, parse_pins, quick_digest
+from dladiff.catalogue import locate
+from dladiff.errors import ModelError, NotFoundError
+from pipeline.storage import Storage, open_storage
 
 EMBEDDED = Path(dladiff.__file__).parent / "profiles" / "tiny"
 HASHED = 512 * 2**20  # bytes; of a larger file the size alone counts: a plan is not to read gigabytes
@@ -18,12 +23,43 @@ def by_content(method: dict[str, Any]) -> dict[str, Any]:
     Weights that come with the package count too. What is not on this machine, but on the workers, keeps its name.
     """
     out = dict(method)
-    for name in ("model", "detector"):
-        out[name] = fingerprint(out[name])
+    out["model"], out["detector"] = fingerprint_model(out["model"]), faces(out["detector"])
     out["finetuning"] = out["finetuning"] | {"class_images": fingerprint(out["finetuning"]["class_images"], HELD)}
     for name in ("encoders", "held_out"):
-        out[name] = [fingerprint(item) for item in out[name]]
+        out[name] = [faces(item) for item in out[name]]
     return out
+
+
+def fingerprint_model(name: str) -> str:
+    """Return the fingerprint of a model by what `locate` takes or an s3://bucket/prefix, or its name where it is not.
+
+    Checksums that lie with the model count as its content. Raises ModelError where a bucket has none.
+    """
+    if name.startswith("s3://"):
+        return f"sha256:{stored_pins(open_storage(name)).digest()}"
+    try:
+        place = locate(name)
+    except ModelError:
+        return name
+    told = None if name == "embedded" else quick_digest(place)
+    return f"sha256:{told}" if told else fingerprint(name if name == "embedded" else str(place))
+
+
+def stored_pins(storage: Storage) -> Pins:
+    """Read the checksums of a model in a bucket or folder. Raises ModelError where there are none."""
+    try:
+        return parse_pins(storage.get(CHECKSUMS), storage.uri_of(CHECKSUMS))
+    except NotFoundError as error:
+        raise ModelError(
+            f"no {CHECKSUMS} in {storage.uri}: no model lies there, or its upload did not end; "
+            f"dladiff models mirror MODEL {storage.uri} puts one there"
+        ) from error
+
+
+def faces(name: str) -> str:
+    """Return the fingerprint of an encoder or detector, which may also be a pack's name or a `clip:` folder."""
+    place = packs.find(name)
+    return fingerprint(name if place is None else str(place))
 
 
 def fingerprint(name: str, skipped: frozenset[str] = SKIPPED) -> str:

@@ -11,9 +11,11 @@ import numpy as np
 from dladiff.errors import ModelError
 from dladiff.service import IdentityOut, PhotoIn, PhotoOut
 
+STEPS = {"zero_shot_layer": {"perturbation": 50}}
+
 
 class AddNoise:
-    """Adds one grey level below 255. Identities "raises" and "dies" do as they say, as long as no file says stop."""
+    """Adds one grey level below 255. Identities "raises", "dies" and "stalls" do as they say."""
 
     def __init__(self, settings: Mapping[str, Any], seed: int, threads: int) -> None:
         self.seed = seed
@@ -23,9 +25,11 @@ class AddNoise:
             os._exit(1)
         if identity == "raises":
             raise ValueError("a bug in the method")
+        if identity == "stalls":
+            time.sleep(3600)
         outs = [self._one(photo, len(clean)) for photo in photos]
         model = {"name": "fake", "role": "surrogate", "sha256": "0", "licence": "none"}
-        return IdentityOut(outs, {"zero_shot_layer": 0.1}, 1, "cpu", [model], {"numpy": np.__version__})
+        return IdentityOut(outs, {"zero_shot_layer": 0.1}, 1, "cpu", [model], {"numpy": np.__version__}, steps=STEPS)
 
     @staticmethod
     def _one(photo: PhotoIn, clean: int) -> PhotoOut:

@@ -13,7 +13,8 @@ from diffusers.models.attention_processor import Attention
 from torch import Generator, Tensor
 
 from dladiff.config import FinetuningConfig
-from dladiff.surrogate import Noise, Surrogate
+from dladiff.surrogate import Noise, Prompt, Surrogate
+from dladiff.text import embed
 
 
 class Straight:
@@ -99,12 +100,9 @@ class Straight:
                 kinds[cross].append((p.mean(1) - q.mean(1)).float().square().mean())
         return torch.stack(kinds[True]).mean() + self.config.self_weight * torch.stack(kinds[False]).mean()
 
-    def prompt(self) -> Tensor:
-        tokenizer = self.models.tokenizer
-        ids = tokenizer([self.config.prompt], padding="max_length", max_length=tokenizer.model_max_length)["input_ids"]
+    def prompt(self) -> Prompt:
         with torch.no_grad():
-            embedding: Tensor = self.models.text(torch.tensor(ids, device=self.models.device)).last_hidden_state
-        return embedding
+            return embed(self.models.encoders, self.config.prompt)
 
 
 class Store:

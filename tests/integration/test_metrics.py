@@ -61,11 +61,15 @@ def test_actor_series_reach_the_node_agent(exported: int) -> None:
 
             actor = ActorMetrics()
             assert isinstance(actor.meter, RayMeter)
-            similarity = [{"optimised": True, "after": 0.25}, {"optimised": False, "after": -0.5}]
+            similarity = [
+                {"encoder": "a", "optimised": True, "after": 0.25},
+                {"encoder": "b", "optimised": False, "after": -0.5},
+            ]
             rows = [{"status": "protected", "psnr": 33.0, "similarity": similarity}, {"status": "failed"}]
             for status in ("done", "done", "failed"):
                 actor.finished({"status": status, "rows": rows if status == "done" else []})
-            actor.worked({"read": 0.5, "zero_shot_layer": 20.0}, 3e9, "cpu")
+            steps = {"zero_shot_layer": {"perturbation": 50}}
+            actor.worked({"read": 0.5, "zero_shot_layer": 20.0}, 3e9, "cpu", steps)
             actor.read(1000)
             actor.wrote(0)
             actor.wrote(2000)
@@ -86,6 +90,7 @@ def test_actor_series_reach_the_node_agent(exported: int) -> None:
     assert found[("ray_dladiff_photos_total", "protected")] == 2
     assert found[("ray_dladiff_step_spent_seconds_total", "zero_shot_layer")] == 20
     assert found[("ray_dladiff_step_seconds_count", "read")] == 1
+    assert found[("ray_dladiff_iterations_total", "zero_shot_layer")] == 50
     assert found[("ray_dladiff_similarity_after_count", "optimised")] == 2
     assert found[("ray_dladiff_similarity_after_bucket", "held_out")] == 2
     assert found[("ray_dladiff_psnr_db_count", "")] == 2

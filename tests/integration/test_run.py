@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +22,7 @@ from pipeline import engine
 from pipeline.config import RunConfig
 from pipeline.lease import Lease
 from pipeline.manifest import write_manifest
-from pipeline.plan import Retry
+from pipeline.plan import Retry, make_plan
 from pipeline.run import Summary, protect
 from pipeline.storage import Storage, open_storage
 from pipeline.verify import verify
@@ -208,3 +209,15 @@ def test_no_task_is_begun_after_the_deadline(tmp_path: Path) -> None:
     assert (late.planned, late.skipped, late.left, late.done, late.exit_code) == (3, 3, 3, 0, 1)
     assert adds_up(late)
     assert protect(config).done == 3
+
+
+@pytest.mark.timeout(120)  # the second identity never ends
+def test_a_result_is_told_when_it_is_there_not_with_the_next(tmp_path: Path) -> None:
+    source, target = (open_storage(str(tmp_path / name), create=True) for name in ("in", "out"))
+    for name in ("ann", "stalls"):
+        source.put(f"{name}/1.png", photo(7))
+    config = replace(configured(source.uri, target.uri), max_actors=1)
+    plan = make_plan(config, folder=tmp_path)
+    assert plan.todo_file is not None
+    with closing(engine.results(config, plan.todo_file, target, "run")) as stream:
+        assert next(stream)["identity"] == "ann"

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 from botocore.response import StreamingBody
 
-from dladiff.errors import NotFoundError, StorageError
+from dladiff.bundle import damage, read_pins
+from dladiff.errors import ModelError, NotFoundError, StorageError
+from pipeline.models import mirror, on_this_machine
 from pipeline.s3_storage import S3Storage
 from pipeline.sources import find_identities
+from pipeline.weights import fingerprint_model
 
 pytestmark = pytest.mark.ray
 
@@ -199,3 +202,23 @@ def test_objects_are_kept_as_configured(s3: S3Storage, monkeypatch: pytest.Monke
     assert [(v["ServerSideEncryption"], v["StorageClass"]) for v in sent] == [("AES256", "STANDARD_IA")] * 2
     copy = pickle.loads(pickle.dumps(kept))
     assert copy._extra == kept._extra
+
+
+def test_a_model_goes_to_a_bucket_and_comes_to_a_worker(
+    s3: S3Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DLADIFF_MODELS", str(tmp_path / "models"))
+    s3.put("there", b"1")
+    uri = f"{s3.uri}/models/tiny"
+    with pytest.raises(ModelError, match="dladiff models mirror"):
+        fingerprint_model(uri)
+    pins = mirror("embedded", uri)
+    assert fingerprint_model(uri) == f"sha256:{pins.digest()}"
+    settings = {"profile": "tiny", "preset": None, "overrides": {"model": uri}}
+    folder = Path(on_this_machine(settings, S3Storage)["overrides"]["model"])
+    assert read_pins(folder) == pins and damage(folder, pins) == {}
+    missing = tmp_path / "missing"
+    with pytest.raises(NotFoundError, match="no such object"):
+        s3.get_file("nothing", missing)
+    with pytest.raises(StorageError, match="check the disk"):
+        s3.get_file("there", tmp_path / "no folder" / "file")

@@ -16,12 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 from PIL import Image
 
 from dladiff.errors import ConfigError, StorageError
 from pipeline import submit
+from pipeline.cli import main
 from pipeline.jobs import Job, load_job
 from pipeline.storage import open_storage
+from tests import shown
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,6 +136,19 @@ def test_job_runs_once_and_again_only_on_request(address: str, tmp_path: Path) -
     submit.logs(address, third.submission_id, echo=printed.append)
     assert "skipped 2" in printed[0]
     assert submit.job_status(address, first.submission_id).exit_code == 0
+
+
+def test_commands_of_the_operations_page(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = make_job(tmp_path, "shown")
+    names = {"http://head:8265": address, "jobs/celeba_hq.yaml": "shown.yaml"}
+    calls = [c for c in shown.lines("docs/operations.md", "dladiff") if {"http://head:8265", "render"} & set(c)]
+    assert {"submit", "jobs", "logs", "stop", "render"} <= {call[0] for call in calls}
+    for call in calls:
+        words = [f"dladiff-shown-{job.digest()[:12]}" if w.startswith("dladiff-") else names.get(w, w) for w in call]
+        found = CliRunner().invoke(main, words)
+        assert found.exit_code == 0, f"{call}: {found.output}"
+    assert list(Path("cluster/kuberay").iterdir())
 
 
 def test_failed_job_is_the_next_attempt_and_tells_its_code(address: str, tmp_path: Path) -> None:

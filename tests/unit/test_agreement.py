@@ -51,15 +51,15 @@ def test_sign_steps_agree_in_single_precision_but_where_the_gradient_is_rounding
     assert ((a - b).abs() > 1e-6).double().mean() < 0.01
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_what_fits_in_memory_at_once_changes_nothing_in_double_precision(size: int) -> None:
+@pytest.mark.parametrize(("size", "robust"), [(1, False), (2, True)])
+def test_what_fits_in_memory_at_once_changes_nothing_in_double_precision(size: int, robust: bool) -> None:
     torch.set_num_threads(1)
     ours, found = Surrogate("embedded", CPU), []
     for part in (ours.vae, ours.text, ours.unet):
         part.to(torch.float64)
     clean, x = torch.rand(5, 3, SIZE, SIZE, generator=stream(1), dtype=torch.float64).split([2, 3])
     for batch_photos in (3, size):
-        config = schedule(batch_photos=batch_photos)
+        config = schedule(batch_photos=batch_photos, robust=robust)
         static = finetuning_layer.static_surrogate(ours, clean, config, stream(2))
         streams = [stream(3, str(i)) for i in range(3)]
         found.append(finetuning_layer.perturb(ours, static, x, config, streams))
@@ -88,3 +88,14 @@ def test_recomputing_changes_nothing_and_keeps_less(resolution: int) -> None:
         kept.append(sum(sizes.values()))
     assert (found[0] - found[1]).abs().max() < 1e-9
     assert kept[1] < 0.7 * kept[0]
+
+
+def test_transforms_inside_the_loss_change_the_perturbation_and_keep_its_bound() -> None:
+    ours, found = Surrogate("embedded", CPU), []
+    x = torch.rand(2, 3, SIZE, SIZE, generator=stream(1))
+    for robust in (False, True):
+        config = schedule(iter_ft=0, iter_opt=1, iter_1=2, iter_2=2, robust=robust)
+        static = finetuning_layer.static_surrogate(ours, x, config, stream(2))
+        found.append(finetuning_layer.perturb(ours, static, x, config, [stream(3), stream(4)]))
+    assert 0.05 < ((found[0] - found[1]).abs() > 1e-3).double().mean()
+    assert found[1].abs().max() <= 7 / 255 + 1e-6

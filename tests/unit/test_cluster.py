@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from pipeline import render
 from pipeline.metrics import METRICS, SERIES
@@ -29,7 +32,7 @@ FOREIGN = {
 NAME = re.compile(r"\b[a-z]\w*(?::\w+)*")
 WORDS = {
     "sum", "rate", "increase", "histogram_quantile", "by", "le", "step", "kind", "status", "avg", "max", "time", "and",
-    "on", "clamp_min", "group_left", "device",
+    "on", "clamp_min", "group_left", "device", "work", "encoder",
 }  # fmt: skip
 
 
@@ -110,7 +113,10 @@ def test_kubernetes_scrape_config_fits_the_rendered_pods() -> None:
     ours = yaml.safe_load((CLUSTER / "prometheus" / "prometheus.yml").read_text())
     assert config["rule_files"] == ours["rule_files"]
     ports = {}
-    for scrape in config["scrape_configs"]:
+    *pods, gateway = config["scrape_configs"]
+    (pushed,) = (s for s in ours["scrape_configs"] if s["job_name"] == "pushgateway")
+    assert (gateway["job_name"], gateway["honor_labels"]) == ("pushgateway", pushed["honor_labels"])
+    for scrape in pods:
         label, port, _ = scrape["relabel_configs"]
         assert label["source_labels"] == [f"__meta_kubernetes_pod_label_{render.JOB_LABEL.replace('-', '_')}"]
         ports[scrape["job_name"]] = port["regex"]
@@ -149,11 +155,25 @@ def test_ray_up_file_fits_rays_own_schema() -> None:
     assert not re.search(r"(?i)aws_secret|access_key", (CLUSTER / "aws.yaml").read_text())
 
 
+def test_lock_has_what_is_needed_in_the_versions_of_make() -> None:
+    def pins(path: Path) -> dict[str, str]:
+        lines = (line.partition("==") for line in path.read_text().splitlines() if not line.startswith("#"))
+        return {canonicalize_name(name): pin.strip() for name, equal, pin in lines if equal}
+
+    locked, ours = pins(CLUSTER / "lock.txt"), pins(ROOT / "constraints.txt")
+    needed = [Requirement(r) for r in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]]
+    again = "run .venv/bin/python cluster/lock.py > cluster/lock.txt"
+    assert {canonicalize_name(r.name) for r in needed} <= locked.keys(), again
+    assert [r for r in needed if not r.specifier.contains(locked[canonicalize_name(r.name)])] == [], again
+    assert [name for name, pin in ours.items() if locked.get(name, pin) != pin] == [], again
+    assert {"grpcio", "urllib3", "pydantic"} <= locked.keys()  # what is needed by what is needed
+
+
 def test_image_is_not_root_and_pinned() -> None:
     lines = (CLUSTER / "Dockerfile").read_text().splitlines()
     users = [line.split()[1] for line in lines if line.startswith("USER ")]
     assert users == [f"{render.USER}:{render.USER}"]
-    assert any(line.startswith("RUN pip install") and "-c constraints.txt" in line for line in lines)
+    assert any(line.startswith("RUN pip install") and "-c lock.txt" in line for line in lines)
     for line in lines:
         if line.startswith("COPY "):
             assert all((ROOT / name).exists() for name in line.split()[1:-1])

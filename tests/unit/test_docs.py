@@ -1,19 +1,21 @@
 """README, CONTRIBUTING and docs name what exists: folders, files, commands, options and Make targets."""
 
-import importlib
+import importlib.util
 import re
 from pathlib import Path
 
-import click
 import pytest
+
+from pipeline.cli import main
+from tests import shown
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-MADE_BY_RUNS = {"demo", "dist", "build"}
+MADE_BY_RUNS = {"demo", "dist", "build", "site"}
 PATH = re.compile(
     r"`((?:\.ci|dladiff|pipeline|jobs|cluster|tests|docs)/[\w./]*|Makefile|LICENSE|[\w]+\.(?:toml|txt|md))`"
 )
-PAGES = ["README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
+PAGES = shown.pages()
 
 
 def layout_table() -> str:
@@ -47,20 +49,34 @@ def test_method_page_names_functions_that_exist() -> None:
             value = getattr(value, part)
 
 
-def test_commands_and_options_of_the_readme_exist() -> None:
-    group = importlib.import_module("pipeline.cli").main
-    assert isinstance(group, click.Group)
-    lines = re.findall(r"^dladiff (\w+)(.*?)(?:#.*)?$", README, re.MULTILINE)
-    assert lines
-    for command, rest in lines:
-        options = {o for p in group.commands[command].params for o in p.opts}
-        assert set(re.findall(r"--[\w-]+", rest)) <= options
-    options = {o for c in group.commands.values() for p in c.params for o in p.opts} | {"--help"}
-    assert set(re.findall(r"(?<![\w|-])--[a-z][a-z-]*", README)) <= options
+@pytest.mark.parametrize("page", shown.pages())
+def test_commands_shown_parse(page: str) -> None:
+    """Whole lines are parsed by click, with every type and what is required; spans name what exists."""
+    for arguments in shown.lines(page, "dladiff"):
+        command, rest = shown.command(arguments)
+        if "--help" not in rest:
+            command.make_context(command.name, rest)
+    for arguments in shown.spans(page, "dladiff"):
+        if arguments[0].isupper() or arguments[0] == "...":
+            continue
+        words = [word for word in arguments if re.fullmatch(r"[a-z-]+", word)]
+        command, _ = shown.command(words) if words else (main, [])
+        assert {o for o in arguments if o.startswith("--")} <= shown.options(command), arguments
+
+
+def test_options_named_in_the_readme_exist() -> None:
+    assert set(re.findall(r"(?<![\w|-])--[a-z][a-z-]*", README)) <= shown.options(main)
+    assert len(shown.lines("README.md", "dladiff")) > 5
+
+
+@pytest.mark.parametrize("page", shown.pages())
+def test_modules_shown_exist(page: str) -> None:
+    modules = re.findall(r"python -m ([\w.]+)", (ROOT / page).read_text())
+    assert [name for name in modules if importlib.util.find_spec(name) is None] == []
 
 
 def test_make_targets_named_in_docs_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {t for page in PAGES for t in re.findall(r"`make ([a-z]+)", (ROOT / page).read_text())}
-    assert named <= targets
+    calls = [c for page in PAGES for c in (*shown.lines(page, "make"), *shown.spans(page, "make"))]
+    assert {word for call in calls for word in call if word.islower()} <= targets
     assert {"demo", "test", "check"} <= targets

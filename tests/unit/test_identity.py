@@ -11,12 +11,14 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from torch.nn import functional
 
 from dladiff.errors import ModelError
 from dladiff.faces import alignment_matrix, warp
 from dladiff.identity import detector_from_pack, encoder_from_pack, load_encoder
 from dladiff.onnx_import import OnnxNetwork, check_parity
 from dladiff.pixels import to_float
+from tests.unit.iresnet import export, random_iresnet
 
 
 def save(path: Path, nodes: list[Any], weights: dict[str, np.ndarray], shape: list[Any], opset: int = 13) -> Path:
@@ -79,6 +81,22 @@ def test_gradient_against_finite_differences(assets: Path) -> None:
     high, low = ((encoder(crops.detach() + s * step * way) * target).sum() for s in (1, -1))
     assert float((slope * way).sum()) == pytest.approx(float(high - low) / (2 * step), rel=1e-3)
     assert not list(encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("depth", "width"),
+    [(50, 4), (100, 4), pytest.param(50, 64, marks=pytest.mark.slow), pytest.param(100, 64, marks=pytest.mark.slow)],
+)
+def test_iresnet_is_the_network_that_was_exported(depth: int, width: int, tmp_path: Path) -> None:
+    network = random_iresnet(depth, width)
+    encoder = load_encoder(export(network, tmp_path / "r.onnx"))
+    crops = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(6), requires_grad=True)
+    expected = functional.normalize(network(crops * 2 - 1), dim=1)
+    got = encoder(crops)
+    assert (encoder.mean, encoder.std) == (127.5, 127.5) and got.shape == (2, 512)
+    assert torch.allclose(got, expected, atol=1e-5)
+    slopes = [torch.autograd.grad(e[0, 0] - e[1, 1], crops)[0] for e in (got, expected)]
+    assert float(functional.cosine_similarity(*(s.flatten() for s in slopes), dim=0)) == pytest.approx(1, abs=1e-5)
 
 
 def test_pack_folders(assets: Path, tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from dladiff.errors import ConfigError
-from pipeline.jobs import Job, Schedule, load_job
+from pipeline.jobs import Job, load_job
+from pipeline.retention import Retention
+from pipeline.schedule import Schedule
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 RUN = {"input": "s3://a/in", "output": "s3://a/out"}
@@ -71,12 +73,12 @@ def test_missing_places_do_not_speak_of_options(tmp_path: Path) -> None:
 
 def test_tenants_layer_over_what_they_share(tmp_path: Path) -> None:
     shared = {"seed": 3, "method": {"finetuning": {"eta": 0.01, "iter_1": 5}}}
-    own = {"name": "a", **RUN, "overrides": {"method": {"finetuning": {"iter_1": 2}}}, "retention": "30 days"}
+    own = {"name": "a", **RUN, "overrides": {"method": {"finetuning": {"iter_1": 2}}}}
     found = job(tmp_path, run=shared, schedule=SCHEDULE, tenants=[own])
     (tenant,) = found.tenants
     assert tenant.run.seed == 3
     assert tenant.run.method == {"finetuning": {"eta": 0.01, "iter_1": 2}}
-    assert tenant.retention == "30 days"
+    assert tenant.retention is None  # nothing is deleted unasked
     assert found.run is None
     assert "cluster" not in found.settings()
 
@@ -106,6 +108,31 @@ def test_faults_of_tenants(tmp_path: Path) -> None:
         "tenants.3.profile: 'tinny' is unknown (did you mean tiny?)",
     ):
         assert part in text
+
+
+def test_retention_of_a_tenant_and_its_faults(tmp_path: Path) -> None:
+    def tenants(*rules: object) -> list[dict[str, object]]:
+        return [{"name": f"t{i}", "input": f"i{i}", "output": f"o{i}", "retention": r} for i, r in enumerate(rules)]
+
+    found = job(tmp_path, schedule=SCHEDULE, tenants=tenants({"gone": True}, {"protected_days": 30, "records": "keep"}))
+    assert [t.retention for t in found.tenants] == [Retention(gone=True), Retention(protected_days=30, records="keep")]
+    wrong = tenants({"gon": True}, {"gone": "yes"}, {"protected_days": -1, "records": "kep"}, {}, "30 days")
+    assert faults(tmp_path, schedule=SCHEDULE, tenants=wrong) == [
+        "tenants.t0.retention.gon: unknown setting (did you mean gone?)",
+        "tenants.t1.retention.gone: expected bool, not 'yes'",
+        "tenants.t2.retention.protected_days: -1 is less than 0",
+        "tenants.t2.retention.records: 'kep' is unknown (did you mean keep?); choose one of delete, keep",
+        "tenants.t3.retention.gone: nothing is to be deleted; give gone (--gone) or protected_days (--older-than DAYS)",
+        "tenants.t4.retention: expected settings (name: value)",
+    ]
+
+
+def test_price_is_a_number(tmp_path: Path) -> None:
+    assert job(tmp_path, run=RUN, cluster={"price": 1}).cluster.price == 1
+    assert faults(tmp_path, run=RUN, cluster={"price": -0.5, "pushgateway": "gateway"}) == [
+        "cluster.pushgateway: 'gateway' is no http://host:port",
+        "cluster.price: -0.5 is less than 0",
+    ]
 
 
 def test_tenants_must_not_overlap(tmp_path: Path) -> None:

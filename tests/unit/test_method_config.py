@@ -32,9 +32,9 @@ def test_ranges_and_consistency() -> None:
     assert len(caught.value.faults) == 3
 
 
-def test_profile_without_weights_says_so() -> None:
-    with pytest.raises(ConfigError, match=r"method\.model"):
-        method_config("sd21", None, {})
+def test_a_model_without_a_name_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"set method\.model"):
+        method_config("sd21", None, {"model": ""})
 
 
 def test_digest_ignores_order_and_sees_values() -> None:

@@ -1,5 +1,6 @@
 """Actor, driver and scheduled metrics: numbers counted by hand, and names that the table holds."""
 
+import io
 import math
 import urllib.request
 from collections.abc import Iterator
@@ -9,15 +10,17 @@ from threading import Thread
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
 
 from dladiff.errors import ConfigError, StorageError
 from pipeline import metrics
 from pipeline.driver_metrics import DriverMetrics, Outcome, push, write_textfile
 from pipeline.metrics import ActorMetrics, Tally
+from pipeline.progress import Progress
 
 
 def row(status: str, psnr: float | None, *after: tuple[bool, float | None]) -> dict[str, object]:
-    similarity = [{"encoder": "e", "optimised": o, "before": 1.0, "after": a} for o, a in after]
+    similarity = [{"encoder": "a" if o else "b", "optimised": o, "before": 1.0, "after": a} for o, a in after]
     return {"source_uri": "secret/name.jpg", "status": status, "reason": "", "psnr": psnr, "similarity": similarity}
 
 
@@ -55,15 +58,16 @@ def test_actor_counts_by_status_and_kind() -> None:
     assert tally.of(metrics.TASKS, status="storage") == [1]
     assert [tally.of(metrics.PHOTOS, status=s) for s in metrics.PHOTO_STATUSES] == [[1], [1], [1], []]
     assert tally.of(metrics.PSNR) == [33.5, 34.0]
-    assert tally.of(metrics.SIMILARITY, kind="optimised") == [0.1, 0.0]
-    assert tally.of(metrics.SIMILARITY, kind="held_out") == [0.6]
+    assert tally.of(metrics.SIMILARITY, kind="optimised", encoder="a") == [0.1, 0.0]
+    assert tally.of(metrics.SIMILARITY, kind="held_out", encoder="b") == [0.6]
 
 
 def test_actor_counts_work_and_bytes() -> None:
     actor = ActorMetrics()  # outside of Ray: the same class over a tally
     assert isinstance(actor.meter, Tally)
-    actor.worked({"read": 0.5, "zero_shot_layer": 12.0, "new_step": 1.0}, 4e9, "NVIDIA L4")
-    actor.worked({"read": 1.5}, 3e9, "cpu")
+    steps = {"finetuning_layer": {"training": 21, "perturbation": 144}, "zero_shot_layer": {"perturbation": 50}}
+    actor.worked({"read": 0.5, "zero_shot_layer": 12.0, "new_step": 1.0}, 4e9, "NVIDIA L4", steps)
+    actor.worked({"read": 1.5}, 3e9, "cpu", {"zero_shot_layer": {"perturbation": 25, "odd": 1}})
     for size in (10, 20):
         actor.read(size)
         actor.wrote(2 * size)
@@ -72,6 +76,10 @@ def test_actor_counts_work_and_bytes() -> None:
     assert tally.of(metrics.STEP_SECONDS, step="read") == [0.5, 1.5]
     assert tally.of(metrics.STEP_SECONDS, step="other") == [1.0]
     assert tally.of(metrics.STEP_SPENT, step="read") == [2.0]
+    assert tally.of(metrics.ITERATIONS, step="finetuning_layer", work="training") == [21]
+    assert tally.of(metrics.ITERATIONS, step="finetuning_layer", work="perturbation") == [144]
+    assert tally.of(metrics.ITERATIONS, step="zero_shot_layer", work="perturbation") == [75]
+    assert tally.of(metrics.ITERATIONS, step="zero_shot_layer", work="other") == [1]
     assert tally.of(metrics.PEAK_MEMORY, device="gpu") == [4e9]
     assert tally.of(metrics.READ_BYTES) == [30]
     assert tally.of(metrics.WRITTEN_BYTES) == [60]
@@ -82,8 +90,18 @@ def test_labels_are_bounded_whatever_the_rows_say() -> None:
     actor = ActorMetrics(tally := Tally())
     actor.finished(RESULT | {"status": "../../etc", "rows": [row("secret", 30.0, (True, 0.3))]})
     allowed = {*metrics.TASK_STATUSES, *metrics.PHOTO_STATUSES, *metrics.STEPS, *metrics.KINDS, "other", "cpu", "gpu"}
-    assert {value for _, labels in tally.values for _, value in labels} <= allowed
-    assert {label for m in metrics.METRICS for label in m.labels} == {"status", "step", "kind", "device", "tenant"}
+    assert {value for _, labels in tally.values for _, value in labels} <= allowed | {"a"}
+    known = {"status", "step", "work", "kind", "encoder", "device", "tenant"}
+    assert {label for m in metrics.METRICS for label in m.labels} == known
+
+
+def test_more_encoders_than_a_configuration_has_are_one_label() -> None:
+    actor = ActorMetrics(tally := Tally())
+    for name in [*range(40), 0]:
+        similarity = [{"encoder": f"e{name}", "optimised": True, "before": 1.0, "after": 0.5}]
+        actor.finished(RESULT | {"rows": [{"status": "protected", "psnr": None, "similarity": similarity}]})
+    assert tally.of(metrics.SIMILARITY, kind="optimised", encoder="e0") == [0.5, 0.5]
+    assert len(tally.of(metrics.SIMILARITY, kind="optimised", encoder="other")) == 40 - metrics.MOST_ENCODERS
 
 
 def test_table_is_named_as_prometheus_asks() -> None:
@@ -142,6 +160,17 @@ def test_driver_without_price_or_pace_claims_neither() -> None:
     driver.begin(identities=1, tasks=1)
     assert math.isnan(driver.seconds_left())
     assert "dladiff_run_cost" not in {f.name for f in driver.registry.collect()}
+
+
+def test_progress_line_tells_the_cost_where_there_is_a_price() -> None:
+    driver, lines = DriverMetrics(price=3.0), io.StringIO()
+    driver.begin(identities=2, tasks=2, gpus_per_actor=0.5)
+    for metered, words in ((driver, ", cost 1.50"), (DriverMetrics(), "")):
+        with Progress(Console(file=lines, width=200), 2, metered.cost) as progress:
+            driver.advance(RESULT | {"seconds": 3600.0})
+            progress.advance(RESULT)
+        assert lines.getvalue().strip().endswith(f"left{words}")
+        lines.truncate(0)
 
 
 def test_bad_or_taken_address_says_what_to_do() -> None:

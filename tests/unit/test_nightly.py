@@ -9,10 +9,12 @@ import pytest
 import yaml
 
 from dladiff.errors import ConfigError, ModelError, StorageError
+from pipeline import records
 from pipeline.config import RunConfig
 from pipeline.jobs import Job, load_job
 from pipeline.nightly import run_nightly
 from pipeline.run import Summary
+from pipeline.storage import open_storage
 
 NAMES = ("ann", "bob", "cy")
 START = datetime.fromordinal(3 * 246_000).replace(hour=1, tzinfo=UTC)  # a night that begins with the first tenant
@@ -144,6 +146,44 @@ def test_summary_is_json_and_mail(tmp_path: Path) -> None:
     assert lines[0] == "dladiff night: 2 of 3 tenants all protected, exit code 1"
     assert "ann  all protected  planned 5, done 2, failed 0, quarantined 0, skipped 3  0 min" in lines
     assert "bob  some failed  planned 5, done 1, failed 1, quarantined 0, skipped 3  0 min" in lines
+
+
+def test_retention_of_a_tenant_comes_after_its_turn(tmp_path: Path) -> None:
+    for name in ("ann", "bob"):
+        for person in ("p", "q"):
+            (tmp_path / name / "in" / person).mkdir(parents=True)
+            (tmp_path / name / "in" / person / "1.png").write_bytes(b"")
+        out = open_storage(str(tmp_path / name / "out"), create=True)
+        for person in ("p", "q", "left"):
+            row = {"identity": person, "status": "done"}
+            records.commit(out, {"identity": person, "key": "k", "photos": [], "identity_row": row})
+    tenants = [
+        {"name": n, "input": str(tmp_path / n / "in"), "output": str(tmp_path / n / "out")} for n in ("ann", "bob")
+    ]
+    schedule = {"cron": "0 1 * * *", "time_zone": "UTC", "start": "01:00", "end": "06:00"}
+    values = {
+        "name": "night",
+        "schedule": schedule,
+        "tenants": [tenants[0] | {"retention": {"gone": True}}, tenants[1]],
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(values))
+    night = Night()
+    summary = run_nightly(load_job(tmp_path / "job.yaml"), protect=night.protect, now=night.clock)
+    assert [t.counts.get("deleted") for t in summary.tenants] == [1, None]  # of bob nobody asked it
+    assert "skipped 3, deleted 1" in summary.text()
+    kept = {n: sorted(e.key for e in open_storage(str(tmp_path / n / "out")).list("done/")) for n in ("ann", "bob")}
+    assert kept == {"ann": ["done/p.json", "done/q.json"], "bob": ["done/left.json", "done/p.json", "done/q.json"]}
+
+    for person in ("p", "q"):
+        (tmp_path / "ann" / "in" / person / "1.png").rename(tmp_path / "ann" / "in" / f"{person}.png")
+    summary = run_nightly(load_job(tmp_path / "job.yaml"), protect=night.protect, now=night.clock, ignore_window=True)
+    assert summary.exit_code == 0  # photos side by side are named by their stems: the same people
+    (tmp_path / "ann" / "in" / "p.png").rename(tmp_path / "ann" / "in" / "z.png")
+    (tmp_path / "ann" / "in" / "q.png").unlink()
+    summary = run_nightly(load_job(tmp_path / "job.yaml"), protect=night.protect, now=night.clock, ignore_window=True)
+    outcome = next(t for t in summary.tenants if t.tenant == "ann")
+    assert (outcome.exit_code, outcome.counts["done"]) == (2, 2)
+    assert "none of 2 recorded identities" in outcome.reason
 
 
 def test_monitoring_is_told_and_its_faults_are_notes(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pipeline import records
 from pipeline.config import RunConfig
 from pipeline.manifest import write_manifest
 from pipeline.plan import Plan, Retry, estimate, make_plan, write_plan
-from pipeline.progress import status
+from pipeline.status import status
 from pipeline.storage import Storage, open_storage
 
 

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -7,8 +9,10 @@ import skimage.data
 import torch
 
 from dladiff.faces import warp
+from dladiff.finetuning_layer import _Ascent
 from dladiff.protect import PhotoIn, protect
 from dladiff.service import Protector
+from dladiff.trainer import Trainer
 from dladiff.zero_shot_layer import AlignedCanvas, Box, ImageCanvas, pasted
 from tests.golden.make_tiny import GOLDEN, SETTINGS, photo, run, summary
 
@@ -51,6 +55,34 @@ def test_same_seed_same_bytes_in_any_order(protector: Protector) -> None:
     assert "no face" in bare.reason and bare.similarity == [] and bare.linf <= 7 / 255 + 1e-9
     assert faced.linf <= 18 / 255 + 1e-9 and faced.retained > 0.8
     assert {s["optimised"] for s in faced.similarity} == {True, False}
+
+
+def test_steps_told_are_the_steps_taken(protector: Protector, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: Counter[str] = Counter()
+
+    def counted(kind: type, name: str, size: Callable[..., int]) -> None:
+        real = getattr(kind, name)
+
+        def call(self: object, *args: object, **options: object) -> object:
+            taken[name] += size(*args)
+            return real(self, *args, **options)
+
+        monkeypatch.setattr(kind, name, call)
+
+    counted(Trainer, "step", lambda *_: 1)
+    for loss in ("attention", "denoising"):
+        counted(_Ascent, loss, len)
+    counted(ImageCanvas, "align", lambda *_: 1)
+    finetuning = dataclasses.replace(protector.config.finetuning, iter_ft=2, iter_opt=2, iter_1=1, iter_2=2, iter_3=3)
+    zero_shot = dataclasses.replace(protector.config.zero_shot, max_steps=3)
+    config = dataclasses.replace(protector.config, finetuning=finetuning, zero_shot=zero_shot)
+    done = protect(pieces()[:2], [], protector.models, config, seed=0)
+    assert done.steps["static_surrogate"] == {"training": 2}
+    assert done.steps["finetuning_layer"] == {"training": 3, "perturbation": 2 * 3 * 2}  # two squares
+    assert taken["step"] == 2 + 3
+    assert taken["attention"] + taken["denoising"] == 2 * 3 * 2
+    assert done.steps["zero_shot_layer"] == {"perturbation": taken["align"]} == {"perturbation": 3 * 2}  # two faces
+    assert done.steps.keys() == done.seconds.keys() - {"detect"}
 
 
 @pytest.mark.parametrize("space", ["image", "aligned"])

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
+from pipeline.cli import main
 from pipeline.config import run_config
 from pipeline.jobs import Job, load_job
 from pipeline.render import render, text, write
@@ -186,6 +187,21 @@ def test_network_policy_covers_the_jobs_pods_and_no_metadata_service() -> None:
         assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
         (block,) = inside(policy, "ipBlock")
         assert "169.254.169.254/32" in block["except"]
+
+
+def test_price_and_gateway_reach_the_driver_and_the_way_is_open(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    for cluster in ({"price": 0.5, "pushgateway": "http://gateway.monitoring:9191"}, {}):
+        file.write_text(yaml.safe_dump({"name": "x", "run": RUN, "cluster": cluster}))
+        found = {m["kind"]: m for m in render(load_job(file))["x.rayjob.yaml"]}
+        head = found["RayJob"]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+        told = {entry["name"]: entry["value"] for entry in head["env"]}
+        options = {str(p.envvar) for p in main.commands["nightly"].params if p.envvar}
+        assert {"DLADIFF_PRICE", "DLADIFF_PUSHGATEWAY", "DLADIFF_METRICS"} <= options
+        wanted = {"DLADIFF_PRICE": "0.5", "DLADIFF_PUSHGATEWAY": "http://gateway.monitoring:9191"} if cluster else {}
+        assert {name: told.get(name) for name in ("DLADIFF_PRICE", "DLADIFF_PUSHGATEWAY") if name in told} == wanted
+        ports = {port["port"] for rule in found["NetworkPolicy"]["spec"]["egress"] for port in rule.get("ports", [])}
+        assert ports == {53, 443, 6443} | ({9191} if cluster else set())
 
 
 def test_plain_cron_submits_to_the_cluster_of_its_file() -> None:

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from pipeline.cli import main
-from pipeline.progress import safe
+from pipeline.live import safe
 
 
 @pytest.fixture
@@ -59,6 +59,13 @@ def test_missing_input_is_storage_out_of_reach(tmp_path: Path) -> None:
     assert err.startswith("error: no such folder") and len(err.splitlines()) == 1
 
 
+def test_status_asks_for_a_place_or_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    for arguments, told in ((["status"], "give --output URI"), (["status", "--job", "x"], "needs --address")):
+        code, _, err = call(*arguments)
+        assert code == 2 and told in err
+
+
 def test_status_and_failed_of_an_empty_output(tmp_path: Path) -> None:
     code, out, _ = call("status", "--output", str(tmp_path), "--json")
     assert (code, json.loads(out)["done"]) == (0, 0)
@@ -79,3 +86,26 @@ def test_neither_torch_nor_ray_is_imported(arguments: list[str], tmp_path: Path)
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_completion_prints_a_script_for_each_shell() -> None:
+    for shell in ("bash", "zsh", "fish"):
+        code, out, _ = call("completion", shell)
+        assert code == 0 and "_DLADIFF_COMPLETE" in out
+
+
+def test_completion_knows_commands_and_options() -> None:
+    from click.shell_completion import BashComplete
+
+    offered = [item.value for item in BashComplete(main, {}, "dladiff", "X").get_completions(["protect"], "--re")]
+    assert offered == ["--retry-failed", "--reason"]
+
+
+def test_advice_follows_what_happened() -> None:
+    from pipeline.run import Summary
+
+    assert Summary(1, 1, 1, done=1).advice("out dir") == [
+        "next: dladiff report --output 'out dir' shows before and after"
+    ]
+    assert "dladiff failed --output out" in Summary(1, 1, 1, failed=1).advice("out")[0]
+    assert "same command" in Summary(1, 1, 1, skipped=1, left=1).advice("out")[0]

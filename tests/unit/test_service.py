@@ -1,5 +1,6 @@
 """The worker's service: a GPU without room for the batch gets half of it, and the result says so."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +12,13 @@ import torch
 from PIL import Image
 
 from dladiff import service
-from dladiff.errors import ModelError
+from dladiff.bundle import CHECKSUMS, make_pins
+from dladiff.errors import ConfigError, ModelError
 from dladiff.protect import PhotoIn, Protected
 from dladiff.service import Protector
+from dladiff.surrogate import EMBEDDED, Surrogate
+from pipeline.rows import PHOTOS as COLUMNS
+from pipeline.rows import table
 
 
 @pytest.fixture
@@ -75,3 +80,27 @@ def test_class_images_are_squares_of_the_working_resolution(tmp_path: Path) -> N
     (tmp_path / "c.png").write_bytes(b"damaged")
     with pytest.raises(ModelError, match=r"c\.png cannot be read"):
         service.class_images(tmp_path, 32)
+
+
+def test_maps_that_the_model_does_not_have_are_told_before_any_photo() -> None:
+    settings = {"profile": "tiny", "overrides": {"finetuning": {"attention_resolution": 32}}}
+    with pytest.raises(ConfigError, match=r"attention_resolution: 32 is no side .* at 128 px; choose one of 16, 8"):
+        Protector(settings, 0, 1)
+
+
+def test_source_and_revision_of_the_model_reach_the_manifest(protector: Protector, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED, folder)
+    pins = make_pins(folder, "owner/name", "0123abc", "a licence")
+    (folder / CHECKSUMS).write_text(pins.text())
+    held = SimpleNamespace(name="d", sha256="0", licence="none")
+    protector.models = SimpleNamespace(  # type: ignore[assignment]
+        surrogate=Surrogate(folder, torch.device("cpu")), encoders=[], held_out=[], detector=held
+    )
+    rows = Protector._described(protector)
+    assert rows[0] == {
+        "name": "owner/name", "role": "surrogate", "sha256": pins.digest(), "licence": "a licence",
+        "source": "owner/name", "revision": "0123abc",
+    }  # fmt: skip
+    stored = table([{"models": rows}], COLUMNS).to_pylist()[0]["models"]
+    assert stored[0] == rows[0] and stored[1]["source"] is None

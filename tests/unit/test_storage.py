@@ -40,6 +40,14 @@ def test_put_get_tag_delete(local: Storage, tmp_path: Path) -> None:
     assert files_under(tmp_path / "root") == []
 
 
+def test_get_file_copies_out(local: Storage, tmp_path: Path) -> None:
+    local.put("a/b.bin", b"one")
+    local.get_file("a/b.bin", tmp_path / "here")
+    assert (tmp_path / "here").read_bytes() == b"one"
+    with pytest.raises(StorageError, match="no such file"):
+        local.get_file("a/c.bin", tmp_path / "there")
+
+
 def test_two_quick_writes_of_one_size_have_two_tags(local: Storage) -> None:
     tags = set()
     for _ in range(20):

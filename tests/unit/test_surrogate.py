@@ -11,7 +11,7 @@ from dladiff.config import FinetuningConfig
 from dladiff.errors import ModelError
 from dladiff.finetuning_layer import perturb, static_surrogate
 from dladiff.randomness import stream
-from dladiff.surrogate import EMBEDDED, Batch, Noise, Surrogate
+from dladiff.surrogate import EMBEDDED, Batch, Noise, Prompt, Surrogate
 from dladiff.trainer import Part, Trainer
 
 CPU = torch.device("cpu")
@@ -39,8 +39,8 @@ def test_noising_and_v_target_are_the_schedulers(surrogate: Surrogate) -> None:
     scheduler = DDPMScheduler.from_pretrained(EMBEDDED, subfolder="scheduler")
     noise = surrogate.draw([stream(0, "a"), stream(0, "b")], 128)
     z = torch.randn(2, 8, 16, 16, generator=stream(1))
-    prompt, place = surrogate.prompt("a photo of sks person")
-    assert place == 4
+    prompt = surrogate.prompt("a photo of sks person")
+    assert prompt.instance == 4
     seen: list[torch.Tensor] = []
 
     def fake(latents: torch.Tensor, *_: object) -> object:
@@ -58,7 +58,7 @@ def test_noising_and_v_target_are_the_schedulers(surrogate: Surrogate) -> None:
 @pytest.mark.parametrize("kind", ["denoising", "attention"])
 def test_gradient_through_vae_and_unet_against_finite_differences(double: Surrogate, kind: str) -> None:
     noise = doubled(double.draw([stream(3)], 64))
-    prompt = double.prompt("a photo of sks person")[0].double()
+    prompt = Prompt(double.prompt("a photo of sks person").embedding.double())
     x = torch.rand(1, 3, 64, 64, generator=stream(4), dtype=torch.float64)
     other = torch.rand(1, 3, 64, 64, generator=stream(5), dtype=torch.float64)
 
@@ -93,7 +93,7 @@ def test_gradient_through_vae_and_unet_against_finite_differences(double: Surrog
 def test_maps_equal_plain_softmax_and_output_is_unchanged(surrogate: Surrogate) -> None:
     noise = surrogate.draw([stream(0)], 128)
     z = torch.randn(1, 8, 16, 16, generator=stream(1))
-    prompt, _ = surrogate.prompt("a photo of sks person")
+    prompt = surrogate.prompt("a photo of sks person")
     attn = surrogate.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
     caught: list[tuple[torch.Tensor, torch.Tensor]] = []
     handle = attn.register_forward_pre_hook(
@@ -210,7 +210,7 @@ def test_encoding_in_parts_and_sampling_are_the_vaes(surrogate: Surrogate) -> No
 def test_trainer_moves_fp32_weights_and_leaves_the_pretrained_ones(surrogate: Surrogate) -> None:
     before = surrogate.unet.conv_in.weight.clone()
     unet = surrogate.fresh_unet("static")
-    prompt, _ = surrogate.prompt("a photo of sks person")
+    prompt = surrogate.prompt("a photo of sks person")
     noise = surrogate.draw([stream(0)], 128)
     latents = torch.randn(1, 8, 16, 16, generator=stream(1))
     trainer = Trainer(unet, 1e-4, 1e-2)
@@ -222,7 +222,7 @@ def test_trainer_moves_fp32_weights_and_leaves_the_pretrained_ones(surrogate: Su
 
 
 def test_a_training_step_in_parts_is_the_whole_step(surrogate: Surrogate) -> None:
-    prompt, _ = surrogate.prompt("a photo of sks person")
+    prompt = surrogate.prompt("a photo of sks person")
     noise = surrogate.draw([stream(i) for i in range(3)], 64)
     latents = torch.randn(3, 8, 8, 8, generator=stream(1))
 
@@ -257,7 +257,7 @@ def test_the_prior_term_is_the_same_loss_on_class_images_and_draws_nothing_witho
     try:
         batch = surrogate.prior_batch([stream(5), stream(6)])
         assert batch is not None and batch.latents.shape == batch.noise.latent.shape
-        prompt, _ = surrogate.prompt("a photo of sks person")
+        prompt = surrogate.prompt("a photo of sks person")
         own = Batch(batch.latents.flip(0), batch.noise, prompt)
         unet = surrogate.fresh_unet("dynamic")
         with torch.no_grad():

@@ -1,0 +1,67 @@
+"""ACE (Zheng et al. 2025, "Targeted Attack Improves Protection against Unauthorized Diffusion Customization").
+
+ASPL's turns with a LoRA surrogate, and a target: the predicted noise is pulled to the latents of one fixed pattern
+at every timestep, so that all errors of the score function agree. LoRA is on the UNet alone.
+"""
+
+import torch
+from peft import LoraConfig
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from dladiff.baselines.aspl import alternate
+from dladiff.baselines.mist import target_latents
+from dladiff.baselines.student import Student, ascend
+from dladiff.compared import BaselineConfig
+from dladiff.pixels import Images
+from dladiff.surrogate import Surrogate
+
+
+class LowRank(Student):
+    """A UNet that learns low-rank matrices beside its attention."""
+
+    def __init__(self, surrogate: Surrogate, prompt: str, rank: int, seed: int) -> None:
+        super().__init__(surrogate, prompt)
+        with torch.random.fork_rng(devices=[]):  # peft draws its first matrices from the global stream
+            torch.manual_seed(seed)
+            layers = ["to_q", "to_k", "to_v", "to_out.0"]
+            self.unet.add_adapter(
+                LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=layers)
+            )
+        for weight in self.parameters():
+            weight.requires_grad_(False)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The low-rank matrices."""
+        return [weight for name, weight in self.unet.named_parameters() if "lora_" in name]
+
+
+def ace_loss(student: Student, point: Images, target: Tensor, generators: list[Generator]) -> Tensor:
+    """Return minus the mean squared distance of the prediction to the target, summed over the squares."""
+    surrogate = student.surrogate
+    noise = surrogate.draw(generators, point.shape[-1])
+    with surrogate.autocast():
+        predicted = surrogate.predict(student.unet, student.latents(point, noise), noise, student.prompt())
+    return -functional.mse_loss(predicted.float(), target.float().expand_as(predicted)) * len(point)
+
+
+def ace(
+    surrogate: Surrogate,
+    clean: Images,
+    x: Images,
+    schedule: BaselineConfig,
+    generators: list[Generator],
+    one: Generator,
+) -> Tensor:
+    """Return the perturbation `n 3 r r` of the squares `n 3 r r`; `clean` is `m 3 r r`."""
+    seed = int(torch.randint(2**31, (1,), generator=one))
+    student = LowRank(surrogate, schedule.prompt, schedule.rank, seed)
+    target = target_latents(surrogate, x)
+
+    def attack(copy: Student, delta: Tensor) -> Tensor:
+        def loss(point: Images, own: list[Generator]) -> Tensor:
+            return ace_loss(copy, point, target, own)
+
+        return ascend(x, delta, loss, schedule, generators, schedule.steps)
+
+    return alternate(student, clean, x, schedule, one, attack)

@@ -1,0 +1,108 @@
+"""Anti-Diffusion (Zheng et al. 2025): a tuned prompt, and a loss that also takes all cross-attention away.
+
+Photo by photo. A prompt embedding that starts from the empty prompt is tuned to the photo (section "Prompt tuning");
+then epochs of PGD on L_cond - L_sem (semantic disturbance loss) and short trainings of the UNet on the result.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Generator, Tensor
+
+from dladiff.attention import MapReader, Maps
+from dladiff.ball import project
+from dladiff.baselines.student import Student
+from dladiff.compared import BaselineConfig
+from dladiff.pgd import pgd
+from dladiff.pixels import Images
+from dladiff.surrogate import Prompt, Surrogate
+
+SCALE = 100.0
+"""The maps are scaled by this and cut at 1, in the authors' program."""
+
+
+class TunedPrompt(Student):
+    """A UNet that learns, with a prompt embedding of its own instead of a text encoder's."""
+
+    def __init__(self, surrogate: Surrogate) -> None:
+        super().__init__(surrogate, "")
+        with torch.no_grad():
+            self.tuned = super().prompt()
+
+    def prompt(self) -> Prompt:
+        """Return the tuned embedding `1 n d`."""
+        return self.tuned
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The UNet's alone."""
+        return list(self.unet.parameters())
+
+    def tune(self, point: Images, schedule: BaselineConfig, generator: Generator) -> None:
+        """Take `schedule.prompt_steps` AdamW steps of L_cond on the embedding."""
+        embedding = self.tuned.embedding.clone().requires_grad_(True)
+        self.tuned = replace(self.tuned, embedding=embedding)
+        optimiser = torch.optim.AdamW([embedding], lr=schedule.prompt_lr)
+        for _ in range(schedule.prompt_steps):
+            optimiser.zero_grad(set_to_none=True)
+            self.denoising(point, [generator]).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        self.tuned = replace(self.tuned, embedding=embedding.detach())
+
+
+def disturbance(maps: Maps) -> Tensor:
+    """L_sem: mean square of the scaled cross-attention maps, averaged over layers first."""
+    mean = torch.stack([layer.attention_map() for layer in maps.cross]).mean(0)
+    return (mean.float() * SCALE).clamp(0, 1).square().mean()
+
+
+def anti_diffusion_loss(
+    student: Student, point: Images, generators: list[Generator], schedule: BaselineConfig
+) -> Tensor:
+    """L_cond - L_sem, summed over the squares."""
+    surrogate, out = student.surrogate, point.new_zeros(())
+    noise = surrogate.draw(generators, point.shape[-1])
+    reader = MapReader(schedule.attention_resolution)  # a fresh one: its first pass runs the whole UNet
+
+    def forward() -> None:
+        nonlocal out
+        out = surrogate.loss(student.unet, student.latents(point, noise), noise, student.prompt())
+
+    with surrogate.autocast():
+        maps = reader(student.unet, forward)
+        return (out - disturbance(maps)) * len(point)
+
+
+def anti_diffusion(
+    surrogate: Surrogate,
+    clean: Images,
+    x: Images,
+    schedule: BaselineConfig,
+    generators: list[Generator],
+    one: Generator,
+) -> Tensor:
+    """Return the perturbation `n 3 r r` of the squares `n 3 r r`; clean photos and `one` are not used.
+
+    An epoch's bound, `eta / epochs`, is around what the epoch began with, as published; `eta` is around the photo.
+    """
+    rows = []
+    for i, own in enumerate(generators):
+        square, student = x[i : i + 1], TunedPrompt(surrogate)
+        delta = torch.zeros_like(square)
+        for epoch in range(schedule.epochs):
+            student.tune(square + delta, schedule, own)
+            if epoch:
+                student.train(square + delta, schedule, own)
+            start = square + delta
+            added = pgd(
+                start,
+                torch.zeros_like(start),
+                lambda point, model=student, own=own: anti_diffusion_loss(  # type: ignore[misc]
+                    model, point, [own], schedule
+                ),
+                eta=schedule.eta / schedule.epochs,
+                step=schedule.step,
+                steps=schedule.steps,
+            )
+            delta = project(delta + added, square, schedule.eta)
+        rows.append(delta)
+    return torch.cat(rows)

@@ -1,0 +1,62 @@
+"""CAAT (Xu et al. 2024): perturbation and the keys and values of cross-attention move on the same loss, in turn.
+
+Each step ascends L_cond by the photos and descends it by these weights, at the same timesteps and noise.
+"""
+
+import torch
+from torch import Generator, Tensor, nn
+
+from dladiff.baselines.student import Student
+from dladiff.compared import BaselineConfig
+from dladiff.pgd import pgd
+from dladiff.pixels import Images
+from dladiff.surrogate import Surrogate
+
+
+class KeysAndValues(Student):
+    """A UNet of which only to_k and to_v of cross-attention learn."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The cross-attention's keys and values."""
+        return [
+            weight for name, weight in self.unet.named_parameters() if ".attn2.to_k." in name or ".attn2.to_v." in name
+        ]
+
+
+def caat(
+    surrogate: Surrogate,
+    clean: Images,
+    x: Images,
+    schedule: BaselineConfig,
+    generators: list[Generator],
+    one: Generator,
+) -> Tensor:
+    """Return the perturbation `n 3 r r` of the squares `n 3 r r`; clean photos and `one` are not used."""
+    student = KeysAndValues(surrogate, schedule.prompt)
+    learning = student.parameters()
+    optimiser = torch.optim.AdamW(learning, lr=schedule.lr, weight_decay=1e-2)
+    delta = torch.zeros_like(x)
+    parts = [slice(start, start + schedule.batch) for start in range(0, len(x), schedule.batch)]
+    for _ in range(schedule.steps):
+        new = torch.zeros_like(x)
+        for part in parts:
+            noise = surrogate.draw(generators[part], x.shape[-1])
+            new[part] = pgd(
+                x[part],
+                delta[part],
+                lambda point, noise=noise: student.denoising_at(point, noise),  # type: ignore[misc]
+                eta=schedule.eta,
+                step=schedule.step,
+                steps=1,
+            )
+            for weight in learning:
+                weight.requires_grad_(True)
+            loss = student.denoising_at((x + delta)[part], noise) / len(x)
+            loss.backward()  # type: ignore[no-untyped-call]
+            for weight in learning:
+                weight.requires_grad_(False)
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        delta = new
+    return delta

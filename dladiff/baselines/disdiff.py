@@ -1,0 +1,103 @@
+"""DisDiff (Liu et al. 2024): ASPL whose loss also erases the attention to `sks`, at chosen timesteps, by adapted steps.
+
+Cross-attention erasure: L_cond minus `weight` times the energy of the token's maps. Merit sampling: a step at timestep
+t is 0.5 (1 + cos(pi t / 999)) of the full one. The timesteps come from SimAC's greedy search (Wang et al. 2024), which
+DisDiff builds on.
+"""
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from dladiff.attention import MapReader, Maps
+from dladiff.baselines.aspl import alternate
+from dladiff.baselines.student import Student
+from dladiff.compared import BaselineConfig
+from dladiff.pgd import pgd
+from dladiff.pixels import Images
+from dladiff.surrogate import Noise, Surrogate
+
+CANDIDATES, NEIGHBOURS, FEWEST = 5, 20, 100
+"""Timesteps that a round of the search compares; how many on each side of the worst are dropped; how many stay."""
+
+
+def step_scale(t: int, last: int) -> float:
+    """Share of the full step at timestep t of 0..last."""
+    return 0.5 * (1 + math.cos(math.pi * t / last))
+
+
+def energy(maps: Maps, tokens: list[int]) -> Tensor:
+    """Squared Frobenius norm of the tokens' cross-attention maps: mean over layers and photos of the sum over cells."""
+    found = [layer.attention_map()[..., tokens].float().square().sum((1, 2)).mean() for layer in maps.cross]
+    return torch.stack(found).mean()
+
+
+def disdiff_loss(student: Student, point: Images, noise: Noise, schedule: BaselineConfig) -> Tensor:
+    """L_cond - weight * energy, summed over the squares."""
+    surrogate, out, prompt = student.surrogate, point.new_zeros(()), student.prompt()
+    reader = MapReader(schedule.attention_resolution)  # a fresh one: its first pass runs the whole UNet
+
+    def forward() -> None:
+        nonlocal out
+        out = surrogate.loss(student.unet, student.latents(point, noise), noise, prompt)
+
+    with surrogate.autocast():
+        maps = reader(student.unet, forward)
+        tokens = [] if prompt.instance is None else [prompt.instance]
+        return (out - schedule.weight * energy(maps, tokens)) * len(point)
+
+
+def timesteps(student: Student, x: Images, schedule: BaselineConfig, generator: Generator) -> list[int]:
+    """SimAC's greedy search for one square: of five random timesteps drop the one of least gradient, with its kin."""
+    left = list(range(1, len(student.surrogate.alphas)))
+    for _ in range(schedule.search):
+        if len(left) <= FEWEST:
+            break
+        chosen = [left[i] for i in torch.randperm(len(left), generator=generator)[:CANDIDATES].tolist()]
+        sizes = []
+        for t in chosen:
+            point = x.detach().clone().requires_grad_(True)
+            noise = _at(student.surrogate.draw([generator], x.shape[-1]), t)
+            (slope,) = torch.autograd.grad(student.denoising_at(point, noise), point)
+            sizes.append(float(slope.abs().sum()))
+        worst = chosen[sizes.index(min(sizes))]
+        left = [t for t in left if abs(t - worst) > NEIGHBOURS]
+    return left
+
+
+def disdiff(
+    surrogate: Surrogate,
+    clean: Images,
+    x: Images,
+    schedule: BaselineConfig,
+    generators: list[Generator],
+    one: Generator,
+) -> Tensor:
+    """Return the perturbation `n 3 r r` of the squares `n 3 r r`; `clean` is `m 3 r r`."""
+    student, last = Student(surrogate, schedule.prompt), len(surrogate.alphas) - 1
+    chosen = [timesteps(student, x[i : i + 1], schedule, own) for i, own in enumerate(generators)]
+
+    def attack(copy: Student, delta: Tensor) -> Tensor:
+        rows = []
+        for i, own in enumerate(generators):
+            square, row = x[i : i + 1], delta[i : i + 1]
+            for _ in range(schedule.steps):
+                t = chosen[i][int(torch.randint(len(chosen[i]), (1,), generator=own))]
+                noise = _at(surrogate.draw([own], x.shape[-1]), t)
+                row = pgd(
+                    square,
+                    row,
+                    lambda point, noise=noise: disdiff_loss(copy, point, noise, schedule),  # type: ignore[misc]
+                    eta=schedule.eta,
+                    step=schedule.step * step_scale(t, last),
+                    steps=1,
+                )
+            rows.append(row)
+        return torch.cat(rows)
+
+    return alternate(student, clean, x, schedule, one, attack)
+
+
+def _at(noise: Noise, t: int) -> Noise:
+    return Noise(torch.full_like(noise.t, t), noise.latent, noise.posterior)

@@ -1,0 +1,79 @@
+"""Compared methods by name: the one entry that layer 1 calls in place of its own."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Generator, Tensor
+
+from dladiff.baselines.ace import ace
+from dladiff.baselines.anti_diffusion import anti_diffusion
+from dladiff.baselines.aspl import aspl
+from dladiff.baselines.caat import caat
+from dladiff.baselines.disdiff import disdiff
+from dladiff.baselines.fsmg import fsmg
+from dladiff.baselines.mist import mist
+from dladiff.baselines.random_signs import random_signs
+from dladiff.compared import BaselineConfig, schedule_for
+from dladiff.config import MethodConfig
+from dladiff.pixels import Images
+from dladiff.surrogate import Surrogate
+
+Method = Callable[[Surrogate, Images, Images, BaselineConfig, list[Generator], Generator], Tensor]
+"""(surrogate, clean `m 3 r r`, squares `n 3 r r`, schedule, a stream a square, one for all) to delta `n 3 r r`."""
+
+
+def none(
+    surrogate: Surrogate,
+    clean: Images,
+    x: Images,
+    schedule: BaselineConfig,
+    generators: list[Generator],
+    one: Generator,
+) -> Tensor:
+    """Leave the photos as they are."""
+    return torch.zeros_like(x)
+
+
+METHODS: dict[str, Method] = {
+    "fsmg": fsmg,
+    "aspl": aspl,
+    "disdiff": disdiff,
+    "anti-diffusion": anti_diffusion,
+    "mist": mist,
+    "caat": caat,
+    "ace": ace,
+    "random": random_signs,
+    "none": none,
+}
+
+
+def compared_layer(
+    surrogate: Surrogate, clean: Images, x: Images, config: MethodConfig, generators: list[Generator], one: Generator
+) -> Tensor:
+    """Return the perturbation by `config.protection`: its own schedule, with layer 1's bound, prompt and batch."""
+    layer = config.finetuning
+    schedule = replace(
+        schedule_for(config.protection, config.model),
+        eta=layer.eta,
+        batch=layer.batch_photos,
+        prompt=layer.prompt,
+        prior_weight=layer.prior_weight,
+    )
+    return perturb(config.protection, surrogate, clean, x, schedule, generators, one)
+
+
+def perturb(
+    method: str,
+    surrogate: Surrogate,
+    clean: Images,
+    x: Images,
+    schedule: BaselineConfig,
+    generators: list[Generator],
+    one: Generator,
+) -> Tensor:
+    """Return the perturbation `n 3 r r` of one identity's squares by a compared method.
+
+    |delta| <= schedule.eta, x + delta in [0, 1]. `generators` holds one stream a square, `one` serves what all share.
+    """
+    return METHODS[method](surrogate, clean, x, schedule, generators, one)

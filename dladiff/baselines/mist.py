@@ -1,0 +1,58 @@
+"""Mist (Liang and Wu 2023): pull the latents to those of a pattern, and push the denoising loss up.
+
+The fused loss: rate * L_cond - ||E(x + delta) - E(target)||^2, on the pretrained model; nothing is trained.
+"""
+
+import torch
+from torch import Generator, Tensor
+
+from dladiff.baselines.student import Student, ascend
+from dladiff.compared import BaselineConfig
+from dladiff.pixels import Images
+from dladiff.surrogate import Surrogate
+
+
+def pattern(like: Images) -> Images:
+    """Return the target `1 3 r r`: high in contrast and repeating, as the paper asks; diagonal lines on a board."""
+    side = like.shape[-1]
+    cell = max(2, side // 16)
+    rows = torch.arange(side, device=like.device)
+    board = ((rows[:, None] // cell + rows[None, :] // cell) % 2).to(like)
+    lines = ((rows[:, None] + rows[None, :]) % cell < max(1, cell // 4)).to(like)
+    target: Images = (board - lines).abs().expand(1, 3, side, side)
+    return target
+
+
+def mist_loss(student: Student, point: Images, target: Tensor, rate: float, generators: list[Generator]) -> Tensor:
+    """Rate * L_cond - squared distance of the latents' means to the target's, summed over the squares."""
+    surrogate = student.surrogate
+    noise = surrogate.draw(generators, point.shape[-1])
+    with surrogate.autocast():
+        posterior = surrogate.encode(point)
+        semantic = surrogate.loss(student.unet, surrogate.latents(posterior, noise), noise, student.prompt())
+    means = posterior.mean.float() * surrogate.vae.config.scaling_factor
+    loss: Tensor = rate * semantic * len(point) - (means - target).square().sum()
+    return loss
+
+
+def target_latents(surrogate: Surrogate, like: Images) -> Tensor:
+    """Return the pattern's latents `1 c h w`, scaled."""
+    latents: Tensor = surrogate.encode_fixed(pattern(like), 1).mean * surrogate.vae.config.scaling_factor
+    return latents
+
+
+def mist(
+    surrogate: Surrogate,
+    clean: Images,
+    x: Images,
+    schedule: BaselineConfig,
+    generators: list[Generator],
+    one: Generator,
+) -> Tensor:
+    """Return the perturbation `n 3 r r` of the squares `n 3 r r`; clean photos and `one` are not used."""
+    student, target = Student(surrogate, schedule.prompt), target_latents(surrogate, x)
+
+    def loss(point: Images, own: list[Generator]) -> Tensor:
+        return mist_loss(student, point, target, schedule.weight, own)
+
+    return ascend(x, torch.zeros_like(x), loss, schedule, generators, schedule.steps)

@@ -1,0 +1,42 @@
+"""The control: random signs of one size, at an asked PSNR."""
+
+import torch
+from torch import Generator, Tensor
+
+from dladiff.ball import project
+from dladiff.compared import BaselineConfig
+from dladiff.pixels import Images
+from dladiff.surrogate import Surrogate
+
+ROUNDS = 20
+
+
+def random_signs(
+    surrogate: Surrogate,
+    clean: Images,
+    x: Images,
+    schedule: BaselineConfig,
+    generators: list[Generator],
+    one: Generator,
+) -> Tensor:
+    """Return `n 3 r r` of PSNR `schedule.psnr` each, what the pixel range cuts off made up for elsewhere.
+
+    Sizes are whole grey levels, rounded up or down at random, so that storing the square changes nothing. Only `x`,
+    `schedule` and `generators` are used. Where `eta` forbids that PSNR, `eta` holds.
+    """
+    wanted = 10 ** (-schedule.psnr / 10)
+    rows = []
+    for square, own in zip(torch.split(x, 1), generators, strict=True):
+        signs = (torch.randint(0, 2, square.shape, generator=own) * 2 - 1).to(square)
+        rounding = torch.rand(square.shape, generator=own).to(square)
+
+        def noise(levels: float, square: Tensor = square, signs: Tensor = signs, up: Tensor = rounding) -> Tensor:
+            return project(signs * torch.floor(levels + up) / 255, square, schedule.eta)
+
+        low, high = 0.0, schedule.eta * 255
+        for _ in range(ROUNDS):
+            middle = (low + high) / 2
+            short = float(noise(middle).square().mean()) < wanted
+            low, high = (middle, high) if short else (low, middle)
+        rows.append(noise(high))
+    return torch.cat(rows)

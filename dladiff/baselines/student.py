@@ -1,0 +1,102 @@
+"""A surrogate that compared methods train: a UNet and text encoders of its own, AdamW, the loss of DreamBooth."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Generator, Tensor, nn
+
+from dladiff.compared import BaselineConfig
+from dladiff.pgd import pgd
+from dladiff.pixels import Images
+from dladiff.surrogate import Noise, Surrogate
+from dladiff.text import Prompt, TextEncoder, embed
+
+SquareLoss = Callable[[Tensor, list[Generator]], Tensor]
+"""(point `b 3 r r`, a stream a square) to the scalar that the perturbation ascends."""
+
+
+class Student:
+    """Copies of the pretrained UNet and text encoders, frozen but while they learn."""
+
+    def __init__(self, surrogate: Surrogate, words: str) -> None:
+        self.surrogate, self.words = surrogate, words
+        self.unet: UNet2DConditionModel = copy.deepcopy(surrogate.unet)
+        self.texts: list[TextEncoder] = copy.deepcopy(surrogate.encoders)
+
+    def prompt(self) -> Prompt:
+        """Return the prompt's conditioning by the text encoders as they are now."""
+        return embed(self.texts, self.words)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What `train` changes."""
+        return [*self.unet.parameters(), *(p for text in self.texts for p in text.network.parameters())]
+
+    def twin(self) -> "Student":
+        """Return a copy that learns apart."""
+        other = copy.copy(self)
+        other.unet, other.texts = copy.deepcopy(self.unet), copy.deepcopy(self.texts)
+        return other
+
+    def latents(self, point: Images, noise: Noise) -> Tensor:
+        """Encode [0, 1] squares to scaled latents."""
+        return self.surrogate.latents(self.surrogate.encode(point), noise)
+
+    def denoising(self, point: Images, generators: list[Generator]) -> Tensor:
+        """L_cond (Eq. 3) at fresh timesteps and noise, summed over the squares."""
+        noise = self.surrogate.draw(generators, point.shape[-1])
+        return self.denoising_at(point, noise)
+
+    def denoising_at(self, point: Images, noise: Noise) -> Tensor:
+        """L_cond at these timesteps and this noise, summed over the squares."""
+        with self.surrogate.autocast():
+            loss = self.surrogate.loss(self.unet, self.latents(point, noise), noise, self.prompt())
+        return loss * len(point)
+
+    def train(self, images: Images, schedule: BaselineConfig, generator: Generator) -> None:
+        """Take `schedule.training` AdamW steps of L_db, one photo a step, with a fresh optimiser.
+
+        Anti-DreamBooth, section 4: so do its surrogate's short trainings; the class images' term joins where the
+        surrogate holds class images.
+        """
+        learning = self.parameters()
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        optimiser = torch.optim.AdamW(learning, lr=schedule.lr, weight_decay=1e-2)
+        posterior = self.surrogate.encode_fixed(images, schedule.batch)
+        for step in range(schedule.training):
+            noise = self.surrogate.draw([generator], images.shape[-1])
+            latents = self.surrogate.latents(posterior.pick([step % len(images)]), noise)
+            prior = self.surrogate.prior_batch([generator])
+            with self.surrogate.autocast():
+                loss = self.surrogate.loss(self.unet, latents, noise, self.prompt())
+                if prior is not None:
+                    other = self.surrogate.loss(self.unet, prior.latents, prior.noise, prior.prompt)
+                    loss = loss + schedule.prior_weight * other
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(learning, 1.0)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        for parameter in learning:
+            parameter.requires_grad_(False)
+
+
+def ascend(
+    x: Images, delta: Tensor, loss: SquareLoss, schedule: BaselineConfig, generators: list[Generator], steps: int
+) -> Tensor:
+    """Take `steps` PGD steps for all squares, `schedule.batch` at a time; the split changes no square's result."""
+    parts = []
+    for start in range(0, len(x), schedule.batch):
+        part = slice(start, start + schedule.batch)
+        parts.append(
+            pgd(
+                x[part],
+                delta[part],
+                lambda point, own=generators[part]: loss(point, own),  # type: ignore[misc]
+                eta=schedule.eta,
+                step=schedule.step,
+                steps=steps,
+            )
+        )
+    return torch.cat(parts)

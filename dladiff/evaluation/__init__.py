@@ -1,0 +1,1 @@
+"""What a thief gets out of protected photos: attackers, preprocessing, metrics, tables."""

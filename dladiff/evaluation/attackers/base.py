@@ -1,0 +1,213 @@
+"""What every attack shares: the thief's base model, its settings, the denoising loss and sampling."""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from dladiff.errors import ModelError
+from dladiff.pixels import Pixels
+
+TINY = Path(__file__).parents[2] / "profiles" / "tiny"
+"""The tiny bundle, its encoders and its adapters, which ship with the package."""
+SAMPLED_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model that the thief customizes; an attack works on copies and leaves it as it is."""
+
+    pipe: Any
+    """StableDiffusionPipeline, fp32, without a safety checker."""
+    resolution: int
+    """Side in px of the photos that it is trained on."""
+    region: str
+    """What the thief cuts from a photo: `face` (the square around it) or `photo`."""
+    name: str
+    device: torch.device
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackSettings:
+    """Settings of one attack; those that it does not know it leaves alone."""
+
+    prompt: str = "a photo of sks person"
+    """Prompt of every training step."""
+    initializer: str = "person"
+    """Textual Inversion: the word whose embedding `sks` starts from."""
+    steps: int = 0
+    lr: float = 0.0
+    """Of AdamW, constant."""
+    batch: int = 1
+    rank: int = 4
+    """LoRA: rank, and alpha."""
+    sampling_steps: int = 20
+    """Of DPM-Solver++."""
+    guidance: float = 7.5
+    """Classifier-free guidance."""
+    adapter: str = ""
+    """Zero-shot: weights file in IP-Adapter FaceID's layout, or a folder that holds one."""
+    encoder: str = ""
+    """Zero-shot: ONNX file of the recogniser that the adapter listens to."""
+    scale: float = 1.0
+    """Zero-shot: weight of the image tokens."""
+
+
+Attack = Callable[[Base, Sequence[Pixels], AttackSettings, Sequence[str], int, int], dict[str, list[Pixels]]]
+"""(base, training photos r x r x 3, settings, prompts, images a prompt, seed) to the images of each prompt."""
+
+
+def load_base(folder: str | Path, device: torch.device | str = "cpu") -> Base:
+    """Load a Stable Diffusion folder in the diffusers layout, or `embedded`. Raises ModelError.
+
+    `region` is `face` for the embedded tiny bundle, which knows nothing but face crops, and `photo` for any other.
+    """
+    tiny = str(folder) == "embedded"
+    root = TINY / "bundle" if tiny else Path(folder)
+    if not (root / "model_index.json").is_file():
+        raise ModelError(f"no diffusers model in {root}: expected model_index.json; name the folder of a base model")
+    try:
+        pipe = StableDiffusionPipeline.from_pretrained(
+            root, safety_checker=None, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"the base model in {root} cannot be loaded: {str(error).splitlines()[0]}") from error
+    device = torch.device(device)
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        part.eval().requires_grad_(False).float().to(device)
+    resolution = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    return Base(pipe, resolution, "face" if tiny else "photo", "tiny" if tiny else root.name, device)
+
+
+def embed(base: Base, text_encoder: Any, prompt: str) -> Tensor:
+    """Return the embedding `1 n d` of a prompt; the gradient reaches the text encoder where one is asked for."""
+    tokenizer = base.pipe.tokenizer
+    ids = tokenizer(
+        [prompt], padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+    ).input_ids
+    hidden: Tensor = text_encoder(ids.to(base.device))[0]
+    return hidden
+
+
+def customize(
+    base: Base,
+    photos: Sequence[Pixels],
+    settings: AttackSettings,
+    unet: Any,
+    text_encoder: Any,
+    seed: int,
+    parameters: Iterable[Tensor],
+    after: Callable[[], None] = lambda: None,
+) -> None:
+    """Train `parameters` (of `unet` or `text_encoder`) on the photos by the denoising loss of DreamBooth.
+
+    Ruiz et al. 2023 without the prior term; Gal et al. 2023 and Hu et al. 2022 minimise the same loss over other
+    weights. `after` runs after each step.
+    """
+    learning = list(parameters)
+    for parameter in learning:
+        parameter.requires_grad_(True)
+    draws, pipe = Generator().manual_seed(seed), base.pipe
+    alphas = _alphas(pipe).to(base.device)
+    posterior = _posterior(base, photos)
+    optimiser = torch.optim.AdamW(learning, lr=settings.lr, weight_decay=1e-2)
+    with torch.no_grad():
+        fixed = embed(base, text_encoder, settings.prompt)
+    frozen_text = not any(p.requires_grad for p in text_encoder.parameters())
+    order: list[int] = []
+    for _ in range(settings.steps):
+        while len(order) < settings.batch:
+            order += torch.randperm(len(photos), generator=draws).tolist()
+        rows, order = order[: settings.batch], order[settings.batch :]
+        mean, std = (part[rows] for part in posterior)
+        z = (mean + std * _normal(mean, draws)) * pipe.vae.config.scaling_factor
+        t = torch.randint(0, len(alphas), (len(z),), generator=draws).to(base.device)
+        noise, alpha = _normal(z, draws), alphas[t].view(-1, 1, 1, 1)
+        with torch.autocast(base.device.type, torch.bfloat16, enabled=base.device.type == "cuda"):
+            prompt = fixed if frozen_text else embed(base, text_encoder, settings.prompt)
+            noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
+            predicted = unet(noisy, t, prompt.expand(len(z), -1, -1)).sample
+        target = noise
+        if pipe.scheduler.config.prediction_type == "v_prediction":
+            target = alpha.sqrt() * noise - (1 - alpha).sqrt() * z
+        loss = functional.mse_loss(predicted.float(), target)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
+        optimiser.step()
+        after()
+
+
+def with_parts(base: Base, unet: Any, text_encoder: Any) -> Any:
+    """Return a pipeline of these two over the base's other parts, that samples with DPM-Solver++."""
+    pipe = base.pipe
+    sampler = StableDiffusionPipeline(
+        vae=pipe.vae,
+        text_encoder=text_encoder,
+        tokenizer=pipe.tokenizer,
+        unet=unet,
+        scheduler=DPMSolverMultistepScheduler.from_config(pipe.scheduler.config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    sampler.set_progress_bar_config(disable=True)
+    return sampler
+
+
+def sample(
+    sampler: Any, settings: AttackSettings, prompt: str, count: int, seed: int, faces: Tensor | None = None
+) -> list[Pixels]:
+    """Generate `count` images, each from noise of its own: more images never change the first ones.
+
+    `faces` holds an identity embedding an image, `count d`, for a sampler with an adapter.
+    """
+    images: list[Pixels] = []
+    for start in range(0, count, SAMPLED_AT_ONCE):
+        rows = range(start, min(start + SAMPLED_AT_ONCE, count))
+        extra = {}
+        if faces is not None:
+            some = faces[list(rows)][:, None]
+            extra["ip_adapter_image_embeds"] = [torch.cat([torch.zeros_like(some), some])]
+        with torch.no_grad():
+            found = sampler(
+                [prompt] * len(rows),
+                num_inference_steps=settings.sampling_steps,
+                guidance_scale=settings.guidance,
+                generator=[Generator().manual_seed(seed * 1_000_003 + i) for i in rows],
+                output_type="np",
+                **extra,
+            ).images
+        images += [np.asarray((image * 255).round(), np.uint8) for image in found]
+    return images
+
+
+def copied(part: Any) -> Any:
+    """Return a copy of a network that training may change."""
+    return copy.deepcopy(part)
+
+
+def _posterior(base: Base, photos: Sequence[Pixels]) -> tuple[Tensor, Tensor]:
+    """Encode photos once: mean and standard deviation of their unscaled latents."""
+    x = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).float().div(127.5).sub(1).to(base.device)
+    with torch.no_grad():
+        found = [base.pipe.vae.encode(part).latent_dist for part in torch.split(x, 4)]
+    return torch.cat([f.mean for f in found]), torch.cat([f.std for f in found])
+
+
+def _alphas(pipe: Any) -> Tensor:
+    from diffusers import DDPMScheduler
+
+    alphas: Tensor = DDPMScheduler.from_config(pipe.scheduler.config).alphas_cumprod
+    return alphas
+
+
+def _normal(like: Tensor, generator: Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator).to(like)

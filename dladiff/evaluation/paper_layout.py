@@ -1,0 +1,212 @@
+"""Which tables an evaluation prints, in the paper's layout (its Tables 1 to 5, 9, 10), and those it lacks."""
+
+from collections.abc import Sequence
+
+from dladiff.evaluation import paper_tables as paper
+from dladiff.evaluation.intervals import paired_change
+from dladiff.evaluation.paper_tables import PaperTable
+from dladiff.evaluation.summaries import ENCODER_ONLY, Group, fid
+from dladiff.evaluation.tables import EMPTY, Evaluation, Table, build, cell
+
+PAPER_PROMPTS = ("a photo of sks person", "a dslr portrait of sks person")
+ABLATIONS = ("without_dsur", "without_adft", "without_layer2")
+ZERO_SHOT = ("ip_adapter_faceid", "ip_adapter_faceid_held_out")
+_OF_PAPER = {
+    ("dreambooth", PAPER_PROMPTS[0]): ("Table 1", paper.TABLE_1_FIRST_PROMPT),
+    ("dreambooth", PAPER_PROMPTS[1]): ("Table 1", paper.TABLE_1_SECOND_PROMPT),
+    ("lora", PAPER_PROMPTS[0]): ("Table 2", paper.TABLE_2),
+}
+
+
+def all_tables(found: Evaluation) -> list[Table]:
+    """Every table of which there are records, the paper's first."""
+    tuning = [a for a in found.attacks if a not in (*ZERO_SHOT, ENCODER_ONLY)]
+    tables = [_attack(found, attack, prompt) for attack in tuning for prompt in found.prompts]
+    tables += [_other_base(found, base, attack) for base in found.bases[1:] for attack in tuning]
+    tables += [_zero_shot(found), *_ablations(found), _quality(found), _fid_alone(found, tuning)]
+    generating = [a for a in found.attacks if a != ENCODER_ONLY]
+    tables += [_change(found, attack) for attack in generating]
+    tables += [_purified(found)] if len(found.preprocessings) > 1 else []
+    tables += [_purified_attack(found, attack) for attack in generating if len(found.preprocessings) > 1]
+    tables += [_shares(found, attack) for attack in generating if len(found.shares) > 1]
+    return [table for table in tables if table is not None and table.rows]
+
+
+def _isms(found: Evaluation, kind: str) -> list[str]:
+    return [f"{kind} {found.label(e)}" for e in found.encoders]
+
+
+def _scores(found: Evaluation, which: Group, prompt: str) -> list[str]:
+    """FDR, ISM of each encoder (all, detected) and N."""
+    images = which.estimate("fdr", "", prompt)
+    return [
+        str(images.n if images else 0),
+        cell(images),
+        *(cell(which.estimate("ism_all", e, prompt)) for e in found.encoders),
+        *(cell(which.estimate("ism_detected", e, prompt)) for e in found.encoders),
+    ]
+
+
+def _score_heads(found: Evaluation) -> list[str]:
+    return ["images", "FDR", *_isms(found, "ISM all"), *_isms(found, "ISM detected")]
+
+
+def _attack(found: Evaluation, attack: str, prompt: str) -> Table | None:
+    name, printed = _OF_PAPER.get((attack, prompt), ("", None))
+
+    def row(condition: str) -> tuple[Group, list[str]]:
+        which = found.of(condition, attack)
+        return which, [
+            *_scores(found, which, prompt),
+            cell(fid(which, found.clean, prompt, found.features, per_person=False), 1),
+            cell(which.estimate("fiqa", "", prompt)),
+            cell(found.opinions.get((attack, condition, prompt)), 2),
+        ]
+
+    title = f"{name or 'Beyond the paper'}: {attack}, prompt {prompt!r}"
+    heads = [*_score_heads(found), f"FID ({found.feature_name})", "FIQA", "MOS"]
+    return build(found, title, heads, row, printed=printed)
+
+
+def _other_base(found: Evaluation, base: str, attack: str) -> Table | None:
+    prompt = found.prompts[0]
+
+    def row(condition: str) -> tuple[Group, list[str]]:
+        which = found.of(condition, attack, base=base)
+        distance = fid(which, found.clean, prompt, found.features, per_person=False)
+        return which, [*_scores(found, which, prompt), cell(distance, 1), cell(which.estimate("nsfwr", "", prompt))]
+
+    heads = [*_score_heads(found), f"FID ({found.feature_name})", "NSFWR"]
+    printed = paper.TABLE_3 if attack == "dreambooth" else None
+    return build(found, f"Table 3: {attack} on another base model, {base}", heads, row, printed=printed)
+
+
+def _zero_shot(found: Evaluation) -> Table | None:
+    attacks = [a for a in ZERO_SHOT if a in found.attacks]
+
+    def row(condition: str) -> tuple[Group, list[str]]:
+        shown = found.of(condition, ENCODER_ONLY)
+        cells = [cell(shown.estimate("pro_all", e)) for e in found.encoders]
+        for attack in attacks:
+            which = found.of(condition, attack)
+            cells.append(cell(which.estimate("fdr", "", found.prompts[0])))
+            cells += [cell(which.estimate("gen_all", e, found.prompts[0])) for e in found.encoders]
+        return shown, cells
+
+    heads = _isms(found, "ISM_pro")
+    for attack in attacks:
+        heads += [f"{attack} FDR", *_isms(found, f"{attack} ISM_gen")]
+    both = {"Faceid": paper.TABLE_4_FACEID, "InstantID": paper.TABLE_4_INSTANTID}
+    columns = tuple(f"{attack} {c}" for attack, t in both.items() for c in t.columns)
+    methods = paper.TABLE_4_FACEID.rows
+    printed = PaperTable(columns, {m: tuple(c for t in both.values() for c in t.rows[m]) for m in methods})
+    note = "A picture without a face counts as 0."
+    return build(found, "Table 4: zero-shot", heads, row, printed=printed, note=note)
+
+
+def _ablations(found: Evaluation) -> list[Table | None]:
+    named = [c for c in ABLATIONS if c in found.conditions]
+    main = found.conditions[-1]
+    if not named:
+        return []
+    prompt = found.prompts[0]
+
+    def tuned(condition: str) -> tuple[Group, list[str]]:
+        which = found.of(condition, "dreambooth")
+        return which, [
+            *_scores(found, which, prompt),
+            cell(fid(which, found.clean, prompt, found.features, per_person=False), 1),
+            cell(which.estimate("fiqa", "", prompt)),
+        ]
+
+    def shown(condition: str) -> tuple[Group, list[str]]:
+        which = found.of(condition, ENCODER_ONLY)
+        made = found.of(condition, "ip_adapter_faceid")
+        return which, [
+            *(cell(which.estimate("pro_all", e)) for e in found.encoders),
+            *(cell(made.estimate("gen_all", e, prompt)) for e in found.encoders),
+        ]
+
+    tuned_heads = [*_score_heads(found), f"FID ({found.feature_name})", "FIQA"]
+    shown_heads = [*_isms(found, "ISM_pro"), *_isms(found, "ISM_gen")]
+    first, second = ([c for c in (*part, main) if c in (*named, main)] for part in (ABLATIONS[:2], ABLATIONS[2:]))
+    one, two = "Table 5: ablation of layer 1, dreambooth", "Table 5: ablation of layer 2, ip_adapter_faceid"
+    return [
+        build(found, one, tuned_heads, tuned, printed=paper.TABLE_5_FINE_TUNING, conditions=first),
+        build(found, two, shown_heads, shown, printed=paper.TABLE_5_ZERO_SHOT, conditions=second),
+    ]
+
+
+def _quality(found: Evaluation) -> Table | None:
+    def row(condition: str) -> tuple[Group, list[str]]:
+        which = found.of(condition, ENCODER_ONLY, preprocessing="none")
+        names = {"psnr": 2, "psnr_face": 2, "ssim": 4, "lpips": 4}
+        levels = [v * 255 for values in which.values("linf").values() for v in values]
+        cells = [cell(which.estimate(name), digits) for name, digits in names.items()]
+        return which, [str(len(levels)), *cells, f"{max(levels):.0f}" if levels else EMPTY]
+
+    heads = ["photos", "PSNR dB", "PSNR face dB", "SSIM", "LPIPS", "largest change, of 255"]
+    return build(found, "Table 9: the protected photos", heads, row, printed=paper.TABLE_9)
+
+
+def _fid_alone(found: Evaluation, attacks: Sequence[str]) -> Table | None:
+    prompt = found.prompts[0]
+
+    def row(condition: str) -> tuple[Group, list[str]]:
+        groups = [found.of(condition, attack) for attack in attacks]
+        cells = [cell(fid(g, found.clean, prompt, found.features, per_person=True), 1) for g in groups]
+        return Group(tuple(r for g in groups for r in g.records)), cells
+
+    heads = [f"{attack} FID ({found.feature_name})" for attack in attacks]
+    return build(found, "Table 10: FID of each person alone", heads, row, printed=paper.TABLE_10) if attacks else None
+
+
+def _change(found: Evaluation, attack: str) -> Table | None:
+    """Differences within people, which say more than two intervals side by side: people differ most."""
+    prompt = found.prompts[0]
+    metrics = [("fdr", "", "FDR"), *(("ism_all", e, f"ISM all {found.label(e)}") for e in found.encoders)]
+    others = [c for c in ("clean", "noise") if c in found.conditions]
+
+    def row(condition: str) -> tuple[Group, list[str]]:
+        which, cells = found.of(condition, attack), []
+        for other in others:
+            than = found.of(other, attack)
+            for metric, encoder, _ in metrics:
+                pair = (g.values(metric, encoder, prompt) for g in (which, than))
+                cells.append(EMPTY if condition == other else cell(paired_change(*pair)))
+        return which, cells
+
+    heads = [f"{name} from {other}" for other in others for _, _, name in metrics]
+    rows = [c for c in found.conditions if c != "clean"]
+    title = f"Change by protection: {attack}"
+    return build(found, title, heads, row, conditions=rows, note="Mean of each person's own difference.")
+
+
+def _purified(found: Evaluation) -> Table | None:
+    rows: list[tuple[str, ...]] = []
+    for way in found.preprocessings:
+        for condition in found.conditions:
+            which = found.of(condition, ENCODER_ONLY, preprocessing=way)
+            if which.records:
+                cells = [cell(which.estimate("pro_all", e)) for e in found.encoders]
+                rows.append((way, condition, str(which.people()), str(which.dropped()), *cells))
+    heads = ("preprocessing", "method", "people", "no face", *_isms(found, "ISM_pro"))
+    return Table("Preprocessing, seen by encoders alone", heads, tuple(rows))
+
+
+def _purified_attack(found: Evaluation, attack: str) -> Table | None:
+    return _by(found, f"Preprocessing before {attack}", attack, "preprocessing", found.preprocessings)
+
+
+def _shares(found: Evaluation, attack: str) -> Table | None:
+    return _by(found, f"Share of the photos that is protected, %: {attack}", attack, "share", found.shares)
+
+
+def _by(found: Evaluation, title: str, attack: str, name: str, values: Sequence[object]) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for value in values:
+        for condition in found.conditions:
+            which = found.of(condition, attack, **{name: value})
+            if which.records:
+                rows.append((str(value), condition, str(which.people()), *_scores(found, which, found.prompts[0])))
+    return Table(title, (name, "method", "people", *_score_heads(found)), tuple(rows))

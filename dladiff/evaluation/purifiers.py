@@ -1,0 +1,187 @@
+"""Purification by diffusion: noise drowns the perturbation, a model that never saw it draws the photo again.
+
+`sdedit` runs on the embedded tiny bundle. The others need weights of their own; a photo's bytes seed its noise.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+
+from dladiff.errors import ModelError
+from dladiff.evaluation.attackers.base import load_base
+from dladiff.faces import CenterFaceDetector
+from dladiff.pixels import Pixels, to_float, to_uint8
+from dladiff.region import Square, add_square, covering_squares, cut, face_square
+
+SDEDIT_STRENGTH, SDEDIT_STEPS = 0.2, 50
+"""Share of the schedule that is undone and drawn again; steps of the whole schedule (ten of them run)."""
+DIFFPURE_T = 150
+"""Nie et al. 2022, t* = 0.15 of 1000 steps."""
+GRID_T, GRID_ROUNDS, GRID_KEEP, GRID_SIDE = 10, 20, 0.1, 256
+"""Zhao et al. 2024: ten steps a round; what a round keeps of its input; side of a grid cell, half of it the stride."""
+UPSCALE_NOISE, UPSCALE_LEVEL, UPSCALE_SIDE = 0.1, 20, 512
+"""Hoenig et al. 2025: noise on [-1, 1] before upscaling; the upscaler's own noise level; longest side that goes in."""
+
+NEEDS = {
+    "sdedit": "",
+    "diffpure": "an unconditional pixel model in the diffusers layout (google/ddpm-celebahq-256 for faces)",
+    "gridpure": "an unconditional pixel model in the diffusers layout (google/ddpm-celebahq-256 for faces)",
+    "noisy_upscaling": "an upscaler in the diffusers layout (stabilityai/stable-diffusion-x4-upscaler)",
+}
+"""Name to the weights it needs."""
+
+
+def purifier(name: str, weights: str | Path = "", device: str = "cpu") -> Callable[[Pixels], Pixels]:
+    """Load a purifier of whole photos; sizes stay. Raises ModelError: unknown, or its weights are missing."""
+    if name not in NEEDS:
+        raise ModelError(f"no purifier named {name!r}; known: {', '.join(NEEDS)}")
+    if NEEDS[name] and not (str(weights) and (Path(weights) / "model_index.json").is_file()):
+        raise ModelError(f"{name} needs {NEEDS[name]}: name its folder, with model_index.json in it")
+    if name == "sdedit":
+        return _SdEdit(str(weights) or "embedded", device)
+    if name == "noisy_upscaling":
+        return _NoisyUpscaling(Path(weights), device)
+    return _PixelModel(Path(weights), device, grid=name == "gridpure")
+
+
+class _SdEdit:
+    """SDEdit (Meng et al. 2022) in the latents of a text-to-image model, on each face's square, or on the photo's."""
+
+    def __init__(self, model: str, device: str) -> None:
+        from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline
+
+        base = load_base(model, device)
+        parts = {k: getattr(base.pipe, k) for k in ("vae", "text_encoder", "tokenizer", "unet")}
+        self.base = base
+        self.pipe = StableDiffusionImg2ImgPipeline(
+            **parts,
+            scheduler=DPMSolverMultistepScheduler.from_config(base.pipe.scheduler.config),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        self.pipe.set_progress_bar_config(disable=True)
+        self.detector = CenterFaceDetector()
+
+    def __call__(self, photo: Pixels) -> Pixels:
+        squares = covering_squares(photo.shape[0], photo.shape[1], 16)
+        if self.base.region == "face":
+            squares = [face_square(face.landmarks) for face in self.detector.detect(photo)]
+        draws = _seeded(photo)
+
+        def purify(crop: Tensor) -> Tensor:
+            image: Tensor = self.pipe(
+                "a photo of a person",
+                image=crop,
+                strength=SDEDIT_STRENGTH,
+                num_inference_steps=SDEDIT_STEPS,
+                guidance_scale=1.0,
+                generator=draws,
+                output_type="pt",
+            ).images
+            return image.float().cpu()
+
+        return _in_squares(photo, squares, self.base.resolution, purify)
+
+
+class _PixelModel:
+    """DiffPure (Nie et al. 2022): noise to t*, ancestral steps back; or GrIDPure (Zhao et al. 2024): little and often.
+
+    DiffPure works on squares that cover the photo, resized to the model's size; GrIDPure on overlapping cells of the
+    photo's own pixels, and mixes a tenth of each round's input in again.
+    """
+
+    def __init__(self, folder: Path, device: str, grid: bool) -> None:
+        from diffusers import DDPMScheduler, UNet2DModel
+
+        self.grid, self.device = grid, torch.device(device)
+        root = folder / "unet" if (folder / "unet").is_dir() else folder
+        schedule = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+        try:
+            self.unet = UNet2DModel.from_pretrained(root, local_files_only=True, use_safetensors=True)
+            self.schedule = DDPMScheduler.from_pretrained(schedule, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"the pixel model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        self.unet.eval().requires_grad_(False).to(self.device)
+
+    def __call__(self, photo: Pixels) -> Pixels:
+        draws = _seeded(photo)
+        if not self.grid:
+            side = int(self.unet.config.sample_size)
+            squares = covering_squares(photo.shape[0], photo.shape[1], 16)
+            return _in_squares(photo, squares, side, lambda crop: self._round(crop, DIFFPURE_T, draws))
+        side = min(GRID_SIDE, *photo.shape[:2])
+        squares = [Square(x, y, side) for y in _starts(photo.shape[0], side) for x in _starts(photo.shape[1], side)]
+        x = to_float(photo)
+        for _ in range(GRID_ROUNDS):
+            purified = _mean_of_squares(x, squares, side - side % 32, lambda crop: self._round(crop, GRID_T, draws))
+            x = (1 - GRID_KEEP) * purified + GRID_KEEP * x
+        return to_uint8(x)
+
+    def _round(self, crop: Tensor, steps: int, draws: Generator) -> Tensor:
+        x: Tensor = (crop * 2 - 1).to(self.device)
+        noise = torch.randn(x.shape, generator=draws).to(x)
+        x = self.schedule.add_noise(x, noise, torch.tensor([steps - 1], device=self.device))
+        self.schedule.set_timesteps(self.schedule.config.num_train_timesteps)
+        with torch.no_grad():
+            for t in range(steps - 1, -1, -1):
+                x = self.schedule.step(self.unet(x, t).sample, t, x, generator=draws).prev_sample
+        return (x.clamp(-1, 1).cpu() + 1) / 2
+
+
+class _NoisyUpscaling:
+    """Noisy Upscaling (Hoenig et al. 2025): Gaussian noise, then a diffusion upscaler, then back to the old size."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        from diffusers import StableDiffusionUpscalePipeline
+
+        try:
+            self.pipe = StableDiffusionUpscalePipeline.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True
+            ).to(device)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"the upscaler in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        for part in (self.pipe.unet, self.pipe.vae, self.pipe.text_encoder):
+            part.float()
+        self.pipe.set_progress_bar_config(disable=True)
+
+    def __call__(self, photo: Pixels) -> Pixels:
+        height, width = photo.shape[:2]
+        scale = min(1.0, UPSCALE_SIDE / max(height, width))
+        size = tuple(max(64, round(side * scale) // 8 * 8) for side in (width, height))
+        small = to_float(np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS)).copy()) * 2 - 1
+        draws = _seeded(photo)
+        noisy = (small + UPSCALE_NOISE * torch.randn(small.shape, generator=draws)).clamp(-1, 1)
+        image = self.pipe("", image=noisy, noise_level=UPSCALE_LEVEL, generator=draws, output_type="pt").images
+        large = Image.fromarray(to_uint8(image.float()))
+        return np.asarray(large.resize((width, height), Image.Resampling.LANCZOS)).copy()
+
+
+def _in_squares(photo: Pixels, squares: list[Square], side: int, purify: Callable[[Tensor], Tensor]) -> Pixels:
+    return to_uint8(_mean_of_squares(to_float(photo), squares, side, purify)) if squares else photo.copy()
+
+
+def _mean_of_squares(x: Tensor, squares: list[Square], side: int, purify: Callable[[Tensor], Tensor]) -> Tensor:
+    """Purify each square at `side` px and bring it back; squares that overlap are averaged, the rest stays."""
+    total, weight = torch.zeros_like(x), torch.zeros_like(x[:, :1])
+    for square in squares:
+        purified = purify(cut(x, square, side))
+        back = torch.nn.functional.interpolate(purified, (square.side,) * 2, mode="bicubic", antialias=True)
+        add_square(total, back.clamp(0, 1), square)
+        add_square(weight, torch.ones_like(back[:, :1]), square)
+    return torch.where(weight > 0, total / weight.clamp_min(1), x)
+
+
+def _starts(length: int, side: int) -> list[int]:
+    """Where the cells of a row start: half a side apart, the last one at the edge."""
+    return sorted({*range(0, length - side, max(1, side // 2)), length - side})
+
+
+def _seeded(photo: Pixels) -> Generator:
+    digest = hashlib.sha256(repr(photo.shape).encode() + photo.tobytes()).digest()
+    return Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

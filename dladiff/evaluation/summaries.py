@@ -1,0 +1,125 @@
+"""Records of attacks to estimates: which values a metric takes of each person, and their mean with its interval.
+
+A record is what `pipeline` stores of one attack on one person: `identity`, `condition`, `attack`, `base`,
+`preprocessing`, `share`, `seed`, `status` ("done", "failed", "no_photo"), `photos`, `dropped`, `images` (prompt to the
+rows of `metrics.generated_rows`) and `protected` (rows of `metrics.protected_row`, with `quality`).
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dladiff.evaluation.frechet import frechet_distance
+from dladiff.evaluation.intervals import Estimate, mean_over_people, statistic_over_people
+
+Record = Mapping[str, Any]
+Values = dict[str, list[float]]
+"""Person to values."""
+FeaturesOf = Callable[[Record, str], NDArray[np.float32] | None]
+"""Record and prompt ("" the thief's own squares) to n x d features; None where there are none."""
+ENCODER_ONLY = "encoder_only"
+FID_DRAWS = 200
+
+GENERATED: dict[str, Callable[[Mapping[str, Any], str], float | None]] = {
+    "fdr": lambda row, _: float(row["face"]),
+    "ism_all": lambda row, e: _or_zero(row["ism"].get(e)),
+    "ism_detected": lambda row, e: row["ism"].get(e),
+    "gen_all": lambda row, e: _or_zero(row["gen"].get(e)),
+    "gen_detected": lambda row, e: row["gen"].get(e),
+    "fiqa": lambda row, _: row["fiqa"],
+    "nsfwr": lambda row, _: None if row["nsfw"] is None else float(row["nsfw"]),
+}
+"""Metrics of generated images: an image's row and an encoder's name to its value, None where it has none."""
+PROTECTED: dict[str, Callable[[Mapping[str, Any], str], float | None]] = {
+    "pro_all": lambda row, e: _or_zero(row["pro"][e]) if e in row["pro"] else None,
+    "pro_detected": lambda row, e: row["pro"].get(e),
+    "psnr": lambda row, _: row.get("quality", {}).get("psnr"),
+    "psnr_face": lambda row, _: row.get("quality", {}).get("psnr_face"),
+    "ssim": lambda row, _: row.get("quality", {}).get("ssim"),
+    "linf": lambda row, _: row.get("quality", {}).get("linf"),
+    "lpips": lambda row, _: row.get("quality", {}).get("lpips"),
+}
+"""Metrics of protected photos."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records of one method under one attack: all people, all seeds."""
+
+    records: tuple[Record, ...]
+
+    @property
+    def done(self) -> list[Record]:
+        """Records that hold measurements."""
+        return [r for r in self.records if r["status"] == "done"]
+
+    def people(self) -> int:
+        """People of whom at least one record holds measurements."""
+        return len({r["identity"] for r in self.done})
+
+    def count(self, status: str) -> int:
+        """Records that ended so."""
+        return sum(r["status"] == status for r in self.records)
+
+    def dropped(self) -> int:
+        """Photos in which the thief found no face."""
+        return sum(r.get("dropped", 0) for r in self.records)
+
+    def values(self, metric: str, encoder: str = "", prompt: str = "") -> Values:
+        """Return each person's values of a metric of GENERATED (then `prompt` counts) or PROTECTED."""
+        found: Values = {}
+        for record in self.done:
+            if metric in GENERATED:
+                read, rows = GENERATED[metric], record["images"].get(prompt, ())
+            else:
+                read, rows = PROTECTED[metric], record["protected"]
+            values = (read(row, encoder) for row in rows)
+            found.setdefault(record["identity"], []).extend(v for v in values if v is not None)
+        return found
+
+    def estimate(self, metric: str, encoder: str = "", prompt: str = "") -> Estimate | None:
+        """Mean of a metric over all images or photos, people drawn for its interval; None without a value."""
+        return mean_over_people(self.values(metric, encoder, prompt))
+
+
+def group(records: Iterable[Record], **where: Any) -> Group:
+    """Select the records whose fields have these values."""
+    return Group(tuple(r for r in records if all(r[key] == value for key, value in where.items())))
+
+
+def fid(attacked: Group, clean: Group, prompt: str, features: FeaturesOf, *, per_person: bool) -> Estimate | None:
+    """FID of generated images against the clean photos that were to be protected (`clean`: its thief's squares).
+
+    Pooled over people (the paper's main tables), or the mean of each person's own (its Table 10). None where features
+    are missing.
+    """
+    own = {
+        name: _stack(features(r, "") for r in clean.done if r["identity"] == name)
+        for name in {r["identity"] for r in clean.done}
+    }
+    pairs: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+    for name in sorted({r["identity"] for r in attacked.done}):
+        made = _stack(features(r, prompt) for r in attacked.done if r["identity"] == name)
+        reference = own.get(name)
+        if made is not None and reference is not None:
+            pairs[name] = (reference, made)
+    if per_person:
+        return mean_over_people({name: [frechet_distance(*pair)] for name, pair in pairs.items()})
+
+    def pooled(people: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> float:
+        return frechet_distance(np.concatenate([p[0] for p in people]), np.concatenate([p[1] for p in people]))
+
+    images = sum(len(made) for _, made in pairs.values())
+    return statistic_over_people(list(pairs.values()), pooled, images, draws=FID_DRAWS)
+
+
+def _stack(parts: Iterable[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
+    found = [part for part in parts if part is not None]
+    return np.concatenate(found) if found else None
+
+
+def _or_zero(value: float | None) -> float:
+    return 0.0 if value is None else value

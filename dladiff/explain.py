@@ -1,0 +1,111 @@
+"""Cross-attention of the instance word, as the paper's Figure 7 shows it: what a surrogate sees in a photo."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from numpy.typing import NDArray
+
+from dladiff import region
+from dladiff.attention import MapReader
+from dladiff.config import MethodConfig
+from dladiff.errors import PhotoError
+from dladiff.finetuning_layer import static_surrogate
+from dladiff.pixels import Images, Pixels, to_float, to_uint8
+from dladiff.protect import Models
+from dladiff.randomness import stream
+from dladiff.surrogate import Surrogate
+
+DRAWS = 8
+"""Timesteps and noises that a map is the mean of."""
+WEIGHTS = ("pretrained", "fine-tuned on the clean photos", "fine-tuned on the protected photos")
+PHOTOS = ("clean", "protected")
+Map = NDArray[np.float64]
+"""Attention to the instance word, side x side; 1 is the mean over the cells."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A photo and its protected version: h x w x 3 RGB bytes of one size."""
+
+    clean: Pixels
+    protected: Pixels
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The working square of the clean and the protected photo, and one map for each weights and each of them."""
+
+    squares: dict[str, Pixels]
+    maps: dict[tuple[str, str], Map]
+
+
+def explain(pairs: Sequence[Pair], chosen: int, models: Models, config: MethodConfig, seed: int) -> Explanation:
+    """Read the maps of `pairs[chosen]` in the pretrained UNet and in two fine-tuned on the photos of `pairs`.
+
+    Every square is where the clean photo's largest face, or the photo's first covering square, is. Raises PhotoError
+    where a photo and its protected version differ in size, and ModelError's kin where the model has no such maps.
+    """
+    for number, pair in enumerate(pairs):
+        if pair.clean.shape != pair.protected.shape:
+            raise PhotoError(f"photo {number + 1}: the protected version has another size; it belongs to another photo")
+    squares = [_square(pair.clean, models, config) for pair in pairs]
+    images: dict[str, Images] = {
+        name: torch.cat([
+            region.cut(to_float(getattr(pair, name)).to(models.device), square, config.resolution)
+            for pair, square in zip(pairs, squares, strict=True)
+        ])
+        for name in PHOTOS
+    }  # fmt: skip
+    maps: dict[tuple[str, str], Map] = {}
+    for weights, learned in zip(WEIGHTS, (None, "clean", "protected"), strict=True):
+        unet = models.surrogate.unet
+        if learned is not None:
+            unet = static_surrogate(
+                models.surrogate, images[learned], config.finetuning, stream(seed, "explain", learned)
+            )
+        for name in PHOTOS:
+            square = images[name][chosen : chosen + 1]
+            maps[weights, name] = instance_map(models.surrogate, unet, square, config, seed)
+    return Explanation({name: to_uint8(images[name][chosen : chosen + 1]) for name in PHOTOS}, maps)
+
+
+def instance_map(
+    surrogate: Surrogate, unet: UNet2DConditionModel, square: Images, config: MethodConfig, seed: int
+) -> Map:
+    """Return the attention of `1 3 r r` to the prompt's instance word, the mean of its layers and of some draws.
+
+    The draws depend on the seed alone, so maps of different weights and photos can be compared.
+    """
+    settings = config.finetuning
+    prompt = surrogate.prompt(settings.prompt)
+    read, total = MapReader(settings.attention_resolution), torch.zeros((), device=square.device)
+    posterior = surrogate.encode_fixed(square, 1)
+    place = prompt.instance if prompt.instance is not None else 1
+    for number in range(DRAWS):
+        noise = surrogate.draw([stream(seed, "explain", str(number))], square.shape[-1])
+        latents = surrogate.latents(posterior, noise)
+        with torch.no_grad(), surrogate.autocast():
+            maps = read(unet, partial(surrogate.predict, unet, latents, noise, prompt))
+        if not maps.cross:
+            raise ValueError("no cross-attention layer has maps of attention_resolution; change that setting")
+        total = total + torch.stack([layer.attention_map()[0, :, place].float() for layer in maps.cross]).mean(0)
+    side = settings.attention_resolution
+    values: Map = (total / DRAWS).reshape(side, side).double().cpu().numpy()
+    values /= values.mean()
+    return values
+
+
+def correlation(a: Map, b: Map) -> float:
+    """Pearson's correlation of two maps over their cells."""
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+
+
+def _square(photo: Pixels, models: Models, config: MethodConfig) -> region.Square:
+    faces = models.detector.detect(photo) if config.region == "face" else []
+    if faces:
+        return region.face_square(faces[0].landmarks)
+    return region.covering_squares(photo.shape[0], photo.shape[1], config.max_squares)[0]

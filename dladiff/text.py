@@ -1,0 +1,52 @@
+"""Prompts as a UNet takes them: one CLIP text encoder (SD 1.x, 2.x), or two and a pooled vector (SDXL)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+INSTANCE = "sks"
+"""The word that stands for the person."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt's conditioning: what cross-attention reads and, of SDXL, what joins the timestep."""
+
+    embedding: Tensor
+    """`1 n d`, or one a photo: `b n d`."""
+    instance: int | None = None
+    """Position of the instance word among the n tokens, None where it is absent."""
+    pooled: Tensor | None = None
+    """`1 p`, or one a photo: `b p`; None in SD 1.x and 2.x."""
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A tokenizer and the network behind it."""
+
+    tokenizer: CLIPTokenizer
+    network: CLIPTextModel | CLIPTextModelWithProjection
+
+    def tokens(self, text: str) -> Tensor:
+        """Return the ids `1 n` of a prompt, padded to the model's length."""
+        length = self.tokenizer.model_max_length
+        out = self.tokenizer([text], padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        ids: Tensor = out.input_ids.to(self.network.device)
+        return ids
+
+
+def embed(encoders: list[TextEncoder], text: str) -> Prompt:
+    """Encode a prompt as the pipelines of diffusers do.
+
+    One encoder: its last hidden state, after the final norm. Two: the last hidden state but one of both, side by side,
+    and the second one's projected pooled state. The gradient reaches encoders that are not frozen.
+    """
+    ids = [encoder.tokens(text) for encoder in encoders]
+    pieces = encoders[0].tokenizer.convert_ids_to_tokens(ids[0][0].tolist())
+    place = next((i for i, piece in enumerate(pieces) if piece.startswith(INSTANCE)), None)
+    if len(encoders) == 1:
+        return Prompt(encoders[0].network(ids[0]).last_hidden_state, place)
+    outs = [e.network(i, output_hidden_states=True) for e, i in zip(encoders, ids, strict=True)]
+    return Prompt(torch.cat([out.hidden_states[-2] for out in outs], -1), place, outs[-1].text_embeds)

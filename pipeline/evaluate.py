@@ -1,0 +1,114 @@
+"""`dladiff evaluate`: plan, subtract what is done, hand the rest to Ray Data row by row, print the tables."""
+
+import contextlib
+import json
+import sys
+import uuid
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from dladiff.errors import DladiffError, ModelError, StorageError
+from pipeline.engine import started
+from pipeline.evaluation_actor import EvaluateIdentity
+from pipeline.evaluation_config import EvaluateConfig
+from pipeline.evaluation_plan import Row, make_plan
+from pipeline.lease import Lease
+from pipeline.live import safe
+from pipeline.results import write_results
+from pipeline.storage import open_storage
+
+LINE = ("identity", "condition", "attack", "preprocessing")
+
+
+@dataclass
+class Evaluated:
+    """planned == done + failed + left; `left` is what a dry run or `tables_only` does not do."""
+
+    people: int
+    left_out: int
+    planned: int
+    done: int = 0
+    failed: int = 0
+    left: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """0 all measured, 1 some failed."""
+        return 1 if self.failed else 0
+
+
+def evaluate(
+    config: EvaluateConfig, *, dry_run: bool = False, tables_only: bool = False, console: Console | None = None
+) -> Evaluated:
+    """Attack what is new and write the tables; a second run does only what is not there, failures among it.
+
+    `tables_only` writes them from what is there. Raises ConfigError or ModelError (exit code 2), StorageError (3).
+    """
+    plan = make_plan(config)
+    found = Evaluated(len(plan.identities), len(plan.left_out), len(plan.rows))
+    try:
+        storage = open_storage(config.results, create=not dry_run)
+        there = {entry.key for entry in storage.list("rows/")}
+    except StorageError:
+        if not dry_run:
+            raise
+        there = set()
+    todo = [row for row in plan.rows if f"rows/{row['key']}.json" not in there]
+    if dry_run:
+        found.done, found.left = len(plan.rows) - len(todo), len(todo)
+        return found
+    with Lease(storage) as lease:
+        if todo and not tables_only:
+            with closing(_results(config, todo)) as stream:
+                _follow(stream, len(todo), lease, console or Console(stderr=True))
+        lease.check()
+        records = write_results(storage, config, plan)
+    statuses = [record["status"] for record in records]
+    found.failed = statuses.count("failed")
+    found.done = len(statuses) - found.failed
+    found.left = found.planned - len(statuses)
+    return found
+
+
+def _follow(stream: Iterator[Row], total: int, lease: Lease, console: Console) -> None:
+    """Say how each row ended. Raises what ends the run."""
+    for number, result in enumerate(stream, 1):
+        lease.check()
+        if result["status"] == "fatal":
+            raise ModelError(result["reason"])
+        if result["status"] == "storage":
+            raise StorageError(result["reason"])
+        what = ", ".join(safe(result[name]) for name in LINE)
+        reason = f" ({safe(result['reason'])})" if result["reason"] else ""
+        line = f"{number}/{total} {what}: {result['status']}{reason}, {result['seconds']} s"
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _results(config: EvaluateConfig, todo: list[Row]) -> Generator[Row]:
+    """Run the actors on this machine or the cluster of RAY_ADDRESS; yield each row's result as it comes."""
+    with contextlib.redirect_stdout(sys.stderr), started() as ray:
+        rows = [{"work": json.dumps(row)} for row in todo]
+        most = min(len(rows), config.actors or _room(ray.cluster_resources(), config))
+        stage = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            EvaluateIdentity,
+            fn_constructor_kwargs={"config": config.to_dict(), "run_id": uuid.uuid4().hex},
+            compute=ray.data.ActorPoolStrategy(min_size=most, max_size=most, max_tasks_in_flight_per_actor=2),
+            num_cpus=config.cpus,  # torch's threads of fine-tuning
+            num_gpus=config.gpus,  # a fraction shares one GPU: the attacks on the tiny model need little
+        )
+        try:
+            for row in stage.iter_rows():
+                yield json.loads(row["result"])
+        except DladiffError:
+            raise
+        except ray.exceptions.RayError as error:
+            raise StorageError(f"the Ray cluster failed: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _room(have: dict[str, Any], config: EvaluateConfig) -> int:
+    room = int(have.get("CPU", 1) // config.cpus)
+    return max(1, min(room, int(have.get("GPU", 0) // config.gpus)) if config.gpus else room)

@@ -1,0 +1,164 @@
+"""What an evaluation does: one row an identity, condition, attack, base, preprocessing, share and seed."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dladiff.errors import ConfigError, NotFoundError, StorageError
+from dladiff.settings import digest
+from pipeline.evaluation_config import ENCODER_ONLY, EvaluateConfig
+from pipeline.layouts import SET_FILE, SET_FOLDER
+from pipeline.sources import is_photo
+from pipeline.storage import Storage, open_storage
+from pipeline.weights import fingerprint
+
+MANIFEST = "manifest/photos.parquet"
+COLUMNS = ["identity", "source_uri", "source_sha256", "output_key", "output_sha256", "models"]
+BATCH = 500
+REFERENCES = 16  # clean photos of a person that the judge averages
+
+Row = dict[str, Any]
+
+
+@dataclass
+class EvaluationPlan:
+    """Rows in the order in which they are done: one identity's whole comparison before the next."""
+
+    rows: list[Row] = field(default_factory=list)
+    identities: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """Identities that not every run protects."""
+    optimised: set[str] = field(default_factory=set)
+    """Digests and names of the encoders that the main run's layer 2 optimised against."""
+
+
+def make_plan(config: EvaluateConfig) -> EvaluationPlan:
+    """List what to do. Raises ConfigError (a run without a manifest, no identity in common) and StorageError."""
+    plan = EvaluationPlan()
+    optimised: dict[str, set[str]] = {name: set() for name in config.runs}
+    runs = {name: _protected(uri, optimised[name]) for name, uri in config.runs.items()}
+    plan.optimised = optimised[config.name]
+    everyone = sorted(set().union(*runs.values()))
+    common = {name: _in_all(name, runs, config.photos) for name in everyone}
+    plan.left_out = [name for name in everyone if not common[name]]
+    plan.identities = [name for name in everyone if common[name]][: config.identities]
+    if not plan.identities:
+        raise ConfigError(["no identity is protected in every run; compare runs of the same photos"])
+    parts = config.digest_parts()
+    fingerprints = {name: fingerprint(name) for name in config.bases}
+    opened: dict[str, Storage] = {}
+    for identity in plan.identities:
+        photos = common[identity]
+        taken = {photo["source_uri"] for photo in photos}
+        own = sorted(p["source_uri"] for p in runs[config.name][identity].values())
+        references = _references(config, identity, photos, [uri for uri in own if uri not in taken], opened)
+        for what in _combinations(config):
+            row = {"identity": identity, **what, "photos": photos, "references": references}
+            about = row | {"photos": [_content(p, what["condition"], config.name) for p in photos]}
+            about |= {"references": [uri.rpartition("/")[2] for uri in references]}
+            about |= {"base": fingerprints[what["base"]], "settings": config.settings.get(what["attack"], {})}
+            row["key"] = digest({"row": about, **parts})[:32]
+            plan.rows.append(row)
+    return plan
+
+
+def _combinations(config: EvaluateConfig) -> Iterator[Row]:
+    """Yield condition, attack, base, preprocessing, share and seed of each row of one identity."""
+    attacks = [a for a in config.attacks if a != ENCODER_ONLY]
+    for seed in config.seeds:
+        for base in config.bases:
+            for way in dict.fromkeys(("none", *config.preprocessings)):
+                for attack in (ENCODER_ONLY, *(attacks if way in config.preprocessings else ())):
+                    for condition in config.conditions:
+                        for share in config.shares:
+                            row = {"condition": condition, "attack": attack, "base": base, "preprocessing": way}
+                            if _wanted(config, row, share, seed):
+                                yield row | {"share": share, "seed": seed}
+
+
+def _wanted(config: EvaluateConfig, row: Row, share: int, seed: int) -> bool:
+    """Tell whether a combination says anything of its own."""
+    if row["condition"] == "clean" and share != max(config.shares):
+        return False  # nothing is protected at any share
+    if row["attack"] == ENCODER_ONLY:  # photo by photo, nothing is drawn or generated
+        return share == max(config.shares) and seed == config.seeds[0] and row["base"] == config.bases[0]
+    return True
+
+
+def _protected(uri: str, optimised: set[str]) -> dict[str, dict[str, Row]]:
+    """Read a run's manifest: identity to source digest to its photo. Fills `optimised` from the models column."""
+    storage = open_storage(uri)
+    try:
+        file = pq.ParquetFile(io.BytesIO(storage.get(MANIFEST)))
+        found: dict[str, dict[str, Row]] = {}
+        for batch in file.iter_batches(BATCH, columns=COLUMNS):
+            for row in batch.to_pylist():
+                for model in row["models"] or []:
+                    if model["role"] == "encoder":
+                        optimised |= {model["sha256"], model["name"]}
+                if row["output_key"]:
+                    photo = {name: row[name] for name in ("source_uri", "source_sha256", "output_sha256")}
+                    photo["output_uri"] = storage.uri_of(row["output_key"])
+                    found.setdefault(row["identity"], {})[row["source_sha256"]] = photo
+    except NotFoundError as error:
+        raise ConfigError([f"{uri} holds no {MANIFEST}: name the --output of a `dladiff protect`"]) from error
+    except (pa.ArrowException, KeyError) as error:
+        raise StorageError(f"{storage.uri_of(MANIFEST)} cannot be read; run `dladiff finalise`") from error
+    return found
+
+
+def _in_all(identity: str, runs: dict[str, dict[str, dict[str, Row]]], most: int) -> list[Row]:
+    """The first photos that every run protects: source, and each run's protected file."""
+    own = [run.get(identity, {}) for run in runs.values()]
+    shared = set.intersection(*(set(photos) for photos in own))
+    rows = sorted((own[-1][sha] for sha in shared), key=lambda row: row["source_uri"])[:most]
+    return [
+        {
+            "source_uri": row["source_uri"],
+            "source_sha256": row["source_sha256"],
+            "protected": {
+                name: {k: photos[identity][row["source_sha256"]][k] for k in ("output_uri", "output_sha256")}
+                for name, photos in runs.items()
+            },
+        }
+        for row in rows
+    ]
+
+
+def _content(photo: Row, condition: str, main: str) -> list[str]:
+    """Digests of what a condition shows of a photo."""
+    if condition == "clean":
+        return [photo["source_sha256"]]
+    run = main if condition == "noise" else condition
+    return [photo["source_sha256"], photo["protected"][run]["output_sha256"]]
+
+
+def _references(
+    config: EvaluateConfig, identity: str, photos: list[Row], others: list[str], opened: dict[str, Storage]
+) -> list[str]:
+    """Addresses of clean photos that the thief does not have.
+
+    Those of `references`; else set A and C beside a set B; else the `others`, originals of the identity's further
+    photos. A folder is not looked through otherwise: it may hold other people.
+    """
+    if config.references is not None:
+        return _listed(config.references, f"{identity}/", opened)[:REFERENCES]
+    folder, _, name = photos[0]["source_uri"].rpartition("/")
+    above, _, last = folder.rpartition("/")
+    if own := SET_FOLDER.fullmatch(last):
+        beside = [(uri, SET_FOLDER.fullmatch(uri.split("/")[-2])) for uri in _listed(above, "", opened)]
+    elif own := SET_FILE.fullmatch(name):
+        beside = [(uri, SET_FILE.fullmatch(uri.rpartition("/")[2])) for uri in _listed(folder, "", opened)]
+    else:
+        return others[:REFERENCES]
+    return [uri for uri, mark in beside if mark and mark[1].upper() != own[1].upper()][:REFERENCES]
+
+
+def _listed(uri: str, prefix: str, opened: dict[str, Storage]) -> list[str]:
+    if uri not in opened:
+        opened[uri] = open_storage(uri)
+    return sorted(opened[uri].uri_of(e.key) for e in opened[uri].list(prefix) if is_photo(e.key))

@@ -1,0 +1,140 @@
+"""`dladiff explain`: one HTML page of what a surrogate sees in a photo and its protected version, and of the traces."""
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from markupsafe import Markup
+from PIL import Image
+
+from dladiff.errors import ConfigError, NotFoundError, StorageError
+from pipeline.config import RunConfig
+from pipeline.names import shown
+from pipeline.page import asset, embedded, environment, policy
+from pipeline.photos import UInt8, decode
+from pipeline.report_data import PHOTOS
+from pipeline.storage import Storage, open_storage, read_uri
+from pipeline.trace import Trace, read_trace
+
+MOST = 8  # photos of the identity that the fine-tuned weights learn from, as the method's own clean set
+SIDE = 256  # px of a picture
+STOPS = np.array([[24, 20, 60], [190, 60, 70], [255, 190, 70], [255, 255, 230]])  # from no attention to the most
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Where the page is, of which identity, and how far each weights' maps of the two photos agree (correlation)."""
+
+    page: str
+    identity: str
+    photos: int
+    correlations: dict[str, float]
+
+
+def explain(photo: str, settings: RunConfig, html: Path) -> Explained:
+    """Find the photo in the run by its bytes, read the maps, write the page.
+
+    Works in this process, with the models of `settings`. Raises ConfigError, PhotoError, ModelError, StorageError.
+    """
+    storage, opened = open_storage(settings.output), dict[str, Storage]()
+    rows = _rows(storage, hashlib.sha256(_bytes(photo, opened)).hexdigest(), photo)
+    from dladiff.explain import PHOTOS as BOTH
+    from dladiff.explain import WEIGHTS, Pair, correlation
+    from dladiff.explain import explain as read_maps
+    from dladiff.service import Protector
+
+    pairs = [Pair(*(_pixels(row, side, storage, opened, settings) for side in ("source", "output"))) for row in rows]
+    protector = Protector(settings.method_settings(), settings.seed, settings.cpus_per_actor)
+    found = read_maps(pairs, 0, protector.models, protector.config, settings.seed)
+    most = max(values.max() for values in found.maps.values())
+    cards: list[dict[str, Any]] = [
+        {
+            "weights": weights,
+            "pictures": [
+                (f"{name} photo", embedded(_webp(_heat(found.squares[name], found.maps[weights, name] / most))))
+                for name in BOTH
+            ],
+            "agree": correlation(*(found.maps[weights, name] for name in BOTH)),
+        }
+        for weights in WEIGHTS
+    ]
+    squares = [(f"{name} photo", embedded(_webp(found.squares[name]))) for name in BOTH]
+    identity = rows[0]["identity"]
+    page = render(rows[0], squares, cards, read_trace(storage, identity), protector.config.finetuning.prompt)
+    html.write_text(page, encoding="utf-8")
+    return Explained(str(html), identity, len(pairs), {card["weights"]: round(card["agree"], 3) for card in cards})
+
+
+def render(row: Mapping[str, Any], squares: list[Any], cards: list[Any], trace: Trace | None, prompt: str) -> str:
+    """Return the page: self-contained, every value escaped, no connection allowed by its own policy."""
+    css = asset("report.css", "explain.css")
+    return (
+        environment()
+        .get_template("explain.html.j2")
+        .render(
+            policy=policy(css),
+            css=Markup(css),  # ours, and the policy names its digest: it must stand unchanged
+            version=version("dladiff"),
+            row=row,
+            squares=squares,
+            cards=cards,
+            curves=trace.curves() if trace else [],
+            prompt=prompt,
+        )
+    )
+
+
+def _rows(storage: Storage, sha256: str, photo: str) -> list[dict[str, Any]]:
+    """Return the manifest's row of this photo first, then others of the same identity."""
+    try:
+        table = pq.read_table(io.BytesIO(storage.get(PHOTOS)))
+    except NotFoundError as error:
+        raise StorageError(f"{storage.uri} holds no {PHOTOS}; give the output of `dladiff protect`") from error
+    rows = [row for row in table.to_pylist() if row["output_key"]]
+    own = [row for row in rows if row["source_sha256"] == sha256]
+    if not own:
+        raise ConfigError([f"{shown(photo)}: no protected photo of this run was made from these bytes"])
+    others = [r for r in rows if r["identity"] == own[0]["identity"] and r["source_sha256"] != sha256]
+    return [own[0], *others[: MOST - 1]]
+
+
+def _bytes(photo: str, opened: dict[str, Storage]) -> bytes:
+    if re.match(r"[a-z0-9]+://", photo):
+        return read_uri(photo, opened)
+    try:
+        return Path(photo).read_bytes()
+    except OSError as error:
+        raise ConfigError([f"{shown(photo)}: {error.strerror or error}"]) from error
+
+
+def _pixels(
+    row: Mapping[str, Any], side: str, storage: Storage, opened: dict[str, Storage], settings: RunConfig
+) -> UInt8:
+    data = storage.get(row["output_key"]) if side == "output" else read_uri(row["source_uri"], opened)
+    if hashlib.sha256(data).hexdigest() != row[f"{side}_sha256"]:
+        raise StorageError(f"{shown(row[f'{side}_uri'])} is no longer what the manifest says; run protect again")
+    return np.array(decode(data, max_pixels=settings.max_pixels).pixels)  # writable: torch shares the memory
+
+
+def _heat(square: UInt8, values: Any) -> UInt8:
+    """Lay a map (cells in 0..1) over a grey version of the square: the brighter, the more attention."""
+    side = (SIDE, SIDE)
+    smooth = Image.fromarray((values * 255).round().astype(np.uint8)).resize(side, Image.Resampling.BILINEAR)
+    level = np.asarray(smooth, dtype=np.float64) / 255
+    heat = np.stack([np.interp(level, np.linspace(0, 1, len(STOPS)), STOPS[:, c]) for c in range(3)], axis=-1)
+    grey = np.asarray(Image.fromarray(square).convert("L").resize(side, Image.Resampling.BILINEAR), np.float64)
+    mixed: UInt8 = (0.35 * grey[..., None] + 0.65 * heat).round().astype(np.uint8)
+    return mixed
+
+
+def _webp(pixels: UInt8) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(file, "WEBP", quality=90)
+    return file.getvalue()

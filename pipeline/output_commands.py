@@ -1,0 +1,105 @@
+"""Commands about an output: parse, call one function, return its code."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from pipeline.job_commands import tell
+
+Command = Callable[..., int]
+
+
+def _output(function: Command) -> Command:
+    function = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(function)
+    return click.option("--output", required=True, help="Folder or s3://bucket/prefix of a run.")(function)
+
+
+@_output
+@click.option("--retry", is_flag=True, help="Forget these failures, so that the next run takes them up.")
+@click.option("--reason", multiple=True, help="Only where the reason holds this text; repeatable.")
+def failed(output: str, retry: bool, reason: tuple[str, ...], as_json: bool) -> int:
+    """List identities that failed, and photos that failed alone, with the reason."""
+    from pipeline import failures
+    from pipeline.names import shown
+    from pipeline.plan import Retry
+    from pipeline.storage import open_storage
+
+    storage, which = open_storage(output), Retry(reason)
+    if retry:
+        click.echo(f"{failures.forget(storage, which)} failures forgotten; the next run takes them up")
+        return 0
+    rows = failures.listed(storage, which)
+    if as_json:
+        click.echo(json.dumps(rows))
+    else:
+        for row in rows:
+            click.echo(shown(f"{row['identity']}: {row['status']}: {row['reason']}"))
+    return 1 if rows else 0
+
+
+@_output
+def finalise(output: str, as_json: bool) -> int:
+    """Build both manifests again from the records."""
+    from pipeline.manifest import write_manifest
+    from pipeline.storage import open_storage
+
+    photos, identities = write_manifest(open_storage(output), force=True)
+    tell({"photos": photos, "identities": identities}, as_json)
+    return 0
+
+
+@_output
+def verify(output: str, as_json: bool) -> int:
+    """Read every stored photo again: checksum, size, bound; exit code 1 on a fault."""
+    from pipeline.names import shown
+    from pipeline.storage import open_storage
+    from pipeline.verify import verify as check
+
+    result = check(open_storage(output))
+    if as_json:
+        click.echo(json.dumps(asdict(result)))
+    else:
+        for fault in result.faults:
+            click.echo(f"fault: {shown(fault)}")
+        for orphan in result.orphans:
+            click.echo(f"orphan: {shown(orphan)}")
+        counts = f"{len(result.faults)} faults, {len(result.orphans)} files that no record names"
+        click.echo(f"{result.photos} photos, {result.compared} compared with their source, {counts}")
+    return 1 if result.faults else 0
+
+
+@_output
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Local file; else report/index.html there."
+)
+@click.option("--photos", type=click.IntRange(min=1), default=200, show_default=True, help="Most photos shown.")
+def report(output: str, html: Path | None, photos: int, as_json: bool) -> int:
+    """Write one HTML page: before, after, change, scores, distributions. It holds pictures of the originals."""
+    from pipeline.report import write_report
+    from pipeline.storage import open_storage
+
+    tell(asdict(write_report(open_storage(output), html, photos)), as_json)
+    return 0
+
+
+@click.argument("photo")
+@_output
+@click.option("--config", type=click.Path(path_type=Path), help="YAML file of the run's settings.")
+@click.option("--profile", help="Profile of the run, if it was not tiny.")
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), default=Path("explain.html"), show_default=True
+)
+def explain(photo: str, output: str, config: Path | None, profile: str | None, html: Path, as_json: bool) -> int:
+    """Show what a surrogate sees in PHOTO (a file or URI of a run's input) and in its protected version."""
+    from pipeline.config import run_config
+    from pipeline.explain import explain as call
+
+    settings = run_config(config, {"input": photo, "output": output, "profile": profile})
+    tell(asdict(call(photo, settings, html)), as_json)
+    return 0
+
+
+COMMANDS = (failed, finalise, verify, report, explain)

@@ -1,0 +1,53 @@
+"""ratings.csv: what people say of generated faces, one row a rating."""
+
+import csv
+import io
+from collections.abc import Iterable
+
+from dladiff.errors import NotFoundError, StorageError
+from dladiff.evaluation.intervals import Estimate, mean_over_people
+from pipeline.storage import Storage
+
+RATINGS = "ratings.csv"
+COLUMNS = ("rater", "face", "identity", "attack", "condition", "prompt", "score", "time")
+SCORES = ("1", "2", "3", "4", "5")
+
+Rating = dict[str, str]
+
+
+def read_ratings(results: Storage) -> list[Rating]:
+    """Read ratings.csv; none where there is no such file. Raises StorageError for a damaged one."""
+    try:
+        text = results.get(RATINGS).decode("utf-8")
+    except NotFoundError:
+        return []
+    except UnicodeDecodeError as error:
+        raise StorageError(f"{results.uri_of(RATINGS)} is not UTF-8; mend or delete it") from error
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    if any(row.get("score") not in SCORES or None in row.values() for row in rows):
+        raise StorageError(f"{results.uri_of(RATINGS)}: a row has no score 1 to 5 or lacks a column; mend or delete it")
+    return rows
+
+
+def opinions(ratings: Iterable[Rating]) -> dict[tuple[str, str, str], Estimate]:
+    """Mean opinion score by attack, condition and prompt; people shown are drawn for the interval."""
+    values: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    for row in ratings:
+        own = values.setdefault((row["attack"], row["condition"], row["prompt"]), {})
+        own.setdefault(row["identity"], []).append(float(row["score"]))
+    return {key: found for key, own in values.items() if (found := mean_over_people(own)) is not None}
+
+
+def add_rating(results: Storage, rating: Rating) -> None:
+    """Append a rating, whoever else appends at the same time. Raises StorageError."""
+    for _ in range(50):
+        tag = results.tag(RATINGS)
+        rows = read_ratings(results) if tag else []
+        out = io.StringIO(newline="")
+        writer = csv.DictWriter(out, COLUMNS)
+        writer.writeheader()
+        writer.writerows([*rows, rating])
+        data = out.getvalue().encode()
+        if results.put_if_match(RATINGS, data, tag) if tag else results.put_if_absent(RATINGS, data):
+            return
+    raise StorageError(f"{results.uri_of(RATINGS)} keeps changing; is another program writing to it?")

@@ -1,0 +1,149 @@
+"""What an evaluation leaves: rows to results.parquet, tables.md, tables.html and contact sheets."""
+
+import io
+import json
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dladiff.evaluation.paper_layout import all_tables
+from dladiff.evaluation.paper_tables import NAMES
+from dladiff.evaluation.summaries import Group
+from dladiff.evaluation.tables import Evaluation, markdown
+from pipeline.evaluation_config import EvaluateConfig
+from pipeline.evaluation_page import render, write_sheets
+from pipeline.evaluation_plan import EvaluationPlan
+from pipeline.manifest import write_rows
+from pipeline.names import shown
+from pipeline.ratings import opinions, read_ratings
+from pipeline.records import load_many
+from pipeline.rows import RESULTS
+from pipeline.storage import Storage
+
+HEAD = (
+    "Figures are means over images with a 95 % interval of a bootstrap over people (2,000 draws, seeded). `lost`: rows "
+    "that failed / rows in which the thief had no photo with a face / photos in which it found none. ISM all counts a "
+    "picture without a face as 0, ISM detected leaves it out; a star marks an encoder that the protection optimised "
+    "against. Columns named `paper` are the paper's own numbers, of other models and photos: they are no result of "
+    "this evaluation; it calls " + ", ".join(f"{ours} {theirs}" for ours, theirs in NAMES.items()) + "."
+)
+
+QUALITY = ("psnr", "psnr_face", "ssim", "linf", "lpips")
+
+Row = dict[str, Any]
+
+
+def collect(results: Storage, plan: EvaluationPlan) -> list[Row]:
+    """Return the records of the plan's rows that are there: those of `rows/`, else failures."""
+    done = {entry.key for entry in results.list("rows/")}
+    failed = {entry.key for entry in results.list("failed/")}
+    keys = []
+    for row in plan.rows:
+        places = (f"rows/{row['key']}.json", f"failed/{row['key']}.json")
+        keys += [place for place, known in zip(places, (done, failed), strict=True) if place in known][:1]
+    return [record for _, record in load_many(results, keys)]
+
+
+def write_results(results: Storage, config: EvaluateConfig, plan: EvaluationPlan) -> list[Row]:
+    """Write results.parquet, tables.md, tables.html and sheets/; return the records they rest on."""
+    records = collect(results, plan)
+    write_rows(results, "results.parquet", (row for r in records for row in flat_rows(r)), RESULTS)
+    found = evaluation(results, config, plan, records)
+    tables = all_tables(found)
+    about = _about(config, plan, records)
+    text = f"# Evaluation\n\n{HEAD}\n\n" + "\n".join(f"- {line}" for line in about) + f"\n\n{markdown(tables)}"
+    results.put("tables.md", shown_lines(text).encode(), "text/markdown; charset=utf-8")
+    sheets = write_sheets(results, found)
+    results.put(
+        "tables.html", render(tables, HEAD.replace("`", ""), about, sheets).encode(), "text/html; charset=utf-8"
+    )
+    return records
+
+
+def evaluation(results: Storage, config: EvaluateConfig, plan: EvaluationPlan, records: Sequence[Row]) -> Evaluation:
+    """Gather what the tables are made of; features are read when a table asks for them."""
+
+    @lru_cache(maxsize=64)
+    def read(place: str) -> list[NDArray[np.float32]]:
+        with np.load(io.BytesIO(results.get(place)), allow_pickle=False) as stored:
+            return [stored[f"arr_{i}"] for i in range(len(stored.files))]
+
+    def features(record: Any, prompt: str) -> NDArray[np.float32] | None:
+        if not record.get("features"):
+            return None
+        return read(record["features"])[record["prompts"].index(prompt) if prompt else 0]
+
+    judge: list[dict[str, str]] = next((r["judge"] for r in records if "judge" in r), [])
+    network = next((r["feature_network"] for r in records if "feature_network" in r), "")
+    return Evaluation(
+        records=records,
+        features=features,
+        feature_name=network if config.features else f"{network}, not Inception",
+        conditions=config.conditions,
+        attacks=config.attacks,
+        bases=config.bases,
+        preprocessings=config.preprocessings,
+        shares=config.shares,
+        prompts=config.prompts,
+        encoders=tuple(e["name"] for e in judge),
+        optimised=frozenset(e["name"] for e in judge if {e["name"], e["sha256"]} & plan.optimised),
+        opinions=opinions(read_ratings(results)),
+    )
+
+
+def flat_rows(record: Row) -> Iterable[Row]:
+    """Yield rows of RESULTS: one a prompt, or one for a record that generated nothing."""
+    images, own = record.get("images") or {"": []}, Group((record,))
+    for prompt, pictures in images.items():
+        means = {m: _mean(own, m, "", prompt) for m in ("fdr", "fiqa", "nsfwr", *QUALITY)}
+        kinds = ("ism_all", "ism_detected", "gen_all", "gen_detected", "pro_all", "pro_detected")
+        similarity = [
+            {"encoder": e["name"]} | {kind: _mean(own, kind, e["name"], prompt) for kind in kinds}
+            for e in record.get("judge", [])
+        ]
+        yield (
+            record
+            | means
+            | {
+                "prompt": prompt,
+                "pictures": len(pictures),
+                "similarity": similarity,
+                "picture_scores": json.dumps(pictures),
+                "photo_scores": json.dumps(record.get("protected", [])),
+            }
+        )
+
+
+def _mean(own: Group, metric: str, encoder: str, prompt: str) -> float | None:
+    if not own.done:
+        return None
+    found = own.estimate(metric, encoder, prompt)
+    return None if found is None else found.value
+
+
+def shown_lines(text: str) -> str:
+    """Return text whose lines hold nothing that does not print."""
+    return "\n".join(shown(line) for line in text.splitlines()) + "\n"
+
+
+def _about(config: EvaluateConfig, plan: EvaluationPlan, records: Sequence[Row]) -> list[str]:
+    flags = [p["nsfw"] for r in records for pictures in r.get("images", {}).values() for p in pictures]
+    absent = {
+        "FID by Inception (no --features; a bundled encoder's features stand in a column named so)": config.features,
+        "FIQA (no --fiqa)": config.fiqa,
+        "LPIPS (no --lpips)": config.lpips,
+        "NSFWR (the base model has no safety checker)": any(flag is not None for flag in flags) or None,
+    }
+    missing = [name for name, given in absent.items() if given is None]
+    kinds = {r["reference_set"] for r in records if "reference_set" in r}
+    return [
+        f"{len(plan.identities)} people, {len(records)} of {len(plan.rows)} rows done or failed"
+        + (f"; {len(plan.left_out)} people are left out, since not every run protects them" if plan.left_out else ""),
+        f"attacks: {', '.join(config.attacks)}; seeds {', '.join(map(str, config.seeds))}; {config.count} images a "
+        f"prompt; base model {', '.join(config.bases)}; at most {config.photos} photos of a person",
+        f"judge: {', '.join(config.judges)}; similarity to: {', '.join(sorted(kinds)) or '-'}",
+        *([f"not measured: {'; '.join(missing)}"] if missing else []),
+    ]

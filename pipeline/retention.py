@@ -1,0 +1,215 @@
+"""Retention: what the owner asks to have deleted goes; nothing is ever deleted unasked, and the input never touched."""
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pyarrow.parquet as pq
+
+from dladiff.errors import ConfigError
+from dladiff.settings import nearest
+from pipeline import manifest, records
+from pipeline.config import RunConfig
+from pipeline.lease import Lease
+from pipeline.names import escape, shown
+from pipeline.plan import LATEST, existing, identities
+from pipeline.records import Row, load, read_index
+from pipeline.rows import PLAN
+from pipeline.storage import Storage, open_storage
+
+RECORDS = ("delete", "keep")
+OUTPUTS = ("output_uri", "output_key", "output_sha256")
+MOST_UNATTENDED = 0.5  # share of the recorded identities that may go at once without a person looking
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """What is to be deleted; by default nothing."""
+
+    gone: bool = False
+    """What is stored of identities whose originals left the input."""
+    protected_days: int = 0
+    """Protected photos this many days after they were made; 0: never."""
+    records: str = "delete"
+    """What becomes of the records of identities that left: delete, or keep (without the photos)."""
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with it, field by field."""
+        found = []
+        if self.protected_days < 0:
+            found.append(f"protected_days: {self.protected_days} is less than 0")
+        if self.records not in RECORDS:
+            hint = nearest(self.records, list(RECORDS))
+            found.append(f"records: {self.records!r} is unknown{hint}; choose one of {', '.join(RECORDS)}")
+        if not self.gone and self.protected_days == 0:
+            found.append("gone: nothing is to be deleted; give gone (--gone) or protected_days (--older-than DAYS)")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Due:
+    """One identity of which something is to be deleted."""
+
+    identity: str
+    why: str
+    photos: int
+    bytes: int
+    forgotten: bool
+    """Whether its records go as well."""
+
+    def line(self) -> str:
+        """Say who, why and how much."""
+        records = "with its records" if self.forgotten else "its record stays"
+        return f"{shown(self.identity)}: {self.why}; {self.photos} photos, {self.bytes / 1e6:.1f} MB, {records}"
+
+
+def retain(
+    output: str,
+    rule: Retention,
+    config: RunConfig | None = None,
+    *,
+    really: bool = False,
+    unattended: bool = False,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> list[Due]:
+    """Return what `rule` says is to be deleted from an output; with `really`, delete it and build the manifests.
+
+    `config` names the input, which is listed to know who left it; without one, age alone decides and every record
+    stays: work without a record would be done again. `unattended` refuses when more than MOST_UNATTENDED left.
+    Raises ConfigError where the rule or the input cannot be meant so, StorageError; another run holds the lease.
+    """
+    faults = [f"retention: {fault}" for fault in rule.faults()]
+    if rule.gone and config is None:
+        faults.append("--gone: needs the input (--input URI, or --config FILE): it says who is still there")
+    if faults:
+        raise ConfigError(faults)
+    storage = existing(output)
+    if storage is None:
+        return []
+    if not really:
+        return _find(storage, rule, config, unattended, now()).due
+    storage = open_storage(output, s3=config.s3 if config else None)
+    with Lease(storage) as lease:
+        found = _find(storage, rule, config, unattended, now())
+        if found.due:
+            _delete(storage, (entry.key for entry in storage.list("report/")))  # it shows pictures of them
+        if found.present is not None and rule.records == "delete":
+            _forget_plans(storage, found.present)
+        for one in found.due:
+            lease.check()
+            _remove(storage, one, found.rows[one.identity], now())
+        lease.check()
+        manifest.write_manifest(storage)
+    return found.due
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Who is due, the records of everybody, and who is in the input, if it was asked."""
+
+    due: list[Due]
+    rows: dict[str, list[Row]]
+    present: set[str] | None
+
+
+def _find(storage: Storage, rule: Retention, config: RunConfig | None, unattended: bool, now: datetime) -> _Found:
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for row in read_index(storage).rows():
+        rows[row.identity].append(row)
+    present, gone = None, set[str]()
+    if config is not None:
+        present = {identity.name for identity in identities(config, storage)}
+        gone = rows.keys() - present
+        _refuse_doubtful(len(gone), len(rows), config, unattended)
+    sizes, limit = _stored(storage), now - timedelta(days=rule.protected_days)
+    due = []
+    for name, own in sorted(rows.items()):
+        count, size = sizes[escape(name)]
+        finished = _finished(own)
+        left, old = rule.gone and name in gone, rule.protected_days > 0 and finished is not None and finished <= limit
+        forgotten = name in gone and rule.records == "delete"
+        if (left or old) and (count or forgotten):
+            why = "left the input" if left else f"protected on {finished:%Y-%m-%d}"
+            due.append(Due(identity=name, why=why, photos=count, bytes=size, forgotten=forgotten))
+    return _Found(due, rows, present)
+
+
+def _refuse_doubtful(gone: int, recorded: int, config: RunConfig, unattended: bool) -> None:
+    """An input that is not mounted, or the wrong one, looks as if everybody had left."""
+    where = shown(config.input)
+    if recorded and gone == recorded:
+        raise ConfigError(
+            [f"retention: none of {recorded} recorded identities is in {where}; give this output's input and layout"]
+        )
+    if unattended and gone > MOST_UNATTENDED * recorded:
+        raise ConfigError(
+            [
+                f"retention: {gone} of {recorded} recorded identities are not in {where}: too many for a run that "
+                f"nobody watches; nothing is deleted, `dladiff retention --gone` says who, --yes deletes"
+            ]
+        )
+
+
+def _finished(rows: list[Row]) -> datetime | None:
+    """When the newest part of an identity was done; None where nothing was."""
+    ends = [row.finished_at for row in rows if row.place.startswith("done/") and row.finished_at]
+    return max(map(datetime.fromisoformat, ends), default=None)
+
+
+def _stored(storage: Storage) -> dict[str, tuple[int, int]]:
+    """Photos and bytes by escaped identity."""
+    found: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for entry in storage.list("photos/"):
+        folder = entry.key.split("/")[1]
+        count, size = found[folder]
+        found[folder] = count + 1, size + entry.size
+    return found
+
+
+def _remove(storage: Storage, one: Due, rows: list[Row], now: datetime) -> None:
+    """Delete what is due. What a rerun looks for goes last, so that one that is cut off can be run again."""
+    photos = [entry.key for entry in storage.list(f"photos/{escape(one.identity)}/")]
+    if one.forgotten:
+        _delete(storage, photos)
+        for row in rows:
+            records.clear_starts(storage, one.identity, row.part)
+        _delete(storage, (row.place for row in rows))
+    else:
+        for row in rows:
+            _strip(storage, row, now)
+        _delete(storage, photos)
+
+
+def _strip(storage: Storage, row: Row, now: datetime) -> None:
+    """Take the photos out of a commit record: it goes on saying what was done, and that no work is left."""
+    if not row.place.startswith("done/"):
+        return
+    record = load(storage, row.place)
+    note = f"the protected photo was deleted on {now:%Y-%m-%d}, as retention asks"
+    for photo in record["photos"]:
+        if photo.get("output_key"):
+            photo |= dict.fromkeys(OUTPUTS)
+            photo["reason"] = "; ".join(text for text in (photo.get("reason"), note) if text)
+    storage.put(row.place, json.dumps(record, indent=1, allow_nan=False).encode(), records.JSON)
+
+
+def _forget_plans(storage: Storage, present: set[str]) -> None:
+    """Plans name people: earlier ones go, and those who left are taken out of the latest, which `status` reads."""
+    latest = load(storage, LATEST)["plan"] if storage.tag(LATEST) is not None else None
+    plans = [entry.key for entry in storage.list("plan/") if entry.key.endswith(".parquet")]
+    _delete(storage, (key for key in plans if key != latest))
+    if latest in plans:
+        rows = pq.read_table(io.BytesIO(storage.get(latest))).to_pylist()
+        kept = [row for row in rows if row["identity"] in present]
+        if len(kept) < len(rows):
+            manifest.write_rows(storage, latest, kept, PLAN)
+
+
+def _delete(storage: Storage, keys: Iterable[str]) -> None:
+    """Delete many at a time."""
+    with ThreadPoolExecutor(records.READERS) as pool:
+        list(pool.map(storage.delete, keys))

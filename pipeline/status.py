@@ -1,0 +1,95 @@
+"""How an output stands: counts, rates and time left, read from storage alone, once or again and again."""
+
+import io
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+
+from pipeline.live import FAILURES, RECENT, Actors, panel, safe
+from pipeline.plan import LATEST
+from pipeline.records import Task, load, read_index
+from pipeline.storage import Storage
+
+
+def status(storage: Storage) -> dict[str, Any]:
+    """Return done, failed, quarantined, left (of the latest plan), photos an hour lifetime and recent, hours left.
+
+    In tasks: identities, or parts of those that were split. Reads storage only, so any machine can ask.
+    """
+    index = read_index(storage)
+    planned = _planned(storage)
+    standing = index.standing()
+    if planned is not None:  # what an earlier plan left behind is not this one's progress
+        standing = {task: row for task, row in standing.items() if planned.get(task, row.key) == row.key}
+    counts = Counter(row.status for row in standing.values())
+    left = 0 if planned is None else len(planned.keys() - standing.keys())
+    rows = [row for row in standing.values() if row.status == "done" and row.started_at and row.finished_at]
+    ends = [(datetime.fromisoformat(row.finished_at or ""), row.photos - row.failed_photos) for row in rows]
+    starts = [datetime.fromisoformat(row.started_at or "") for row in rows]
+    photos = sum(count for _, count in ends)
+    span = (max(end for end, _ in ends) - min(starts)).total_seconds() / 3600 if ends else 0.0
+    recent = sum(count for end, count in ends if end > datetime.now(UTC) - RECENT)
+    rate = photos / span if span else 0.0
+    hours = left * (photos / len(rows)) / rate if rate and rows else None
+    return {
+        "done": counts["done"],
+        "failed": counts["failed"],
+        "quarantined": counts["quarantined"],
+        "left": left,
+        "photos": photos,
+        "photos_per_hour": round(rate, 1),
+        "photos_per_hour_recent": round(recent / (RECENT.total_seconds() / 3600), 1),
+        "hours_left": None if hours is None else round(hours, 2),
+    }
+
+
+def _planned(storage: Storage) -> dict[Task, str] | None:
+    """The latest plan's tasks and keys; None before the first plan."""
+    if storage.tag(LATEST) is None:
+        return None
+    place = load(storage, LATEST)["plan"]
+    columns = ["identity", "part", "key"]
+    rows = pq.read_table(io.BytesIO(storage.get(place)), columns=columns).to_pydict()
+    return {(name, part): key for name, part, key in zip(*(rows[c] for c in columns), strict=True)}
+
+
+def watch(storage: Storage, console: Console, every: float, sleep: Callable[[float], None] = time.sleep) -> int:
+    """Show how an output stands, again every `every` seconds, until nothing is left; return the exit code.
+
+    A live view on a terminal, else a line a look. The code is 0 when all is done and 1 when something failed.
+    """
+    actors = Actors(storage, every)
+    if not console.is_terminal:
+        while True:
+            facts = status(storage)
+            console.print(", ".join(f"{name} {value}" for name, value in facts.items()), soft_wrap=True)
+            if not facts["left"]:
+                return _code(facts)
+            sleep(every)
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            facts = status(storage)
+            live.update(_view(storage, facts, actors), refresh=True)
+            if not facts["left"]:
+                return _code(facts)
+            sleep(every)
+
+
+def _view(storage: Storage, facts: dict[str, Any], actors: Actors) -> Group:
+    ended = facts["done"] + facts["failed"] + facts["quarantined"]
+    head = ProgressBar(total=max(1, ended + facts["left"]), completed=ended, width=60)
+    bad = [row for row in read_index(storage).rows() if row.status != "done"] if ended > facts["done"] else []
+    last = sorted(bad, key=lambda row: row.finished_at or "")[-FAILURES:]
+    lines = [f"{safe(row.identity)}: {row.status} ({safe(row.reason)})" for row in last]
+    return panel(head, {name.replace("_", " "): value for name, value in facts.items()}, actors(), lines)
+
+
+def _code(facts: dict[str, Any]) -> int:
+    return 1 if facts["failed"] or facts["quarantined"] else 0

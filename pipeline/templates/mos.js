@@ -1,0 +1,48 @@
+"use strict";
+const at = (id) => document.getElementById(id);
+let rater = "", face = null, busy = true;
+
+async function ask(path, body) {
+  busy = true;
+  try {
+    const reply = await fetch(path, {
+      method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body),
+    });
+    const found = await reply.json();
+    if (!reply.ok) throw new Error(found.error);
+    at("error").textContent = "";
+    show(found);
+  } catch (error) {
+    at("error").textContent = `Not stored: ${error.message}. Try again.`;
+    busy = false;
+  }
+}
+
+function show(found) {
+  face = found.face;
+  at("who").hidden = true;
+  at("rate").hidden = face === null;
+  at("done").hidden = face !== null;
+  at("count").textContent = `${found.rated} of ${found.faces} rated`;
+  if (face === null) return;
+  at("face").onload = () => { busy = false; };
+  at("face").src = `/face/${face}.png`;
+}
+
+function rate(score) {
+  if (!busy && face !== null) ask("/rate", {rater, face, score});
+}
+
+at("who").addEventListener("submit", (event) => {
+  event.preventDefault();
+  rater = at("rater").value.trim();
+  if (rater) ask("/next", {rater});
+});
+at("scale").addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button) rate(Number(button.dataset.score));
+});
+document.addEventListener("keydown", (event) => {
+  const plain = !event.ctrlKey && !event.altKey && !event.metaKey && !event.repeat;
+  if (plain && event.target.id !== "rater" && /^[1-5]$/.test(event.key)) rate(Number(event.key));
+});

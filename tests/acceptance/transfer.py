@@ -1,0 +1,283 @@
+"""Transfer of layer 2 at equal PSNR: what a face still shows to encoders that took no part.
+
+Layer 2 alone, a fixed number of steps and no stop rule, on one face each of several people. Every perturbation is
+then scaled until the face box of the rounded photo has the same PSNR. The protected photo is read as an attacker
+reads it: detected and aligned again by SCRFD, embedded, compared with the clean photo. Levers are chosen on CHOOSING
+and reported on REPORTED, none of which is ever optimised. One JSON line a photo and condition; what the log holds is
+not done again.
+
+    python -m tests.acceptance.transfer --assets DIR --log FILE [--photos 8]
+    python -m tests.acceptance.transfer --log FILE --table
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import cv2
+import numpy as np
+import torch
+from onnx import helper
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dladiff import zero_shot_layer
+from dladiff.config import ZeroShotConfig
+from dladiff.evaluation.intervals import paired_change
+from dladiff.faces import Face, ScrfdDetector
+from dladiff.identity import IdentityEncoder, encoder_from_pack, load_encoder
+from dladiff.onnx_import import OnnxNetwork, load_model
+from dladiff.pixels import Pixels, to_float, to_uint8
+from dladiff.quality import psnr
+from dladiff.randomness import stream
+from dladiff.reading import FaceReader
+from dladiff.service import named_encoder
+from dladiff.transforms import blur
+from dladiff.zero_shot_layer import Box, pasted, perturb_face
+from tests.acceptance.dreambooth import Eyes, read
+
+CHOOSING = ("mobilefacenet_tf", "mobile")
+REPORTED = ("mobilefacenet_casia", "mobileface_v1")
+PSNR = 33.0  # dB in the face box: a bound of 8 grey levels, two thirds of the pixels at it
+FIXED = ZeroShotConfig(eta=8 / 255, step=1.5e-3, max_steps=60, draws=2, ths=-1, margin=0)
+"""No cosine is below -1, so nothing stops and nothing is floored; the steps can cross the bound three times."""
+PAIR = ("y1", "relu6")
+BASE = "two encoders"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What differs from BASE."""
+
+    encoders: tuple[str, ...] = PAIR
+    changes: dict[str, Any] = field(default_factory=dict)
+    inner: bool = False
+    """Compare an inner layer too: feature-level loss (Ganeshan et al. 2019, in spirit)."""
+    smooth: float = 0.0
+    """Blur of the gradient in cells of the canvas: TI-FGSM (Dong et al. 2019)."""
+
+
+WIDE = {"linear_noise": 0.1, "shift_noise": 4.0}
+CONDITIONS: dict[str, Condition] = {
+    BASE: Condition(),
+    "aligned space": Condition(changes={"space": "aligned"}),
+    "momentum 1": Condition(changes={"momentum": 1.0}),
+    "jitter x 2": Condition(changes=WIDE),
+    "robust": Condition(changes={"robust": True}),
+    "inner layer too": Condition(inner=True),
+    "gradient blurred": Condition(smooth=2.0),
+    "another pair": Condition(encoders=("y1", "residual")),
+    "three encoders": Condition(encoders=(*PAIR, "residual")),
+    "three encoders, robust, jitter x 2": Condition(encoders=(*PAIR, "residual"), changes={"robust": True, **WIDE}),
+}
+
+
+class Judge(Eyes):
+    """The encoders that take no part, each with its own crop."""
+
+    def __init__(self, assets: Path) -> None:
+        super().__init__(assets)
+        names = [n for n in (*CHOOSING, *REPORTED) if n != "mobile"]
+        self.nets = {n: self.graphnet.load(str(assets / "encoders" / f"{n}.safetensors")) for n in names}
+        self.mobile = named_encoder("embedded:mobile")
+
+    def embed(self, rgb: Pixels) -> dict[str, np.ndarray] | None:
+        points = self.landmarks(rgb)
+        if points is None:
+            return None
+        with torch.no_grad():
+            arcface = torch.from_numpy(self.crops.crop(rgb, points, "arcface112"))[None]
+            found = {"mobile": self.mobile(arcface)[0].numpy()}
+            for name, (net, pre) in self.nets.items():
+                crop = torch.from_numpy(self.crops.crop(rgb, points, pre["crop"]))[None]
+                found[name] = self.graphnet.embed(net, pre, crop)[0].numpy()
+        return found
+
+
+class WithInner(nn.Module):
+    """An encoder whose cosine is the mean of its own and that of the activations halfway through its network."""
+
+    def __init__(self, encoder: IdentityEncoder, path: Path) -> None:
+        super().__init__()
+        self.encoder, self.crop = encoder, encoder.crop
+        model = load_model(path)
+        convolutions = [i for i, node in enumerate(model.graph.node) if node.op_type == "Conv"]
+        last = convolutions[len(convolutions) // 2]
+        name = model.graph.node[last].output[0]
+        del model.graph.node[last + 1 :]
+        del model.graph.output[:]
+        model.graph.output.append(helper.make_tensor_value_info(name, 1, None))
+        self.inner = OnnxNetwork(model, path)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        inner = functional.normalize(self.inner(self.encoder.scaled(crops)).flatten(1), dim=1)
+        return torch.cat([self.encoder(crops), inner], 1) / 2**0.5
+
+
+class Bench:
+    """Detector, optimised encoders and judge, loaded once."""
+
+    def __init__(self, assets: Path) -> None:
+        packs = {name: assets / "insightface_pack" / f"mini_{name}" for name in PAIR}
+        paths = {name: encoder_from_pack(pack) for name, pack in packs.items()}
+        self.encoders: dict[str, Any] = {name: load_encoder(path, name) for name, path in paths.items()}
+        self.inner = {name: WithInner(self.encoders[name], path) for name, path in paths.items()}
+        self.encoders["residual"] = named_encoder("embedded:residual")
+        self.detector = ScrfdDetector(assets / "detectors" / "det_500m.onnx")
+        self.judge = Judge(assets)
+
+    def noise(self, case: "Case") -> Tensor:
+        """Random signs in the box; `at_psnr` gives them their size."""
+        box = case.box
+        coins = torch.rand((1, 3, box.y1 - box.y0, box.x1 - box.x0), generator=stream(0, case.name))
+        return torch.where(coins < 0.5, FIXED.eta, -FIXED.eta)
+
+    def protect(self, case: "Case", condition: Condition) -> tuple[Tensor, float]:
+        """Return the perturbation in the face's box and the processor's seconds."""
+        x = to_float(case.photo)
+        encoders = [(self.inner if condition.inner else self.encoders)[name] for name in condition.encoders]
+        reader = FaceReader(x, case.face, case.readings, encoders)
+        config = replace(FIXED, **condition.changes)
+        start = time.process_time()
+        with mock.patch.object(zero_shot_layer, "direction", _direction(condition.smooth)):
+            patch, _ = perturb_face(
+                x, case.box, reader.bases, reader.targets, encoders, config, stream(0, "transfer"), lambda _: [1.0]
+            )
+        return patch, time.process_time() - start
+
+    def white_box(self, case: "Case", out: Pixels) -> dict[str, float]:
+        """Cosine of the encoders that may be optimised, through the clean photo's alignment."""
+        reader = FaceReader(to_float(case.photo), case.face, [], list(self.encoders.values()))
+        return dict(zip(self.encoders, reader.through(to_float(out), reader.bases, [0]), strict=True))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A photo, its largest face, what the detector's sizes read, and the clean embeddings of the judge."""
+
+    name: str
+    photo: Pixels
+    face: Face
+    readings: list[list[Face]]
+    clean: dict[str, np.ndarray]
+
+    @property
+    def box(self) -> Box:
+        return Box.of(self.face, *self.photo.shape[:2])
+
+    @classmethod
+    def of(cls, path: Path, bench: Bench) -> "Case | None":
+        """Read a photo, at most 512 px a side; None where either detector finds no face."""
+        photo = read(path)
+        side = max(photo.shape[:2])
+        if side > 512:
+            photo = cv2.resize(photo, None, fx=512 / side, fy=512 / side, interpolation=cv2.INTER_AREA)
+        clean, found = bench.judge.embed(photo), bench.detector.detect(photo)
+        if clean is None or not found:
+            return None
+        return cls(f"{path.parent.name}/{path.stem}", photo, found[0], bench.detector.readings(photo), clean)
+
+
+def _direction(smooth: float) -> Callable[[Tensor, str], Tensor]:
+    return lambda slope, _: blur(slope, smooth).sign()
+
+
+def at_psnr(photo: Pixels, patch: Tensor, box: Box) -> tuple[Pixels, float]:
+    """Scale the perturbation until the rounded box has PSNR dB; return the photo and the scale."""
+    mask = np.zeros(photo.shape[:2], dtype=bool)
+    mask[box.y0 : box.y1, box.x0 : box.x1] = True
+    low, high = 0.0, 4.0
+    for _ in range(20):
+        scale = (low + high) / 2
+        out = to_uint8(pasted(to_float(photo), patch * scale, box))
+        low, high = (scale, high) if psnr(photo, out, mask) > PSNR else (low, scale)
+    return out, scale
+
+
+def faces(assets: Path, count: int) -> list[Path]:
+    """One photo each of the four people with several, then of the people with one."""
+    folder = assets / "photos"
+    first = [sorted(p for p in d.iterdir() if p.suffix != ".md")[0] for d in sorted(folder.iterdir()) if d.is_dir()]
+    several = [p for p in first if p.parent.name != "distractors"]
+    return [*several, *sorted((folder / "distractors").iterdir())][:count]
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Do what the log does not hold yet, photo by photo."""
+    torch.set_num_threads(1)
+    bench = Bench(options.assets)
+    known = {(r["photo"], r["condition"]) for r in rows(options.log)}
+    for path in faces(options.assets, options.photos):
+        name = f"{path.parent.name}/{path.stem}"
+        left = [label for label in ("noise", *CONDITIONS) if (name, label) not in known]
+        case = Case.of(path, bench) if left else None
+        for label in left if case else []:
+            patch, seconds = (bench.noise(case), 0.0) if label == "noise" else bench.protect(case, CONDITIONS[label])
+            out, scale = at_psnr(case.photo, patch, case.box)
+            found = bench.judge.embed(out)
+            row = {"photo": name, "condition": label, "seconds": round(seconds, 2), "scale": round(scale, 3)}
+            row["cosine"] = {n: float(found[n] @ case.clean[n]) for n in found} if found else None
+            row["optimised"] = bench.white_box(case, out)
+            print(json.dumps(row), flush=True)
+            with options.log.open("a") as log:
+                log.write(json.dumps(row) + "\n")
+
+
+def rows(log: Path) -> list[dict[str, Any]]:
+    """Read the log."""
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """Mean cosine of each encoder, and the paired change from BASE with a 95 % bootstrap interval over people.
+
+    Only photos of which the log holds every condition count, and found faces only (none was lost where N is full).
+    """
+    own: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in found:
+        if row["cosine"] is not None:
+            own.setdefault(row["condition"], {})[row["photo"]] = row
+    kept = set.intersection(*({*own.get(c, {})} for c in ("noise", *CONDITIONS)))
+    judges = (*CHOOSING, *REPORTED)
+    lines = [
+        f"| condition | N | processor time | {' | '.join(judges)} | change on {' and '.join(REPORTED)} (95 %) |",
+        "|---" * (len(judges) + 4) + "|",
+    ]
+
+    def reported(label: str) -> dict[str, list[float]]:
+        return {p: [own[label][p]["cosine"][e] for e in REPORTED] for p in kept}
+
+    usual = np.mean([own[BASE][p]["seconds"] for p in kept])
+    for label in ("noise", *CONDITIONS):
+        means = [f"{np.mean([own[label][p]['cosine'][e] for p in kept]):.3f}" for e in judges]
+        change = paired_change(reported(label), reported(BASE))
+        spread = f"{change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f})" if change and change.low else "-"
+        cost = np.mean([own[label][p]["seconds"] for p in kept]) / usual
+        clock = "-" if label == "noise" else f"{cost:.1f}"
+        lines.append(f"| {label} | {len(kept)} | {clock} | {' | '.join(means)} | {spread} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, or print the table of a log."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--table", action="store_true", help="print what the log holds, and measure nothing")
+    parser.add_argument("--assets", type=Path)
+    parser.add_argument("--photos", type=int, default=8)
+    options = parser.parse_args()
+    if options.table:
+        print(table(rows(options.log)))
+    elif options.assets is None:
+        parser.error("--assets is needed to measure")
+    else:
+        measure(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""An evaluation without networks: what its worker holds is stood in for by arithmetic on pixels."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dladiff.errors import ModelError
+from dladiff.evaluation.judge import Reading
+from dladiff.evaluation.metrics import Networks
+from dladiff.faces import Face
+from pipeline.evaluation_actor import EvaluateIdentity
+from pipeline.evaluation_config import ENCODER_ONLY, EvaluateConfig
+from pipeline.evaluation_plan import EvaluationPlan, make_plan
+from pipeline.storage import Storage, open_storage
+from tests.unit.test_report import protected_output
+
+Picture = NDArray[np.uint8]
+FACE = Face(box=(4.0, 4.0, 60.0, 60.0), landmarks=np.zeros((5, 2)), score=1.0)
+
+
+class Encoder:
+    name, sha256 = "fake", "0"
+
+
+class Mean:
+    """A judge for whom a picture is its mean colour; a black one holds no face."""
+
+    detector: Any = None
+    encoders = (Encoder(),)
+
+    def read(self, picture: Picture) -> Reading | None:
+        colour = picture.reshape(-1, 3).mean(0)
+        return Reading((FACE,), {"fake": colour / np.linalg.norm(colour)}) if colour.any() else None
+
+    def mean(self, pictures: list[Picture]) -> tuple[dict[str, Any], int]:
+        found = [r.embeddings["fake"] for p in pictures if (r := self.read(p))]
+        mean = np.sum(found, 0) if found else None
+        return ({} if mean is None else {"fake": mean / np.linalg.norm(mean)}), len(found)
+
+
+class Features:
+    name = "mobile"
+
+    def __call__(self, picture: Picture) -> NDArray[np.float64]:
+        return picture.reshape(-1, 3).mean(0)
+
+
+class FakeModels:
+    """Stands in for `EvaluationModels`: an attack gives back what it was trained on, black in one picture of four."""
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        self.config = config
+        judge: Any = Mean()
+        self.networks = Networks(judge=judge, features=Features())
+
+    def check(self) -> None:
+        for name in self.config.attacks:
+            self.attack(name, "embedded")
+
+    def attack(self, name: str, base: str) -> Callable[[list[Picture], int], dict[str, list[Picture]]] | None:
+        if name == ENCODER_ONLY:
+            return None
+        if name == "nameless":
+            raise ModelError("no attack named 'nameless'")
+
+        def run(squares: list[Picture], seed: int) -> dict[str, list[Picture]]:
+            if name == "breaks":
+                raise RuntimeError("out of luck")
+            made = [
+                squares[i % len(squares)] if i % 4 != 3 else np.zeros_like(squares[0]) for i in range(self.config.count)
+            ]
+            return {prompt: made for prompt in self.config.prompts}
+
+        return run
+
+    def base(self, folder: str) -> tuple[Any, Any]:
+        return None, None
+
+    def way(self, name: str) -> Callable[[Picture], Picture]:
+        return {"none": np.copy, "black": np.zeros_like}[name]
+
+    def squares(self, photos: list[Picture], base: str) -> list[Picture]:
+        return [photo[:64, :64] for photo in photos if photo.any()]
+
+
+def configured(folder: Path, **others: Any) -> EvaluateConfig:
+    settings: dict[str, Any] = {"attacks": ("dreambooth",), "prompts": ("a photo of sks person",), "count": 4}
+    return EvaluateConfig(output=str(folder / "out"), results=str(folder / "results"), **(settings | others))
+
+
+def evaluated(
+    folder: Path, people: dict[str, list[str]], **others: Any
+) -> tuple[EvaluateConfig, EvaluationPlan, Storage]:
+    """Protect people with noise, attack them with fakes, row by row; return the configuration, plan and results."""
+    protected_output(folder, people)
+    config = configured(folder, **others)
+    plan = make_plan(config)
+    worker = actor(config)
+    for row in plan.rows:
+        worker({"work": json.dumps(row)})
+    return config, plan, open_storage(config.results)
+
+
+def actor(config: EvaluateConfig) -> EvaluateIdentity:
+    """Return a worker that holds the fakes."""
+    open_storage(config.results, create=True)
+    worker = EvaluateIdentity(config.to_dict(), "run")
+    worker.models = FakeModels(config)  # type: ignore[assignment]
+    return worker

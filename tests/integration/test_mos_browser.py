@@ -1,0 +1,93 @@
+"""The rating page in a real Chromium: name, keyboard, mouse, end; no console message; ratings on storage."""
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.mos import Session, faces_of, make_server
+from pipeline.ratings import read_ratings
+from tests.evaluated import evaluated
+from tests.integration.test_report_browser import browser, messages  # noqa: F401 - a fixture
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[tuple[str, Any]]:
+    if not shutil.which("chromium"):
+        pytest.skip("no chromium on PATH: apt-get install chromium chromium-driver")
+    results = evaluated(tmp_path, {"ann": ["1.png"]}, kept=2)[2]
+    server = make_server(Session(results, faces_of(results)), 0)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/", results
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def ready(browser: Any, rated: int) -> None:  # noqa: F811
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    def shown(_: Any) -> bool:
+        done = browser.execute_script("return document.getElementById('count').textContent")
+        idle = browser.execute_script("return !busy && document.getElementById('face').naturalWidth > 0")
+        return bool(done.startswith(f"{rated} of 6") and idle)
+
+    WebDriverWait(browser, 20).until(shown)
+
+
+def press(browser: Any, key: str) -> None:  # noqa: F811
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    ActionChains(browser).send_keys(key).perform()
+
+
+def test_six_faces_by_keyboard_and_mouse(browser: Any, page: tuple[str, Any]) -> None:  # noqa: F811
+    from selenium.webdriver.common.keys import Keys
+
+    address, results = page
+    browser.get(address)
+    assert not browser.find_element("id", "rate").is_displayed()
+    browser.find_element("id", "rater").send_keys("rita 5", Keys.ENTER)
+    ready(browser, 0)
+    assert not browser.find_element("id", "who").is_displayed()
+    for i, key in enumerate("135"):
+        press(browser, key)
+        ready(browser, i + 1)
+    press(browser, "7")  # no score
+    buttons = {b.get_attribute("data-score"): b for b in browser.find_elements("css selector", "#scale button")}
+    assert list(buttons) == ["5", "4", "3", "2", "1"]
+    for i, score in enumerate("42"):
+        buttons[score].click()
+        ready(browser, i + 4)
+    press(browser, "1")
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    WebDriverWait(browser, 20).until(lambda b: b.find_element("id", "done").is_displayed())
+    assert sorted(r["score"] for r in read_ratings(results)) == sorted("135421")
+    assert {r["rater"] for r in read_ratings(results)} == {"rita 5"}
+    assert messages(browser) == []
+    sent = []
+    for entry in browser.get_log("performance"):
+        event = json.loads(entry["message"])["message"]
+        if event["method"] == "Network.requestWillBeSent" and event["params"]["documentURL"] == address:
+            sent.append(event["params"]["request"]["url"])
+    assert sent
+    assert all(url.startswith(address) for url in sent)
+    browser.get(address)
+    browser.find_element("id", "rater").send_keys("rita 5", Keys.ENTER)
+    WebDriverWait(browser, 20).until(lambda b: b.find_element("id", "done").is_displayed())
+
+
+def test_the_page_fits_a_phone(browser: Any, page: tuple[str, Any]) -> None:  # noqa: F811
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    )
+    browser.get(page[0])
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390

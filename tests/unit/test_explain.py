@@ -1,0 +1,118 @@
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import skimage.data
+import torch
+from diffusers.models.attention_processor import Attention
+
+from dladiff import explain as method
+from dladiff.config import method_config
+from dladiff.errors import ConfigError
+from dladiff.randomness import stream
+from dladiff.surrogate import Surrogate
+from pipeline.config import run_config
+from pipeline.explain import explain
+from pipeline.photos import encode_png
+from pipeline.rows import PHOTOS
+from pipeline.storage import open_storage
+from pipeline.trace import Trace, read_trace, write_trace
+
+NAME = "<b>a & b</b>"
+
+
+def photos(folder: Path) -> tuple[Path, Path]:
+    """An original beside the output of a run that holds its protected version: three grey levels of noise."""
+    clean = np.ascontiguousarray(skimage.data.astronaut()[:256, 96:352])
+    signs = np.random.default_rng(0).choice([-3, 3], clean.shape)
+    protected = (clean.astype(int) + signs).clip(0, 255).astype(np.uint8)
+    source, output = folder / "photo.png", folder / "out"
+    data = encode_png(protected)
+    source.write_bytes(encode_png(clean))
+    row = {
+        "identity": NAME,
+        "status": "protected",
+        "source_uri": f"file://{source}",
+        "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "output_key": "photos/a/b.png",
+        "output_uri": f"file://{output}/photos/a/b.png",
+        "output_sha256": hashlib.sha256(data).hexdigest(),
+    }
+    storage = open_storage(output, create=True)
+    storage.put("photos/a/b.png", data)
+    manifest = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([row], schema=PHOTOS), manifest)
+    storage.put("manifest/photos.parquet", manifest.getvalue())
+    return source, output
+
+
+def test_page_shows_both_photos_under_three_weights_and_escapes_names(tmp_path: Path) -> None:
+    source, output = photos(tmp_path)
+    write_trace(open_storage(output), NAME, 0, {"Layer 1, attention steps": {"loss": [1.0, 3.0, 2.0]}})
+    settings = run_config(
+        None, {"input": "-", "output": str(output), "method": {"finetuning": {"iter_ft": 3, "lr_static": 5e-4}}}
+    )
+    found = explain(str(source), settings, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert found.identity == NAME and found.photos == 1
+    assert set(found.correlations) == set(method.WEIGHTS)
+    assert all(-1 <= value <= 1 for value in found.correlations.values())
+    assert page.count("data:image/webp") == 2 + 2 * len(method.WEIGHTS)
+    assert "<b>a" not in page and "&lt;b&gt;a &amp; b" in page
+    assert 'points="0.0,120.0 160.0,0.0 320.0,60.0"' in page
+    assert "http" not in page.replace("file://", "").replace("http-equiv", "")
+
+
+def test_unknown_photo_is_refused(tmp_path: Path) -> None:
+    _, output = photos(tmp_path)
+    other = tmp_path / "other.png"
+    other.write_bytes(encode_png(np.zeros((64, 64, 3), np.uint8)))
+    settings = run_config(None, {"input": "-", "output": str(output)})
+    with pytest.raises(ConfigError, match="no protected photo"):
+        explain(str(other), settings, tmp_path / "page.html")
+    with pytest.raises(ConfigError, match="No such file"):
+        explain(str(tmp_path / "absent.png"), settings, tmp_path / "page.html")
+
+
+def test_instance_map_is_the_mean_of_diffusers_own_attention_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention.get_attention_scores of diffusers, in a processor that keeps them, on the same latents and noise."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(method, "DRAWS", 2)
+    surrogate, config = Surrogate("embedded", torch.device("cpu")), method_config("tiny", None, {})
+    square = torch.rand(1, 3, 128, 128, generator=stream(1))
+    found = method.instance_map(surrogate, surrogate.unet, square, config, 7)
+    kept: list[torch.Tensor] = []
+
+    def keeping(attn: Attention, hidden_states: torch.Tensor, encoder_hidden_states=None, **_: object) -> torch.Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (
+            attn.head_to_batch_dim(t) for t in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )
+        scores = attn.get_attention_scores(query, key)
+        if encoder_hidden_states is not None and scores.shape[1] == 256:
+            kept.append(scores.mean(0))
+        return attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(scores @ value)))
+
+    prompt = surrogate.prompt(config.finetuning.prompt)
+    surrogate.unet.set_attn_processor(keeping)
+    with torch.no_grad():
+        posterior = surrogate.encode_fixed(square, 1)
+        for number in range(2):
+            noise = surrogate.draw([stream(7, "explain", str(number))], 128)
+            surrogate.predict(surrogate.unet, surrogate.latents(posterior, noise), noise, prompt)
+    expected = torch.stack(kept).mean(0)[:, prompt.instance].reshape(16, 16).numpy()
+    assert len(kept) == 2  # one layer at 16 x 16, two draws
+    assert np.allclose(found, expected / expected.mean(), atol=1e-4)
+
+
+def test_traces_go_through_storage_and_a_task_without_one_has_none(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path / "out", create=True)
+    write_trace(storage, "../x", 2, {"a": {"loss": [1.0, 1.0]}})
+    assert read_trace(storage, "../x", 2) == Trace({"a": {"loss": [1.0, 1.0]}})
+    assert read_trace(storage, "../x") is None
+    (curve,) = Trace({"a": {"loss": [1.0, 1.0], "none": []}, "b": {}}).curves()
+    assert (curve.steps, curve.low, [name for name, _ in curve.lines]) == (2, 1.0, ["loss"])
