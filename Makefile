@@ -42,7 +42,7 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.bench.speed --only tiny
 
 docs: $(STAMP)
-	$(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python -m mkdocs build --strict
 	@echo "open site/index.html, or for the search: $(BIN)/python -m mkdocs serve"
 
 # Minutes with real processes that are killed; prints the table of docs/operations.md.

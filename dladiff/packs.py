@@ -22,7 +22,7 @@ def find(name: str) -> Path | None:
         return None
     path = Path(name.removeprefix(CLIP))
     if path.exists():
-        return path
+        return _pack(path) or path
     if not _bare(name):
         return None
     return next((place for folder in _folders() if (place := _pack(folder / name)) is not None), None)

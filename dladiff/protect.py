@@ -83,6 +83,8 @@ class _Work:
     deltas: list[Tensor] = field(default_factory=list)
     steps: int = 0
     """Of layer 2, all faces together."""
+    cosines: list[list[float]] = field(default_factory=list)
+    """Of the optimised encoders, at each of these steps."""
 
 
 def protect(
@@ -116,7 +118,8 @@ def protect(
     elif config.layers != "zero_shot":
         static = _static(works, clean, models, config, seed, losses)
         lap("static_surrogate")
-        _first_layer(works, static, models, config, seed, losses)
+        x, streams = _squares(works, seed)
+        _keep(works, finetuning_layer.perturb(models.surrogate, static, x, config.finetuning, streams, losses))
         lap("finetuning_layer")
         steps["static_surrogate"] = {"training": config.finetuning.iter_ft}
         squares = sum(len(work.squares) for work in works)
@@ -126,12 +129,19 @@ def protect(
         outs[work.photo.key] = _second_layer(work, models, config, seed)
     lap("zero_shot_layer")
     steps["zero_shot_layer"] = {"perturbation": sum(work.steps for work in works)}
-    return Protected([outs[p.key] for p in photos], seconds, steps, _charts(losses or {}, works) if trace else {})
+    charts = {} if losses is None else _charts(losses, works, models.encoders)
+    return Protected([outs[p.key] for p in photos], seconds, steps, charts)
 
 
-def _charts(losses: finetuning_layer.Losses, works: list[_Work]) -> dict[str, dict[str, list[float]]]:
-    """One chart a stage of layer 1, and one a photo of layer 2 with a series an encoder."""
-    return {f"Layer 1, {stage}": {"loss": torch.stack(values).tolist()} for stage, values in losses.items()}
+def _charts(
+    losses: finetuning_layer.Losses, works: list[_Work], encoders: Sequence[IdentityEncoder]
+) -> dict[str, dict[str, list[float]]]:
+    """One chart a stage of layer 1, one a photo of layer 2: a series an encoder, faces one after another."""
+    charts = {f"Layer 1, {stage}": {"loss": torch.stack(values).tolist()} for stage, values in losses.items()}
+    for work in works:
+        lines = zip(*work.cosines, strict=True)
+        charts[f"Layer 2, {work.photo.key}"] = {e.name: list(line) for e, line in zip(encoders, lines, strict=False)}
+    return charts
 
 
 def _prepare(photo: PhotoIn, models: Models, config: MethodConfig) -> _Work:
@@ -170,18 +180,6 @@ def _static(
     return finetuning_layer.static_surrogate(
         models.surrogate, squares, config.finetuning, stream(seed, "static", *names), losses
     )
-
-
-def _first_layer(
-    works: list[_Work],
-    static: Any,
-    models: Models,
-    config: MethodConfig,
-    seed: int,
-    losses: finetuning_layer.Losses | None,
-) -> None:
-    x, streams = _squares(works, seed)
-    _keep(works, finetuning_layer.perturb(models.surrogate, static, x, config.finetuning, streams, losses))
 
 
 def _compared_layer(
@@ -242,7 +240,7 @@ def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) 
             reader = FaceReader(x, face, readings, models.encoders)
             rule = StopRule(reader, models.detector, config.zero_shot, stream(seed, "views", work.name, str(i)))
             box = zero_shot_layer.Box.of(face, *x.shape[-2:])
-            patch, steps = zero_shot_layer.perturb_face(
+            patch, steps, seen = zero_shot_layer.perturb_face(
                 current,
                 box,
                 reader.bases,
@@ -253,6 +251,7 @@ def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) 
                 rule,
             )
             work.steps += steps
+            work.cosines += seen
             layer2[..., box.y0 : box.y1, box.x0 : box.x1] += patch
             layer2.clamp_(-config.zero_shot.eta, config.zero_shot.eta)
             current = (first + layer2).clamp(0, 1)

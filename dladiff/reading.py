@@ -11,7 +11,7 @@ from dladiff.config import ZeroShotConfig
 from dladiff.faces import SAME_FACE, Detector, Face, Matrix, alignment_matrix, face_quad, iou, warp
 from dladiff.identity import IdentityEncoder
 from dladiff.pixels import Images, Pixels, to_float, to_uint8
-from dladiff.zero_shot_layer import CROP, jitter
+from dladiff.zero_shot_layer import enlarged, jitter
 
 VIEWS = 8
 """Jittered alignments that the stop rule reads beside those that the detector gives."""
@@ -107,9 +107,7 @@ def similarity_rows(
 
 
 def _crops(photo: Images, matrices: Matrix, side: int) -> Images:
-    """Align as InsightFace does at any size: the template of 112 px, enlarged."""
-    enlarged = torch.from_numpy(matrices * (side / CROP)).to(photo)
-    return warp(photo.expand(len(matrices), -1, -1, -1), enlarged, side)
+    return warp(photo.expand(len(matrices), -1, -1, -1), torch.from_numpy(enlarged(matrices, side)).to(photo), side)
 
 
 def _distinct(matrices: Sequence[Matrix]) -> tuple[Matrix, list[int]]:

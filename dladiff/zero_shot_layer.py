@@ -1,6 +1,5 @@
 """Layer 2, Algorithm 2: the perturbation against identity encoders, one face of one photo at a time."""
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -113,12 +112,13 @@ def perturb_face(
     config: ZeroShotConfig,
     generator: Generator,
     reading: Reading,
-) -> tuple[Tensor, int]:
+) -> tuple[Tensor, int, list[list[float]]]:
     """Algorithm 2: perturb one face of `photo` (`1 3 h w`, layer 1 already in it) inside its box.
 
     `bases` (k x 2 x 3) are the alignments that detectors give the clean face, the main one first; `targets` its
-    embeddings through each of them, `k d` for every encoder. Returns the perturbation in the box and the steps taken.
-    The loop ends when every encoder's `reading` of the pasted photo is at most `ths`.
+    embeddings through each of them, `k d` for every encoder. Returns the perturbation in the box, the steps taken, and
+    each encoder's mean cosine at each of them. The loop ends when every encoder's `reading` of the pasted photo is at
+    most `ths`.
     """
     canvas: Canvas = (ImageCanvas if config.space == "image" else AlignedCanvas)(box, bases[0])
     weights = config.weights or (1 / len(encoders),) * len(encoders)
@@ -126,7 +126,7 @@ def perturb_face(
     speed = torch.zeros_like(delta)
     scene = _Scene(photo, bases, box, canvas)
     floors = [config.ths - config.margin] * len(encoders)
-    recent: deque[list[float]] = deque(maxlen=config.check_every)
+    seen: list[list[float]] = []
     for step in range(config.max_steps):
         turn = (step * config.draws + np.arange(config.draws)) % len(bases)
         matrices = jitter(bases[turn], config.linear_noise, config.shift_noise, generator)
@@ -137,19 +137,19 @@ def perturb_face(
             (encoder(crops[encoder.crop]) * target[turn]).sum(1).mean()
             for encoder, target in zip(encoders, targets, strict=True)
         ]
-        recent.append([float(c.detach()) for c in cosines])
-        levels = np.mean(recent, axis=0)
+        seen.append([float(c.detach()) for c in cosines])
+        levels = np.mean(seen[-config.check_every :], axis=0)
         if step % config.check_every == 0 and max(levels) <= config.ths:
             patch = canvas.paste(delta).clamp(-config.eta, config.eta)
             found = reading(pasted(photo, patch, box))
             if max(found) <= config.ths:
-                return patch, step
+                return patch, step, seen
             floors = [_floor(f, level, config) for f, level in zip(found, levels, strict=True)]
         now = shares(weights, levels, floors) if config.weighting == "adaptive" else weights
         (slope,) = torch.autograd.grad(objective(cosines, floors, now), point)
         speed = accumulated(speed, slope, config.momentum)
         delta = (delta + config.step * direction(speed, "sign")).clamp(-config.eta, config.eta).detach()
-    return canvas.paste(delta).clamp(-config.eta, config.eta), config.max_steps
+    return canvas.paste(delta).clamp(-config.eta, config.eta), config.max_steps, seen
 
 
 def objective(cosines: Sequence[Tensor], floors: Sequence[float], weights: Sequence[float]) -> Tensor:
@@ -192,6 +192,11 @@ def jitter(matrices: Matrix, linear_noise: float, shift_noise: float, generator:
     return np.stack([_compose(a, m) for a, m in zip(about, matrices, strict=True)])
 
 
+def enlarged(matrices: Matrix, side: int) -> Matrix:
+    """Align to the template enlarged to `side`, as InsightFace's norm_crop does."""
+    return matrices * (side / CROP)
+
+
 def pasted(photo: Images, patch: Tensor, box: Box) -> Images:
     """Return the photo with the patch added inside the box, in [0, 1]."""
     out = photo.clone()
@@ -208,13 +213,13 @@ class _Scene:
 
     def align(self, picture: Images, matrices: Matrix, side: int) -> Images:
         """Crop a picture of the window's size."""
-        moved = _tensor(_shift(_enlarged(matrices, side), self.offset), picture)
+        moved = _tensor(_shift(enlarged(matrices, side), self.offset), picture)
         return warp(picture.expand(len(matrices), -1, -1, -1), moved, side)
 
     def plain(self, delta: Tensor, matrices: Matrix, side: int) -> Images:
         """Crop window and perturbation each by itself: the sum of the crops is the crop of the sum."""
         seen = self.align(self.window, matrices, side)
-        return (seen + self.canvas.align(delta, _enlarged(matrices, side), side)).clamp(0, 1)
+        return (seen + self.canvas.align(delta, enlarged(matrices, side), side)).clamp(0, 1)
 
     def changed(self, delta: Tensor, transform: Transform, matrices: Matrix, side: int) -> Images:
         """Paste, transform, crop: a transform of the photo knows its pixels, not the crop's."""
@@ -253,11 +258,6 @@ def _window(photo: Images, bases: Matrix) -> tuple[Images, tuple[int, int]]:
 
 def _compose(outer: Matrix, inner: Matrix) -> Matrix:
     return np.concatenate([outer[:, :2] @ inner[:, :2], outer[:, :2] @ inner[:, 2:] + outer[:, 2:]], axis=1)
-
-
-def _enlarged(matrices: Matrix, side: int) -> Matrix:
-    """Align to the template enlarged to `side`, as InsightFace's norm_crop does."""
-    return matrices * (side / CROP)
 
 
 def _shift(matrices: Matrix, offset: tuple[int, int]) -> Matrix:

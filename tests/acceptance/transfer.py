@@ -145,7 +145,7 @@ class Bench:
         config = replace(FIXED, **condition.changes)
         start = time.process_time()
         with mock.patch.object(zero_shot_layer, "direction", _direction(condition.smooth)):
-            patch, _ = perturb_face(
+            patch, _, _ = perturb_face(
                 x, case.box, reader.bases, reader.targets, encoders, config, stream(0, "transfer"), lambda _: [1.0]
             )
         return patch, time.process_time() - start

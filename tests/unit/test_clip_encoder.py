@@ -89,7 +89,7 @@ def test_layer_2_lowers_it_beside_an_encoder_of_another_size(folder: Path) -> No
     box = Box.of(face, *x.shape[-2:])
     config = ZeroShotConfig(max_steps=12, step=4e-3, draws=2, ths=-1)
     generator = torch.Generator().manual_seed(0)
-    patch, _ = perturb_face(x, box, reader.bases, reader.targets, encoders, config, generator, lambda _: [1.0, 1.0])
+    patch, _, _ = perturb_face(x, box, reader.bases, reader.targets, encoders, config, generator, lambda _: [1.0, 1.0])
     before, after = (reader.through(p, reader.bases, [0]) for p in (x, pasted(x, patch, box)))
     assert min(before) > 0.999
     noise = torch.randn(patch.shape, generator=generator).sign() * patch.square().mean().sqrt()

@@ -39,7 +39,7 @@ def test_the_folder_of_the_variable_comes_first(home: Path, tmp_path: Path, monk
 
 def test_the_nested_folder_of_a_bad_zip(home: Path) -> None:
     inner = pack(home / "antelopev2" / "antelopev2")
-    assert packs.find("antelopev2") == inner
+    assert packs.find("antelopev2") == packs.find(str(inner.parent)) == packs.find(str(inner)) == inner
     (home / "empty").mkdir()
     assert packs.find("empty") is None
 

@@ -57,6 +57,25 @@ def test_same_seed_same_bytes_in_any_order(protector: Protector) -> None:
     assert {s["optimised"] for s in faced.similarity} == {True, False}
 
 
+def test_a_trace_holds_every_step_and_changes_no_byte(protector: Protector) -> None:
+    config, one = protector.config, pieces()[:1]
+    plain = protect(one, [], protector.models, config, seed=0)
+    traced = protect(one, [], protector.models, config, seed=0, trace=True)
+    assert np.array_equal(plain.photos[0].pixels, traced.photos[0].pixels)
+    assert plain.trace == {}
+    layer1, epochs = config.finetuning, config.finetuning.iter_opt
+    lengths = {title: {len(values) for values in lines.values()} for title, lines in traced.trace.items()}
+    assert lengths.pop("Layer 2, face") <= {traced.steps["zero_shot_layer"]["perturbation"] + more for more in (0, 1)}
+    assert lengths == {
+        "Layer 1, static surrogate": {layer1.iter_ft},
+        "Layer 1, attention steps": {epochs * layer1.iter_1},
+        "Layer 1, denoising steps": {epochs * layer1.iter_2},
+        "Layer 1, dynamic surrogate": {(epochs - 1) * layer1.iter_3},
+    }
+    cosines = next(iter(traced.trace["Layer 2, face"].values()))
+    assert cosines[0] > 0.7 and cosines[-1] < 0.5 * cosines[0]
+
+
 def test_steps_told_are_the_steps_taken(protector: Protector, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: Counter[str] = Counter()
 
