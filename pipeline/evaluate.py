@@ -101,8 +101,9 @@ def _results(config: EvaluateConfig, todo: list[Row]) -> Generator[Row]:
             num_gpus=config.gpus,  # a fraction shares one GPU: the attacks on the tiny model need little
         )
         try:
-            for row in stage.iter_rows():
-                yield json.loads(row["result"])
+            # iter_rows would fetch one block ahead: each result would be told only when the next one is there
+            for block in stage.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+                yield from map(json.loads, block["result"].to_pylist())
         except DladiffError:
             raise
         except ray.exceptions.RayError as error:

@@ -20,6 +20,7 @@ from pipeline.retention import Due, Retention, retain
 from pipeline.rows import PLAN
 from pipeline.status import status
 from pipeline.storage import Storage, open_storage
+from pipeline.trace import write_trace
 from pipeline.verify import verify
 
 NOW = datetime(2026, 7, 1, tzinfo=UTC)
@@ -105,6 +106,7 @@ def test_nothing_is_deleted_by_default(storage: Storage, photos: Path) -> None:
 def test_who_left_goes_with_every_trace_and_no_other(storage: Storage, photos: Path) -> None:
     leave(photos, "bob")
     leave(photos, "cy/x")
+    write_trace(storage, "cy/x", 0, {"Layer 2, cy/x/1.png": {"residual": [0.9, 0.1]}})
     originals, ann = everything(photos), {key for key in keys(storage) if "ann" in key}
     due = retain(storage.uri, GONE, config(storage, photos), really=True)
     assert [(one.identity, one.photos) for one in due] == [("bob", 2), ("cy/x", 2)]

@@ -27,14 +27,14 @@ def protector(monkeypatch: pytest.MonkeyPatch) -> Protector:
     made = Protector.__new__(Protector)
     made.config = service.method_config("tiny", None, {})
     made.config = replace(made.config, finetuning=replace(made.config.finetuning, batch_photos=4))
-    made.seed = 0
+    made.seed, made.trace = 0, False
     made.models = SimpleNamespace(device=torch.device("cpu"), detector=None)  # type: ignore[assignment]
     monkeypatch.setattr(made, "_described", list)
     return made
 
 
 def room_for(most: int, batches: list[int]) -> Any:
-    def protect(photos: Any, clean: Any, models: Any, config: Any, seed: int) -> Protected:
+    def protect(photos: Any, clean: Any, models: Any, config: Any, seed: int, trace: bool) -> Protected:
         batches.append(config.finetuning.batch_photos)
         if config.finetuning.batch_photos > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
