@@ -20,7 +20,7 @@ from pipeline.plan import LATEST, existing, identities
 from pipeline.records import Row, load, read_index
 from pipeline.rows import PLAN
 from pipeline.storage import Storage, open_storage
-from pipeline.trace import trace_key
+from pipeline.trace import traces_of
 
 RECORDS = ("delete", "keep")
 OUTPUTS = ("output_uri", "output_key", "output_sha256")
@@ -174,7 +174,7 @@ def _stored(storage: Storage) -> dict[str, tuple[int, int]]:
 def _remove(storage: Storage, one: Due, rows: list[Row], now: datetime) -> None:
     """Delete what is due. What a rerun looks for goes last, so that one that is cut off can be run again."""
     photos = [entry.key for entry in storage.list(f"photos/{escape(one.identity)}/")]
-    photos += [trace_key(one.identity, row.part) for row in rows]
+    photos += traces_of(storage, one.identity)
     if one.forgotten:
         _delete(storage, photos)
         for row in rows:

@@ -52,6 +52,13 @@ def read_trace(storage: Storage, identity: str, part: int = 0) -> Trace | None:
         return None
 
 
+def traces_of(storage: Storage, identity: str) -> list[str]:
+    """Return the storage keys of an identity's traces, one a task."""
+    place = trace_key(identity, 0).removesuffix(".json")
+    found = (entry.key for entry in storage.list(place))
+    return [key for key in found if key == f"{place}.json" or key.startswith(f"{place}~")]
+
+
 def _curve(title: str, lines: Mapping[str, Sequence[float]]) -> Curve:
     every = [value for values in lines.values() for value in values]
     low, high = min(every), max(every)
