@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.nn import functional
 from dladiff.config import ZeroShotConfig
 from dladiff.faces import Face, inverse, warp
 from dladiff.identity import IdentityEncoder
-from dladiff.pgd import direction
+from dladiff.pgd import Momentum, direction
 from dladiff.pixels import Images
 from dladiff.transforms import Transform, draw_transform, mirror
 
@@ -123,7 +124,7 @@ def perturb_face(
     canvas: Canvas = (ImageCanvas if config.space == "image" else AlignedCanvas)(box, bases[0])
     weights = config.weights or (1 / len(encoders),) * len(encoders)
     delta = torch.zeros(1, 3, *canvas.shape, device=photo.device)
-    speed = torch.zeros_like(delta)
+    step_of = Momentum(config.momentum, "sign") if config.momentum else partial(direction, kind="sign")
     scene = _Scene(photo, bases, box, canvas)
     floors = [config.ths - config.margin] * len(encoders)
     seen: list[list[float]] = []
@@ -147,8 +148,7 @@ def perturb_face(
             floors = [_floor(f, level, config) for f, level in zip(found, levels, strict=True)]
         now = shares(weights, levels, floors) if config.weighting == "adaptive" else weights
         (slope,) = torch.autograd.grad(objective(cosines, floors, now), point)
-        speed = accumulated(speed, slope, config.momentum)
-        delta = (delta + config.step * direction(speed, "sign")).clamp(-config.eta, config.eta).detach()
+        delta = (delta + config.step * step_of(slope)).clamp(-config.eta, config.eta).detach()
     return canvas.paste(delta).clamp(-config.eta, config.eta), config.max_steps, seen
 
 
@@ -165,16 +165,6 @@ def shares(weights: Sequence[float], levels: Sequence[float], floors: Sequence[f
     """
     excess = [w * max(0.0, float(c) - f) for w, c, f in zip(weights, levels, floors, strict=True)]
     return [e / sum(excess) for e in excess] if sum(excess) else list(weights)
-
-
-def accumulated(speed: Tensor, slope: Tensor, momentum: float) -> Tensor:
-    """MI-FGSM, Dong et al. 2018, eq. 6: momentum * speed + slope / |slope|_1, the norm as a mean over pixels.
-
-    Without momentum the slope itself.
-    """
-    if not momentum:
-        return slope
-    return momentum * speed + slope / slope.abs().mean().clamp_min(torch.finfo(slope.dtype).tiny)
 
 
 def _floor(found: float, level: float, config: ZeroShotConfig) -> float:

@@ -47,14 +47,19 @@ def results(
             num_gpus=config.gpus_per_actor,  # a fraction shares one GPU
             # Ray Data restarts a killed actor without end; the durable start counter ends a crash loop
         )
-        try:
-            # iter_rows would fetch one block ahead: each result would be told only when the next one is there
-            for block in stage.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
-                yield from map(json.loads, block["result"].to_pylist())
-        except DladiffError:
-            raise
-        except ray.exceptions.RayError as error:
-            raise StorageError(f"the Ray cluster failed: {str(error).strip().splitlines()[-1]}") from error
+        yield from told(ray, stage)
+
+
+def told(ray: Any, stage: Any) -> Generator[dict[str, Any]]:
+    """Yield the column `result` of a stage, row by row as they come. Raises StorageError when Ray fails."""
+    try:
+        # iter_rows would fetch one block ahead: each result would be told only when the next one is there
+        for block in stage.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+            yield from map(json.loads, block["result"].to_pylist())
+    except DladiffError:
+        raise
+    except ray.exceptions.RayError as error:
+        raise StorageError(f"the Ray cluster failed: {str(error).strip().splitlines()[-1]}") from error
 
 
 def _rows(ray: Any, todo: ParquetFile, target: Storage, run_id: str) -> Any:

@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from dladiff.errors import DladiffError, ModelError, StorageError
-from pipeline.engine import started
+from dladiff.errors import ModelError, StorageError
+from pipeline.engine import started, told
 from pipeline.evaluation_actor import EvaluateIdentity
 from pipeline.evaluation_config import EvaluateConfig
 from pipeline.evaluation_plan import Row, make_plan
@@ -100,14 +100,7 @@ def _results(config: EvaluateConfig, todo: list[Row]) -> Generator[Row]:
             num_cpus=config.cpus,  # torch's threads of fine-tuning
             num_gpus=config.gpus,  # a fraction shares one GPU: the attacks on the tiny model need little
         )
-        try:
-            # iter_rows would fetch one block ahead: each result would be told only when the next one is there
-            for block in stage.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
-                yield from map(json.loads, block["result"].to_pylist())
-        except DladiffError:
-            raise
-        except ray.exceptions.RayError as error:
-            raise StorageError(f"the Ray cluster failed: {str(error).strip().splitlines()[-1]}") from error
+        yield from told(ray, stage)
 
 
 def _room(have: dict[str, Any], config: EvaluateConfig) -> int:

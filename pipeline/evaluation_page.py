@@ -1,13 +1,9 @@
 """The page of an evaluation, tables.html, and contact sheets of generated faces; nothing is sent anywhere."""
 
-import base64
-import hashlib
 import io
 from collections.abc import Sequence
 from importlib.metadata import version
-from importlib.resources import files
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image, ImageDraw
@@ -15,6 +11,7 @@ from PIL import Image, ImageDraw
 from dladiff.errors import NotFoundError, PhotoError
 from dladiff.evaluation.tables import Evaluation, Table
 from pipeline.names import escape, shown
+from pipeline.page import asset, embedded, environment, policy
 from pipeline.photos import UInt8, decode
 from pipeline.storage import Storage
 
@@ -39,26 +36,19 @@ def write_sheets(results: Storage, found: Evaluation) -> list[tuple[str, bytes]]
 
 def render(tables: Sequence[Table], head: str, about: Sequence[str], sheets: Sequence[tuple[str, bytes]]) -> str:
     """Return one page that needs nothing else and may connect nowhere; every value is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda v: shown(v) if isinstance(v, str) and not isinstance(v, Markup) else v,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    folder = files("pipeline") / "templates"
-    css = "".join((folder / f"{name}.css").read_text("utf-8") for name in ("report", "evaluation"))
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    return environment.get_template("evaluation.html.j2").render(
-        tables=tables,
-        head=head,
-        about=about,
-        sheets=[(title, f"data:image/webp;base64,{base64.b64encode(_webp(data)).decode()}") for title, data in sheets],
-        css=Markup(css),  # ours, and the policy names its digest
-        policy=policy,
-        version=version("dladiff"),
+    css = asset("report.css", "evaluation.css")
+    return (
+        environment()
+        .get_template("evaluation.html.j2")
+        .render(
+            tables=tables,
+            head=head,
+            about=about,
+            sheets=[(title, embedded(_webp(data))) for title, data in sheets],
+            css=Markup(css),  # ours, and the policy names its digest
+            policy=policy(css),
+            version=version("dladiff"),
+        )
     )
 
 

@@ -1,23 +1,20 @@
 """`dladiff mos`: generated faces in random order on a local page, and what people say of them."""
 
-import base64
-import hashlib
 import http.server
 import json
 import random
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
-from importlib.resources import files
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-import jinja2
 from markupsafe import Markup
 
 from dladiff.errors import ConfigError, DladiffError, StorageError
 from dladiff.evaluation.ratings import SCALE, krippendorff_alpha
 from pipeline.evaluation_page import read_face
 from pipeline.names import shown
+from pipeline.page import asset, environment, policy
 from pipeline.photos import encode_png
 from pipeline.ratings import SCORES, Rating, add_rating, opinions, read_ratings
 from pipeline.records import load_many, now
@@ -210,16 +207,9 @@ def agreement(ratings: Iterable[Rating]) -> float | None:
 @lru_cache
 def _page() -> tuple[str, str]:
     """The page and its policy: its own style, script and faces, nothing else."""
-    folder = files("pipeline") / "templates"
-    css, js = ((folder / f"mos.{kind}").read_text("utf-8") for kind in ("css", "js"))
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("pipeline"), autoescape=True)
-    page = environment.get_template("mos.html.j2").render(scale=SCALE, css=Markup(css), js=Markup(js))
-    marks = ["'sha256-" + base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() + "'" for t in (css, js)]
-    policy = (
-        f"default-src 'none'; img-src 'self'; connect-src 'self'; style-src {marks[0]}; script-src {marks[1]}; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return page, policy
+    css, js = asset("mos.css"), asset("mos.js")
+    page = environment().get_template("mos.html.j2").render(scale=SCALE, css=Markup(css), js=Markup(js))
+    return page, policy(css, js, "'self'") + "; connect-src 'self'; frame-ancestors 'none'"
 
 
 def _json(value: dict[str, Any]) -> Reply:

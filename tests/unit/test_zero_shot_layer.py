@@ -18,7 +18,6 @@ from dladiff.zero_shot_layer import (
     ImageCanvas,
     _drawn_look,
     _Scene,
-    accumulated,
     objective,
     pasted,
     perturb_face,
@@ -40,16 +39,6 @@ def test_adaptive_shares_follow_the_excess() -> None:
     assert shares((1, 3), [0.2, 0.2], [0.1, 0.1]) == pytest.approx([0.25, 0.75])
     assert shares((0.5, 0.5), [0.4, 0.0], [0.1, 0.1]) == [1, 0]
     assert shares((0.2, 0.8), [0.0, 0.0], [0.1, 0.1]) == [0.2, 0.8]
-
-
-def test_momentum_is_mi_fgsms() -> None:
-    slopes = [torch.tensor([[1.0, -3.0]]), torch.tensor([[8.0, 0.0]])]
-    assert torch.equal(accumulated(torch.ones(1, 2), slopes[1], 0.0), slopes[1])
-    speed = torch.zeros(1, 2)
-    for slope in slopes:
-        speed = accumulated(speed, slope, 0.5)
-    assert torch.allclose(speed, 0.5 * torch.tensor([[0.5, -1.5]]) + torch.tensor([[2.0, 0.0]]))
-    assert torch.equal(accumulated(torch.zeros(1, 2), torch.zeros(1, 2), 1.0), torch.zeros(1, 2))
 
 
 def test_a_robust_look_without_a_transform_is_the_plain_one() -> None:
