@@ -94,7 +94,7 @@ def similarity_rows(
 
     The first `optimised` encoders of the readers took part in the optimisation.
     """
-    if not readers:
+    if not readers or not readers[0].encoders:
         return []
     columns = []
     for pixels in (before, after):

@@ -74,7 +74,7 @@ def explain(photo: str, settings: RunConfig, html: Path) -> Explained:
 
 def render(row: Mapping[str, Any], squares: list[Any], cards: list[Any], trace: Trace | None, prompt: str) -> str:
     """Return the page: self-contained, every value escaped, no connection allowed by its own policy."""
-    css = asset("report.css", "explain.css")
+    css = asset("report.css", "curves.css", "explain.css")
     return (
         environment()
         .get_template("explain.html.j2")

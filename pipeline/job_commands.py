@@ -1,7 +1,9 @@
 """Commands of the `dladiff` group for jobs on a cluster: parse, call one function, return its code."""
 
+import functools
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,18 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on st
 @click.option("--wait", is_flag=True, help="Return when the job ends, with its exit code.")
 @click.option("--follow", is_flag=True, help="The same, and print its output.")
 @click.option("--again", is_flag=True, help="Run a job that succeeded before once more.")
-def submit(job: Path, address: str, wait: bool, follow: bool, again: bool) -> int:
+@AS_JSON
+def submit(job: Path, address: str, wait: bool, follow: bool, again: bool, as_json: bool) -> int:
     """Submit a job file to a Ray cluster, once."""
     from pipeline.jobs import load_job
     from pipeline.submit import submit as call
 
-    found = call(load_job(job), address, wait=wait, follow=follow, again=again, echo=click.echo)
-    click.echo(found.sentence(), err=True)
+    echo = functools.partial(click.echo, err=as_json)
+    found = call(load_job(job), address, wait=wait, follow=follow, again=again, echo=echo)
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+    else:
+        click.echo(found.sentence(), err=True)
     return found.exit_code or 0
 
 
@@ -67,11 +74,13 @@ def logs(name: str, address: str, follow: bool) -> int:
 
 @NAME
 @ADDRESS
-def stop(name: str, address: str) -> int:
+@AS_JSON
+def stop(name: str, address: str, as_json: bool) -> int:
     """End a job; what is committed stays, and submitting it again goes on from there."""
     from pipeline.submit import stop as call
 
-    click.echo(call(address, name).sentence())
+    found = call(address, name)
+    click.echo(json.dumps(asdict(found)) if as_json else found.sentence())
     return 0
 
 

@@ -76,12 +76,13 @@ def verify(output: str, as_json: bool) -> int:
     "--html", type=click.Path(dir_okay=False, path_type=Path), help="Local file; else report/index.html there."
 )
 @click.option("--photos", type=click.IntRange(min=1), default=200, show_default=True, help="Most photos shown.")
-def report(output: str, html: Path | None, photos: int, as_json: bool) -> int:
-    """Write one HTML page: before, after, change, scores, distributions. It holds pictures of the originals."""
+@click.option("--no-originals", is_flag=True, help="Show nothing of the originals: for a page that goes to others.")
+def report(output: str, html: Path | None, photos: int, no_originals: bool, as_json: bool) -> int:
+    """Write one HTML page: before, after, change, scores, distributions. It holds small pictures of the originals."""
     from pipeline.report import write_report
     from pipeline.storage import open_storage
 
-    tell(asdict(write_report(open_storage(output), html, photos)), as_json)
+    tell(asdict(write_report(open_storage(output), html, photos, originals=not no_originals)), as_json)
     return 0
 
 

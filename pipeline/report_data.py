@@ -1,8 +1,6 @@
 """What a report shows, gathered from the manifest in one pass: figures, a sample of photos, failures, settings."""
 
-import heapq
 import json
-import random
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dladiff.errors import ConfigError, StorageError
+from pipeline.report_sample import Person, Row, Sample, seconds_of
 from pipeline.storage import Storage
 
 PHOTOS, IDENTITIES = "manifest/photos.parquet", "manifest/identities.parquet"
@@ -23,8 +22,6 @@ BINS = (8, 24)  # fewest and most bars of a histogram
 LISTED = 200  # failures named one by one; `dladiff failed` lists them all
 SETUPS = 20  # settings, models and versions named apart; an output of that many different runs is an odd one
 LAYERS = {"finetuning_layer": "Layer 1, against fine-tuning", "zero_shot_layer": "Layer 2, against identity encoders"}
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,43 +69,12 @@ class Encoder:
     after: Series = field(default_factory=Series)
 
 
-class Sample:
-    """At most `size` rows: the worst by each ranking, a fifth of the places each, and a random rest."""
-
-    def __init__(self, size: int, seed: int = 0) -> None:
-        self.size, self.share = size, max(1, size // 5)
-        self.random = random.Random(seed)
-        self.seen = 0
-        self._worst: list[list[tuple[float, int, Row]]] = [[] for _ in RANKINGS]
-        self._drawn: list[Row] = []  # a reservoir: every row so far is in it with the same chance
-
-    def add(self, row: Row) -> None:
-        """Look at a row."""
-        for heap, score in zip(self._worst, RANKINGS, strict=True):
-            if (value := score(row)) is not None:
-                entry = (value, -self.seen, row)  # of equals the first stays, and rows are never compared
-                if len(heap) < self.share:
-                    heapq.heappush(heap, entry)
-                else:
-                    heapq.heappushpop(heap, entry)
-        self.seen += 1
-        if len(self._drawn) < self.size:
-            self._drawn.append(row)
-        elif (place := self.random.randrange(self.seen)) < self.size:
-            self._drawn[place] = row
-
-    def rows(self) -> list[Row]:
-        """Return the chosen rows, worst first; all of them where there are no more than `size`."""
-        worst = [row for heap in self._worst for _, _, row in sorted(heap, reverse=True)]
-        chosen = {id(row): row for row in [*worst, *self._drawn]}
-        return list(chosen.values())[: self.size]
-
-
 @dataclass
 class Facts:
     """Everything the page says, the pictures apart."""
 
     sample: Sample
+    people: dict[str, Person] = field(default_factory=dict)
     identities: Counter[str] = field(default_factory=Counter)
     photos: Counter[str] = field(default_factory=Counter)
     psnr: Series = field(default_factory=Series)
@@ -136,11 +102,10 @@ class Facts:
 def gather(storage: Storage, size: int, seed: int = 0) -> Facts:
     """Read both manifests, BATCH rows at a time. Raises ConfigError when one is missing, StorageError when damaged."""
     facts = Facts(Sample(size, seed))
-    broken = set()
     for row in _stream(storage, IDENTITIES):
         facts.identities[row["status"]] += 1
+        facts.people[row["identity"]] = _person(row)
         if row["status"] != "done":
-            broken.add(row["identity"])
             _lose(facts, row, "")
         elif row["seconds"] and row["photos"]:
             facts.seconds.add(seconds_of(row) / row["photos"])
@@ -149,38 +114,12 @@ def gather(storage: Storage, size: int, seed: int = 0) -> Facts:
     for row in _stream(storage, PHOTOS):
         facts.photos[row["status"]] += 1
         _measure(facts, row)
-        if row["status"] in ("failed", "skipped") and row["identity"] not in broken:
+        person = facts.people.setdefault(row["identity"], Person(row["identity"], "partial"))
+        if row["status"] in ("failed", "skipped") and person.status == "done":
             _lose(facts, row, row["source_uri"])
-        facts.sample.add(row)
+        facts.sample.add(row | {"first": person.photos == 0})
+        person.add(row)
     return facts
-
-
-def seconds_of(row: Row) -> float:
-    """Return the seconds of all steps of a row's identity (of its part, for one that was split)."""
-    return float(sum(dict(row["seconds"] or {}).values()))
-
-
-def similarity(row: Row, *, optimised: bool) -> float | None:
-    """Return the highest cosine that is left on any optimised, or held-out, encoder; None when none was measured."""
-    found = [s["after"] for s in row["similarity"] or [] if s["optimised"] is optimised and s["after"] is not None]
-    return max(found, default=None)
-
-
-def _unprotected(row: Row) -> float | None:
-    return {"failed": 2.0, "skipped": 1.0, "layer1_only": 0.0}.get(row["status"])
-
-
-def _psnr(row: Row) -> float | None:
-    return None if row["psnr"] is None else -float(row["psnr"])
-
-
-RANKINGS: tuple[Callable[[Row], float | None], ...] = (
-    _unprotected,
-    lambda row: similarity(row, optimised=True),
-    _psnr,
-    lambda row: seconds_of(row) or None,
-)
-"""Larger is worse; None takes no part."""
 
 
 def _stream(storage: Storage, key: str) -> Iterator[Row]:
@@ -194,6 +133,11 @@ def _stream(storage: Storage, key: str) -> Iterator[Row]:
         raise StorageError(
             f"{storage.uri_of(key)} cannot be read; run `dladiff finalise --output {storage.uri}`"
         ) from error
+
+
+def _person(row: Row) -> Person:
+    reason = row["reason"] or ""
+    return Person(row["identity"], row["status"], reason, row["parts"] or 1, seconds=seconds_of(row))
 
 
 def _lose(facts: Facts, row: Row, uri: str) -> None:

@@ -1,15 +1,17 @@
 """Traces: the losses and similarities of an identity's steps, kept beside the records when `trace: true`."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from dladiff.errors import NotFoundError
+from dladiff.errors import NotFoundError, StorageError
 from pipeline.names import escape
 from pipeline.storage import Storage
 
 WIDTH, HEIGHT = 320, 120  # units of a chart
+POINTS = 160  # of a line, at most: one every two units
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Trace:
     series: Mapping[str, Mapping[str, Sequence[float]]]
 
     def curves(self) -> list[Curve]:
-        """Return the charts, as SVG points."""
-        return [_curve(title, lines) for title, lines in self.series.items() if any(lines.values())]
+        """Return the charts, as SVG points; steps whose value is not finite are left out."""
+        return [_curve(title, lines) for title, lines in self.series.items() if any(map(_finite, lines.values()))]
 
 
 def trace_key(identity: str, part: int) -> str:
@@ -45,11 +47,32 @@ def write_trace(storage: Storage, identity: str, part: int, series: Mapping[str,
 
 
 def read_trace(storage: Storage, identity: str, part: int = 0) -> Trace | None:
-    """Return the trace of a task, None where none was kept."""
+    """Return the trace of a task, None where none was kept. Raises StorageError when it is damaged."""
+    key = trace_key(identity, part)
     try:
-        return Trace(json.loads(storage.get(trace_key(identity, part))))
+        charts = json.loads(storage.get(key))
+        return Trace(
+            {
+                title: {name: [float(value) for value in values] for name, values in lines.items()}
+                for title, lines in charts.items()
+            }
+        )
     except NotFoundError:
         return None
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise StorageError(f"{storage.uri_of(key)} is no trace; delete it") from error
+
+
+def curves_of(storage: Storage, identity: str, parts: int, most: int) -> tuple[list[Curve], bool]:
+    """Return at most `most` charts of an identity of so many parts, and whether there are more of them."""
+    found: list[Curve] = []
+    for part in range(1, parts + 1) if parts > 1 else (0,):
+        trace = read_trace(storage, identity, part)
+        for curve in trace.curves() if trace else ():
+            found.append(replace(curve, title=f"Part {part}: {curve.title}") if part else curve)
+        if len(found) > most:
+            break
+    return found[:most], len(found) > most
 
 
 def traces_of(storage: Storage, identity: str) -> list[str]:
@@ -59,15 +82,20 @@ def traces_of(storage: Storage, identity: str) -> list[str]:
     return [key for key in found if key == f"{place}.json" or key.startswith(f"{place}~")]
 
 
+def _finite(values: Sequence[float]) -> list[tuple[int, float]]:
+    return [(i, value) for i, value in enumerate(values) if math.isfinite(value)]
+
+
 def _curve(title: str, lines: Mapping[str, Sequence[float]]) -> Curve:
-    every = [value for values in lines.values() for value in values]
+    drawn = {name: finite for name, values in lines.items() if (finite := _finite(values))}
+    every = [value for finite in drawn.values() for _, value in finite]
     low, high = min(every), max(every)
     steps = max(len(values) for values in lines.values())
     span = (high - low) or 1.0
 
-    def points(values: Sequence[float]) -> str:
-        return " ".join(
-            f"{WIDTH * i / max(1, steps - 1):.1f},{HEIGHT * (1 - (v - low) / span):.1f}" for i, v in enumerate(values)
-        )
+    def points(values: list[tuple[int, float]]) -> str:
+        kept = values[:: math.ceil(len(values) / POINTS)]
+        kept = kept if kept[-1] == values[-1] else [*kept, values[-1]]
+        return " ".join(f"{WIDTH * i / max(1, steps - 1):.1f},{HEIGHT * (1 - (v - low) / span):.1f}" for i, v in kept)
 
-    return Curve(title, low, high, steps, [(name, points(values)) for name, values in lines.items() if values])
+    return Curve(title, low, high, steps, [(name, points(values)) for name, values in drawn.items()])

@@ -1,8 +1,10 @@
 "use strict";
 (() => {
-  const PAGE = 24; // cards added at a time: a phone lays out no more in one go
+  const PAGE = 24; // identities added at a time, and PHOTOS of one: a phone lays out no more in one go
+  const PHOTOS = 12;
+  const FOUND = 3; // so few identities found are opened
   const $ = (id) => document.getElementById(id);
-  const list = $("cards");
+  const list = $("people");
   for (const box of document.querySelectorAll(".compare")) {
     const range = box.querySelector("input");
     if (!range) continue;
@@ -25,11 +27,28 @@
   }
   if (!list) return;
   const number = (text) => (text === "" ? null : Number(text));
-  const entries = [...list.children].map((card) => {
-    const { name, status, reason, worst, psnr, slow } = card.dataset;
-    const text = `${name} ${reason}`.toLowerCase();
-    return { card, name, status, text, worst: number(worst), psnr: number(psnr), slow: number(slow) };
+  const lower = (...texts) => texts.join(" ").toLowerCase();
+  const people = [...list.children].map((box) => {
+    const { name, status, reason, ...figures } = box.dataset;
+    const cards = [...box.querySelectorAll(".card")].map((card) => {
+      return { card, status: card.dataset.status, text: lower(card.dataset.name, card.dataset.reason) };
+    });
+    const person = { box, name, status, cards, text: lower(name, reason), room: PHOTOS, matches: cards };
+    for (const [key, value] of Object.entries(figures)) person[key] = number(value);
+    person.more = box.querySelector(".more button");
+    person.more.addEventListener("click", () => {
+      const first = person.room;
+      person.room += PHOTOS;
+      lay(person);
+      person.matches[first].card.querySelector("input, button")?.focus(); // the keyboard goes on where the new begin
+    });
+    return person;
   });
+  const lay = (person) => {
+    const seen = new Set(person.matches.slice(0, person.room));
+    for (const entry of person.cards) entry.card.hidden = !seen.has(entry);
+    person.more.hidden = seen.size === person.matches.length;
+  };
   const by = (field, sign) => (a, b) => {
     const [x, y] = [a[field], b[field]];
     if (x === null || y === null) return (x === null ? 1 : 0) - (y === null ? 1 : 0); // no figure: last
@@ -38,22 +57,35 @@
   const names = new Intl.Collator("en", { numeric: true });
   const orders = {
     worst: by("worst", -1),
+    held: by("held", -1),
     psnr: by("psnr", 1),
     slow: by("slow", -1),
+    lost: by("lost", -1),
     name: (a, b) => names.compare(a.name, b.name),
   };
+  const count = (n, one, many) => `${n} ${n === 1 ? one : many}`;
   let room = PAGE;
   let seen = [];
   const show = () => {
     const status = $("status").value;
     const wanted = $("text").value.trim().toLowerCase();
-    entries.sort(orders[$("sort").value]);
-    const matches = entries.filter((e) => (!status || e.status === status) && e.text.includes(wanted));
-    for (const entry of entries) entry.card.hidden = true;
-    seen = matches.slice(0, room).map((entry) => entry.card);
-    for (const card of seen) card.hidden = false;
-    list.append(...seen); // in order; the hidden ones stay where they are, since moving thousands takes seconds
-    const all = `${matches.length} photo${matches.length === 1 ? "" : "s"}`;
+    people.sort(orders[$("sort").value]);
+    const matches = people.filter((person) => {
+      const named = person.text.includes(wanted);
+      const whole = !status || person.status === status;
+      person.matches = person.cards.filter((c) => (named || c.text.includes(wanted)) && (whole || c.status === status));
+      return (named && whole) || person.matches.length > 0;
+    });
+    for (const person of people) person.box.hidden = true;
+    seen = matches.slice(0, room);
+    for (const person of seen) {
+      lay(person);
+      person.box.hidden = false;
+      if (wanted && matches.length <= FOUND) person.box.open = true;
+    }
+    list.append(...seen.map((person) => person.box)); // in order; the hidden stay: moving thousands takes seconds
+    const photos = matches.reduce((sum, person) => sum + person.matches.length, 0);
+    const all = `${count(matches.length, "identity", "identities")}, ${count(photos, "photo", "photos")}`;
     $("count").value = seen.length < matches.length ? `${seen.length} of ${all}` : all;
     $("more").hidden = seen.length === matches.length;
     $("none").hidden = matches.length > 0;
@@ -61,15 +93,22 @@
   for (const [id, event] of [["sort", "change"], ["status", "change"], ["text", "input"]]) {
     $(id).addEventListener(event, () => {
       room = PAGE;
+      for (const person of people) person.room = PHOTOS;
       show();
     });
   }
   document.querySelector(".tools").addEventListener("submit", (event) => event.preventDefault());
+  $("all").addEventListener("click", ({ currentTarget: button }) => {
+    const open = button.getAttribute("aria-pressed") === "false";
+    button.setAttribute("aria-pressed", String(open));
+    button.textContent = open ? "Close all" : "Open all";
+    for (const person of seen) person.box.open = open;
+  });
   $("more").addEventListener("click", () => {
     const first = seen.length;
     room += PAGE;
     show();
-    seen[first].querySelector("input, button")?.focus(); // the keyboard goes on where the new cards begin
+    seen[first].box.querySelector("summary").focus(); // the keyboard goes on where the new ones begin
   });
   show();
 })();

@@ -1,7 +1,7 @@
 """The report in a real Chromium: slider, sort, filter, keyboard; no console message, no request; screenshots.
 
-DLADIFF_SCREENSHOTS names a folder that keeps the screenshots; DLADIFF_REPORT_OF an output to photograph instead of
-the made one.
+DLADIFF_SCREENSHOTS=docs/figures makes the screenshots of docs/report.md again: NASA's portrait of an astronaut, which
+is in the public domain and comes with scikit-image, and a generated picture, protected by the tiny profile (minutes).
 """
 
 import base64
@@ -12,10 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import skimage.data
 
+from pipeline.actor import ProtectIdentity
+from pipeline.config import RunConfig
+from pipeline.manifest import write_manifest
+from pipeline.photos import encode_png
 from pipeline.report import write_report
-from pipeline.storage import open_storage
+from pipeline.storage import Storage, open_storage
 from tests.unit.test_report import HOSTILE, HOSTILE_FILE, protected_output
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -32,7 +38,8 @@ FLAGS = (
     "--disable-sync",
 )
 PEOPLE = {"zoe": ["1.png", "2.png"], HOSTILE: [HOSTILE_FILE], "ann": [f"{i}.png" for i in range(30)]}
-PEOPLE |= {"lost": ["broken.png"]}
+PEOPLE |= {"lost": ["broken.png"]} | {f"p{i}": ["1.png"] for i in range(25)}
+FIRST = ".person[open]:not([hidden]) .card:not([hidden])"
 
 
 @pytest.fixture(scope="module")
@@ -71,19 +78,28 @@ def look(browser: Any, page: Path, *, width: int = 1280, scheme: str = "light") 
     browser.get(page.as_uri())
 
 
-def shoot(browser: Any, folder: Path, name: str, *, top: int = 0, height: int = 0) -> bytes:
-    size = browser.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
-    clip = {"x": 0, "y": top, "width": size["width"], "height": height or min(size["height"], 6000), "scale": 1}
-    shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
-    data = base64.b64decode(shot["data"])
-    (folder / f"{name}.png").write_bytes(data)
+def shoot(browser: Any, file: Path, part: str, most: int = 6000) -> bytes:
+    """Photograph an element of the page, WebP, at most `most` px high."""
+    box = "const r = document.querySelector(arguments[0]).getBoundingClientRect(); return [r.top, r.height]"
+    browser.execute_script("scrollTo(0, 0)")
+    top, height = browser.execute_script(box, part)
+    width = browser.execute_script("return document.documentElement.clientWidth")
+    clip = {"x": 0, "y": top, "width": width, "height": min(height, most), "scale": 1}
+    asked = {"captureBeyondViewport": True, "clip": clip, "format": "webp", "quality": 70}
+    data = base64.b64decode(browser.execute_cdp_cmd("Page.captureScreenshot", asked)["data"])
+    file.write_bytes(data)
     return data
 
 
-def visible(browser: Any) -> list[str]:
-    script = "return [...document.querySelectorAll('.card')].filter(c => !c.hidden).map(c => c.dataset.name)"
-    names: list[str] = browser.execute_script(script)
+def visible(browser: Any, part: str = ".card") -> list[str]:
+    """Names of the photos, or of the identities, that the sort and filter leave."""
+    script = "return [...document.querySelectorAll(arguments[0])].filter(c => !c.closest('[hidden]'))"
+    names: list[str] = browser.execute_script(f"{script}.map(c => c.dataset.name)", part)
     return names
+
+
+def press(browser: Any, selector: str) -> None:
+    browser.execute_script("document.querySelector(arguments[0]).click()", selector)
 
 
 def choose(browser: Any, name: str, value: str) -> None:
@@ -120,7 +136,7 @@ def test_slider_by_mouse_and_keyboard(browser: Any, page: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
     look(browser, page)
-    slider = browser.find_element("css selector", ".card:not([hidden]) input[type=range]")
+    slider = browser.find_element("css selector", f"{FIRST} input[type=range]")
     cut = "return getComputedStyle(arguments[0].parentNode).getPropertyValue('--cut').trim()"
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", slider)
     assert browser.execute_script(cut, slider) == "50%"
@@ -137,7 +153,7 @@ def test_slider_by_mouse_and_keyboard(browser: Any, page: Path) -> None:
 
 def test_change_shown_large_and_back(browser: Any, page: Path) -> None:
     look(browser, page)
-    button = browser.find_element("css selector", ".card:not([hidden]) .change")
+    button = browser.find_element("css selector", f"{FIRST} .change")
     image = button.find_element("xpath", "./ancestor::article").find_element("css selector", ".compare .after")
     source = image.get_property("src")
     browser.execute_script("arguments[0].click()", button)
@@ -149,18 +165,18 @@ def test_change_shown_large_and_back(browser: Any, page: Path) -> None:
 def test_sort_filter_and_more(browser: Any, page: Path) -> None:
     look(browser, page)
     count = browser.find_element("id", "count")
-    assert len(visible(browser)) == 24
-    assert count.text == "24 of 34 photos"
-    more = browser.find_element("id", "more")
-    browser.execute_script("arguments[0].click()", more)
-    assert len(visible(browser)) == 34
-    assert not more.is_displayed()
-    assert browser.execute_script("return document.activeElement.type") == "range"
+    assert len(visible(browser, ".person")) == 24
+    assert count.text == "24 of 29 identities, 59 photos"
+    press(browser, "#more")
+    assert len(visible(browser, ".person")) == 29
+    assert not browser.find_element("id", "more").is_displayed()
+    assert browser.execute_script("return document.activeElement.tagName") == "SUMMARY"
     choose(browser, "sort", "name")
-    plain = [name for name in visible(browser) if name.startswith("ann")]
-    assert plain == [f"ann / {i}.png" for i in range(len(plain))]
+    assert visible(browser, ".person")[1:4] == ["ann", "lost", "p0"]  # the hostile name begins with a sign
+    choose(browser, "sort", "lost")
+    assert visible(browser, ".person")[0] == "lost"
     choose(browser, "sort", "slow")
-    slow = "return [...document.querySelectorAll('.card:not([hidden])')].map(c => Number(c.dataset.slow))"
+    slow = "return [...document.querySelectorAll('.person:not([hidden])')].map(p => Number(p.dataset.slow))"
     times = browser.execute_script(slow)
     assert times == sorted(times, reverse=True)
     assert len(times) == 24
@@ -170,7 +186,10 @@ def test_sort_filter_and_more(browser: Any, page: Path) -> None:
     text = browser.find_element("id", "text")
     text.send_keys("ZOE")
     assert sorted(visible(browser)) == ["zoe / 1.png", "zoe / 2.png"]
-    assert count.text == "2 photos"
+    assert count.text == "1 identity, 2 photos"
+    text.send_keys(" / 2")
+    assert visible(browser) == ["zoe / 2.png"]
+    assert browser.execute_script("return document.querySelector('.person:not([hidden])').open")
     text.send_keys(" nobody")
     assert browser.find_element("id", "none").is_displayed()
     text.clear()
@@ -179,20 +198,69 @@ def test_sort_filter_and_more(browser: Any, page: Path) -> None:
     assert messages(browser) == []
 
 
+def test_identities_open_and_show_more_photos(browser: Any, page: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    look(browser, page)
+    opened = "return [...document.querySelectorAll('.person:not([hidden])')].filter(p => p.open).length"
+    assert 1 <= browser.execute_script(opened) < 24
+    press(browser, "#all")
+    assert browser.execute_script(opened) == 24
+    press(browser, "#all")
+    assert browser.execute_script(opened) == 0
+    browser.find_element("id", "text").send_keys("ann")
+    (summary,) = [s for s in browser.find_elements("css selector", ".person > summary") if s.is_displayed()]
+    assert len(visible(browser)) == 12
+    more = summary.find_element("xpath", "./parent::details").find_element("css selector", ".more button")
+    for shown in (24, 30):
+        browser.execute_script("arguments[0].click()", more)
+        assert len(visible(browser)) == shown
+        assert browser.execute_script("return document.activeElement.type") == "range"
+    assert not more.is_displayed()
+    summary.send_keys(Keys.ENTER)
+    assert browser.execute_script(opened) == 0
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_fits_and_is_photographed(browser: Any, page: Path, tmp_path: Path, width: int, scheme: str) -> None:
-    folder = Path(os.environ.get("DLADIFF_SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    if other := os.environ.get("DLADIFF_REPORT_OF"):
-        page = folder / "report.html"
-        write_report(open_storage(other), page)
     look(browser, page, width=width, scheme=scheme)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     dark = browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 27)"
     assert dark == (scheme == "dark")
-    shot = shoot(browser, folder, f"report-{'phone' if width < 600 else 'desktop'}-{scheme}")
-    assert len(shot) > 10_000
+    assert len(shoot(browser, tmp_path / "page.webp", "body")) > 10_000
+
+
+def protected_astronaut(folder: Path) -> Storage:
+    source, target = open_storage(folder / "in", create=True), open_storage(folder / "out", create=True)
+    portrait = skimage.data.astronaut()
+    y, x = np.mgrid[-1:1:256j, -1:1:256j]
+    rings = np.stack([127.5 + 100 * np.sin(20 * np.hypot(x, y) + colour) for colour in range(3)], axis=-1)
+    photos = {"astronaut/portrait": portrait, "astronaut/closer": portrait[:320, 64:384], "generated/rings": rings}
+    for key, pixels in photos.items():
+        source.put(f"{key}.png", encode_png(np.ascontiguousarray(pixels, np.uint8)))
+    source.put("torn/photo.png", b"torn")
+    actor = ProtectIdentity(RunConfig(input=source.uri, output=target.uri, trace=True).to_dict(), "r", "d")
+    for identity in ("astronaut", "generated", "torn"):
+        named = [{"key": entry.key, "uri": source.uri_of(entry.key)} for entry in source.list(f"{identity}/")]
+        work = {"identity": identity, "part": 0, "parts": 1, "key": "k", "replaces": None, "photos": named, "clean": []}
+        actor({"work": json.dumps(work)})
+    write_manifest(target)
+    return target
+
+
+@pytest.mark.skipif(not os.environ.get("DLADIFF_SCREENSHOTS"), reason="names the folder for the screenshots")
+def test_screenshots_of_the_docs(browser: Any, tmp_path: Path) -> None:
+    folder, file = Path(os.environ["DLADIFF_SCREENSHOTS"]), tmp_path / "report.html"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_report(protected_astronaut(tmp_path), file)
+    look(browser, file, width=1100)
+    press(browser, ".trace > summary")
+    wide = shoot(browser, folder / "report.webp", "section[aria-labelledby=photos]")
+    look(browser, file, width=390, scheme="dark")
+    phone = shoot(browser, folder / "report-phone.webp", ".person", 1100)
+    assert max(len(wide), len(phone)) < 150_000
+    assert messages(browser) == []
 
 
 def test_pictures_beside_the_page_load(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

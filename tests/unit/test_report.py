@@ -7,20 +7,19 @@ import json
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dladiff.errors import ConfigError, StorageError
-from pipeline import records, report
+from pipeline import records, report, report_pictures
 from pipeline.actor import ProtectIdentity
 from pipeline.config import RunConfig
 from pipeline.manifest import write_manifest
 from pipeline.report import cosine, number, write_report
-from pipeline.report_data import Sample, Series
 from pipeline.storage import Storage, open_storage
+from pipeline.trace import trace_key, write_trace
 from tests.unit.photo_bytes import rgb, saved
 
 HOSTILE = "<script>alert(1)</script>\"'&amp;\u202etxt"
@@ -84,6 +83,9 @@ class Page(HTMLParser):
     def cards(self) -> list[dict[str, str | None]]:
         return [attrs for attrs in self.all("article") if attrs.get("class") == "card"]
 
+    def people(self) -> list[dict[str, str | None]]:
+        return [attrs for attrs in self.all("details") if attrs.get("class") == "person"]
+
 
 def made(storage: Storage, photos: int = report.EMBEDDED) -> Page:
     written = write_report(storage, photos=photos)
@@ -123,11 +125,17 @@ def test_page_allows_itself_and_nothing_else(tmp_path: Path) -> None:
 def test_card_says_what_the_manifest_says(tmp_path: Path) -> None:
     storage = protected_output(tmp_path, {"ann": ["1.png", "2.png"], "bob": ["broken.png"]})
     page = made(storage)
-    assert [(c["data-status"], c["data-psnr"], c["data-worst"]) for c in page.cards()] == [
-        ("failed", "", ""),
-        ("protected", "48.1", "0.1"),
-        ("protected", "48.1", "0.1"),
+    assert [(c["data-status"], c["data-name"]) for c in page.cards()] == [
+        ("protected", "ann / 1.png"),
+        ("protected", "ann / 2.png"),
+        ("failed", "bob / broken.png"),
     ]
+    keys = ("name", "status", "worst", "held", "psnr", "lost")
+    assert [tuple(p[f"data-{key}"] for key in keys) for p in page.people()] == [
+        ("ann", "done", "0.1", "", "48.1", "0"),
+        ("bob", "failed", "", "", "", "1"),
+    ]
+    assert all("open" in p for p in page.people())
     for words in ("2 of 3 photos of 2 identities are protected.", "1.00 → 0.10", "1 / 255", "80", "Change \u00d7 7"):
         assert words in page.text
     assert "no photo can be used: not an image in a known format" in page.text
@@ -177,76 +185,48 @@ def test_a_large_output_is_sampled_and_says_so(tmp_path: Path) -> None:
     assert [c["data-status"] for c in page.cards()].count("failed") == 1
 
 
-def row(place: int, **more: Any) -> dict[str, Any]:
-    entry = {"encoder": "e", "optimised": True, "before": 1.0, "after": 0.1}
-    plain = {"place": place, "status": "protected", "psnr": 40.0, "similarity": [entry], "seconds": [("a", 1.0)]}
-    return plain | more
+def test_curves_of_the_identities_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = protected_output(tmp_path, {"ann": ["1.png"], "<bob>": ["1.png"], "cy": ["1.png"]})
+    assert "Steps:" not in made(storage).text
+    write_trace(storage, "ann", 0, {"Layer 2, /secret/1.png": {"<b>": [1.0, 0.5, float("nan"), 0.0]}})
+    storage.put(trace_key("<bob>", 0), b"[1]")
+    page = made(storage)
+    assert page.text.count("Steps: losses and similarities") == 2
+    assert "Layer 2, 1.png, 4 steps, 0 to 1" in page.text and "/secret" not in page.text
+    assert [p["points"] for p in page.all("polyline")] == ["0.0,0.0 106.7,60.0 320.0,120.0"]
+    assert "is no trace; delete it" in page.text
+    monkeypatch.setattr(report, "CHARTS", 1)
+    write_trace(storage, "cy", 0, {f"Layer 1, {i}": {"loss": [1.0]} for i in range(3)})
+    page = made(storage)
+    assert len(page.all("polyline")) == 2 and "The first 1 charts; traces/ in the output holds all." in page.text
+    monkeypatch.setattr(report, "TRACED", 1)
+    assert len(made(storage).all("polyline")) == 0  # the worst of equals, by name: <bob>
 
 
-def test_sample_holds_the_worst_of_each_kind_and_a_seeded_rest() -> None:
-    special = {
-        3: {"status": "failed"},
-        500: {"status": "layer1_only"},
-        700: {"psnr": 20.0},
-        800: {"seconds": [("a", 1.0), ("b", 99.0)]},
-        900: {"similarity": [{"encoder": "e", "optimised": True, "before": 1.0, "after": 0.9}]},
-        999: {"psnr": None, "similarity": None, "seconds": None},
-    }
-
-    def drawn(seed: int) -> list[int]:
-        sample = Sample(10, seed)
-        for place in range(1000):
-            sample.add(row(place, **special.get(place, {})))
-        return [r["place"] for r in sample.rows()]
-
-    assert len(set(drawn(0))) == 10
-    assert {3, 500, 700, 800, 900} <= set(drawn(0))
-    assert drawn(0) == drawn(0)
-    assert drawn(0) != drawn(1)
-
-
-def test_a_small_sample_is_everything() -> None:
-    sample = Sample(10)
-    for place in range(10):
-        sample.add(row(place))
-    assert sorted(r["place"] for r in sample.rows()) == list(range(10))
-
-
-def test_reservoir_is_fair() -> None:
-    counts = np.zeros(50)
-    for seed in range(400):
-        sample = Sample(10, seed)
-        for place in range(50):
-            sample.add(row(place))
-        counts[[r["place"] for r in sample._drawn]] += 1
-    assert counts.sum() == 4000
-    assert abs(counts - 80).max() < 5 * np.sqrt(400 * 0.2 * 0.8)  # binomial, five standard deviations
-
-
-def test_spread_and_bins_in_closed_form() -> None:
-    series = Series()
-    for value in [*range(101), None]:
-        series.add(value)
-    spread = series.spread
-    assert spread is not None
-    assert (spread.count, spread.median, spread.low, spread.high) == (101, 50, 5, 95)
-    assert sum(series.bins(0, 100)) == 101
-    assert Series().spread is None
+def test_without_originals_nothing_of_them_is_read(tmp_path: Path) -> None:
+    storage = protected_output(tmp_path, {"ann": ["1.png"]})
+    open_storage(tmp_path / "in").delete("0/1.png")
+    written = write_report(storage, tmp_path / "page.html", originals=False)
+    page = Page(Path(written.report).read_text())
+    assert [i["alt"] for i in page.all("img")] == [
+        f"{what} of ann, 1.png" for what in ("Protected photo", "Face in the protected photo")
+    ]
+    assert "It holds no picture of an original" in page.text and "not reachable" not in page.text
 
 
 def test_change_is_amplified_about_grey() -> None:
     before = np.full((64, 64, 3), 100, np.uint8)
     after = before.copy()
     after[0, 0], after[0, 1] = (101, 100, 98), 255
-    change = report._change(before, after, 64)
+    change = report_pictures._change(before, after, 64)
     assert change[0, 0].tolist() == [135, 128, 114]
     assert change[0, 1].tolist() == [255] * 3
-    assert report._change(before, after, 20).shape == (16, 16, 3)
+    assert report_pictures._change(before, after, 20).shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("box", [(0, 0, 9, 9), (80, 60, 96, 80), (-5, -5, 200, 200), (10, 10, 11, 11)])
 def test_face_crop_is_a_square_inside_the_photo(box: tuple[float, ...]) -> None:
-    crop = report._face(np.zeros((80, 96, 3), np.uint8), box)
+    crop = report_pictures._face(np.zeros((80, 96, 3), np.uint8), box)
     assert crop.shape[0] == crop.shape[1] >= 8
 
 
@@ -283,5 +263,5 @@ def test_failures_of_whole_identities_are_told_once(tmp_path: Path) -> None:
     storage = protected_output(tmp_path, {"ann": ["1.png", "broken.png"], "raises": ["1.png", "2.png"]})
     page = made(storage)
     assert records.read_index(storage).failed
-    assert page.text.count("ValueError: a bug in the method") == 3  # two cards, and one line for the identity
+    assert page.text.count("ValueError: a bug in the method") == 4  # the identity, two cards, and one line of failures
     assert "all" in page.texts["td"]

@@ -23,12 +23,12 @@ TINY_MODEL = {
     "lora": AttackSettings(steps=300, lr=5e-3, batch=4, rank=16, guidance=2.0),
     "textual_inversion": AttackSettings(steps=300, lr=5e-2, batch=4, guidance=2.0),
     "ip_adapter_faceid": AttackSettings(
-        guidance=3.0,
+        guidance=6.0,
         adapter=str(TINY / "adapter" / "residual.safetensors"),
         encoder=str(TINY / "encoders" / "residual.onnx"),
     ),
     "ip_adapter_faceid_held_out": AttackSettings(
-        guidance=3.0,
+        guidance=6.0,
         adapter=str(TINY / "adapter" / "mobile.safetensors"),
         encoder=str(TINY / "encoders" / "mobile.onnx"),
     ),
