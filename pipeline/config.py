@@ -99,7 +99,7 @@ class RunConfig:
     s3: dict[str, str] = field(default_factory=dict)
     """How objects are kept in an output bucket: server_side_encryption, kms_key_id, storage_class."""
     trace: bool = False
-    """Keep the losses and similarities of every step in `traces/`, for `dladiff explain`."""
+    """Keep the losses and similarities of every step in `traces/`, for `dladiff report` and `dladiff explain`."""
     protector: str = "dladiff.service:Protector"
     """module:class that does the work; not a setting of the command line."""
 

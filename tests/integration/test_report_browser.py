@@ -256,7 +256,7 @@ def test_screenshots_of_the_docs(browser: Any, tmp_path: Path) -> None:
     write_report(protected_astronaut(tmp_path), file)
     look(browser, file, width=1100)
     press(browser, ".trace > summary")
-    wide = shoot(browser, folder / "report.webp", "section[aria-labelledby=photos]")
+    wide = shoot(browser, folder / "report.webp", "section[aria-labelledby=photos]", 1500)
     look(browser, file, width=390, scheme="dark")
     phone = shoot(browser, folder / "report-phone.webp", ".person", 1100)
     assert max(len(wide), len(phone)) < 150_000

@@ -114,3 +114,9 @@ def test_rows_hold_the_worst_reading(reader: FaceReader, detector: ScrfdDetector
     assert row["encoder"] == encoder.name and row["optimised"] and row["before"] == pytest.approx(1, abs=1e-3)
     assert row["after"] == pytest.approx(reader.read(to_float(changed()), detector.readings(changed()))[0])
     assert similarity_rows([], 1, photo(), changed(), detector) == []
+
+
+def test_without_encoders_there_are_no_rows(detector: ScrfdDetector) -> None:
+    (face,) = detector.detect(photo())
+    reader = FaceReader(to_float(photo()), face, detector.readings(photo()), [])
+    assert similarity_rows([reader], 0, photo(), changed(), detector) == []
