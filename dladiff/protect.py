@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from dladiff import finetuning_layer, quality, region, zero_shot_layer
+from dladiff import finetuning_layer, region, zero_shot_layer
 from dladiff.baselines.methods import compared_layer
 from dladiff.config import MethodConfig
 from dladiff.faces import Detector, Face
 from dladiff.identity import IdentityEncoder
+from dladiff.photo import PhotoIn, PhotoOut, measured
 from dladiff.pixels import Images, Pixels, to_float, to_uint8
 from dladiff.randomness import stream
 from dladiff.reading import FaceReader, StopRule, similarity_rows
@@ -31,32 +31,6 @@ class Models:
     held_out: Sequence[IdentityEncoder]
     detector: Detector
     device: torch.device
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhotoIn:
-    """One photo to protect: a key unique in its identity, and h x w x 3 RGB bytes."""
-
-    key: str
-    pixels: Pixels
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhotoOut:
-    """One protected photo with what was measured on its bytes (units: [0, 1] for linf, dB for psnr)."""
-
-    key: str
-    pixels: Pixels
-    status: str
-    reason: str
-    faces: list[dict[str, Any]]
-    linf: float
-    linf_face: float
-    psnr: float
-    psnr_face: float
-    ssim: float
-    similarity: list[dict[str, Any]]
-    retained: float
 
 
 @dataclass(frozen=True)
@@ -257,50 +231,6 @@ def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) 
             current = (first + layer2).clamp(0, 1)
             if steps >= config.zero_shot.max_steps and max(rule(current)) > config.zero_shot.ths:
                 reasons.append(f"face {i + 1}: similarity still above {config.zero_shot.ths} after {steps} steps")
-    return _measure(work, to_uint8(first), to_uint8(current), readers, models, config, "; ".join(reasons), retained)
-
-
-def _measure(
-    work: _Work,
-    first: Pixels,
-    final: Pixels,
-    readers: list[FaceReader],
-    models: Models,
-    config: MethodConfig,
-    reason: str,
-    retained: float,
-) -> PhotoOut:
-    original = work.photo.pixels
-    mask = _face_mask(work, original.shape[0], original.shape[1])
-    bound = config.finetuning.eta + config.zero_shot.eta
-    outside, inside = quality.linf(original, final, ~mask), quality.linf(original, final, mask)
-    if outside > config.finetuning.eta + 1e-6 or inside > bound + 1e-6:
-        raise AssertionError(
-            f"perturbation outside its bound: {outside * 255:.1f} outside faces, {inside * 255:.1f} inside"
-        )
-    none = not work.faces and config.layers != "finetuning"
-    return PhotoOut(
-        key=work.photo.key,
-        pixels=final,
-        status="layer1_only" if none or config.layers == "finetuning" else "protected",
-        reason="no face found: layer 2 has nothing to protect" if none else reason,
-        faces=[
-            {"box": [float(v) for v in f.box], "landmarks": f.landmarks.astype(float).tolist(), "score": float(f.score)}
-            for f in work.faces
-        ],
-        linf=quality.linf(original, final),
-        linf_face=inside,
-        psnr=quality.psnr(original, final),
-        psnr_face=quality.psnr(original, final, mask) if work.faces else float("inf"),
-        ssim=quality.ssim(original, final),
-        similarity=similarity_rows(readers, len(models.encoders), first, final, models.detector),
-        retained=retained,
-    )
-
-
-def _face_mask(work: _Work, height: int, width: int) -> NDArray[np.bool_]:
-    mask = np.zeros((height, width), dtype=bool)
-    for face in work.faces:
-        box = zero_shot_layer.Box.of(face, height, width)
-        mask[box.y0 : box.y1, box.x0 : box.x1] = True
-    return mask
+    final = to_uint8(current)
+    rows = similarity_rows(readers, len(models.encoders), to_uint8(first), final, models.detector)
+    return measured(work.photo, work.faces, final, config, rows, retained, "; ".join(reasons))

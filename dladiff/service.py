@@ -19,8 +19,9 @@ from dladiff.config import method_config
 from dladiff.errors import ConfigError, ModelError
 from dladiff.faces import CenterFaceDetector, Detector, ScrfdDetector
 from dladiff.identity import IdentityEncoder, detector_from_pack, encoder_from_pack, load_encoder
+from dladiff.photo import PhotoIn, PhotoOut
 from dladiff.pixels import Images, Pixels, to_float
-from dladiff.protect import Models, PhotoIn, PhotoOut, protect
+from dladiff.protect import Models, protect
 from dladiff.selection import best_photos
 from dladiff.surrogate import Surrogate
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from dladiff.baselines.aspl import alternate
 from dladiff.baselines.mist import target_latents
 from dladiff.baselines.student import Student, ascend
-from dladiff.compared import BaselineConfig
+from dladiff.baselines.task import Task
 from dladiff.pixels import Images
 from dladiff.surrogate import Surrogate
 
@@ -45,23 +45,17 @@ def ace_loss(student: Student, point: Images, target: Tensor, generators: list[G
     return -functional.mse_loss(predicted.float(), target.float().expand_as(predicted)) * len(point)
 
 
-def ace(
-    surrogate: Surrogate,
-    clean: Images,
-    x: Images,
-    schedule: BaselineConfig,
-    generators: list[Generator],
-    one: Generator,
-) -> Tensor:
+def ace(task: Task) -> Tensor:
     """Return the perturbation `n 3 r r` of the squares `n 3 r r`; `clean` is `m 3 r r`."""
-    seed = int(torch.randint(2**31, (1,), generator=one))
-    student = LowRank(surrogate, schedule.prompt, schedule.rank, seed)
-    target = target_latents(surrogate, x)
+    schedule = task.schedule
+    seed = int(torch.randint(2**31, (1,), generator=task.one))
+    student = LowRank(task.surrogate, schedule.prompt, schedule.rank, seed)
+    target = target_latents(task.surrogate, task.x)
 
     def attack(copy: Student, delta: Tensor) -> Tensor:
         def loss(point: Images, own: list[Generator]) -> Tensor:
             return ace_loss(copy, point, target, own)
 
-        return ascend(x, delta, loss, schedule, generators, schedule.steps)
+        return ascend(task.x, delta, loss, schedule, task.generators, schedule.steps)
 
-    return alternate(student, clean, x, schedule, one, attack)
+    return alternate(student, task, attack)

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from dladiff.attention import MapReader, Maps
 from dladiff.ball import project
 from dladiff.baselines.student import Student
+from dladiff.baselines.task import Task
 from dladiff.compared import BaselineConfig
 from dladiff.pgd import pgd
 from dladiff.pixels import Images
@@ -72,18 +73,12 @@ def anti_diffusion_loss(
         return (out - disturbance(maps)) * len(point)
 
 
-def anti_diffusion(
-    surrogate: Surrogate,
-    clean: Images,
-    x: Images,
-    schedule: BaselineConfig,
-    generators: list[Generator],
-    one: Generator,
-) -> Tensor:
+def anti_diffusion(task: Task) -> Tensor:
     """Return the perturbation `n 3 r r` of the squares `n 3 r r`; clean photos and `one` are not used.
 
     An epoch's bound, `eta / epochs`, is around what the epoch began with, as published; `eta` is around the photo.
     """
+    surrogate, x, schedule, generators = task.surrogate, task.x, task.schedule, task.generators
     rows = []
     for i, own in enumerate(generators):
         square, student = x[i : i + 1], TunedPrompt(surrogate)

@@ -3,41 +3,31 @@
 from collections.abc import Callable
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from dladiff.baselines.student import Student, ascend
-from dladiff.compared import BaselineConfig
-from dladiff.pixels import Images
-from dladiff.surrogate import Surrogate
+from dladiff.baselines.task import Task
 
 Ascend = Callable[[Student, Tensor], Tensor]
 """(the model of this epoch, delta) to the new delta."""
 
 
-def alternate(
-    student: Student, clean: Images, x: Images, schedule: BaselineConfig, one: Generator, ascend_with: Ascend
-) -> Tensor:
+def alternate(student: Student, task: Task, ascend_with: Ascend) -> Tensor:
     """Each epoch: a copy of the model learns the clean photos, PGD attacks the copy, the model learns the result."""
-    delta = torch.zeros_like(x)
-    for _ in range(schedule.epochs):
+    delta = torch.zeros_like(task.x)
+    for _ in range(task.schedule.epochs):
         copy = student.twin()
-        copy.train(clean, schedule, one)
+        copy.train(task.clean, task.schedule, task.one)
         delta = ascend_with(copy, delta)
-        student.train(x + delta, schedule, one)
+        student.train(task.x + delta, task.schedule, task.one)
     return delta
 
 
-def aspl(
-    surrogate: Surrogate,
-    clean: Images,
-    x: Images,
-    schedule: BaselineConfig,
-    generators: list[Generator],
-    one: Generator,
-) -> Tensor:
+def aspl(task: Task) -> Tensor:
     """Return the perturbation `n 3 r r` of the squares `n 3 r r`; `clean` is `m 3 r r`."""
+    schedule = task.schedule
 
     def attack(copy: Student, delta: Tensor) -> Tensor:
-        return ascend(x, delta, copy.denoising, schedule, generators, schedule.steps)
+        return ascend(task.x, delta, copy.denoising, schedule, task.generators, schedule.steps)
 
-    return alternate(Student(surrogate, schedule.prompt), clean, x, schedule, one, attack)
+    return alternate(Student(task.surrogate, schedule.prompt), task, attack)

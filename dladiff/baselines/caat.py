@@ -4,13 +4,11 @@ Each step ascends L_cond by the photos and descends it by these weights, at the 
 """
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from dladiff.baselines.student import Student
-from dladiff.compared import BaselineConfig
+from dladiff.baselines.task import Task
 from dladiff.pgd import pgd
-from dladiff.pixels import Images
-from dladiff.surrogate import Surrogate
 
 
 class KeysAndValues(Student):
@@ -23,15 +21,9 @@ class KeysAndValues(Student):
         ]
 
 
-def caat(
-    surrogate: Surrogate,
-    clean: Images,
-    x: Images,
-    schedule: BaselineConfig,
-    generators: list[Generator],
-    one: Generator,
-) -> Tensor:
+def caat(task: Task) -> Tensor:
     """Return the perturbation `n 3 r r` of the squares `n 3 r r`; clean photos and `one` are not used."""
+    surrogate, x, schedule, generators = task.surrogate, task.x, task.schedule, task.generators
     student = KeysAndValues(surrogate, schedule.prompt)
     learning = student.parameters()
     optimiser = torch.optim.AdamW(learning, lr=schedule.lr, weight_decay=1e-2)

@@ -13,10 +13,11 @@ from torch import Generator, Tensor
 from dladiff.attention import MapReader, Maps
 from dladiff.baselines.aspl import alternate
 from dladiff.baselines.student import Student
+from dladiff.baselines.task import Task
 from dladiff.compared import BaselineConfig
 from dladiff.pgd import pgd
 from dladiff.pixels import Images
-from dladiff.surrogate import Noise, Surrogate
+from dladiff.surrogate import Noise
 
 CANDIDATES, NEIGHBOURS, FEWEST = 5, 20, 100
 """Timesteps that a round of the search compares; how many on each side of the worst are dropped; how many stay."""
@@ -66,15 +67,9 @@ def timesteps(student: Student, x: Images, schedule: BaselineConfig, generator: 
     return left
 
 
-def disdiff(
-    surrogate: Surrogate,
-    clean: Images,
-    x: Images,
-    schedule: BaselineConfig,
-    generators: list[Generator],
-    one: Generator,
-) -> Tensor:
+def disdiff(task: Task) -> Tensor:
     """Return the perturbation `n 3 r r` of the squares `n 3 r r`; `clean` is `m 3 r r`."""
+    surrogate, x, schedule, generators = task.surrogate, task.x, task.schedule, task.generators
     student, last = Student(surrogate, schedule.prompt), len(surrogate.alphas) - 1
     chosen = [timesteps(student, x[i : i + 1], schedule, own) for i, own in enumerate(generators)]
 
@@ -96,7 +91,7 @@ def disdiff(
             rows.append(row)
         return torch.cat(rows)
 
-    return alternate(student, clean, x, schedule, one, attack)
+    return alternate(student, task, attack)
 
 
 def _at(noise: Noise, t: int) -> Noise:

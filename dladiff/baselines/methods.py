@@ -14,25 +14,18 @@ from dladiff.baselines.disdiff import disdiff
 from dladiff.baselines.fsmg import fsmg
 from dladiff.baselines.mist import mist
 from dladiff.baselines.random_signs import random_signs
-from dladiff.compared import BaselineConfig, schedule_for
+from dladiff.baselines.task import Task
+from dladiff.compared import schedule_for
 from dladiff.config import MethodConfig
 from dladiff.pixels import Images
 from dladiff.surrogate import Surrogate
 
-Method = Callable[[Surrogate, Images, Images, BaselineConfig, list[Generator], Generator], Tensor]
-"""(surrogate, clean `m 3 r r`, squares `n 3 r r`, schedule, a stream a square, one for all) to delta `n 3 r r`."""
+Method = Callable[[Task], Tensor]
 
 
-def none(
-    surrogate: Surrogate,
-    clean: Images,
-    x: Images,
-    schedule: BaselineConfig,
-    generators: list[Generator],
-    one: Generator,
-) -> Tensor:
+def none(task: Task) -> Tensor:
     """Leave the photos as they are."""
-    return torch.zeros_like(x)
+    return torch.zeros_like(task.x)
 
 
 METHODS: dict[str, Method] = {
@@ -60,20 +53,4 @@ def compared_layer(
         prompt=layer.prompt,
         prior_weight=layer.prior_weight,
     )
-    return perturb(config.protection, surrogate, clean, x, schedule, generators, one)
-
-
-def perturb(
-    method: str,
-    surrogate: Surrogate,
-    clean: Images,
-    x: Images,
-    schedule: BaselineConfig,
-    generators: list[Generator],
-    one: Generator,
-) -> Tensor:
-    """Return the perturbation `n 3 r r` of one identity's squares by a compared method.
-
-    |delta| <= schedule.eta, x + delta in [0, 1]. `generators` holds one stream a square, `one` serves what all share.
-    """
-    return METHODS[method](surrogate, clean, x, schedule, generators, one)
+    return METHODS[config.protection](Task(surrogate, clean, x, schedule, generators, one))

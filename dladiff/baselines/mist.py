@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from dladiff.baselines.student import Student, ascend
-from dladiff.compared import BaselineConfig
+from dladiff.baselines.task import Task
 from dladiff.pixels import Images
 from dladiff.surrogate import Surrogate
 
@@ -41,15 +41,9 @@ def target_latents(surrogate: Surrogate, like: Images) -> Tensor:
     return latents
 
 
-def mist(
-    surrogate: Surrogate,
-    clean: Images,
-    x: Images,
-    schedule: BaselineConfig,
-    generators: list[Generator],
-    one: Generator,
-) -> Tensor:
+def mist(task: Task) -> Tensor:
     """Return the perturbation `n 3 r r` of the squares `n 3 r r`; clean photos and `one` are not used."""
+    surrogate, x, schedule, generators = task.surrogate, task.x, task.schedule, task.generators
     student, target = Student(surrogate, schedule.prompt), target_latents(surrogate, x)
 
     def loss(point: Images, own: list[Generator]) -> Tensor:

@@ -1,29 +1,21 @@
 """The control: random signs of one size, at an asked PSNR."""
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from dladiff.ball import project
-from dladiff.compared import BaselineConfig
-from dladiff.pixels import Images
-from dladiff.surrogate import Surrogate
+from dladiff.baselines.task import Task
 
 ROUNDS = 20
 
 
-def random_signs(
-    surrogate: Surrogate,
-    clean: Images,
-    x: Images,
-    schedule: BaselineConfig,
-    generators: list[Generator],
-    one: Generator,
-) -> Tensor:
+def random_signs(task: Task) -> Tensor:
     """Return `n 3 r r` of PSNR `schedule.psnr` each, what the pixel range cuts off made up for elsewhere.
 
     Sizes are whole grey levels, rounded up or down at random, so that storing the square changes nothing. Only `x`,
     `schedule` and `generators` are used. Where `eta` forbids that PSNR, `eta` holds.
     """
+    x, schedule, generators = task.x, task.schedule, task.generators
     wanted = 10 ** (-schedule.psnr / 10)
     rows = []
     for square, own in zip(torch.split(x, 1), generators, strict=True):

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from dladiff import finetuning_layer
 from dladiff.config import FinetuningConfig, method_config
+from dladiff.evaluation.intervals import paired_change
 from dladiff.pixels import to_float, to_uint8
 from dladiff.quality import psnr
 from dladiff.randomness import stream
@@ -124,22 +125,26 @@ def table(found: list[dict[str, Any]]) -> str:
             del clean[key]
     lines = ["| condition | N | seconds | PSNR dB | ISM tf | ISM y1 | change of ISM tf from clean, 95 % | FDR |"]
     lines.append("|---|---|---|---|---|---|---|---|")
-    rng = np.random.default_rng(0)
     for condition in ("clean", "noise", *SCHEDULES):
         own = [r for r in found if r["condition"] == condition and (r["person"], r["seed"]) in clean]
         if not own:
             continue
         key = f"ism_all_{ENCODERS[0]}"
-        change = np.array([r[key] - clean[r["person"], r["seed"]][key] for r in own])
-        means = rng.choice(change, (5000, len(change))).mean(1)
-        low, high = np.percentile(means, [2.5, 97.5])
+        usual = [clean[r["person"], r["seed"]] for r in own]
+        change = paired_change(_by_person(own, key), _by_person(usual, key))
+        assert change is not None
         quality = "-" if condition == "clean" else f"{np.mean([r['psnr'] for r in own]):.1f}"
         ism = [f"{np.mean([r[f'ism_all_{e}'] for r in own]):.3f}" for e in ENCODERS]
-        spread = f"{change.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+        interval = "" if change.low is None else f" ({change.low:+.3f} to {change.high:+.3f})"
+        spread = f"{change.value:+.3f}{interval}"
         seconds, fdr = np.mean([r["seconds"] for r in own]), np.mean([r["fdr"] for r in own])
         cells = (condition, len(own), f"{seconds:.0f}", quality, *ism, spread, f"{fdr:.2f}")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
+
+
+def _by_person(found: list[dict[str, Any]], key: str) -> dict[str, list[float]]:
+    return {name: [r[key] for r in found if r["person"] == name] for name in {r["person"] for r in found}}
 
 
 def main() -> None:

@@ -17,14 +17,16 @@ from dladiff.baselines.anti_diffusion import anti_diffusion_loss
 from dladiff.baselines.aspl import alternate
 from dladiff.baselines.caat import KeysAndValues
 from dladiff.baselines.disdiff import disdiff_loss, step_scale, timesteps
-from dladiff.baselines.methods import METHODS, perturb
+from dladiff.baselines.methods import METHODS
 from dladiff.baselines.mist import mist_loss, pattern, target_latents
 from dladiff.baselines.student import Student, ascend
+from dladiff.baselines.task import Task
 from dladiff.compared import PX, SCHEDULES, TINY, BaselineConfig, schedule_for
 from dladiff.config import method_config
 from dladiff.errors import ConfigError
 from dladiff.faces import CenterFaceDetector
-from dladiff.protect import Models, PhotoIn, protect
+from dladiff.photo import PhotoIn
+from dladiff.protect import Models, protect
 from dladiff.service import named_encoder
 from dladiff.surrogate import Surrogate
 
@@ -91,7 +93,9 @@ def test_every_method_has_a_schedule_and_the_paper_s_bound():
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
 def test_bound_range_and_repeatability(surrogate, x, method):
     schedule = quick(method)
-    once, again = (perturb(method, surrogate, x, x, schedule, streams(), Generator().manual_seed(5)) for _ in range(2))
+    once, again = (
+        METHODS[method](Task(surrogate, x, x, schedule, streams(), Generator().manual_seed(5))) for _ in range(2)
+    )
     assert once.shape == x.shape and torch.equal(once, again)
     assert 0 < once.abs().max() <= schedule.eta + 1e-6
     assert (x + once).min() >= 0 and (x + once).max() <= 1
@@ -100,15 +104,15 @@ def test_bound_range_and_repeatability(surrogate, x, method):
 def test_the_surrogate_is_left_as_it_was(surrogate, x):
     before = {k: v.clone() for k, v in surrogate.unet.state_dict().items()}
     words = surrogate.text.get_input_embeddings().weight.clone()
-    perturb("aspl", surrogate, x, x, quick("aspl"), streams(), Generator().manual_seed(5))
-    perturb("ace", surrogate, x, x, quick("ace"), streams(), Generator().manual_seed(5))
+    METHODS["aspl"](Task(surrogate, x, x, quick("aspl"), streams(), Generator().manual_seed(5)))
+    METHODS["ace"](Task(surrogate, x, x, quick("ace"), streams(), Generator().manual_seed(5)))
     after = surrogate.unet.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(v, after[k]) for k, v in before.items())
     assert torch.equal(words, surrogate.text.get_input_embeddings().weight)
 
 
 def test_none_is_nothing(surrogate, x):
-    assert not perturb("none", surrogate, x, x, SCHEDULES["none"], streams(), Generator()).any()
+    assert not METHODS["none"](Task(surrogate, x, x, SCHEDULES["none"], streams(), Generator())).any()
 
 
 def test_ascent_of_a_linear_loss_has_a_closed_form(x):
@@ -157,7 +161,8 @@ def test_aspl_attacks_a_copy_that_learnt_the_clean_photos_and_teaches_the_result
         return delta + 0.1
 
     zero = torch.zeros(1, 3, 4, 4)
-    alternate(Fake("model"), zero + 0.5, zero, BaselineConfig(eta=1, epochs=2), Generator(), attack)  # type: ignore[arg-type]
+    task = Task(None, zero + 0.5, zero, BaselineConfig(eta=1, epochs=2), [], Generator())  # type: ignore[arg-type]
+    alternate(Fake("model"), task, attack)  # type: ignore[arg-type]
     turn = ["copy learns 0.50", "attack on copy", "model learns {:.2f}"]
     assert calls == [line.format(level) for level in (0.1, 0.2) for line in turn]
 
@@ -218,7 +223,7 @@ def test_caat_trains_keys_and_values_alone(surrogate):
 
 def test_caat_s_first_step_is_the_sign_of_the_denoising_gradient(surrogate, x):
     schedule = replace(SCHEDULES["caat"], steps=1)
-    delta = perturb("caat", surrogate, x, x, schedule, streams(), Generator())
+    delta = METHODS["caat"](Task(surrogate, x, x, schedule, streams(), Generator()))
     point = x.clone().requires_grad_(True)
     student = Student(surrogate, schedule.prompt)
     (slope,) = torch.autograd.grad(student.denoising_at(point, surrogate.draw(streams(), SIDE)), point)
@@ -241,7 +246,7 @@ def test_ace_pulls_the_prediction_to_the_target(surrogate, x):
 
 @pytest.mark.parametrize("psnr", [30.0, 35.06, 40.0])
 def test_random_signs_have_the_asked_psnr_in_whole_levels(surrogate, x, psnr):
-    delta = perturb("random", surrogate, x, x, replace(SCHEDULES["random"], psnr=psnr), streams(), Generator())
+    delta = METHODS["random"](Task(surrogate, x, x, replace(SCHEDULES["random"], psnr=psnr), streams(), Generator()))
     for row in delta:
         assert float(-10 * torch.log10(row.square().mean())) == pytest.approx(psnr, abs=0.05)
     inside = (x > 0.1) & (x < 0.9)

@@ -10,7 +10,8 @@ import torch
 
 from dladiff.faces import warp
 from dladiff.finetuning_layer import _Ascent
-from dladiff.protect import PhotoIn, protect
+from dladiff.photo import PhotoIn
+from dladiff.protect import protect
 from dladiff.service import Protector
 from dladiff.trainer import Trainer
 from dladiff.zero_shot_layer import AlignedCanvas, Box, ImageCanvas, pasted

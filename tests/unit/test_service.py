@@ -14,7 +14,8 @@ from PIL import Image
 from dladiff import service
 from dladiff.bundle import CHECKSUMS, make_pins
 from dladiff.errors import ConfigError, ModelError
-from dladiff.protect import PhotoIn, Protected
+from dladiff.photo import PhotoIn
+from dladiff.protect import Protected
 from dladiff.service import Protector
 from dladiff.surrogate import EMBEDDED, Surrogate
 from pipeline.rows import PHOTOS as COLUMNS

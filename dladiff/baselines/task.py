@@ -1,0 +1,28 @@
+"""What every compared method is given: one identity's squares, and what it learns from."""
+
+from dataclasses import dataclass
+
+from torch import Generator
+
+from dladiff.compared import BaselineConfig
+from dladiff.pixels import Images
+from dladiff.surrogate import Surrogate
+
+
+@dataclass(frozen=True)
+class Task:
+    """One identity; a method returns the perturbation `n 3 r r` of its squares and leaves alone what it does not use.
+
+    |delta| <= schedule.eta, and x + delta stays in [0, 1].
+    """
+
+    surrogate: Surrogate
+    clean: Images
+    """Squares of clean photos, `m 3 r r`."""
+    x: Images
+    """The squares to protect, `n 3 r r`."""
+    schedule: BaselineConfig
+    generators: list[Generator]
+    """One stream a square."""
+    one: Generator
+    """A stream for what all squares share."""

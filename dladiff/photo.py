@@ -1,0 +1,88 @@
+"""One photo before and after: what comes in, what goes out, and the check and measures of its bytes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dladiff import quality
+from dladiff.config import MethodConfig
+from dladiff.faces import Face
+from dladiff.pixels import Pixels
+from dladiff.zero_shot_layer import Box
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoIn:
+    """One photo to protect: a key unique in its identity, and h x w x 3 RGB bytes."""
+
+    key: str
+    pixels: Pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoOut:
+    """One protected photo with what was measured on its bytes (units: [0, 1] for linf, dB for psnr)."""
+
+    key: str
+    pixels: Pixels
+    status: str
+    reason: str
+    faces: list[dict[str, Any]]
+    linf: float
+    linf_face: float
+    psnr: float
+    psnr_face: float
+    ssim: float
+    similarity: list[dict[str, Any]]
+    retained: float
+
+
+def measured(
+    photo: PhotoIn,
+    faces: list[Face],
+    final: Pixels,
+    config: MethodConfig,
+    similarity: list[dict[str, Any]],
+    retained: float,
+    reason: str,
+) -> PhotoOut:
+    """Check the rounded bytes against the bounds and measure them.
+
+    A perturbation outside its bound is a bug: AssertionError.
+    """
+    original = photo.pixels
+    mask = _face_mask(faces, original.shape[0], original.shape[1])
+    bound = config.finetuning.eta + config.zero_shot.eta
+    outside, inside = quality.linf(original, final, ~mask), quality.linf(original, final, mask)
+    if outside > config.finetuning.eta + 1e-6 or inside > bound + 1e-6:
+        raise AssertionError(
+            f"perturbation outside its bound: {outside * 255:.1f} outside faces, {inside * 255:.1f} inside"
+        )
+    none = not faces and config.layers != "finetuning"
+    return PhotoOut(
+        key=photo.key,
+        pixels=final,
+        status="layer1_only" if none or config.layers == "finetuning" else "protected",
+        reason="no face found: layer 2 has nothing to protect" if none else reason,
+        faces=[
+            {"box": [float(v) for v in f.box], "landmarks": f.landmarks.astype(float).tolist(), "score": float(f.score)}
+            for f in faces
+        ],
+        linf=quality.linf(original, final),
+        linf_face=inside,
+        psnr=quality.psnr(original, final),
+        psnr_face=quality.psnr(original, final, mask) if faces else float("inf"),
+        ssim=quality.ssim(original, final),
+        similarity=similarity,
+        retained=retained,
+    )
+
+
+def _face_mask(faces: list[Face], height: int, width: int) -> NDArray[np.bool_]:
+    mask = np.zeros((height, width), dtype=bool)
+    for face in faces:
+        box = Box.of(face, height, width)
+        mask[box.y0 : box.y1, box.x0 : box.x1] = True
+    return mask
