@@ -1,5 +1,8 @@
 """Projection of a perturbation onto what is allowed: an L-inf ball, the pixel range, and, where asked, a PSNR."""
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor
 
 
@@ -16,3 +19,8 @@ def project(delta: Tensor, x: Tensor, eta: float, least_psnr: float = 0.0) -> Te
     rms = inside.flatten(1).square().mean(1).sqrt().clamp_min(1e-20)
     scale = (10 ** (-least_psnr / 20) / rms).clamp_max(1)
     return inside * scale.view(-1, *([1] * (inside.dim() - 1)))
+
+
+def around(x: Tensor, eta: float, least_psnr: float = 0.0) -> Callable[[Tensor], Tensor]:
+    """Return the projection of perturbations of these photos."""
+    return partial(project, x=x, eta=eta, least_psnr=least_psnr)

@@ -29,6 +29,11 @@ class FinetuningConfig:
     """Decay of the momentum that perturbation steps keep (MI-FGSM); 0 is the paper's, without."""
     least_psnr: float = 0.0
     """PSNR, dB, that the perturbation of a working square keeps beside `eta`; 0 leaves it out."""
+    most_lpips: float = 0.0
+    """LPIPS, by the network that `lpips` names, that the perturbation of a working square does not exceed; 0: any."""
+    smooth: float = 0.0
+    """Standard deviation, pixels of the working square, of the blur that the perturbation gets where the photo is
+    smooth (skin, sky, walls); 0 leaves it as it is."""
     iter_ft: int = 400
     """Optimiser steps of the static surrogate on the clean set; 0 leaves it pretrained."""
     iter_opt: int = 50
@@ -51,6 +56,9 @@ class FinetuningConfig:
     """Working squares on the device at once: a matter of memory and speed, not of the result, rounding apart."""
     robust: bool = False
     """Draw a JPEG, a resize, a blur or nothing for each photo and perturbation step, inside the loss."""
+    offload: bool = False
+    """Keep in the host's memory what waits: the optimiser's moments between training steps, the static surrogate while
+    the dynamic one learns. Slower, less GPU memory, the same steps."""
     recompute: bool = False
     """Compute inner values of the networks again in the backward pass instead of keeping them: slower, less memory."""
     attention_resolution: int = 16
@@ -131,6 +139,11 @@ class MethodConfig:
     folder), or `clip:FOLDER`, a CLIP vision tower."""
     held_out: tuple[str, ...] = ("embedded:mobile",)
     """Encoders that are measured and never optimised."""
+    lpips: str = ""
+    """ONNX file of LPIPS, backbone and heads, of two pictures; `finetuning.most_lpips` needs one."""
+    fits: Literal["", "24GB", "16GB", "12GB"] = ""
+    """GPU memory to stay within: sets `batch_photos`, `recompute` and `offload` where they are not set; for UNets of
+    Stable Diffusion 1 and 2. Empty leaves them as they are."""
     layers: Literal["both", "finetuning", "zero_shot"] = "both"
     """Which layers run (the ablations of the paper's Table 5)."""
     protection: Literal[
@@ -194,11 +207,20 @@ stay as they are. ADFT alone (`without_dsur`): denoising steps and training of o
 perturbation steps as both together.
 """
 
+FITS: dict[str, dict[str, Any]] = {
+    "24GB": {"finetuning": {"batch_photos": 2}},
+    "16GB": {"finetuning": {"offload": True, "batch_photos": 2}},
+    "12GB": {"finetuning": {"offload": True, "recompute": True, "batch_photos": 2}},
+}
+"""What `fits` stands for; tests/bench/memory.py counts what each takes."""
+
 _RANGES: dict[str, tuple[float, float]] = {
     "finetuning.eta": (0, 0.25),
     "finetuning.step": (0, 0.25),
     "finetuning.momentum": (0, 1),
     "finetuning.least_psnr": (0, 100),
+    "finetuning.most_lpips": (0, 10),
+    "finetuning.smooth": (0, 20),
     "finetuning.iter_ft": (0, 100_000),
     "finetuning.iter_opt": (0, 10_000),
     "finetuning.iter_1": (0, 100),
@@ -240,6 +262,8 @@ def method_config(profile: str, preset: str | None, overrides: Mapping[str, Any]
     layered: list[Mapping[str, Any]] = [base]
     if preset is not None:
         layered.append(_pick("preset", preset, PRESETS, faults))
+    if (fits := overrides.get("fits")) in FITS:
+        layered.append(FITS[fits])
     if (method := overrides.get("protection")) in SCHEDULES:
         layered.append({"layers": "finetuning", "finetuning": {"eta": SCHEDULES[method].eta}})
     layered.append(overrides)
@@ -273,6 +297,19 @@ def _check(config: MethodConfig) -> list[str]:
         faults.append(f"resolution: {config.resolution} is not a multiple of 32")
     if config.protection != "dladiff" and config.layers != "finetuning":
         faults.append(f"layers: {config.protection} is a compared method and has no layer 2; leave layers out")
+    faults += _check_encoders(config)
+    if config.finetuning.most_lpips and not config.lpips:
+        faults.append("lpips: finetuning.most_lpips needs the network; name its ONNX file (docs/method.md)")
+    if not config.model:
+        faults.append(
+            "model: is empty; set method.model to a known model (dladiff models list), a folder in the diffusers "
+            "layout, a hub id or s3://bucket/prefix"
+        )
+    return faults
+
+
+def _check_encoders(config: MethodConfig) -> list[str]:
+    faults = []
     if not config.encoders and config.layers != "finetuning":
         faults.append("encoders: layer 2 needs at least one optimised encoder")
     if both := set(config.encoders) & set(config.held_out):
@@ -282,9 +319,4 @@ def _check(config: MethodConfig) -> list[str]:
     weights = config.zero_shot.weights
     if weights and len(weights) != len(config.encoders):
         faults.append(f"zero_shot.weights: {len(weights)} weights for {len(config.encoders)} encoders")
-    if not config.model:
-        faults.append(
-            "model: is empty; set method.model to a known model (dladiff models list), a folder in the diffusers "
-            "layout, a hub id or s3://bucket/prefix"
-        )
     return faults

@@ -62,7 +62,7 @@ def explain(pairs: Sequence[Pair], chosen: int, models: Models, config: MethodCo
     }  # fmt: skip
     maps: dict[tuple[str, str], Map] = {}
     for weights, learned in zip(WEIGHTS, (None, "clean", "protected"), strict=True):
-        unet = models.surrogate.unet
+        unet = models.surrogate.fresh_unet()
         if learned is not None:
             unet = static_surrogate(
                 models.surrogate, images[learned], config.finetuning, stream(seed, "explain", learned)

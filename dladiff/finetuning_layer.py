@@ -5,12 +5,14 @@ from diffusers import ModelMixin, UNet2DConditionModel
 from torch import Generator, Tensor
 
 from dladiff.attention import MapReader, map_distance
+from dladiff.ball import project
 from dladiff.config import FinetuningConfig
 from dladiff.pgd import Momentum, pgd
 from dladiff.pixels import Images
 from dladiff.surrogate import Batch, Noise, Posterior, Surrogate
-from dladiff.trainer import Part, Trainer
+from dladiff.trainer import Part, Trainer, in_parts
 from dladiff.transforms import draw_transform
+from dladiff.visibility import Measure, smoothing, within_lpips
 
 Losses = dict[str, list[Tensor]]
 """The loss of every step, by stage, as they come; kept where someone asks for them."""
@@ -24,23 +26,22 @@ def static_surrogate(
     losses: Losses | None = None,
 ) -> UNet2DConditionModel:
     """Algorithm 1, lines 1-9: fine-tune a copy of the UNet on the clean set `m 3 r r`; frozen on return."""
-    unet = surrogate.fresh_unet("static")
+    unet = surrogate.fresh_unet()
     _recompute(unet, config.recompute)
-    if config.iter_ft == 0:
-        return unet
     prompt = surrogate.prompt(config.prompt)
-    trainer = Trainer(unet, config.lr_static, config.weight_decay)
+    trainer = Trainer(unet, config.lr_static, config.weight_decay, surrogate.host if config.offload else None)
     size = min(config.batch, len(clean))
-    posterior = surrogate.encode_fixed(clean, size)
+    posterior = surrogate.encode_fixed(clean, min(config.batch_photos, size))
     order: list[int] = []
     for _ in range(config.iter_ft):
         if len(order) < size:
             order += torch.randperm(len(clean), generator=generator).tolist()
         batch, order = posterior.pick(order[:size]), order[size:]
         noise = surrogate.draw([generator] * size, clean.shape[-1])
-        loss = trainer.step(surrogate, [Part(Batch(surrogate.latents(batch, noise), noise, prompt))])
+        taught = Batch(surrogate.latents(batch, noise), noise, prompt)
+        loss = trainer.step(surrogate, in_parts(taught, config.batch_photos))
         _keep(losses, "static surrogate", loss)
-    return unet
+    return surrogate.as_it_is(unet)
 
 
 def perturb(
@@ -50,17 +51,19 @@ def perturb(
     config: FinetuningConfig,
     generators: list[Generator],
     losses: Losses | None = None,
+    lpips: Measure | None = None,
 ) -> Tensor:
     """Algorithm 1, lines 10-41: the perturbation `n 3 r r` of the working squares `n 3 r r` of one identity.
 
-    `generators` holds one stream per square. The dynamic surrogate starts from the pretrained weights and never sees a
-    clean photo. All squares share it; `batch_photos` of them are on the device at once, which changes no step.
+    `generators` holds one stream per square; `lpips` measures for `most_lpips`. The dynamic surrogate starts from the
+    pretrained weights and never sees a clean photo. All squares share it; `batch_photos` of them are on the device at
+    once, which changes no step.
     """
     prompt = surrogate.prompt(config.prompt)
-    dynamic = surrogate.fresh_unet("dynamic")
+    dynamic = surrogate.fresh_unet()
     _recompute(dynamic, config.recompute)
     _recompute(surrogate.vae, config.recompute)
-    trainer = Trainer(dynamic, config.lr_dynamic, config.weight_decay)
+    trainer = Trainer(dynamic, config.lr_dynamic, config.weight_decay, surrogate.host if config.offload else None)
     size = min(config.batch_photos, len(x))
     parts = [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
     read = MapReader(config.attention_resolution)
@@ -75,12 +78,16 @@ def perturb(
 
     for epoch in range(config.iter_opt):
         if epoch:  # the last epoch would train a surrogate that no step asks any more
+            static.to(surrogate.host if config.offload else surrogate.device)
             posteriors = [surrogate.encode_fixed(x[part] + delta[part], size) for part in parts]
             for _ in range(config.iter_3):
                 loss = trainer.step(surrogate, map(taught, posteriors, parts), config.prior_weight)
                 _keep(losses, "dynamic surrogate", loss)
+            static.to(surrogate.device)
         for part, ascent in zip(parts, ascents, strict=True):
             delta[part] = ascent(delta[part])
+        if config.most_lpips and lpips is not None:
+            delta = within_lpips(delta, x, lpips, config.most_lpips)
     return delta
 
 
@@ -120,6 +127,7 @@ class _Ascent:
         instance = self.prompt.instance
         self.tokens = [instance] if config.tokens == "instance" and instance is not None else None
         self.clean = surrogate.encode_fixed(x, len(x))
+        self.smooth = smoothing(x, config.smooth)
         self.directions: list[str | Momentum] = [
             Momentum(config.momentum, config.gradient) if config.momentum else config.gradient for _ in range(2)
         ]
@@ -135,13 +143,17 @@ class _Ascent:
                 self.x,
                 delta,
                 loss,
-                eta=config.eta,
+                allowed=self.allowed,
                 step=config.step,
                 steps=steps,
                 gradient=gradient,
-                least_psnr=config.least_psnr,
             )
         return delta
+
+    def allowed(self, delta: Tensor) -> Tensor:
+        """Bring a perturbation back to what the settings allow."""
+        config = self.config
+        return project(self.smooth(delta) if config.smooth else delta, self.x, config.eta, config.least_psnr)
 
     def attention(self, point: Tensor) -> Tensor:
         """Eq. 8, summed over the squares: both branches see the same timestep and noise."""

@@ -5,8 +5,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dladiff.ball import project
-
 Loss = Callable[[Tensor], Tensor]
 """Maps x + delta to a scalar; what the loop ascends."""
 
@@ -41,21 +39,19 @@ def pgd(
     delta: Tensor,
     loss: Loss,
     *,
-    eta: float,
+    allowed: Callable[[Tensor], Tensor],
     step: float,
     steps: int,
     gradient: str | Momentum = "sign",
-    least_psnr: float = 0.0,
 ) -> Tensor:
     """Ascend `loss(x + delta)` by `steps` projected steps and return the new delta.
 
-    `x`, `delta`: same shape, [0, 1] units; x is the clean photo, so the ball is always around it. `least_psnr` (dB,
-    each image's own) bounds the perturbation beside `eta`; 0 leaves it out.
+    `x`, `delta`: same shape, [0, 1] units. `allowed` brings a perturbation back to what is allowed (`ball.around`).
     Source: Madry et al. 2018; METHOD "PGD step".
     """
     for _ in range(steps):
         point = (x + delta).detach().requires_grad_(True)
         (slope,) = torch.autograd.grad(loss(point), point)
         change = gradient(slope) if isinstance(gradient, Momentum) else direction(slope, gradient)
-        delta = project(delta + step * change, x, eta, least_psnr).detach()
+        delta = allowed(delta + step * change).detach()
     return delta

@@ -20,6 +20,7 @@ from dladiff.pixels import Images, Pixels, to_float, to_uint8
 from dladiff.randomness import stream
 from dladiff.reading import FaceReader, StopRule, similarity_rows
 from dladiff.surrogate import Surrogate
+from dladiff.visibility import Measure
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Models:
     held_out: Sequence[IdentityEncoder]
     detector: Detector
     device: torch.device
+    lpips: Measure | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,10 @@ def protect(
         static = _static(works, clean, models, config, seed, losses)
         lap("static_surrogate")
         x, streams = _squares(works, seed)
-        _keep(works, finetuning_layer.perturb(models.surrogate, static, x, config.finetuning, streams, losses))
+        deltas = finetuning_layer.perturb(
+            models.surrogate, static, x, config.finetuning, streams, losses, lpips=models.lpips
+        )
+        _keep(works, deltas)
         lap("finetuning_layer")
         steps["static_surrogate"] = {"training": config.finetuning.iter_ft}
         squares = sum(len(work.squares) for work in works)

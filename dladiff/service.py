@@ -19,6 +19,7 @@ from dladiff.config import method_config
 from dladiff.errors import ConfigError, ModelError
 from dladiff.faces import CenterFaceDetector, Detector, ScrfdDetector
 from dladiff.identity import IdentityEncoder, detector_from_pack, encoder_from_pack, load_encoder
+from dladiff.image_network import ImageNetwork
 from dladiff.photo import PhotoIn, PhotoOut
 from dladiff.pixels import Images, Pixels, to_float
 from dladiff.protect import Models, protect
@@ -68,6 +69,7 @@ class Protector:
             [named_encoder(name).to(device) for name in self.config.held_out],
             named_detector(self.config.detector, zero_shot.min_face_px, zero_shot.detector_threshold),
             device,
+            ImageNetwork(self.config.lpips, "lpips").measure if self.config.lpips else None,
         )
         finetuning = self.config.finetuning
         sides = self.models.surrogate.map_sides(self.config.resolution)
@@ -78,6 +80,8 @@ class Protector:
                     f"attention maps at {self.config.resolution} px; choose one of {', '.join(map(str, sides))}"
                 ]
             )
+        if self.config.fits and len(self.models.surrogate.encoders) > 1:
+            raise ConfigError(["fits: SDXL's weights, gradients and moments alone take 41 GB; leave this setting out"])
         if finetuning.class_images:
             images = class_images(Path(finetuning.class_images), self.config.resolution)
             self.models.surrogate.set_prior(images, finetuning.class_prompt, finetuning.batch)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -28,6 +28,10 @@ class Noise:
     t: Tensor
     latent: Tensor
     posterior: Tensor
+
+    def pick(self, rows: slice) -> "Noise":
+        """Return these images' rows."""
+        return Noise(self.t[rows], self.latent[rows], self.posterior[rows])
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,10 @@ class Batch:
     noise: Noise
     prompt: Prompt
 
+    def pick(self, rows: slice) -> "Batch":
+        """Return these images' rows."""
+        return Batch(self.latents[rows], self.noise.pick(rows), self.prompt)
+
 
 @dataclass(frozen=True)
 class Prior:
@@ -60,7 +68,12 @@ class Prior:
 
 
 class Surrogate:
-    """Frozen text encoders, VAE and noise schedule, with the pretrained UNet that surrogates are copied from."""
+    """Frozen text encoders, VAE and noise schedule, with the pretrained UNet that surrogates are copied from.
+
+    The pretrained UNet and the text encoders, which nothing runs often, stay in the host's memory.
+    """
+
+    host = torch.device("cpu")
 
     def __init__(self, model: str | Path, device: torch.device) -> None:
         """Load a model by what `locate` takes: `embedded`, a folder, a profile's name, a hub id.
@@ -73,17 +86,19 @@ class Surrogate:
             raise ModelError(f"the model in {root} is not whole: {'; '.join(faults.values())}; fetch it again")
         pins = verified_pins(root)
         self.device = device
+        self.reduced = device.type == "cuda"
         try:
-            self.unet = _part(UNet2DConditionModel, root, "unet").to(device)
+            self.unet: UNet2DConditionModel = _part(UNet2DConditionModel, root, "unet")
             self.vae = _part(AutoencoderKL, root, "vae").to(device)
-            self.encoders = [_text_encoder(CLIPTextModel, root, "", device)]
+            self.encoders = [_text_encoder(CLIPTextModel, root, "")]
             if architecture.text_encoders == 2:
-                self.encoders.append(_text_encoder(CLIPTextModelWithProjection, root, "_2", device))
+                self.encoders.append(_text_encoder(CLIPTextModelWithProjection, root, "_2"))
             scheduler = DDPMScheduler.from_pretrained(root, subfolder="scheduler", local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ModelError(f"the model in {root} cannot be loaded: {str(error).splitlines()[0]}") from error
         self.vae.to(memory_format=torch.channels_last)  # forwards a fifth to a half faster; the UNet gains nothing
-        self.copies: dict[str, UNet2DConditionModel] = {}
+        self.learner: UNet2DConditionModel | None = None
+        self.still: UNet2DConditionModel | None = None
         self.prompts: dict[str, Prompt] = {}
         self.prior: Prior | None = None
         self.alphas = scheduler.alphas_cumprod.to(device)
@@ -102,23 +117,37 @@ class Surrogate:
         """Network of the first text encoder, the only one of SD 1.x and 2.x."""
         return self.encoders[0].network
 
-    def fresh_unet(self, role: str) -> UNet2DConditionModel:
-        """Return the UNet of this role with the pretrained fp32 weights, frozen.
+    def fresh_unet(self) -> UNet2DConditionModel:
+        """Return the one UNet there is for training, with the pretrained fp32 weights, frozen.
 
-        Each role has one resident copy that is reset in place, so what was fetched before is the same object.
+        It is reset in place: what was fetched before is the same object.
         """
-        if role not in self.copies:
-            self.copies[role] = copy.deepcopy(self.unet)
-        unet = self.copies[role]
+        if self.learner is None:
+            self.learner = copy.deepcopy(self.unet).to(self.device)
+        unet = self.learner
         unet.load_state_dict(self.unet.state_dict())
         unet.requires_grad_(False).zero_grad()  # a training step that failed half-way may have left gradients
         return unet
+
+    def as_it_is(self, unet: UNet2DConditionModel) -> UNet2DConditionModel:
+        """Return the one copy for reading, with the weights that `unet` has now, frozen.
+
+        Those of convolutions and linear layers are kept in the type that autocast would turn them into each time.
+        """
+        if self.still is None:
+            self.still = copy.deepcopy(self.unet).to(self.device)
+            if self.reduced:
+                for module in self.still.modules():
+                    if isinstance(module, nn.Conv2d | nn.Linear):
+                        module.to(torch.bfloat16)
+        self.still.to(self.device).load_state_dict(unet.state_dict())
+        return self.still
 
     def prompt(self, text: str) -> Prompt:
         """Return a prompt's conditioning; each prompt is encoded once."""
         if text not in self.prompts:
             with torch.no_grad():
-                self.prompts[text] = embed(self.encoders, text)
+                self.prompts[text] = embed(self.encoders, text).to(self.device)
         return self.prompts[text]
 
     @property
@@ -198,7 +227,7 @@ class Surrogate:
 
         Not fp16, in which SDXL's VAE overflows: bf16 has the range of fp32.
         """
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced)
 
     def _scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self.alphas[t].to(like.dtype).view(-1, 1, 1, 1)
@@ -215,6 +244,6 @@ def _part(kind: Any, root: Path, name: str) -> Any:
     return network.eval().requires_grad_(False).float()
 
 
-def _text_encoder(kind: Any, root: Path, ending: str, device: torch.device) -> TextEncoder:
+def _text_encoder(kind: Any, root: Path, ending: str) -> TextEncoder:
     tokenizer = CLIPTokenizer.from_pretrained(root, subfolder=f"tokenizer{ending}", local_files_only=True)
-    return TextEncoder(tokenizer, _part(kind, root, f"text_encoder{ending}").to(device))
+    return TextEncoder(tokenizer, _part(kind, root, f"text_encoder{ending}"))

@@ -21,6 +21,11 @@ class Prompt:
     pooled: Tensor | None = None
     """`1 p`, or one a photo: `b p`; None in SD 1.x and 2.x."""
 
+    def to(self, device: torch.device) -> "Prompt":
+        """Return it on this device."""
+        pooled = None if self.pooled is None else self.pooled.to(device)
+        return Prompt(self.embedding.to(device), self.instance, pooled)
+
 
 @dataclass(frozen=True)
 class TextEncoder:

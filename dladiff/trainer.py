@@ -1,11 +1,11 @@
 """Training steps of a surrogate."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from dladiff.surrogate import Batch, Surrogate
 
@@ -19,12 +19,28 @@ class Part:
     share: float = 1.0
 
 
-class Trainer:
-    """AdamW over one UNet copy: fp32 masters, gradients clipped to norm 1, state fresh for each identity."""
+GROUP = 2**27
+"""Weights whose moments are on the device at once, where they otherwise wait in the host's memory: one gigabyte."""
 
-    def __init__(self, unet: UNet2DConditionModel, lr: float, weight_decay: float) -> None:
-        self.unet = unet
-        self.optimiser = torch.optim.AdamW(unet.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+
+def in_parts(batch: Batch, size: int) -> list[Part]:
+    """Split a step into parts of at most `size` photos."""
+    parts = [batch.pick(slice(start, start + size)) for start in range(0, len(batch.latents), size)]
+    return [Part(part, share=len(part.latents) / len(batch.latents)) for part in parts]
+
+
+class Trainer:
+    """AdamW over one UNet copy: fp32 masters, gradients clipped to norm 1, state fresh for each identity.
+
+    With `host`, its moments wait there between steps, and come to the weights' device a group at a time.
+    """
+
+    def __init__(
+        self, unet: UNet2DConditionModel, lr: float, weight_decay: float, host: torch.device | None = None
+    ) -> None:
+        self.unet, self.host = unet, host
+        groups = [list(unet.parameters())] if host is None else list(_groups(unet.parameters()))
+        self.optimisers = [torch.optim.AdamW(group, lr=lr, weight_decay=weight_decay, fused=True) for group in groups]
 
     def step(self, surrogate: Surrogate, parts: Iterable[Part], weight: float = 1.0) -> Tensor:
         """One training step on L_cond, plus `weight` times that of the class images where there are any (L_db).
@@ -43,7 +59,29 @@ class Trainer:
             (part.share * loss).backward()  # type: ignore[no-untyped-call]
             total += part.share * loss.detach()
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers:
+            self._move(optimiser, surrogate.device)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            self._move(optimiser, self.host)
         self.unet.requires_grad_(False)
         return total
+
+    def _move(self, optimiser: torch.optim.Optimizer, where: torch.device | None) -> None:
+        if self.host is None or where is None:
+            return
+        for state in optimiser.state.values():
+            for name in ("exp_avg", "exp_avg_sq"):
+                pinned = state[name].is_cuda  # at the bus's full speed, both ways
+                state[name] = torch.empty_like(state[name], device=where, pin_memory=pinned).copy_(state[name])
+
+
+def _groups(weights: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    group: list[nn.Parameter] = []
+    for weight in weights:
+        group.append(weight)
+        if sum(w.numel() for w in group) >= GROUP:
+            yield group
+            group = []
+    if group:
+        yield group

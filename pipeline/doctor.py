@@ -28,7 +28,7 @@ from pipeline.weights import fingerprint_model
 PYTHON = (3, 11)
 LEAST_MEMORY_GIB = {"tiny": 4.0}
 OTHER_MEMORY_GIB = 16.0  # Stable Diffusion 2.1 twice, its optimisers, and the photos of one identity
-GPU_MEMORY_GIB = 20.0
+GPU_MEMORY_GIB = {"16GB": 14.5, "12GB": 11.5}  # of a card, by `method.fits`
 SKEW_S = 60.0  # S3 refuses requests from 15 minutes on; records and leases are read by people long before
 ANSWER_S = 10.0
 
@@ -121,9 +121,10 @@ def _gpu(config: RunConfig | None) -> Check:
         return Check("gpu", not needed, f"nvidia-smi fails: {' '.join((done.stderr or done.stdout).split())}{hint}")
     cards = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
     text = "; ".join(f"{name}, {int(total) / 1024:.0f} GiB, {used} MiB in use" for name, total, used, _ in cards)
-    small = [name for name, total, *_ in cards if int(total) / 1024 < GPU_MEMORY_GIB]
-    if needed and config is not None and config.profile != "tiny" and small:
-        return Check("gpu", False, f"{text}; {small[0]} has less than {GPU_MEMORY_GIB:.0f} GiB: lower batch_photos")
+    fits = config.method.get("fits") if config is not None else None
+    wanted = GPU_MEMORY_GIB.get(str(fits), 22.0) if needed and config and config.profile != "tiny" else 0.0
+    if small := [name for name, total, *_ in cards if int(total) / 1024 < wanted]:
+        return Check("gpu", False, f"{text}; {small[0]} has less than {wanted} GiB: set method.fits (16GB, 12GB)")
     if "+cpu" in _version("torch"):
         return Check("gpu", not needed, f"{text}; torch is built for the CPU: pip install torch with CUDA")
     return Check("gpu", True, text)

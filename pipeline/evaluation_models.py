@@ -29,7 +29,7 @@ class EvaluationModels:
             from dladiff.evaluation.devices import prepare
             from dladiff.evaluation.judge import embedded_features, load_judge
             from dladiff.evaluation.metrics import Networks
-            from dladiff.evaluation.networks import ImageNetwork
+            from dladiff.image_network import ImageNetwork
 
             prepare(self.config.cpus, False)
             given = {"features": self.config.features, "quality": self.config.fiqa, "lpips": self.config.lpips}

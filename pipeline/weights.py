@@ -25,6 +25,7 @@ def by_content(method: dict[str, Any]) -> dict[str, Any]:
     out = dict(method)
     out["model"], out["detector"] = fingerprint_model(out["model"]), faces(out["detector"])
     out["finetuning"] = out["finetuning"] | {"class_images": fingerprint(out["finetuning"]["class_images"], HELD)}
+    out["lpips"] = fingerprint(out["lpips"])
     for name in ("encoders", "held_out"):
         out[name] = [faces(item) for item in out[name]]
     return out

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from dladiff.attention import MapReader, Maps
-from dladiff.ball import project
+from dladiff.ball import around, project
 from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
 from dladiff.compared import BaselineConfig
@@ -94,10 +94,10 @@ def anti_diffusion(task: Task) -> Tensor:
                 lambda point, model=student, own=own: anti_diffusion_loss(  # type: ignore[misc]
                     model, point, [own], schedule
                 ),
-                eta=schedule.eta / schedule.epochs,
+                allowed=around(start, schedule.eta / schedule.epochs),
                 step=schedule.step,
                 steps=schedule.steps,
             )
-            delta = project(delta + added, square, schedule.eta)
+            delta = project(delta + added, square, schedule.eta, schedule.least_psnr)
         rows.append(delta)
     return torch.cat(rows)

@@ -6,6 +6,7 @@ Each step ascends L_cond by the photos and descends it by these weights, at the 
 import torch
 from torch import Tensor, nn
 
+from dladiff.ball import around
 from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
 from dladiff.pgd import pgd
@@ -37,7 +38,7 @@ def caat(task: Task) -> Tensor:
                 x[part],
                 delta[part],
                 lambda point, noise=noise: student.denoising_at(point, noise),  # type: ignore[misc]
-                eta=schedule.eta,
+                allowed=around(x[part], schedule.eta, schedule.least_psnr),
                 step=schedule.step,
                 steps=1,
             )

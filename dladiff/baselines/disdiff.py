@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from dladiff.attention import MapReader, Maps
+from dladiff.ball import around
 from dladiff.baselines.aspl import alternate
 from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
@@ -84,7 +85,7 @@ def disdiff(task: Task) -> Tensor:
                     square,
                     row,
                     lambda point, noise=noise: disdiff_loss(copy, point, noise, schedule),  # type: ignore[misc]
-                    eta=schedule.eta,
+                    allowed=around(square, schedule.eta, schedule.least_psnr),
                     step=schedule.step * step_scale(t, last),
                     steps=1,
                 )

@@ -44,11 +44,13 @@ METHODS: dict[str, Method] = {
 def compared_layer(
     surrogate: Surrogate, clean: Images, x: Images, config: MethodConfig, generators: list[Generator], one: Generator
 ) -> Tensor:
-    """Return the perturbation by `config.protection`: its own schedule, with layer 1's bound, prompt and batch."""
+    """Return the perturbation by `config.protection`: its own schedule, with layer 1's bounds, prompt and batch."""
     layer = config.finetuning
+    own = schedule_for(config.protection, config.model)
     schedule = replace(
-        schedule_for(config.protection, config.model),
+        own,
         eta=layer.eta,
+        least_psnr=layer.least_psnr or own.least_psnr,
         batch=layer.batch_photos,
         prompt=layer.prompt,
         prior_weight=layer.prior_weight,

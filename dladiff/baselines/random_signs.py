@@ -10,13 +10,13 @@ ROUNDS = 20
 
 
 def random_signs(task: Task) -> Tensor:
-    """Return `n 3 r r` of PSNR `schedule.psnr` each, what the pixel range cuts off made up for elsewhere.
+    """Return `n 3 r r` of PSNR `schedule.least_psnr` each, what the pixel range cuts off made up for elsewhere.
 
     Sizes are whole grey levels, rounded up or down at random, so that storing the square changes nothing. Only `x`,
     `schedule` and `generators` are used. Where `eta` forbids that PSNR, `eta` holds.
     """
     x, schedule, generators = task.x, task.schedule, task.generators
-    wanted = 10 ** (-schedule.psnr / 10)
+    wanted = 10 ** (-schedule.least_psnr / 10)
     rows = []
     for square, own in zip(torch.split(x, 1), generators, strict=True):
         signs = (torch.randint(0, 2, square.shape, generator=own) * 2 - 1).to(square)

@@ -7,6 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Generator, Tensor, nn
 
+from dladiff.ball import around
 from dladiff.compared import BaselineConfig
 from dladiff.pgd import pgd
 from dladiff.pixels import Images
@@ -22,8 +23,10 @@ class Student:
 
     def __init__(self, surrogate: Surrogate, words: str) -> None:
         self.surrogate, self.words = surrogate, words
-        self.unet: UNet2DConditionModel = copy.deepcopy(surrogate.unet)
+        self.unet: UNet2DConditionModel = copy.deepcopy(surrogate.unet).to(surrogate.device)
         self.texts: list[TextEncoder] = copy.deepcopy(surrogate.encoders)
+        for text in self.texts:
+            text.network.to(surrogate.device)
 
     def prompt(self) -> Prompt:
         """Return the prompt's conditioning by the text encoders as they are now."""
@@ -94,7 +97,7 @@ def ascend(
                 x[part],
                 delta[part],
                 lambda point, own=generators[part]: loss(point, own),  # type: ignore[misc]
-                eta=schedule.eta,
+                allowed=around(x[part], schedule.eta, schedule.least_psnr),
                 step=schedule.step,
                 steps=steps,
             )

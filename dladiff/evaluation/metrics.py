@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dladiff import quality
 from dladiff.evaluation.judge import Embeddings, Judge, cosines
-from dladiff.evaluation.networks import ImageNetwork
+from dladiff.image_network import ImageNetwork
 from dladiff.pixels import Pixels
 
 Row = dict[str, Any]
@@ -102,7 +102,7 @@ def quality_row(
         "psnr_face": _finite(quality.psnr(original, protected, mask)) if mask.any() else None,
         "ssim": quality.ssim(original, protected),
         "linf": quality.linf(original, protected),
-        "lpips": None if lpips is None else float(lpips(original, protected)[0]),
+        "lpips": None if lpips is None else lpips.measure(original, protected),
     }
 
 

@@ -189,7 +189,7 @@ def main() -> None:
     surrogate, encoder = Surrogate("embedded", torch.device("cpu")), named_encoder(options.encoder)
     pool = read_pool(options.assets, surrogate, encoder, options.crops)
     print(json.dumps({"crops": len(pool.same), "encoder": encoder.name, "base": surrogate.sha256}), flush=True)
-    unet = surrogate.fresh_unet("adapter")
+    unet = surrogate.fresh_unet()
     weights = untrained(unet, pool.embeddings.shape[1], Generator().manual_seed(options.seed))
     if options.start:
         weights = {

@@ -1,18 +1,24 @@
 """Layer 1 written straight down beside ours, in one run on one thread: `python -m tests.bench.speed`.
 
+    python -m tests.bench.speed --only tiny        # what `make bench` runs
+    python -m tests.bench.speed --gpu              # Stable Diffusion 2.1 at full width, 512 px, on a CUDA device
+    python -m tests.bench.speed --gpu --fits 24GB  # the same within such a card; the straight way does not fit one
+
 Seconds of each stage are those of one batch of photos under the paper preset, taken from the mean step of a
 short schedule (two epochs): medians of several runs, the two ways in turn, of this process's own CPU time, which other
 processes disturb least. FLOPs are counted, not estimated; the share of peak is against this machine's own matrix
-multiplication. Compare ratios, and within one run only.
+multiplication. Compare ratios, and within one run only. On a GPU: wall seconds, bf16, peak memory.
 """
 
 import argparse
+import contextlib
 import itertools
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,14 +34,13 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
 from dladiff import finetuning_layer
-from dladiff.config import FinetuningConfig
+from dladiff.config import FITS, FinetuningConfig
 from dladiff.randomness import stream
 from dladiff.surrogate import EMBEDDED, Surrogate
 from tests.bench.straight import Straight
 
 CPU = torch.device("cpu")
 PAPER = FinetuningConfig()
-SHORT = replace(PAPER, iter_ft=3, iter_opt=2, iter_1=2, iter_2=2)
 ONCE, STATIC, ATTENTION, DENOISING, DYNAMIC = STAGES = (
     "once an identity",
     "static surrogate",
@@ -55,6 +60,8 @@ class Case:
     side: int
     maps: int
     photos: int
+    device: torch.device = CPU
+    config: FinetuningConfig = PAPER
 
 
 def counts(config: FinetuningConfig, ours: bool) -> dict[str, int]:
@@ -79,8 +86,8 @@ def measured(case: Case, resident: Surrogate | None, read: Callable[[], float]) 
 
     `read` (a clock, or a count of FLOPs) is marked whenever a step draws its noise or photos are encoded ahead.
     """
-    config = replace(SHORT, attention_resolution=case.maps)
-    x = torch.rand(case.photos, 3, case.side, case.side, generator=stream(0))
+    config = replace(case.config, iter_ft=3, iter_opt=2, iter_1=2, iter_2=2, attention_resolution=case.maps)
+    x = torch.rand(case.photos, 3, case.side, case.side, generator=stream(0)).to(case.device)
     one, each = stream(1), [stream(2, str(i)) for i in range(case.photos)]
     marks = [read()]
 
@@ -96,7 +103,7 @@ def measured(case: Case, resident: Surrogate | None, read: Callable[[], float]) 
         return marked
 
     if resident is None:
-        straight = Straight(case.folder, CPU, config)
+        straight = Straight(case.folder, case.device, config)
         mark(straight.models)
         straight.protect(x, x, one, each)
     else:
@@ -111,32 +118,45 @@ def measured(case: Case, resident: Surrogate | None, read: Callable[[], float]) 
 
 
 def flops(case: Case, resident: Surrogate | None) -> Costs:
-    """Count the FLOPs of a step; the plain attention kernel, because the counter does not know the CPU's fused one."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    """Count the FLOPs of a step; on the CPU by the plain attention kernel: the counter does not know the fused one."""
+    plain = sdpa_kernel(SDPBackend.MATH) if case.device.type == "cpu" else contextlib.nullcontext()
+    with FlopCounterMode(display=False) as counter, plain:
         return measured(case, resident, counter.get_total_flops)
 
 
-def peak() -> float:
-    """FLOP/s of a 2048 x 2048 single-precision product on this thread, the best of ten."""
-    a = torch.rand(2048, 2048)
+def now(device: torch.device) -> float:
+    """Seconds: of this process's own time on the CPU, of the clock on a GPU, once it has done what it was told."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak(device: torch.device) -> float:
+    """FLOP/s of a square matrix product, the best of ten: single precision on this thread, or bf16 on the GPU."""
+    side, kind = (2048, torch.float32) if device.type == "cpu" else (8192, torch.bfloat16)
+    a = torch.rand(side, side, dtype=kind, device=device)
     seconds = []
     for _ in range(10):
-        start = time.process_time()
+        start = now(device)
         a @ a
-        seconds.append(time.process_time() - start)
-    return 2 * 2048**3 / min(seconds)
+        seconds.append(now(device) - start)
+    return 2 * side**3 / min(seconds)
 
 
-def compare(case: Case, runs: int, best: float) -> Table:
-    """Measure both ways in turn and lay out the paper preset's seconds, ratios, FLOPs and shares of the peak."""
-    resident = Surrogate(case.folder, CPU)
-    ways = (None, resident)
+def compare(case: Case, runs: int, best: float, both: bool = True) -> Table:
+    """Measure both ways in turn and lay out the paper preset's seconds, ratios, FLOPs and shares of the peak.
+
+    Without `both` ours stands in both columns.
+    """
+    resident = Surrogate(case.folder, case.device)
+    ways = (None if both else resident, resident)
     work = [flops(case, way) for way in ways]  # also warms up
     taken: list[list[Costs]] = [[], []]
     for _ in range(runs):
         for way, found in zip(ways, taken, strict=True):
-            found.append(measured(case, way, time.process_time))
-    steps = [counts(PAPER, ours) for ours in (False, True)]
+            found.append(measured(case, way, partial(now, case.device)))
+    steps = [counts(PAPER, way is not None) for way in ways]
     rows = []
     for stage in STAGES:
         seconds = [steps[i][stage] * median(run[stage] for run in taken[i]) for i in (0, 1)]
@@ -150,18 +170,18 @@ def compare(case: Case, runs: int, best: float) -> Table:
     return table
 
 
-def quarter_sd21(folder: Path) -> Path:
-    """Write a bundle in the layout of SD 2.1 at a quarter of its width, with random weights."""
+def sd21(folder: Path, part: int) -> Path:
+    """Write a bundle in the layout of SD 2.1 at a `part` (1 or 4) of its width, with random weights."""
     torch.manual_seed(0)
     UNet2DConditionModel(
-        block_out_channels=(80, 160, 320, 320),
+        block_out_channels=tuple(width // part for width in (320, 640, 1280, 1280)),
         attention_head_dim=(5, 10, 20, 20),  # diffusers' name for the number of heads
-        norm_num_groups=16,
+        norm_num_groups=32 if part == 1 else 16,
         cross_attention_dim=1024,
         use_linear_projection=True,
     ).save_pretrained(folder / "unet")
     AutoencoderKL(
-        block_out_channels=(32, 64, 128, 128),
+        block_out_channels=tuple(width // part for width in (128, 256, 512, 512)),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
@@ -184,18 +204,29 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=4)
     parser.add_argument("--side", type=int, default=256, help="px of the SD 2.1 layout; its maps are side / 32 cells")
     parser.add_argument("--only", choices=("tiny", "sd21"))
+    parser.add_argument("--gpu", action="store_true", help="Stable Diffusion 2.1 at full width and 512 px, on CUDA")
+    parser.add_argument("--fits", choices=FITS, help="with --gpu: ours alone, within a card of this size")
     options = parser.parse_args()
+    device = torch.device("cuda" if options.gpu else "cpu")
+    if options.gpu and not torch.cuda.is_available():
+        parser.error("no CUDA device here; python -m tests.bench.memory counts the memory without one")
     torch.set_num_threads(1)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    best = peak()
+    best = peak(device)
     console = Console(width=140)
-    console.print(f"one thread, matrix product: {best / 1e9:.0f} GFLOP/s")
+    console.print(f"{device}, matrix product: {best / 1e9:.0f} GFLOP/s")
     with tempfile.TemporaryDirectory() as folder:
+        if options.gpu:
+            config = replace(PAPER, **FITS[options.fits]["finetuning"]) if options.fits else PAPER
+            case = Case("SD 2.1", sd21(Path(folder), 1), 512, 16, options.photos, device, config)
+            console.print(compare(case, options.runs, best, both=options.fits is None))
+            console.print(f"peak memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+            return
         if options.only != "sd21":
             console.print(compare(Case("tiny model", "embedded", 128, 16, options.photos), options.runs, best))
         if options.only != "tiny":
-            layout = quarter_sd21(Path(folder))
+            layout = sd21(Path(folder), 4)
             case = Case("SD 2.1 layout, quarter width", layout, options.side, options.side // 32, options.photos)
             console.print(compare(case, options.runs, best))
 

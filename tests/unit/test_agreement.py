@@ -1,11 +1,13 @@
 """Layer 1 against the same algorithm written straight down, without any of its savings (tests/bench/straight.py)."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from dladiff import finetuning_layer
 from dladiff.config import FinetuningConfig
+from dladiff.pixels import Pixels, to_uint8
 from dladiff.randomness import stream
 from dladiff.surrogate import Surrogate
 from tests.bench.straight import Straight
@@ -99,3 +101,27 @@ def test_transforms_inside_the_loss_change_the_perturbation_and_keep_its_bound()
         found.append(finetuning_layer.perturb(ours, static, x, config, [stream(3), stream(4)]))
     assert 0.05 < ((found[0] - found[1]).abs() > 1e-3).double().mean()
     assert found[1].abs().max() <= 7 / 255 + 1e-6
+
+
+def test_a_budget_of_lpips_holds_and_smooth_ground_stays_smooth() -> None:
+    ours = Surrogate("embedded", CPU)
+    x = torch.cat([torch.rand(1, 3, SIZE, SIZE, generator=stream(1)), torch.full((1, 3, SIZE, SIZE), 0.5)])
+
+    def found(**changes: object) -> Tensor:
+        config = schedule(iter_ft=0, iter_opt=2, iter_1=1, iter_2=4, **changes)
+        static = finetuning_layer.static_surrogate(ours, x, config, stream(2))
+        streams = [stream(3), stream(4)]
+        return finetuning_layer.perturb(ours, static, x, config, streams, lpips=rms)
+
+    def rms(a: Pixels, b: Pixels) -> float:
+        return float(np.sqrt(np.square(a.astype(float) - b).mean()))
+
+    free, bound, smooth = found(), found(most_lpips=2.0), found(smooth=1.0)
+    assert min(map(rms, to_uint8s(x), to_uint8s(x + free))) > 2.5
+    assert 1.9 < max(map(rms, to_uint8s(x), to_uint8s(x + bound))) <= 2.0
+    steepness = [(d[1, :, 1:] - d[1, :, :-1]).abs().mean() / d[1].abs().mean() for d in (free, smooth)]
+    assert steepness[1] < 0.75 * steepness[0]
+
+
+def to_uint8s(images: Tensor) -> list[Pixels]:
+    return [to_uint8(one[None]) for one in images]

@@ -246,13 +246,23 @@ def test_ace_pulls_the_prediction_to_the_target(surrogate, x):
 
 @pytest.mark.parametrize("psnr", [30.0, 35.06, 40.0])
 def test_random_signs_have_the_asked_psnr_in_whole_levels(surrogate, x, psnr):
-    delta = METHODS["random"](Task(surrogate, x, x, replace(SCHEDULES["random"], psnr=psnr), streams(), Generator()))
+    delta = METHODS["random"](
+        Task(surrogate, x, x, replace(SCHEDULES["random"], least_psnr=psnr), streams(), Generator())
+    )
     for row in delta:
         assert float(-10 * torch.log10(row.square().mean())) == pytest.approx(psnr, abs=0.05)
     inside = (x > 0.1) & (x < 0.9)
     levels = delta[inside] / PX
     torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
     assert abs(float(levels.sign().mean())) < 0.05
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("random", "none")])
+def test_methods_meet_at_one_psnr(surrogate, x, method):
+    schedule = replace(quick(method), eta=0.25, step=0.04, least_psnr=33.0)
+    delta = METHODS[method](Task(surrogate, x, x, schedule, streams(), Generator().manual_seed(0)))
+    for row in delta:
+        assert float(-10 * torch.log10(row.square().mean())) >= 33.0 - 1e-4
 
 
 @pytest.mark.parametrize("method", METHODS)

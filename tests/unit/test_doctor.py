@@ -130,7 +130,8 @@ def test_gpu(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     tool(tmp_path, "NVIDIA L4, 23034, 10, 580.1\nNVIDIA L4, 23034, 0, 580.1")
     assert module._gpu(wants).line() == "ok    gpu: NVIDIA L4, 22 GiB, 10 MiB in use; NVIDIA L4, 22 GiB, 0 MiB in use"
     tool(tmp_path, "Tesla T4, 15360, 0, 580.1")
-    assert "lower batch_photos" in module._gpu(wants).text
+    assert "has less than 22.0 GiB: set method.fits" in module._gpu(wants).text
+    assert module._gpu(with_(wants, method={**wants.method, "fits": "16GB"})).ok
     tool(tmp_path, "No devices were found", 6)
     assert "set gpus_per_actor: 0" in module._gpu(wants).text
     assert module._gpu(None).ok

@@ -14,10 +14,10 @@ from skimage import metrics as reference
 from dladiff.errors import ModelError
 from dladiff.evaluation.judge import EncoderFeatures, Judge, Reading, embedded_features, load_judge, unit_mean
 from dladiff.evaluation.metrics import Networks, features_of, generated_rows, protected_row, quality_row
-from dladiff.evaluation.networks import ImageNetwork
 from dladiff.evaluation.noise import noise_like
 from dladiff.evaluation.squares import thief_square
 from dladiff.faces import Face
+from dladiff.image_network import ImageNetwork
 
 Picture = NDArray[np.uint8]
 

@@ -37,6 +37,12 @@ def test_a_model_without_a_name_says_so() -> None:
         method_config("sd21", None, {"model": ""})
 
 
+def test_a_budget_of_lpips_needs_its_network() -> None:
+    with pytest.raises(ConfigError, match=r"lpips: finetuning\.most_lpips needs the network"):
+        method_config("tiny", None, {"finetuning": {"most_lpips": 0.1}})
+    assert method_config("tiny", None, {"finetuning": {"most_lpips": 0.1}, "lpips": "lpips.onnx"}).lpips
+
+
 def test_digest_ignores_order_and_sees_values() -> None:
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
     one = method_config("tiny", None, {}).to_dict()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from dladiff import attention
+from dladiff import attention, trainer
 from dladiff.attention import MapReader, Maps, map_distance
 from dladiff.config import FinetuningConfig
 from dladiff.errors import ModelError
@@ -26,7 +26,7 @@ def surrogate() -> Surrogate:
 @pytest.fixture(scope="module")
 def double(surrogate: Surrogate) -> Surrogate:
     out = copy.copy(surrogate)
-    out.copies = {}
+    out.learner = out.still = None
     out.unet, out.vae = copy.deepcopy(surrogate.unet).double(), copy.deepcopy(surrogate.vae).double()
     return out
 
@@ -185,13 +185,15 @@ def test_loss_in_blocks_is_the_loss_of_whole_maps(monkeypatch: pytest.MonkeyPatc
 
 
 def test_copies_are_reset_in_place(surrogate: Surrogate) -> None:
-    unet = surrogate.fresh_unet("static")
+    unet = surrogate.fresh_unet()
     with torch.no_grad():
         unet.conv_in.weight.add_(1)
+    still = surrogate.as_it_is(unet)
     unet.requires_grad_(True)
     unet.conv_in.weight.sum().backward()
-    again = surrogate.fresh_unet("static")
-    assert again is unet and surrogate.fresh_unet("dynamic") is not unet
+    again = surrogate.fresh_unet()
+    assert again is unet and torch.equal(still.conv_in.weight, surrogate.unet.conv_in.weight + 1)
+    assert surrogate.as_it_is(again) is still and torch.equal(still.conv_in.weight, surrogate.unet.conv_in.weight)
     assert torch.equal(again.conv_in.weight, surrogate.unet.conv_in.weight)
     assert all(p.grad is None and not p.requires_grad for p in again.parameters())
 
@@ -209,16 +211,44 @@ def test_encoding_in_parts_and_sampling_are_the_vaes(surrogate: Surrogate) -> No
 
 def test_trainer_moves_fp32_weights_and_leaves_the_pretrained_ones(surrogate: Surrogate) -> None:
     before = surrogate.unet.conv_in.weight.clone()
-    unet = surrogate.fresh_unet("static")
+    unet = surrogate.fresh_unet()
     prompt = surrogate.prompt("a photo of sks person")
     noise = surrogate.draw([stream(0)], 128)
     latents = torch.randn(1, 8, 16, 16, generator=stream(1))
-    trainer = Trainer(unet, 1e-4, 1e-2)
-    losses = [trainer.step(surrogate, [Part(Batch(latents, noise, prompt))]) for _ in range(5)]
+    learner = Trainer(unet, 1e-4, 1e-2)
+    losses = [learner.step(surrogate, [Part(Batch(latents, noise, prompt))]) for _ in range(5)]
     assert losses[-1] < losses[0]
     assert unet.conv_in.weight.dtype == torch.float32
     assert not any(p.requires_grad for p in unet.parameters())
     assert torch.equal(surrogate.unet.conv_in.weight, before)
+
+
+def test_the_copy_for_reading_computes_what_autocast_does_with_the_weights_themselves(surrogate: Surrogate) -> None:
+    reduced = copy.copy(surrogate)
+    reduced.learner = reduced.still = None
+    reduced.reduced = True
+    noise = surrogate.draw([stream(0)], 64)
+    z, prompt = torch.randn(1, 8, 8, 8, generator=stream(1)), surrogate.prompt("a photo of sks person")
+    unet = reduced.fresh_unet()
+    still = reduced.as_it_is(unet)
+    assert {p.dtype for p in still.parameters()} == {torch.float32, torch.bfloat16}
+    with torch.no_grad(), reduced.autocast():
+        wanted, found = (reduced.predict(network, z, noise, prompt) for network in (unet, still))
+    assert torch.equal(wanted, found)
+
+
+def test_moments_that_wait_elsewhere_change_no_step(surrogate: Surrogate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "GROUP", 500_000)
+    noise = surrogate.draw([stream(0)], 64)
+    batch = Batch(torch.randn(1, 8, 8, 8, generator=stream(1)), noise, surrogate.prompt("a photo of sks person"))
+    found = []
+    for host in (None, CPU):
+        learner = Trainer(unet := surrogate.fresh_unet(), 1e-4, 1e-2, host)
+        for _ in range(3):
+            learner.step(surrogate, [Part(batch)])
+        found.append([p.clone() for p in unet.parameters()])
+    assert len(learner.optimisers) > 3
+    assert all(map(torch.equal, *found))
 
 
 def test_a_training_step_in_parts_is_the_whole_step(surrogate: Surrogate) -> None:
@@ -232,7 +262,7 @@ def test_a_training_step_in_parts_is_the_whole_step(surrogate: Surrogate) -> Non
 
     found = []
     for parts in ([part(slice(0, 3))], [part(slice(0, 2)), part(slice(2, 3))]):
-        unet = surrogate.fresh_unet("dynamic")
+        unet = surrogate.fresh_unet()
         loss = Trainer(unet, 1e-4, 1e-2).step(surrogate, parts)
         found.append((loss, unet.conv_in.weight - surrogate.unet.conv_in.weight))
     (whole, moved), (halves, moved_too) = found
@@ -259,7 +289,7 @@ def test_the_prior_term_is_the_same_loss_on_class_images_and_draws_nothing_witho
         assert batch is not None and batch.latents.shape == batch.noise.latent.shape
         prompt = surrogate.prompt("a photo of sks person")
         own = Batch(batch.latents.flip(0), batch.noise, prompt)
-        unet = surrogate.fresh_unet("dynamic")
+        unet = surrogate.fresh_unet()
         with torch.no_grad():
             apart = [surrogate.loss(unet, b.latents, b.noise, b.prompt) for b in (own, batch)]
         together = Trainer(unet, 1e-4, 1e-2).step(surrogate, [Part(own, batch)], 0.5)

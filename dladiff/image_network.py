@@ -59,6 +59,10 @@ class ImageNetwork:
         out: NDArray[np.float64] = np.asarray(self._session.run(None, feed)[0], np.float64).ravel()
         return out
 
+    def measure(self, a: Pixels, b: Pixels) -> float:
+        """Return the one number of two pictures (LPIPS)."""
+        return float(self(a, b)[0])
+
     def _scaled(self, picture: Pixels) -> NDArray[np.float32]:
         if self._size is not None and picture.shape[:2] != self._size:
             height, width = self._size

@@ -1,0 +1,127 @@
+"""GPU memory of layer 1 on Stable Diffusion 2.1, counted without a GPU: `python -m tests.bench.memory`.
+
+The real code runs on tensors that have sizes and no values, those of a CUDA run: fp32 weights, bf16 autocast, fused
+attention. What the networks, gradients, moments and inner values take at their peak is counted, byte for byte. Not
+counted: what CUDA itself takes, the libraries' workspaces, and the allocator's gaps.
+"""
+
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.weak import WeakIdKeyDictionary
+
+from dladiff.config import FITS, FinetuningConfig
+from dladiff.finetuning_layer import perturb, static_surrogate
+from dladiff.surrogate import Surrogate
+from dladiff.text import Prompt
+
+ELSEWHERE = torch.device("meta")
+"""Stands for the host's memory: the tracker tells devices apart."""
+GIB = 2**30
+UNET: dict[str, Any] = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "attention_head_dim": (5, 10, 20, 20),
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+}
+VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
+
+
+class Counter(TorchDispatchMode):
+    """Counts the bytes that tensors hold on the device, and the most that they held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known = WeakIdKeyDictionary()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 0  # a number that the code asks for: an order of photos
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor) and tensor.device != ELSEWHERE:
+                storage = tensor.untyped_storage()
+                if storage not in self.known:
+                    self.known[storage] = size = storage.nbytes()
+                    self._add(size)
+                    weakref.finalize(storage, self._add, -size)
+        return out
+
+    def _add(self, size: int) -> None:
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def replaced(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """Move a module as Module._apply does, by new parameters: those of weightless tensors cannot be swapped."""
+    for part in module.modules():
+        for name, weight in part._parameters.items():
+            if weight is not None:
+                part._parameters[name] = nn.Parameter(change(weight.detach()), requires_grad=weight.requires_grad)
+    return module
+
+
+def weightless() -> Surrogate:
+    """Return Stable Diffusion 2.1 as it is resident on a GPU, without values; the pretrained weights lie elsewhere."""
+    surrogate = Surrogate.__new__(Surrogate)
+    surrogate.device, surrogate.host, surrogate.reduced = torch.device("cpu"), ELSEWHERE, True
+    surrogate.unet = UNet2DConditionModel(**UNET).eval().requires_grad_(False).to(ELSEWHERE)
+    surrogate.vae = AutoencoderKL(**VAE).eval().requires_grad_(False)
+    surrogate.learner = surrogate.still = surrogate.prior = None
+    surrogate.prompts = {FinetuningConfig().prompt: Prompt(torch.zeros(1, 77, UNET["cross_attention_dim"]), 4)}
+    surrogate.alphas = torch.linspace(1, 0, 1000)
+    surrogate.prediction = "epsilon"
+    return surrogate
+
+
+def peaks(config: FinetuningConfig, photos: int) -> tuple[float, float]:
+    """Return the most memory, GiB, that the static surrogate's training and the perturbation hold at once."""
+    with ExitStack() as stack:
+        stack.enter_context(FakeTensorMode())
+        stack.enter_context(mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, create=True))
+        stack.enter_context(mock.patch.object(nn.Module, "_apply", replaced))
+        counter = stack.enter_context(Counter())
+        surrogate = weightless()
+        x, streams = torch.zeros(photos, 3, 512, 512), [torch.Generator() for _ in range(photos)]
+        static = static_surrogate(surrogate, x, config, streams[0])
+        first, counter.peak = counter.peak, counter.now
+        perturb(surrogate, static, x, config, streams)
+        return first / GIB, counter.peak / GIB
+
+
+def shortened(config: FinetuningConfig) -> FinetuningConfig:
+    """Return as few steps as reach the peaks: a second training step meets the moments of the first."""
+    return replace(config, iter_ft=2, iter_opt=2, iter_1=1, iter_2=1, iter_3=2)
+
+
+def main() -> None:
+    """Print a table: each `fits`, and none."""
+    table = Table("fits", "photos", "settings", "static surrogate GiB", "perturbation GiB")
+    for fits, layer in {"": {"finetuning": {}}, **FITS}.items():
+        config = shortened(FinetuningConfig(**layer["finetuning"]))
+        settings = ", ".join(f"{k} {v}" for k, v in layer["finetuning"].items())
+        table.add_row(fits or "-", "4", settings or "-", *(f"{peak:.1f}" for peak in peaks(config, 4)))
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
