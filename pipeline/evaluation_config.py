@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dladiff
 from dladiff.errors import ConfigError
+from dladiff.evaluation.names import ABSENT, ATTACKS, PREPROCESSING, PURIFIERS
+from dladiff.settings import nearest
 from pipeline.weights import EMBEDDED, fingerprint
 
 VERSION = 1  # of what a row measures; raised when that changes, so that older rows are done again
@@ -84,6 +86,9 @@ class EvaluateConfig:
                 faults.append(f"--compare: {name!r} is no name of a method: letters, digits, _ . -, not clean or noise")
         if self.name in self.compare:
             faults.append(f"--compare: {self.name!r} is the name of the run itself; choose another (or --name)")
+        faults += _unknown("--attack", (*self.attacks, *self.settings), [*ATTACKS, ENCODER_ONLY])
+        ways = (way.partition("=")[0] for way in self.preprocessings)
+        faults += _unknown("--preprocessing", ways, [*PREPROCESSING, *PURIFIERS])
         for name in ("attacks", "preprocessings", "prompts", "bases", "judges", "shares", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
@@ -122,6 +127,11 @@ class EvaluateConfig:
         """Return plain JSON values."""
         out: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return out
+
+
+def _unknown(option: str, names: Iterable[str], known: list[str]) -> list[str]:
+    faults = {name: f"{name!r} is unknown{nearest(name, known)}; known: {', '.join(known)}" for name in names}
+    return [f"{option}: {ABSENT.get(name, text)}" for name, text in faults.items() if name not in known]
 
 
 def from_dict(values: Mapping[str, Any]) -> EvaluateConfig:

@@ -59,15 +59,15 @@ class EvaluationModels:
     def attack(self, name: str, base: str) -> Callable[[list[UInt8], int], Images] | None:
         """Return the attack as (squares, seed) to pictures; None for `encoder_only`, which generates nothing.
 
-        Raises ModelError or ConfigError for a name or setting that is not known.
+        Raises ModelError or ConfigError for weights that are missing or a setting that is not known.
         """
         if name == ENCODER_ONLY:
             return None
-        from dladiff.evaluation.attackers import AttackSettings, named_attack, settings_for
+        from dladiff.evaluation.attackers import ATTACKS, AttackSettings, settings_for
         from dladiff.evaluation.attackers.adapter import adapter_weights
         from dladiff.settings import build
 
-        attack = named_attack(name)
+        attack = ATTACKS[name]
         model = self.base(base)[0]
         faults: list[str] = []
         changed = self.config.settings.get(name, {})
@@ -94,13 +94,9 @@ class EvaluationModels:
         """Return a preprocessing, or a purifier, by NAME or NAME=FOLDER."""
         if name not in self._ways:
             from dladiff.evaluation.preprocessing import PREPROCESSING
-            from dladiff.evaluation.purifiers import NEEDS, purifier
+            from dladiff.evaluation.purifiers import purifier
 
             plain, _, folder = name.partition("=")
-            if plain not in (*PREPROCESSING, *NEEDS):
-                raise ConfigError(
-                    [f"--preprocessing: {plain!r} is unknown; known: {', '.join((*PREPROCESSING, *NEEDS))}"]
-                )
             self._ways[name] = PREPROCESSING[plain] if plain in PREPROCESSING else purifier(plain, folder)
         return self._ways[name]
 

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from dladiff.errors import ModelError
 from dladiff.evaluation.attackers.base import load_base
+from dladiff.evaluation.names import PURIFIERS
 from dladiff.faces import CenterFaceDetector
 from dladiff.pixels import Pixels, to_float, to_uint8
 from dladiff.region import Square, add_square, covering_squares, cut, face_square
@@ -27,21 +28,11 @@ GRID_T, GRID_ROUNDS, GRID_KEEP, GRID_SIDE = 10, 20, 0.1, 256
 UPSCALE_NOISE, UPSCALE_LEVEL, UPSCALE_SIDE = 0.1, 20, 512
 """Hoenig et al. 2025: noise on [-1, 1] before upscaling; the upscaler's own noise level; longest side that goes in."""
 
-NEEDS = {
-    "sdedit": "",
-    "diffpure": "an unconditional pixel model in the diffusers layout (google/ddpm-celebahq-256 for faces)",
-    "gridpure": "an unconditional pixel model in the diffusers layout (google/ddpm-celebahq-256 for faces)",
-    "noisy_upscaling": "an upscaler in the diffusers layout (stabilityai/stable-diffusion-x4-upscaler)",
-}
-"""Name to the weights it needs."""
-
 
 def purifier(name: str, weights: str | Path = "", device: str = "cpu") -> Callable[[Pixels], Pixels]:
-    """Load a purifier of whole photos; sizes stay. Raises ModelError: unknown, or its weights are missing."""
-    if name not in NEEDS:
-        raise ModelError(f"no purifier named {name!r}; known: {', '.join(NEEDS)}")
-    if NEEDS[name] and not (str(weights) and (Path(weights) / "model_index.json").is_file()):
-        raise ModelError(f"{name} needs {NEEDS[name]}: name its folder, with model_index.json in it")
+    """Load a purifier of whole photos; sizes stay. Raises ModelError where its weights are missing."""
+    if PURIFIERS[name] and not (str(weights) and (Path(weights) / "model_index.json").is_file()):
+        raise ModelError(f"{name} needs {PURIFIERS[name]}: name its folder, with model_index.json in it")
     if name == "sdedit":
         return _SdEdit(str(weights) or "embedded", device)
     if name == "noisy_upscaling":

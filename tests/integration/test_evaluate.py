@@ -112,9 +112,11 @@ def test_the_life_of_an_evaluation(people: Path, tmp_path: Path, monkeypatch: py
         evaluate(config)
 
 
-def test_an_unknown_attack_stops_the_run_with_its_name(people: Path, tmp_path: Path) -> None:
-    config = replace(configured(people, tmp_path / "results"), attacks=("dreamboth",), settings={}, identities=1)
-    with pytest.raises(ModelError, match="dreamboth"):
+def test_an_unknown_setting_of_an_attack_stops_the_run(people: Path, tmp_path: Path) -> None:
+    config = replace(
+        configured(people, tmp_path / "results"), attacks=("lora",), settings={"lora": {"step": 1}}, identities=1
+    )
+    with pytest.raises(ModelError, match="did you mean steps"):
         evaluate(config)
 
 

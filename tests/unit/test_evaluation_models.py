@@ -20,11 +20,8 @@ def models(**others: Any) -> EvaluationModels:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"attacks": ("encoder_only", "dreamboth")}, "dreamboth"),
-        ({"attacks": ("instantid",)}, "InstantID needs"),
         ({"attacks": ("lora",), "settings": {"lora": {"step": 3}}}, "did you mean steps"),
         ({"attacks": ("lora",), "settings": {"lora": {"steps": "many"}}}, "lora.steps: expected int"),
-        ({"preprocessings": ("none", "jpg75")}, "jpg75"),
         ({"preprocessings": ("diffpure=/nowhere",)}, "diffpure needs"),
         ({"bases": ("/nowhere",), "attacks": ("lora",)}, "nowhere"),
         (
@@ -36,6 +33,20 @@ def models(**others: Any) -> EvaluationModels:
 def test_what_is_missing_is_told_at_once(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(DladiffError, match=text):
         models(**settings).check()
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"attacks": ("encoder_only", "dreamboth")}, "did you mean dreambooth"),
+        ({"attacks": ("instantid",)}, "InstantID needs"),
+        ({"settings": {"loro": {"steps": 3}}}, "did you mean lora"),
+        ({"preprocessings": ("none", "jpg75")}, "did you mean jpeg75"),
+    ],
+)
+def test_wrong_names_are_told_before_anything_is_loaded(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        models(**settings)
 
 
 def test_a_missing_network_is_told(tmp_path: Path) -> None:

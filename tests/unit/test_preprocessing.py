@@ -9,9 +9,10 @@ from scipy.ndimage import gaussian_filter
 from skimage.data import astronaut
 
 from dladiff.errors import ModelError
-from dladiff.evaluation import purifiers
+from dladiff.evaluation import names, purifiers
+from dladiff.evaluation.names import PURIFIERS
 from dladiff.evaluation.preprocessing import PREPROCESSING
-from dladiff.evaluation.purifiers import NEEDS, purifier
+from dladiff.evaluation.purifiers import purifier
 from dladiff.region import Square
 
 PHOTO = astronaut()[:256, 100:356].copy()
@@ -73,16 +74,15 @@ def test_social_networks_shrink_to_1080(size, wanted):
     assert PREPROCESSING["social"](np.zeros((*size, 3), np.uint8)).shape[:2] == wanted
 
 
-@pytest.mark.parametrize("name", [n for n in NEEDS if NEEDS[n]])
+@pytest.mark.parametrize("name", [n for n in PURIFIERS if PURIFIERS[n]])
 def test_a_purifier_without_weights_says_which(name, tmp_path):
     for weights in ("", tmp_path):
         with pytest.raises(ModelError, match="name its folder"):
             purifier(name, weights)
 
 
-def test_an_unknown_purifier_is_named():
-    with pytest.raises(ModelError, match="no purifier named 'soap'"):
-        purifier("soap")
+def test_names_without_torch_are_those_there_are():
+    assert tuple(PREPROCESSING) == names.PREPROCESSING
 
 
 def test_squares_that_nothing_is_done_to_come_back_and_overlaps_are_averaged():

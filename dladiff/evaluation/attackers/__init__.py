@@ -1,6 +1,5 @@
 """What a thief does with photos: fine-tuning and zero-shot customization, none of it with the protection's own code."""
 
-from dladiff.errors import ModelError
 from dladiff.evaluation.attackers.adapter import ip_adapter_faceid
 from dladiff.evaluation.attackers.base import Attack, AttackSettings, Base, load_base
 from dladiff.evaluation.attackers.dreambooth import dreambooth, dreambooth_text
@@ -8,7 +7,7 @@ from dladiff.evaluation.attackers.lora import lora
 from dladiff.evaluation.attackers.settings import settings_for
 from dladiff.evaluation.attackers.textual_inversion import textual_inversion
 
-__all__ = ["ATTACKS", "Attack", "AttackSettings", "Base", "load_base", "named_attack", "settings_for"]
+__all__ = ["ATTACKS", "Attack", "AttackSettings", "Base", "load_base", "settings_for"]
 
 ATTACKS: dict[str, Attack] = {
     "dreambooth": dreambooth,
@@ -19,15 +18,3 @@ ATTACKS: dict[str, Attack] = {
     "ip_adapter_faceid_held_out": ip_adapter_faceid,
 }
 """Name to attack. `_held_out` is the same attack with an adapter that listens to another encoder (`settings_for`)."""
-
-ABSENT = {
-    "instantid": "InstantID needs SDXL, its ControlNet and resampler, and a pipeline that diffusers ships "
-    "only as a community example; it is not part of this package",
-}
-
-
-def named_attack(name: str) -> Attack:
-    """Return an attack. Raises ModelError, with the reason, for a name that is not there."""
-    if name in ATTACKS:
-        return ATTACKS[name]
-    raise ModelError(ABSENT.get(name, f"no attack named {name!r}; known: {', '.join(ATTACKS)}"))
