@@ -82,10 +82,10 @@ evaluate: $(STAMP)
 	$(BIN)/python -m tests.acceptance.evaluation_people --assets $(DLADIFF_ASSETS) --out $(EVALUATION)/photos $(PEOPLE)
 	$(BIN)/dladiff protect --input $(EVALUATION)/photos --output $(EVALUATION)/dladiff
 	for name in $(METHODS); do \
-	  $(BIN)/dladiff protect --input $(EVALUATION)/photos --output $(EVALUATION)/$$name --method $$name || exit $$?; done
+	  $(BIN)/dladiff protect --input $(EVALUATION)/photos --output $(EVALUATION)/$$name --method $$name \
+	    --config tests/acceptance/equal_psnr.yaml || exit $$?; done
 	for name in $(ABLATIONS); do \
-	  $(BIN)/dladiff protect --input $(EVALUATION)/photos --output $(EVALUATION)/$$name \
-	    --config tests/acceptance/ablations/$$name.yaml || exit $$?; done
+	  $(BIN)/dladiff protect --input $(EVALUATION)/photos --output $(EVALUATION)/$$name --preset $$name || exit $$?; done
 	$(BIN)/dladiff evaluate --output $(EVALUATION)/dladiff --results $(EVALUATION)/results $(HOW) \
 	  $(foreach name,$(METHODS) $(ABLATIONS),--compare $(name)=$(EVALUATION)/$(name)) \
 	  --judge embedded:mobile --judge $(DLADIFF_ASSETS)/insightface_pack/mini_y1 --judge embedded:residual

@@ -92,7 +92,7 @@ def make_pins(root: Path, source: str = "", revision: str = "", licence: str = "
     hub = _hub_origin(root)
     files = model_files(root)
     return Pins(
-        sha256={path: _sha256(file) for path, file in files.items()},
+        sha256={path: file_sha256(file) for path, file in files.items()},
         size={path: file.stat().st_size for path, file in files.items()},
         source=source or (hub[0] if hub else ""),
         revision=revision or (hub[1] if hub else ""),
@@ -117,7 +117,7 @@ def damage(root: Path, pins: Pins) -> dict[str, str]:
             faults[path] = f"{path} is missing"
         elif have != pins.size[path]:
             faults[path] = f"{path} has {have} of {pins.size[path]} bytes: a copy that ended half way"
-        elif _sha256(file) != sha256:
+        elif file_sha256(file) != sha256:
             faults[path] = f"{path} is not the file that {CHECKSUMS} names"
     return faults
 
@@ -146,7 +146,7 @@ def quick_digest(root: Path) -> str | None:
     blobs = {path: file.resolve() for path, file in model_files(root).items()}
     if any(re.fullmatch("[0-9a-f]{64}", b.name) is None for path, b in blobs.items() if path.endswith(".safetensors")):
         return None
-    names = {path: b.name if path.endswith(".safetensors") else _sha256(b) for path, b in blobs.items()}
+    names = {path: b.name if path.endswith(".safetensors") else file_sha256(b) for path, b in blobs.items()}
     return Pins(sha256=names, size={}).digest()
 
 
@@ -156,6 +156,7 @@ def _hub_origin(root: Path) -> tuple[str, str] | None:
     return ("/".join(parts), root.name) if root.parent.name == "snapshots" and kind == "models" else None
 
 
-def _sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
+    """Return the hex digest of a file's bytes."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

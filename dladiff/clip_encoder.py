@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dladiff.bundle import file_sha256
 from dladiff.errors import ModelError
-from dladiff.faces import file_sha256
 from dladiff.identity import IdentityEncoder
 from dladiff.packs import CLIP, located
 

@@ -1,7 +1,6 @@
 """Faces: where they are in a photo, and the affine warp that brings one to the 112 x 112 crop of identity encoders."""
 
 import contextlib
-import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from dladiff.bundle import file_sha256
 from dladiff.errors import ModelError, PhotoError
 from dladiff.pixels import Pixels
 
 Matrix = NDArray[np.float64]
 """2 x 3 affine matrix, photo pixels to crop pixels; pixel centres lie at whole numbers."""
+CROP = 112
+"""Side of the aligned crop, pixels; an encoder of another size sees it enlarged."""
 Landmarks = NDArray[np.floating[Any]]
 """5 x 2 points (x, y) in photo pixels: the eyes, the nose, the mouth's corners; left in the picture first."""
 BoxLike = Sequence[float] | NDArray[np.float64]
@@ -225,7 +227,7 @@ def inverse(matrix: Matrix) -> Matrix:
     return np.concatenate([linear, -linear @ matrix[:, 2:]], axis=1)
 
 
-def face_quad(matrix: Matrix, size: int = 112) -> NDArray[np.float64]:
+def face_quad(matrix: Matrix, size: int = CROP) -> NDArray[np.float64]:
     """Return the outer corners of the crop in photo pixels, 4 x 2, clockwise from the crop's top left."""
     low, high = -0.5, size - 0.5
     corners = np.array([[low, low, 1], [high, low, 1], [high, high, 1], [low, high, 1]])
@@ -233,7 +235,7 @@ def face_quad(matrix: Matrix, size: int = 112) -> NDArray[np.float64]:
 
 
 def warp(
-    images: Float[Tensor, "b 3 h w"], matrices: Float[Tensor, "b 2 3"], size: int = 112
+    images: Float[Tensor, "b 3 h w"], matrices: Float[Tensor, "b 2 3"], size: int = CROP
 ) -> Float[Tensor, "b 3 {size} {size}"]:
     """Bilinear crop: output pixel p samples the image at M^-1 p, zero outside; differentiable in both arguments.
 
@@ -248,12 +250,6 @@ def warp(
     y = (a[:, None, None] * v - c[:, None, None] * u) / determinant
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hex digest of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _one_thread() -> Any:

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dladiff.bundle import file_sha256
 from dladiff.errors import ModelError
-from dladiff.faces import file_sha256
+from dladiff.faces import CROP
 from dladiff.onnx_import import MAX_BYTES, OnnxNetwork, check_parity, load_model
 
-CROP = 112
 UNKNOWN_LICENCE = "unknown: see the pack's own licence"
 
 
@@ -95,21 +95,14 @@ def detector_from_pack(folder: Path | str) -> Path:
 def _only(folder: Path, fits: Any, what: str) -> Path:
     if not folder.is_dir():
         raise ModelError(f"no InsightFace pack folder at {folder}")
-    found = [path for path in sorted(folder.glob("*.onnx")) if _readable(path) and fits(_graph(path))]
+    small = [path for path in sorted(folder.glob("*.onnx")) if path.stat().st_size <= MAX_BYTES]
+    found = [path for path in small if fits(load_model(path).graph)]
     if not found:
         raise ModelError(f"{folder} holds no {what}: unpack a whole InsightFace pack there")
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise ModelError(f"{folder} holds more than one {what}: {names}; name the file instead of the folder")
     return found[0]
-
-
-def _readable(path: Path) -> bool:
-    return path.stat().st_size <= MAX_BYTES
-
-
-def _graph(path: Path) -> Any:
-    return load_model(path).graph
 
 
 def _inputs(graph: Any) -> list[onnx.ValueInfoProto]:

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dladiff.bundle import file_sha256
 from dladiff.errors import ModelError
-from dladiff.faces import file_sha256
 from dladiff.pixels import Pixels
 
 MAX_BYTES = 512 * 2**20

@@ -64,7 +64,7 @@ def measured(
     return PhotoOut(
         key=photo.key,
         pixels=final,
-        status="layer1_only" if none or config.layers == "finetuning" else "protected",
+        status="protected" if faces and config.layers != "finetuning" else "layer1_only",
         reason="no face found: layer 2 has nothing to protect" if none else reason,
         faces=[
             {"box": [float(v) for v in f.box], "landmarks": f.landmarks.astype(float).tolist(), "score": float(f.score)}

@@ -1,5 +1,7 @@
 """Pixels are uint8 outside and RGB floats in [0, 1] inside: one function each way, and the array types."""
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -20,3 +22,8 @@ def to_uint8(image: Images) -> Pixels:
     """Return the rounded bytes, h x w x 3, of a batch of one."""
     rounded = (image[0].detach().clamp(0, 1) * 255).round().to(torch.uint8)
     return rounded.permute(1, 2, 0).cpu().contiguous().numpy()
+
+
+def whole_levels(eta: float) -> float:
+    """Return the largest whole number of grey levels within a bound, [0, 1] units: what rounding to bytes keeps."""
+    return math.floor(eta * 255 + 1e-6) / 255

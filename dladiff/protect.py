@@ -16,7 +16,7 @@ from dladiff.config import MethodConfig
 from dladiff.faces import Detector, Face
 from dladiff.identity import IdentityEncoder
 from dladiff.photo import PhotoIn, PhotoOut, measured
-from dladiff.pixels import Images, Pixels, to_float, to_uint8
+from dladiff.pixels import Images, Pixels, to_float, to_uint8, whole_levels
 from dladiff.randomness import stream
 from dladiff.reading import FaceReader, StopRule, similarity_rows
 from dladiff.surrogate import Surrogate
@@ -103,9 +103,7 @@ def protect(
         steps["static_surrogate"] = {"training": config.finetuning.iter_ft}
         squares = sum(len(work.squares) for work in works)
         steps["finetuning_layer"] = finetuning_layer.iterations(config.finetuning, squares)
-    outs = {}
-    for work in works:
-        outs[work.photo.key] = _second_layer(work, models, config, seed)
+    outs = {work.photo.key: _second_layer(work, models, config, seed) for work in works}
     lap("zero_shot_layer")
     steps["zero_shot_layer"] = {"perturbation": sum(work.steps for work in works)}
     charts = {} if losses is None else _charts(losses, works, models.encoders)
@@ -205,7 +203,7 @@ def _retained(work: _Work, x: Images, layer1: Tensor, config: MethodConfig) -> f
 
 def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) -> PhotoOut:
     x = to_float(work.photo.pixels).to(models.device)
-    layer1 = _at_full_size(work, x, config.finetuning.eta)
+    layer1 = _at_full_size(work, x, whole_levels(config.finetuning.eta))
     retained = _retained(work, x, layer1, config)
     first = (x + layer1).clamp(0, 1)
     del layer1
@@ -214,6 +212,7 @@ def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) 
     readers = [FaceReader(x, face, readings, every) for face in work.faces]
     current, reasons = first, []
     if config.layers != "finetuning":
+        bound = whole_levels(config.zero_shot.eta)
         layer2 = torch.zeros_like(x)
         for i, face in enumerate(work.faces):
             reader = FaceReader(x, face, readings, models.encoders)
@@ -232,7 +231,7 @@ def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) 
             work.steps += steps
             work.cosines += seen
             layer2[..., box.y0 : box.y1, box.x0 : box.x1] += patch
-            layer2.clamp_(-config.zero_shot.eta, config.zero_shot.eta)
+            layer2.clamp_(-bound, bound)
             current = (first + layer2).clamp(0, 1)
             if steps >= config.zero_shot.max_steps and max(rule(current)) > config.zero_shot.ths:
                 reasons.append(f"face {i + 1}: similarity still above {config.zero_shot.ths} after {steps} steps")

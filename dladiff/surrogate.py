@@ -107,16 +107,6 @@ class Surrogate:
         self.sha256, self.licence = pins.digest(), pins.licence or "see the model card"
         self.source, self.revision = pins.source, pins.revision
 
-    @property
-    def tokenizer(self) -> CLIPTokenizer:
-        """Tokenizer of the first text encoder."""
-        return self.encoders[0].tokenizer
-
-    @property
-    def text(self) -> CLIPTextModel:
-        """Network of the first text encoder, the only one of SD 1.x and 2.x."""
-        return self.encoders[0].network
-
     def fresh_unet(self) -> UNet2DConditionModel:
         """Return the one UNet there is for training, with the pretrained fp32 weights, frozen.
 

@@ -7,21 +7,16 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Generator, Tensor
 from torch.nn import functional
 
 from dladiff.config import ZeroShotConfig
-from dladiff.faces import Face, inverse, warp
+from dladiff.faces import CROP, Face, Matrix, inverse, warp
 from dladiff.identity import IdentityEncoder
 from dladiff.pgd import Momentum, direction
 from dladiff.pixels import Images
 from dladiff.transforms import Transform, draw_transform, mirror
 
-CROP = 112
-"""Side of the aligned crop that matrices and noise are given in; an encoder of another size sees it enlarged."""
-Matrix = NDArray[np.float64]
-"""2 x 3 affine matrix from photo pixels to the aligned crop."""
 Reading = Callable[[Tensor], Sequence[float]]
 """Highest cosine of each optimised encoder on a whole photo `1 3 h w`, read as an attacker reads it."""
 

@@ -32,6 +32,7 @@ from pipeline.trace import write_trace
 STREAMS = 8  # photos read, encoded or written at a time
 LATE = "late"  # status of a task whose turn did not come before the deadline
 GONE = "gone since it was planned; the next run sees what is there then"
+MISSING = "is not there; mend the index file"
 
 Row = dict[str, Any]
 _METRICS = ("linf", "linf_face", "psnr", "psnr_face", "ssim", "retained")
@@ -67,7 +68,10 @@ class ProtectIdentity:
         except StorageError as error:  # a photo's own fault was noted with the photo: this one is the run's
             result = {"status": "storage", "reason": str(error)}
         except BaseException as error:  # a row that raised would end the run or vanish
-            result = self._failed(work, "failed", _line(error), traceback.format_exc())
+            if "photos" in work:
+                result = self._failed(work, "failed", _line(error), traceback.format_exc())
+            else:  # the stored plan itself
+                result = {"status": "storage", "reason": _line(error)}
         photos = len(work.get("photos", ()))
         common = {"identity": work.get("identity", ""), "photos": photos, "failed_photos": photos}
         seconds = round(time.monotonic() - started, 3)
@@ -186,7 +190,9 @@ class ProtectIdentity:
         except BusyError:
             raise
         except NotFoundError:
-            row |= {"status": "skipped", "reason": GONE}
+            row |= (
+                {"status": "failed", "reason": MISSING} if "missing" in photo else {"status": "skipped", "reason": GONE}
+            )
             return None
         except (PhotoError, StorageError) as error:
             row |= {"status": "failed", "reason": str(error)}

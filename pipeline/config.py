@@ -136,7 +136,7 @@ def run_config(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
 
     Raises ConfigError with every fault: unknown names with the nearest known one, types, ranges, the method's own.
     """
-    values = _read(file) if file else {}
+    values = read_yaml(file) if file else {}
     overrides = {key: value for key, value in overrides.items() if value is not None and value != ()}
     protection = overrides.pop("protection", None)  # an option of its own; in the file it is one of the method's
     values |= overrides
@@ -165,17 +165,18 @@ def run_config(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path, expected: str = "settings (name: value)", hint: str = "") -> dict[str, Any]:
+    """Return the mapping that a YAML file holds; an empty one holds none. Raises ConfigError."""
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError([f"{file}: {error.strerror or error}"]) from error
+        raise ConfigError([f"{file}: {error.strerror or error}{hint}"]) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"{file}: not YAML: {' '.join(str(error).split())}"]) from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError([f"{file}: expected settings (name: value), not a {type(values).__name__}"])
+        raise ConfigError([f"{file}: expected {expected}, not a {type(values).__name__}"])
     return values
 
 

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from dladiff import packs
 from dladiff.catalogue import locate
-from dladiff.errors import ConfigError, DladiffError
+from dladiff.errors import ConfigError, DladiffError, StorageError
 from pipeline.config import RunConfig
-from pipeline.storage import TEMP_PREFIX, Storage, open_storage
+from pipeline.index_file import is_index
+from pipeline.storage import TEMP_PREFIX, Storage, local_path, open_storage
 from pipeline.weights import fingerprint_model
 
 PYTHON = (3, 11)
@@ -156,7 +157,7 @@ def _model(config: RunConfig) -> Check:
 def _input(config: RunConfig) -> Check:
     """Whether the input can be listed; an index file is only looked for where it lies on this machine."""
     try:
-        if config.input.endswith((".csv", ".parquet")):
+        if is_index(config.input):
             folder, _, name = config.input.rpartition("/")
             there = open_storage(folder or ".").tag(name) is not None
             return Check("input", there, config.input if there else f"{config.input} is not there; check its address")
@@ -170,9 +171,13 @@ def _input(config: RunConfig) -> Check:
 
 def _storage(uri: str) -> list[Check]:
     """Put, conditional put, get, list and delete an object of our own, and compare clocks; nothing is left behind."""
-    if "://" in uri and not uri.startswith("file://"):
+    try:
+        path = local_path(uri)
+    except StorageError as error:
+        return [Check("storage", False, str(error))]
+    if path is None:
         return _probed(uri, uri)
-    folder = Path(unquote(urlsplit(uri).path) if uri.startswith("file://") else uri).absolute()
+    folder = path.absolute()
     while not folder.exists():  # the run will make it
         folder = folder.parent
     try:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def push(gateway: str, outcome: Outcome) -> None:
     """Send the outcome to a Pushgateway; the last success of a failed run's tenant stays there. Raises StorageError."""
     try:
         pushadd_to_gateway(gateway, "dladiff", _registry(outcome, None), {"tenant": outcome.tenant})
-    except OSError as error:
+    except (OSError, HTTPException, ValueError) as error:  # out of reach, no gateway, no address
         text = " ".join(str(error).split())
         raise StorageError(f"the Pushgateway {gateway} is out of reach ({text}); check its address") from error
 

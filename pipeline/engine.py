@@ -8,7 +8,7 @@ import sys
 from collections.abc import Generator, Iterator
 from typing import Any
 
-from dladiff.errors import DladiffError, StorageError
+from dladiff.errors import DladiffError, ModelError, StorageError
 from pipeline.actor import ProtectIdentity
 from pipeline.config import RunConfig
 from pipeline.manifest import ParquetFile
@@ -27,8 +27,8 @@ def results(
     Raises StorageError when Ray does not start or fails.
     """
     private = not os.environ.get("RAY_ADDRESS")
-    with contextlib.redirect_stdout(sys.stderr), started() as ray:  # Ray tells of dead actors on stdout, our answer's
-        most = min(todo.count, config.max_actors or _room(ray, config))
+    with started() as ray:
+        most = min(todo.count, config.max_actors or room(ray, config.cpus_per_actor, config.gpus_per_actor))
         actors = ray.data.ActorPoolStrategy(
             min_size=most if private else min(config.min_actors, most),  # this machine is ours: no slow start
             max_size=most,
@@ -51,11 +51,17 @@ def results(
 
 
 def told(ray: Any, stage: Any) -> Generator[dict[str, Any]]:
-    """Yield the column `result` of a stage, row by row as they come. Raises StorageError when Ray fails."""
+    """Yield the column `result` of a stage, row by row as they come.
+
+    Raises ModelError or StorageError where a result says that no row can be done, StorageError when Ray fails.
+    """
     try:
         # iter_rows would fetch one block ahead: each result would be told only when the next one is there
         for block in stage.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
-            yield from map(json.loads, block["result"].to_pylist())
+            for result in map(json.loads, block["result"].to_pylist()):
+                if kind := {"fatal": ModelError, "storage": StorageError}.get(result["status"]):
+                    raise kind(result["reason"])
+                yield result
     except DladiffError:
         raise
     except ray.exceptions.RayError as error:
@@ -79,7 +85,10 @@ def _rows(ray: Any, todo: ParquetFile, target: Storage, run_id: str) -> Any:
 
 @contextlib.contextmanager
 def started() -> Iterator[Any]:
-    """Start Ray, or join RAY_ADDRESS, quietly and without usage statistics; shut it down at the end."""
+    """Start Ray, or join RAY_ADDRESS, quietly and without usage statistics; shut it down at the end.
+
+    Meanwhile what is printed goes to stderr: Ray tells of dead actors on stdout, which is our answer's.
+    """
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -92,26 +101,25 @@ def started() -> Iterator[Any]:
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
     if not address:
         options |= {"include_dashboard": False, "object_store_memory": 200_000_000}  # rows are small
-    try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise StorageError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
-    try:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.max_errored_blocks = 0
-        context.execution_options.preserve_order = False
-        context.execution_no_progress_timeout_s = 6 * 3600  # well above the slowest identity
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        yield ray
-    finally:
-        ray.shutdown()
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            ray.init(**options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise StorageError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
+        try:
+            context = ray.data.DataContext.get_current()
+            context.enable_progress_bars = False
+            context.max_errored_blocks = 0
+            context.execution_options.preserve_order = False
+            context.execution_no_progress_timeout_s = 6 * 3600  # well above the slowest identity
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+            yield ray
+        finally:
+            ray.shutdown()
 
 
-def _room(ray: Any, config: RunConfig) -> int:
-    """How many actors the cluster holds."""
+def room(ray: Any, cpus: int, gpus: float) -> int:
+    """Return how many actors of so many CPUs and GPUs the cluster holds, at least one."""
     have = ray.cluster_resources()
-    room = int(have.get("CPU", 1) // config.cpus_per_actor)
-    if config.gpus_per_actor:
-        room = min(room, int(have.get("GPU", 0) // config.gpus_per_actor))
-    return max(1, room)
+    most = int(have.get("CPU", 1) // cpus)
+    return max(1, min(most, int(have.get("GPU", 0) // gpus)) if gpus else most)

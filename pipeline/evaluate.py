@@ -1,18 +1,15 @@
 """`dladiff evaluate`: plan, subtract what is done, hand the rest to Ray Data row by row, print the tables."""
 
-import contextlib
 import json
-import sys
 import uuid
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 
-from dladiff.errors import ModelError, StorageError
-from pipeline.engine import started, told
+from dladiff.errors import StorageError
+from pipeline.engine import room, started, told
 from pipeline.evaluation_actor import EvaluateIdentity
 from pipeline.evaluation_config import EvaluateConfig
 from pipeline.evaluation_plan import Row, make_plan
@@ -75,13 +72,9 @@ def evaluate(
 
 
 def _follow(stream: Iterator[Row], total: int, lease: Lease, console: Console) -> None:
-    """Say how each row ended. Raises what ends the run."""
+    """Say how each row ended."""
     for number, result in enumerate(stream, 1):
         lease.check()
-        if result["status"] == "fatal":
-            raise ModelError(result["reason"])
-        if result["status"] == "storage":
-            raise StorageError(result["reason"])
         what = ", ".join(safe(result[name]) for name in LINE)
         reason = f" ({safe(result['reason'])})" if result["reason"] else ""
         line = f"{number}/{total} {what}: {result['status']}{reason}, {result['seconds']} s"
@@ -90,9 +83,9 @@ def _follow(stream: Iterator[Row], total: int, lease: Lease, console: Console) -
 
 def _results(config: EvaluateConfig, todo: list[Row]) -> Generator[Row]:
     """Run the actors on this machine or the cluster of RAY_ADDRESS; yield each row's result as it comes."""
-    with contextlib.redirect_stdout(sys.stderr), started() as ray:
+    with started() as ray:
         rows = [{"work": json.dumps(row)} for row in todo]
-        most = min(len(rows), config.actors or _room(ray.cluster_resources(), config))
+        most = min(len(rows), config.actors or room(ray, config.cpus, config.gpus))
         stage = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             EvaluateIdentity,
             fn_constructor_kwargs={"config": config.to_dict(), "run_id": uuid.uuid4().hex},
@@ -101,8 +94,3 @@ def _results(config: EvaluateConfig, todo: list[Row]) -> Generator[Row]:
             num_gpus=config.gpus,  # a fraction shares one GPU: the attacks on the tiny model need little
         )
         yield from told(ray, stage)
-
-
-def _room(have: dict[str, Any], config: EvaluateConfig) -> int:
-    room = int(have.get("CPU", 1) // config.cpus)
-    return max(1, min(room, int(have.get("GPU", 0) // config.gpus)) if config.gpus else room)

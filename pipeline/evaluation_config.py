@@ -21,7 +21,7 @@ ENCODER_ONLY = "encoder_only"
 PROMPTS = ("a photo of sks person", "a dslr portrait of sks person")
 DEFAULTS = Path(dladiff.__file__).parent / "evaluation" / "attackers" / "settings.py"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
-_LEAST = {"count": 1, "photos": 1, "kept": 0, "cpus": 1, "gpus": 0, "max_starts": 1}
+LEAST = {"count": 1, "photos": 1, "kept": 0, "cpus": 1, "gpus": 0, "max_starts": 1, "actors": 1, "identities": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class EvaluateConfig:
     compare: dict[str, str] = field(default_factory=dict)
     """Name to run of each compared method; runs of the same photos."""
     references: str | None = None
-    """Folder or bucket with a folder of clean photos an identity; None: set A and C, or what lies beside the photos."""
+    """Folder or bucket with a folder of clean photos an identity; None: set A and C, or further originals."""
     attacks: tuple[str, ...] = ("dreambooth", "lora", "ip_adapter_faceid")
     """Attackers; `encoder_only` always runs."""
     preprocessings: tuple[str, ...] = ("none",)
@@ -79,7 +79,8 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError with every fault."""
-        faults = [f"{name}: {getattr(self, name)} is less than {low}" for name, low in _LEAST.items() if self.low(name)]
+        given = {name: value for name in LEAST if (value := getattr(self, name)) is not None}
+        faults = [f"{name}: {value} is less than {LEAST[name]}" for name, value in given.items() if value < LEAST[name]]
         faults += [f"--share: {share} is outside 1..100" for share in self.shares if not 1 <= share <= 100]
         for name in (self.name, *self.compare):
             if not NAME.fullmatch(name) or name in DERIVED:
@@ -95,10 +96,6 @@ class EvaluateConfig:
                 faults.append(f"{name}: expected one or more, each once, not {list(values)}")
         if faults:
             raise ConfigError(faults)
-
-    def low(self, name: str) -> bool:
-        """Tell whether a number lies below its least value."""
-        return bool(getattr(self, name) < _LEAST[name])
 
     @property
     def runs(self) -> dict[str, str]:

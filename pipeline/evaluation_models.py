@@ -93,11 +93,13 @@ class EvaluationModels:
     def way(self, name: str) -> Callable[[UInt8], UInt8]:
         """Return a preprocessing, or a purifier, by NAME or NAME=FOLDER."""
         if name not in self._ways:
+            from dladiff.evaluation.devices import prepare
             from dladiff.evaluation.preprocessing import PREPROCESSING
             from dladiff.evaluation.purifiers import purifier
 
             plain, _, folder = name.partition("=")
-            self._ways[name] = PREPROCESSING[plain] if plain in PREPROCESSING else purifier(plain, folder)
+            device = prepare(self.config.cpus, bool(self.config.gpus))
+            self._ways[name] = PREPROCESSING[plain] if plain in PREPROCESSING else purifier(plain, folder, device)
         return self._ways[name]
 
     def squares(self, photos: list[UInt8], base: str) -> list[UInt8]:

@@ -12,11 +12,11 @@ from dladiff.errors import ConfigError, NotFoundError, StorageError
 from dladiff.settings import digest
 from pipeline.evaluation_config import ENCODER_ONLY, EvaluateConfig
 from pipeline.layouts import SET_FILE, SET_FOLDER
+from pipeline.manifest import PHOTOS_KEY
 from pipeline.sources import is_photo
 from pipeline.storage import Storage, open_storage
 from pipeline.weights import fingerprint
 
-MANIFEST = "manifest/photos.parquet"
 COLUMNS = ["identity", "source_uri", "source_sha256", "output_key", "output_sha256", "models"]
 BATCH = 500
 REFERENCES = 16  # clean photos of a person that the judge averages
@@ -93,7 +93,7 @@ def _protected(uri: str, optimised: set[str]) -> dict[str, dict[str, Row]]:
     """Read a run's manifest: identity to source digest to its photo. Fills `optimised` from the models column."""
     storage = open_storage(uri)
     try:
-        file = pq.ParquetFile(io.BytesIO(storage.get(MANIFEST)))
+        file = pq.ParquetFile(io.BytesIO(storage.get(PHOTOS_KEY)))
         found: dict[str, dict[str, Row]] = {}
         for batch in file.iter_batches(BATCH, columns=COLUMNS):
             for row in batch.to_pylist():
@@ -105,9 +105,9 @@ def _protected(uri: str, optimised: set[str]) -> dict[str, dict[str, Row]]:
                     photo["output_uri"] = storage.uri_of(row["output_key"])
                     found.setdefault(row["identity"], {})[row["source_sha256"]] = photo
     except NotFoundError as error:
-        raise ConfigError([f"{uri} holds no {MANIFEST}: name the --output of a `dladiff protect`"]) from error
+        raise ConfigError([f"{uri} holds no {PHOTOS_KEY}: name the --output of a `dladiff protect`"]) from error
     except (pa.ArrowException, KeyError) as error:
-        raise StorageError(f"{storage.uri_of(MANIFEST)} cannot be read; run `dladiff finalise`") from error
+        raise StorageError(f"{storage.uri_of(PHOTOS_KEY)} cannot be read; run `dladiff finalise`") from error
     return found
 
 

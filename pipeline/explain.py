@@ -16,13 +16,14 @@ from PIL import Image
 
 from dladiff.errors import ConfigError, NotFoundError, StorageError
 from pipeline.config import RunConfig
+from pipeline.manifest import PHOTOS_KEY
 from pipeline.names import shown
 from pipeline.page import asset, embedded, environment, policy
 from pipeline.photos import UInt8, decode
-from pipeline.report_data import PHOTOS
 from pipeline.storage import Storage, open_storage, read_uri
-from pipeline.trace import Trace, read_trace
+from pipeline.trace import Curve, curves_of
 
+MOST_CURVES = 24
 MOST = 8  # photos of the identity that the fine-tuned weights learn from, as the method's own clean set
 SIDE = 256  # px of a picture
 STOPS = np.array([[24, 20, 60], [190, 60, 70], [255, 190, 70], [255, 255, 230]])  # from no attention to the most
@@ -67,12 +68,13 @@ def explain(photo: str, settings: RunConfig, html: Path) -> Explained:
     ]
     squares = [(f"{name} photo", embedded(_webp(found.squares[name]))) for name in BOTH]
     identity = rows[0]["identity"]
-    page = render(rows[0], squares, cards, read_trace(storage, identity), protector.config.finetuning.prompt)
-    html.write_text(page, encoding="utf-8")
+    curves = curves_of(storage, identity, MOST_CURVES)[0]
+    page = render(rows[0], squares, cards, curves, protector.config.finetuning.prompt)
+    open_storage(html.absolute().parent, create=True).put(html.name, page.encode(), "text/html; charset=utf-8")
     return Explained(str(html), identity, len(pairs), {card["weights"]: round(card["agree"], 3) for card in cards})
 
 
-def render(row: Mapping[str, Any], squares: list[Any], cards: list[Any], trace: Trace | None, prompt: str) -> str:
+def render(row: Mapping[str, Any], squares: list[Any], cards: list[Any], curves: list[Curve], prompt: str) -> str:
     """Return the page: self-contained, every value escaped, no connection allowed by its own policy."""
     css = asset("report.css", "curves.css", "explain.css")
     return (
@@ -85,7 +87,7 @@ def render(row: Mapping[str, Any], squares: list[Any], cards: list[Any], trace: 
             row=row,
             squares=squares,
             cards=cards,
-            curves=trace.curves() if trace else [],
+            curves=curves,
             prompt=prompt,
         )
     )
@@ -94,14 +96,18 @@ def render(row: Mapping[str, Any], squares: list[Any], cards: list[Any], trace: 
 def _rows(storage: Storage, sha256: str, photo: str) -> list[dict[str, Any]]:
     """Return the manifest's row of this photo first, then others of the same identity."""
     try:
-        table = pq.read_table(io.BytesIO(storage.get(PHOTOS)))
+        manifest = storage.get(PHOTOS_KEY)
     except NotFoundError as error:
-        raise StorageError(f"{storage.uri} holds no {PHOTOS}; give the output of `dladiff protect`") from error
-    rows = [row for row in table.to_pylist() if row["output_key"]]
-    own = [row for row in rows if row["source_sha256"] == sha256]
+        raise StorageError(f"{storage.uri} holds no {PHOTOS_KEY}; give the output of `dladiff protect`") from error
+
+    def having(column: str, value: str) -> list[dict[str, Any]]:
+        rows = pq.read_table(io.BytesIO(manifest), filters=[(column, "=", value)]).to_pylist()
+        return [row for row in rows if row["output_key"]]
+
+    own = having("source_sha256", sha256)
     if not own:
         raise ConfigError([f"{shown(photo)}: no protected photo of this run was made from these bytes"])
-    others = [r for r in rows if r["identity"] == own[0]["identity"] and r["source_sha256"] != sha256]
+    others = [row for row in having("identity", own[0]["identity"]) if row["source_sha256"] != sha256]
     return [own[0], *others[: MOST - 1]]
 
 

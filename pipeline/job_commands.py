@@ -99,7 +99,7 @@ def render(job: Path, output: Path) -> int:
 @click.option("--output", help="Folder or s3://bucket/prefix of a run.")
 @click.option("--job", "name", help="A submitted job, by the id that `dladiff jobs` lists; needs --address.")
 @click.option("--address", envvar="RAY_API_SERVER_ADDRESS", help="Dashboard of the job's cluster.")
-@click.option("--watch", is_flag=True, help="Look again and again until nothing is left; needs --output.")
+@click.option("--watch", is_flag=True, help="Look again until nothing is left or no run is at work; needs --output.")
 @click.option("--every", type=click.FloatRange(min=0.5), default=5, show_default=True, help="Seconds between looks.")
 @AS_JSON
 def status(output: str | None, name: str | None, address: str | None, watch: bool, every: float, as_json: bool) -> int:

@@ -1,5 +1,6 @@
 """Job files: what to run, on which cluster, for whom and when; checked by the code that runs them, all at once."""
 
+import copy
 import json
 import re
 from collections.abc import Mapping
@@ -7,11 +8,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dladiff.errors import ConfigError
-from dladiff.settings import digest, nearest
-from pipeline.config import RunConfig, run_config
+from dladiff.settings import digest, merge, nearest
+from pipeline.config import RunConfig, read_yaml, run_config
 from pipeline.retention import Retention
 from pipeline.schedule import Schedule, schedule
 
@@ -35,7 +34,6 @@ TENANT_KEYS = {
 }
 """What a tenant in a job file may hold."""
 _GATEWAY = re.compile(r"https?://[\w.-]+:(\d{1,5})/?")
-_NOBODY: tuple["Tenant", ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +127,7 @@ class Job:
 
 def load_job(file: Path) -> Job:
     """Read and check a job file. Raises ConfigError with every fault."""
-    values = _read(file)
+    values = read_yaml(file, "a job (name, run, cluster)", "; give a job file, for example jobs/nightly.yaml")
     faults = [f"{key}: unknown setting{nearest(str(key), list(KEYS))}" for key in values if key not in KEYS]
     name = str(values.get("name") or "")
     if not NAME.fullmatch(name):
@@ -137,7 +135,8 @@ def load_job(file: Path) -> Job:
     shared = _mapping(values, "run", faults)
     cluster = _cluster(_mapping(values, "cluster", faults), faults)
     timed = schedule(_mapping(values, "schedule", faults), faults) if "schedule" in values else None
-    run, tenants = None, _NOBODY
+    run: RunConfig | None = None
+    tenants: tuple[Tenant, ...] = ()
     if "tenants" in values:
         tenants = _tenants(values["tenants"], shared, faults)
         if timed is None:
@@ -206,10 +205,8 @@ def _shared_faults(shared: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _layered(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    out = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = _layered(out[key], value) if both else value
+    out = copy.deepcopy(dict(below))
+    merge(out, above)
     return out
 
 
@@ -268,17 +265,3 @@ def _mapping(values: Mapping[str, Any], key: str, faults: list[str], where: str 
         faults.append(f"{where}.{key}: expected settings (name: value)".removeprefix("."))
         return {}
     return value
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            [f"{file}: {error.strerror or error}; give a job file, for example jobs/nightly.yaml"]
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{file}: not YAML: {' '.join(str(error).split())}"]) from error
-    if not isinstance(values, dict):
-        raise ConfigError([f"{file}: expected a job (name, run, cluster), not a {type(values).__name__}"])
-    return values

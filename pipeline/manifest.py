@@ -15,7 +15,8 @@ from pipeline.records import INDEX, Index, Record, Row, load, load_many, read_in
 from pipeline.rows import IDENTITIES, PHOTOS, RECORDS, table
 from pipeline.storage import Storage
 
-FILES = {"manifest/photos.parquet": PHOTOS, "manifest/identities.parquet": IDENTITIES}
+PHOTOS_KEY, IDENTITIES_KEY = "manifest/photos.parquet", "manifest/identities.parquet"
+FILES = {PHOTOS_KEY: PHOTOS, IDENTITIES_KEY: IDENTITIES}
 GROUP = 500  # rows held before they are written as one row group: a row of a plan names up to a hundred photos
 
 

@@ -18,7 +18,7 @@ from dladiff.catalogue import HUB_ID, MODELS, fetched_folder, locate, models_fol
 from dladiff.config import method_config
 from dladiff.errors import ConfigError, ModelError, StorageError
 from dladiff.settings import nearest
-from pipeline.storage import TEMP_PREFIX, Storage, open_storage
+from pipeline.storage import TEMP_PREFIX, Storage, local_path, open_storage
 from pipeline.weights import stored_pins
 
 ANSWER_S = 30.0  # the hub is asked for a model's revision so long before the next mirror is
@@ -109,10 +109,10 @@ def fetch(name: str, source: str | None = None, *, endpoint: str | None = None) 
             found = _from_hub(
                 (source,) if source else MODELS[name].ids if name in MODELS else (name,), partial, endpoint
             )
-        elif source.startswith("s3://"):
+        elif (folder := local_path(source)) is None:
             found = _from_bucket(open_storage(source), partial)
         else:
-            found = _from_folder(Path(source.removeprefix("file://")).expanduser(), partial)
+            found = _from_folder(folder.expanduser(), partial)
         licence = found.licence or (MODELS[name].licence if name in MODELS else "")
         _refuse(partial, name if name in MODELS else None)
         pins = make_pins(partial, found.source, found.revision, licence)

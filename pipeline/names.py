@@ -24,6 +24,11 @@ def escape(identity: str) -> str:
     return quoted or "%"
 
 
+def task_name(identity: str, part: int) -> str:
+    """Return the key-safe name of a task; "~" stands in no escaped name before four digits and the end."""
+    return f"{escape(identity)}~{part:04d}" if part else escape(identity)
+
+
 def stem(uri: str) -> str:
     """Return the key-safe stem of a photo: the file name of a key or URI, without its extension, escaped."""
     return escape(PurePosixPath(uri.rsplit("/", 1)[-1]).stem)

@@ -40,9 +40,10 @@ def nightly(
         run = functools.partial(protect, metrics=driver)
         found = run_nightly(load_job(job), only=tenant, protect=run, **options)
     facts = json.dumps(found.to_dict(), indent=1)
-    if summary is not None:
-        summary.write_text(facts, encoding="utf-8")
     click.echo(facts if as_json else found.text(), nl=as_json)
+    if summary is not None:
+        summary.parent.mkdir(parents=True, exist_ok=True)
+        summary.write_text(facts, encoding="utf-8")
     return found.exit_code
 
 

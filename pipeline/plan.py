@@ -11,12 +11,12 @@ from typing import Any
 
 from dladiff.errors import ConfigError
 from pipeline.config import RunConfig
-from pipeline.index_file import index_identities, is_index
+from pipeline.index_file import MISSING, index_identities, is_index
 from pipeline.manifest import ParquetFile, write_rows
 from pipeline.records import Index, Row, Task, key_of, now, read_index
 from pipeline.rows import PLAN, TODO
 from pipeline.sources import Identity, Photo, find_identities
-from pipeline.storage import Storage, open_storage
+from pipeline.storage import Storage, local_path, open_storage
 
 LATEST = "plan/latest.json"
 CANDIDATES = 4  # clean photos to choose from, in units of clean_photos: the largest files, the best by their faces
@@ -139,9 +139,8 @@ def write_plan(target: Storage, plan: Plan, run_id: str) -> None:
 
 def existing(uri: str) -> Storage | None:
     """Open the output, or return None for a folder that is not there yet: a plan does not make it."""
-    if "://" not in uri and not Path(uri).exists():
-        return None
-    return open_storage(uri)
+    path = local_path(uri)
+    return None if path is not None and not path.exists() else open_storage(uri)
 
 
 def identities(config: RunConfig, target: Storage | None) -> Iterator[Identity]:
@@ -224,4 +223,4 @@ def _candidates(identity: Identity, clean_photos: int, *, split: bool) -> tuple[
 
 
 def _listed(photos: Sequence[Photo]) -> list[dict[str, Any]]:
-    return [{"key": p.key, "uri": p.uri} for p in photos]
+    return [{"key": p.key, "uri": p.uri} | ({"missing": True} if p.tag == MISSING else {}) for p in photos]

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dladiff.errors import StorageError
-from pipeline.names import escape
+from pipeline.names import task_name
 from pipeline.rows import RECORDS
 from pipeline.storage import Entry, Storage
 
@@ -36,11 +36,6 @@ def key_of(identity: str, tags: Iterable[tuple[str, str]], config_digest: str) -
     """Return the key of a piece of work: identity, (photo key, content tag) pairs, configuration digest."""
     text = json.dumps([identity, sorted(map(list, tags)), config_digest])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def task_name(identity: str, part: int) -> str:
-    """Return the key-safe name of a task's records; "~" stands in no escaped name before four digits and the end."""
-    return f"{escape(identity)}~{part:04d}" if part else escape(identity)
 
 
 def commit(storage: Storage, record: Record, *, replaces: str | None = None) -> bool:
@@ -173,12 +168,12 @@ class Index:
         return sorted([*self.done.values(), *self.failed.values()], key=lambda row: row.place)
 
 
-def read_index(storage: Storage) -> Index:
-    """List the records and read those that the stored index does not know: an unchanged run reads none."""
+def read_index(storage: Storage, last: Index | None = None) -> Index:
+    """List the records and read those that the stored index, or the `last` one read, does not know: often none."""
     entries: dict[str, Entry] = {}
     for folder in ("done/", "failed/"):
         entries |= {entry.key: entry for entry in storage.list(folder)}
-    known = _stored(storage)
+    known = {row.place: row for row in last.rows()} if last else _stored(storage)
     same = {place for place, row in known.items() if place in entries and entries[place].tag == row.tag}
     index = Index(fresh=len(same) == len(entries) == len(known))
     for place in same:

@@ -1,6 +1,7 @@
 """`dladiff report`: one HTML file that shows what was done to the photos and what it bought; it sends nothing."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ OPEN = 12  # photos that lie open when the page does: the identities from the wo
 TRACED, CHARTS = 50, 8  # identities whose curves are drawn, and curves of one: at most some 2 MB
 FEW = 24  # up to that many photos the pictures are large
 SIDE, SIDE_FEW = 320, 640  # px, longest side of a picture
+PICTURE = re.compile(r"\d{5}-\w+\.webp")  # beside a page
 READERS = 2  # photos decoded at a time: each may be large
 
 Sink = Callable[[str, bytes], str]
@@ -75,8 +77,9 @@ def write_report(
     facts = gather(storage, photos, seed)
     target, key = (storage, KEY) if html is None else (open_storage(html.absolute().parent, create=True), html.name)
     rows = facts.sample.rows()
-    linked = len(rows) > EMBEDDED
-    sink = partial(_beside, target, f"{Path(key).stem}_files") if linked else _embedded
+    linked, folder = len(rows) > EMBEDDED, f"{Path(key).stem}_files"
+    written: set[str] = set()
+    sink = partial(_beside, target, folder, written) if linked else _embedded
     opened: dict[str, Storage] = {}
     side = SIDE_FEW if len(rows) <= FEW else SIDE
     with ThreadPoolExecutor(READERS) as pool:
@@ -84,6 +87,9 @@ def write_report(
         cards = list(pool.map(make, range(len(rows)), rows))
     page = render(facts, _groups(facts, cards, storage), storage.uri, linked=linked, originals=originals).encode()
     target.put(key, page, "text/html; charset=utf-8")
+    for entry in list(target.list(f"{folder}/")):  # of a page before: it may have shown what this one is not to
+        if PICTURE.fullmatch(entry.key.removeprefix(f"{folder}/")) and entry.key not in written:
+            target.delete(entry.key)
     return Written(target.uri_of(key), len(cards), facts.photos.total(), len(page))
 
 
@@ -137,8 +143,9 @@ def _embedded(name: str, data: bytes) -> str:
     return embedded(data)
 
 
-def _beside(target: Storage, folder: str, name: str, data: bytes) -> str:
+def _beside(target: Storage, folder: str, written: set[str], name: str, data: bytes) -> str:
     target.put(f"{folder}/{name}", data, "image/webp")
+    written.add(f"{folder}/{name}")
     return quote(f"{folder}/{name}")
 
 
@@ -161,7 +168,7 @@ def _groups(facts: Facts, cards: list[Row], storage: Storage) -> list[Group]:
 
 def _curves(storage: Storage, person: Person) -> tuple[list[Curve], str]:
     try:
-        curves, more = curves_of(storage, person.name, person.parts, CHARTS)
+        curves, more = curves_of(storage, person.name, CHARTS)
     except StorageError as error:
         return [], str(error)
     curves = [replace(curve, title=short(curve.title)) for curve in curves]

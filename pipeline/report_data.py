@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dladiff.errors import ConfigError, StorageError
+from pipeline.manifest import IDENTITIES_KEY, PHOTOS_KEY
 from pipeline.report_sample import Person, Row, Sample, seconds_of
 from pipeline.storage import Storage
 
-PHOTOS, IDENTITIES = "manifest/photos.parquet", "manifest/identities.parquet"
 BATCH = 500  # manifest rows held at a time
 BINS = (8, 24)  # fewest and most bars of a histogram
 LISTED = 200  # failures named one by one; `dladiff failed` lists them all
@@ -102,7 +102,7 @@ class Facts:
 def gather(storage: Storage, size: int, seed: int = 0) -> Facts:
     """Read both manifests, BATCH rows at a time. Raises ConfigError when one is missing, StorageError when damaged."""
     facts = Facts(Sample(size, seed))
-    for row in _stream(storage, IDENTITIES):
+    for row in _stream(storage, IDENTITIES_KEY):
         facts.identities[row["status"]] += 1
         facts.people[row["identity"]] = _person(row)
         if row["status"] != "done":
@@ -111,7 +111,7 @@ def gather(storage: Storage, size: int, seed: int = 0) -> Facts:
             facts.seconds.add(seconds_of(row) / row["photos"])
         facts.since = min(filter(None, (facts.since, row["started_at"])), default=None)
         facts.until = max(filter(None, (facts.until, row["finished_at"])), default=None)
-    for row in _stream(storage, PHOTOS):
+    for row in _stream(storage, PHOTOS_KEY):
         facts.photos[row["status"]] += 1
         _measure(facts, row)
         person = facts.people.setdefault(row["identity"], Person(row["identity"], "partial"))
@@ -137,7 +137,7 @@ def _stream(storage: Storage, key: str) -> Iterator[Row]:
 
 def _person(row: Row) -> Person:
     reason = row["reason"] or ""
-    return Person(row["identity"], row["status"], reason, row["parts"] or 1, seconds=seconds_of(row))
+    return Person(row["identity"], row["status"], reason, seconds=seconds_of(row))
 
 
 def _lose(facts: Facts, row: Row, uri: str) -> None:

@@ -16,7 +16,6 @@ class Person:
     name: str
     status: str
     reason: str = ""
-    parts: int = 1
     photos: int = 0
     unprotected: int = 0
     seconds: float = 0.0

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dladiff.errors import ModelError, StorageError
+from dladiff.errors import StorageError
 from pipeline import manifest, records
 from pipeline.actor import LATE
 from pipeline.config import RunConfig
@@ -70,7 +70,6 @@ class Summary:
 def protect(
     config: RunConfig,
     *,
-    dry_run: bool = False,
     retry: Retry | None = None,
     console: Console | None = None,
     metrics: DriverMetrics | None = None,
@@ -84,8 +83,8 @@ def protect(
     Raises ConfigError or ModelError (exit code 2), StorageError (3).
     """
     with tempfile.TemporaryDirectory(prefix="dladiff-") as folder:
-        plan = make_plan(config, retry=retry, folder=None if dry_run else Path(folder))
-        if dry_run or (not plan.todo and plan.index.fresh):
+        plan = make_plan(config, retry=retry, folder=Path(folder))
+        if not plan.todo and plan.index.fresh:
             return _summary(plan)
         target = open_storage(config.output, create=True, s3=config.s3)
         with Lease(target) as lease:
@@ -120,10 +119,6 @@ def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, watch: _W
         with view as progress, closing(stream):  # an error ends Ray before it is told
             for result in stream:
                 lease.check()
-                if result["status"] == "fatal":
-                    raise ModelError(result["reason"])
-                if result["status"] == "storage":
-                    raise StorageError(result["reason"])
                 summary.results.append(result)
                 ended.setdefault(result["identity"], []).append(result["status"])
                 if result["status"] != LATE:  # it is left

@@ -45,7 +45,7 @@ BROKEN_OFF = (
 
 
 class S3Storage:
-    """Objects under s3://bucket/prefix. Tags are ETags. Pickled by its URI; each process makes its own client.
+    """Objects under s3://bucket/prefix. Tags are ETags.
 
     Credentials and endpoint come from the usual AWS variables and files. A custom endpoint
     (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL) is addressed by path, since few such servers have a name per bucket.
@@ -58,13 +58,8 @@ class S3Storage:
             raise StorageError(f"bad S3 address {shown(uri)}; use s3://bucket/prefix")
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
-        self._options = dict(options or {})
-        self._extra = {S3_OPTIONS[name]: value for name, value in self._options.items()}
+        self._extra = {S3_OPTIONS[name]: value for name, value in (options or {}).items()}
         self._made: Any = None
-
-    def __reduce__(self) -> tuple[type["S3Storage"], tuple[str, dict[str, str]]]:
-        """Pickle by URI and options: a client holds sockets and locks."""
-        return type(self), (self.uri, self._options)
 
     @property
     def uri(self) -> str:

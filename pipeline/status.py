@@ -4,6 +4,7 @@ import io
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,25 +13,28 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 
+from pipeline.lease import LEASE_S, LOCK
 from pipeline.live import FAILURES, RECENT, Actors, panel, safe
 from pipeline.plan import LATEST
-from pipeline.records import Task, load, read_index
+from pipeline.records import Index, Task, load, read_index
 from pipeline.storage import Storage
 
 
-def status(storage: Storage) -> dict[str, Any]:
-    """Return done, failed, quarantined, left (of the latest plan), photos an hour lifetime and recent, hours left.
+def status(storage: Storage, index: Index | None = None) -> dict[str, Any]:
+    """Return done, failed, quarantined, left (of the latest plan), photos, photos an hour and of late, hours left.
 
-    In tasks: identities, or parts of those that were split. Reads storage only, so any machine can ask.
+    In tasks: identities, or parts of those that were split; the rates are of the latest run. Reads storage only, so any
+    machine can ask.
     """
-    index = read_index(storage)
-    planned = _planned(storage)
+    index = index or read_index(storage)
+    planned, since = _planned(storage)
     standing = index.standing()
     if planned is not None:  # what an earlier plan left behind is not this one's progress
         standing = {task: row for task, row in standing.items() if planned.get(task, row.key) == row.key}
     counts = Counter(row.status for row in standing.values())
     left = 0 if planned is None else len(planned.keys() - standing.keys())
-    rows = [row for row in standing.values() if row.status == "done" and row.started_at and row.finished_at]
+    done = [row for row in standing.values() if row.status == "done"]
+    rows = [row for row in done if row.started_at and row.finished_at and row.started_at >= since]
     ends = [(datetime.fromisoformat(row.finished_at or ""), row.photos - row.failed_photos) for row in rows]
     starts = [datetime.fromisoformat(row.started_at or "") for row in rows]
     photos = sum(count for _, count in ends)
@@ -43,53 +47,49 @@ def status(storage: Storage) -> dict[str, Any]:
         "failed": counts["failed"],
         "quarantined": counts["quarantined"],
         "left": left,
-        "photos": photos,
+        "photos": sum(row.photos - row.failed_photos for row in done),
         "photos_per_hour": round(rate, 1),
         "photos_per_hour_recent": round(recent / (RECENT.total_seconds() / 3600), 1),
         "hours_left": None if hours is None else round(hours, 2),
     }
 
 
-def _planned(storage: Storage) -> dict[Task, str] | None:
-    """The latest plan's tasks and keys; None before the first plan."""
+def _planned(storage: Storage) -> tuple[dict[Task, str] | None, str]:
+    """The latest plan's tasks and keys, None before the first; and when its run began, UTC as ISO 8601."""
     if storage.tag(LATEST) is None:
-        return None
-    place = load(storage, LATEST)["plan"]
+        return None, ""
+    latest = load(storage, LATEST)
     columns = ["identity", "part", "key"]
-    rows = pq.read_table(io.BytesIO(storage.get(place)), columns=columns).to_pydict()
-    return {(name, part): key for name, part, key in zip(*(rows[c] for c in columns), strict=True)}
+    rows = pq.read_table(io.BytesIO(storage.get(latest["plan"])), columns=columns).to_pydict()
+    keys = {(name, part): key for name, part, key in zip(*(rows[c] for c in columns), strict=True)}
+    return keys, str(latest.get("started_at", ""))
 
 
 def watch(storage: Storage, console: Console, every: float, sleep: Callable[[float], None] = time.sleep) -> int:
-    """Show how an output stands, again every `every` seconds, until nothing is left; return the exit code.
+    """Show how an output stands until nothing is left or no run is at work; return the exit code.
 
-    A live view on a terminal, else a line a look. The code is 0 when all is done and 1 when something failed.
+    A live view on a terminal, else a line a look, every `every` seconds. The code is 0 when all is done, 1 when
+    something failed or is left.
     """
-    actors = Actors(storage, every)
-    if not console.is_terminal:
+    actors, index = Actors(storage, every), None
+    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
         while True:
-            facts = status(storage)
-            console.print(", ".join(f"{name} {value}" for name, value in facts.items()), soft_wrap=True)
-            if not facts["left"]:
-                return _code(facts)
-            sleep(every)
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            facts = status(storage)
-            live.update(_view(storage, facts, actors), refresh=True)
-            if not facts["left"]:
-                return _code(facts)
+            index = read_index(storage, index)
+            facts = status(storage, index)
+            if live is None:
+                console.print(", ".join(f"{name} {value}" for name, value in facts.items()), soft_wrap=True)
+            else:
+                live.update(_view(index, facts, actors), refresh=True)
+            age = storage.age(LOCK)
+            if not facts["left"] or age is None or age > LEASE_S:
+                return 1 if facts["failed"] or facts["quarantined"] or facts["left"] else 0
             sleep(every)
 
 
-def _view(storage: Storage, facts: dict[str, Any], actors: Actors) -> Group:
+def _view(index: Index, facts: dict[str, Any], actors: Actors) -> Group:
     ended = facts["done"] + facts["failed"] + facts["quarantined"]
     head = ProgressBar(total=max(1, ended + facts["left"]), completed=ended, width=60)
-    bad = [row for row in read_index(storage).rows() if row.status != "done"] if ended > facts["done"] else []
+    bad = [row for row in index.rows() if row.status != "done"] if ended > facts["done"] else []
     last = sorted(bad, key=lambda row: row.finished_at or "")[-FAILURES:]
     lines = [f"{safe(row.identity)}: {row.status} ({safe(row.reason)})" for row in last]
     return panel(head, {name.replace("_", " "): value for name, value in facts.items()}, actors(), lines)
-
-
-def _code(facts: dict[str, Any]) -> int:
-    return 1 if facts["failed"] or facts["quarantined"] else 0

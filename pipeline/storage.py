@@ -90,22 +90,31 @@ def open_storage(uri: str | Path, *, create: bool = False, s3: Mapping[str, str]
     says how objects are kept there (S3_OPTIONS), and means nothing for a folder.
     Raises StorageError: no such folder, not a folder, or an unknown scheme.
     """
-    text = str(uri)
-    scheme = urlsplit(text).scheme if "://" in text and not text.startswith("/") else ""
-    if scheme == "s3":
+    path = local_path(uri)
+    if path is None:
         from pipeline.s3_storage import S3Storage  # boto3 takes long to import; a local run does without
 
-        return S3Storage(text, s3)
-    if scheme not in ("", "file"):
-        raise StorageError(f"unknown storage {shown(text)}; use a folder or s3://bucket/prefix")
+        return S3Storage(str(uri), s3)
     from pipeline.local_storage import LocalStorage  # here, since it imports Entry from this module
 
+    return LocalStorage(path, create=create)
+
+
+def local_path(uri: str | Path) -> Path | None:
+    """Return the path of a folder or file (a path or file:// URI), None for s3://. Raises StorageError as above."""
+    text = str(uri)
+    scheme, there, place = text.partition("://")
+    if not text:
+        raise StorageError("the address is empty; use a folder or s3://bucket/prefix")
+    if not there or text.startswith("/"):
+        return Path(text)
+    if scheme == "file" and place.removeprefix("localhost").startswith("/"):
+        return Path(unquote(place.removeprefix("localhost")))
     if scheme == "file":
-        parts = urlsplit(text)
-        if parts.netloc not in ("", "localhost"):
-            raise StorageError(f"a file URI names another host: {shown(text)}; use file:///folder")
-        text = unquote(text.split("://", 1)[1].removeprefix("localhost"))
-    return LocalStorage(text, create=create)
+        raise StorageError(f"a file URI names another host: {shown(text)}; use file:///folder")
+    if scheme != "s3":
+        raise StorageError(f"unknown storage {shown(text)}; use a folder or s3://bucket/prefix")
+    return None
 
 
 def read_uri(uri: str, opened: dict[str, Storage], opener: Callable[[str], Storage] | None = None) -> bytes:

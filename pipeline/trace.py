@@ -2,12 +2,13 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dladiff.errors import NotFoundError, StorageError
-from pipeline.names import escape
+from pipeline.names import task_name
 from pipeline.storage import Storage
 
 WIDTH, HEIGHT = 320, 120  # units of a chart
@@ -38,7 +39,7 @@ class Trace:
 
 def trace_key(identity: str, part: int) -> str:
     """Return the storage key of a task's trace."""
-    return f"traces/{escape(identity)}{f'~{part:04d}' if part else ''}.json"
+    return f"traces/{task_name(identity, part)}.json"
 
 
 def write_trace(storage: Storage, identity: str, part: int, series: Mapping[str, Any]) -> None:
@@ -63,10 +64,10 @@ def read_trace(storage: Storage, identity: str, part: int = 0) -> Trace | None:
         raise StorageError(f"{storage.uri_of(key)} is no trace; delete it") from error
 
 
-def curves_of(storage: Storage, identity: str, parts: int, most: int) -> tuple[list[Curve], bool]:
-    """Return at most `most` charts of an identity of so many parts, and whether there are more of them."""
+def curves_of(storage: Storage, identity: str, most: int) -> tuple[list[Curve], bool]:
+    """Return at most `most` charts of an identity, part by part, and whether there are more of them."""
     found: list[Curve] = []
-    for part in range(1, parts + 1) if parts > 1 else (0,):
+    for part in _parts(storage, identity):
         trace = read_trace(storage, identity, part)
         for curve in trace.curves() if trace else ():
             found.append(replace(curve, title=f"Part {part}: {curve.title}") if part else curve)
@@ -77,9 +78,14 @@ def curves_of(storage: Storage, identity: str, parts: int, most: int) -> tuple[l
 
 def traces_of(storage: Storage, identity: str) -> list[str]:
     """Return the storage keys of an identity's traces, one a task."""
+    return [trace_key(identity, part) for part in _parts(storage, identity)]
+
+
+def _parts(storage: Storage, identity: str) -> list[int]:
     place = trace_key(identity, 0).removesuffix(".json")
-    found = (entry.key for entry in storage.list(place))
-    return [key for key in found if key == f"{place}.json" or key.startswith(f"{place}~")]
+    own = re.compile(rf"{re.escape(place)}(?:~(\d{{4}}))?\.json")
+    found = (own.fullmatch(entry.key) for entry in storage.list(place))
+    return sorted(int(match[1] or 0) for match in found if match)
 
 
 def _finite(values: Sequence[float]) -> list[tuple[int, float]]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dladiff.errors import PhotoError, StorageError
+from pipeline.manifest import PHOTOS_KEY
 from pipeline.photos import decode
 from pipeline.records import load_many, read_index
 from pipeline.storage import Storage, read_uri
@@ -85,15 +86,16 @@ def _excess(row: dict[str, Any], change: Any) -> Iterator[str]:
 
 
 def _manifest_faults(storage: Storage, named: set[str]) -> list[str]:
-    key = "manifest/photos.parquet"
-    if storage.tag(key) is None:
-        return [f"{key}: is missing; run `dladiff finalise`"] if named else []
+    if storage.tag(PHOTOS_KEY) is None:
+        return [f"{PHOTOS_KEY}: is missing; run `dladiff finalise`"] if named else []
     try:
-        listed = set(pq.read_table(pa.BufferReader(storage.get(key)), columns=["output_key"])["output_key"].to_pylist())
+        listed = set(
+            pq.read_table(pa.BufferReader(storage.get(PHOTOS_KEY)), columns=["output_key"])["output_key"].to_pylist()
+        )
     except (pa.ArrowException, KeyError) as error:
-        return [f"{key}: cannot be read ({type(error).__name__}); run `dladiff finalise`"]
+        return [f"{PHOTOS_KEY}: cannot be read ({type(error).__name__}); run `dladiff finalise`"]
     missing = named - listed
-    return [f"{key}: lacks {len(missing)} stored photos; run `dladiff finalise`"] if missing else []
+    return [f"{PHOTOS_KEY}: lacks {len(missing)} stored photos; run `dladiff finalise`"] if missing else []
 
 
 def _source(row: dict[str, Any], opened: dict[str, Storage]) -> Any:

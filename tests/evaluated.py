@@ -64,11 +64,11 @@ class FakeModels:
     def attack(self, name: str, base: str) -> Callable[[list[Picture], int], dict[str, list[Picture]]] | None:
         if name == ENCODER_ONLY:
             return None
-        if name == "nameless":
-            raise ModelError("no attack named 'nameless'")
+        if name == "ip_adapter_faceid":
+            raise ModelError("no weights")
 
         def run(squares: list[Picture], seed: int) -> dict[str, list[Picture]]:
-            if name == "breaks":
+            if name == "textual_inversion":
                 raise RuntimeError("out of luck")
             made = [
                 squares[i % len(squares)] if i % 4 != 3 else np.zeros_like(squares[0]) for i in range(self.config.count)
@@ -81,7 +81,7 @@ class FakeModels:
         return None, None
 
     def way(self, name: str) -> Callable[[Picture], Picture]:
-        return {"none": np.copy, "black": np.zeros_like}[name]
+        return {"none": np.copy, "blur": np.zeros_like}[name]
 
     def squares(self, photos: list[Picture], base: str) -> list[Picture]:
         return [photo[:64, :64] for photo in photos if photo.any()]

@@ -52,6 +52,7 @@ def compared_layer(
         eta=layer.eta,
         least_psnr=layer.least_psnr or own.least_psnr,
         batch=layer.batch_photos,
+        attention_resolution=layer.attention_resolution,
         prompt=layer.prompt,
         prior_weight=layer.prior_weight,
     )

@@ -27,8 +27,11 @@ def all_tables(found: Evaluation) -> list[Table]:
     generating = [a for a in found.attacks if a != ENCODER_ONLY]
     tables += [_change(found, attack) for attack in generating]
     tables += [_purified(found)] if len(found.preprocessings) > 1 else []
-    tables += [_purified_attack(found, attack) for attack in generating if len(found.preprocessings) > 1]
-    tables += [_shares(found, attack) for attack in generating if len(found.shares) > 1]
+    for title, name, values in (
+        ("Preprocessing before {}", "preprocessing", found.preprocessings),
+        ("Share of the photos that is protected, %: {}", "share", found.shares),
+    ):
+        tables += [_by(found, title.format(a), a, name, values) for a in generating if len(values) > 1]
     return [table for table in tables if table is not None and table.rows]
 
 
@@ -192,14 +195,6 @@ def _purified(found: Evaluation) -> Table | None:
                 rows.append((way, condition, str(which.people()), str(which.dropped()), *cells))
     heads = ("preprocessing", "method", "people", "no face", *_isms(found, "ISM_pro"))
     return Table("Preprocessing, seen by encoders alone", heads, tuple(rows))
-
-
-def _purified_attack(found: Evaluation, attack: str) -> Table | None:
-    return _by(found, f"Preprocessing before {attack}", attack, "preprocessing", found.preprocessings)
-
-
-def _shares(found: Evaluation, attack: str) -> Table | None:
-    return _by(found, f"Share of the photos that is protected, %: {attack}", attack, "share", found.shares)
 
 
 def _by(found: Evaluation, title: str, attack: str, name: str, values: Sequence[object]) -> Table:

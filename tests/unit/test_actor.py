@@ -58,6 +58,22 @@ def test_a_photo_that_is_gone_is_skipped_and_one_that_is_damaged_fails(config: R
     assert list(output.list("starts/")) == []
 
 
+def test_a_photo_that_an_index_file_names_and_that_is_not_there_fails(config: RunConfig, output: Storage) -> None:
+    open_storage(config.input).delete("ann/0.png")
+    photos = [{"key": f"ann/{i}.png", "uri": f"{config.input}/ann/{i}.png"} for i in range(3)]
+    photos[0]["missing"] = True
+    result = call(config, photos=photos)
+    assert (result["status"], result["failed_photos"]) == ("done", 1)
+    assert "mend the index file" in result["rows"][0]["reason"]
+
+
+def test_a_damaged_stored_plan_ends_the_run(config: RunConfig, output: Storage) -> None:
+    output.put("plan/todo-r.parquet", b"no parquet")
+    work = json.dumps({"plan": "plan/todo-r.parquet", "row": 0})
+    result = json.loads(ProtectIdentity(config.to_dict(), "r", "d")({"work": work})["result"])
+    assert result["status"] == "storage"
+
+
 def test_an_identity_that_is_gone_is_skipped_without_a_record(config: RunConfig, output: Storage) -> None:
     for i in range(3):
         open_storage(config.input).delete(f"ann/{i}.png")

@@ -20,9 +20,9 @@ def both(config: FinetuningConfig, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     """The perturbation of two photos, with a clean set of three, by the straight way and by ours."""
     torch.set_num_threads(1)
     straight, ours = Straight("embedded", CPU, config), Surrogate("embedded", CPU)
-    for part in (straight.models.vae, straight.models.text, straight.static, straight.dynamic):
+    for part in (straight.models.vae, straight.models.encoders[0].network, straight.static, straight.dynamic):
         part.to(kind)
-    for part in (ours.vae, ours.text, ours.unet):
+    for part in (ours.vae, ours.encoders[0].network, ours.unet):
         part.to(kind)
     clean, x = torch.rand(5, 3, SIZE, SIZE, generator=stream(1), dtype=kind).split([3, 2])
     a = straight.protect(clean, x, stream(2), [stream(3), stream(4)])
@@ -57,7 +57,7 @@ def test_sign_steps_agree_in_single_precision_but_where_the_gradient_is_rounding
 def test_what_fits_in_memory_at_once_changes_nothing_in_double_precision(size: int, robust: bool) -> None:
     torch.set_num_threads(1)
     ours, found = Surrogate("embedded", CPU), []
-    for part in (ours.vae, ours.text, ours.unet):
+    for part in (ours.vae, ours.encoders[0].network, ours.unet):
         part.to(torch.float64)
     clean, x = torch.rand(5, 3, SIZE, SIZE, generator=stream(1), dtype=torch.float64).split([2, 3])
     for batch_photos in (3, size):
@@ -73,7 +73,7 @@ def test_recomputing_changes_nothing_and_keeps_less(resolution: int) -> None:
     """Attention maps at 8 x 8 stand behind layers that are computed again, those at 16 x 16 do not."""
     torch.set_num_threads(1)
     ours, found, kept = Surrogate("embedded", CPU), [], []
-    for part in (ours.vae, ours.text, ours.unet):
+    for part in (ours.vae, ours.encoders[0].network, ours.unet):
         part.to(torch.float64)
     x = torch.rand(2, 3, 128, 128, generator=stream(1), dtype=torch.float64)
     for recompute in (False, True):

@@ -103,12 +103,12 @@ def test_bound_range_and_repeatability(surrogate, x, method):
 
 def test_the_surrogate_is_left_as_it_was(surrogate, x):
     before = {k: v.clone() for k, v in surrogate.unet.state_dict().items()}
-    words = surrogate.text.get_input_embeddings().weight.clone()
+    words = surrogate.encoders[0].network.get_input_embeddings().weight.clone()
     METHODS["aspl"](Task(surrogate, x, x, quick("aspl"), streams(), Generator().manual_seed(5)))
     METHODS["ace"](Task(surrogate, x, x, quick("ace"), streams(), Generator().manual_seed(5)))
     after = surrogate.unet.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(v, after[k]) for k, v in before.items())
-    assert torch.equal(words, surrogate.text.get_input_embeddings().weight)
+    assert torch.equal(words, surrogate.encoders[0].network.get_input_embeddings().weight)
 
 
 def test_none_is_nothing(surrogate, x):
@@ -135,7 +135,10 @@ def test_denoising_is_the_mean_squared_error_of_the_noise(surrogate, x):
 def test_training_moves_unet_and_text_encoder_by_the_learning_rate(surrogate, x):
     student = Student(surrogate, "a photo of sks person")
     student.train(x, BaselineConfig(eta=0, training=1, lr=1e-3), Generator().manual_seed(0))
-    text, old_text = student.texts[0].network.get_input_embeddings(), surrogate.text.get_input_embeddings()
+    text, old_text = (
+        student.texts[0].network.get_input_embeddings(),
+        surrogate.encoders[0].network.get_input_embeddings(),
+    )
     pairs = ((student.unet.conv_in.weight, surrogate.unet.conv_in.weight), (text.weight, old_text.weight))
     for new, old in pairs:
         most = (new - old).abs().max()  # AdamW's first step: the rate, and the decay

@@ -97,8 +97,8 @@ def test_digest_is_the_same_however_it_is_told(tmp_path: Path, monkeypatch: pyte
     assert quick_digest(copy) is None
     (copy / CHECKSUMS).write_text(make_pins(copy, "here", COMMIT).text())
     read: list[Path] = []
-    before = bundle._sha256
-    monkeypatch.setattr(bundle, "_sha256", lambda file: read.append(file) or before(file))
+    before = bundle.file_sha256
+    monkeypatch.setattr(bundle, "file_sha256", lambda file: read.append(file) or before(file))
     assert quick_digest(copy) == quick_digest(snapshot) == digest
     assert sum(file.stat().st_size for file in read) < 100_000  # no weights
     (copy / "README.md").write_text("about")

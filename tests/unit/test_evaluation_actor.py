@@ -64,10 +64,10 @@ def test_encoders_alone_see_noise_as_strong_as_the_protection(tmp_path: Path) ->
 
 
 def test_a_thief_without_a_face_has_no_photo(tmp_path: Path) -> None:
-    _, plan, results = evaluated(tmp_path, {"ann": ["1.png", "2.png"]}, preprocessings=("black",))
+    _, plan, results = evaluated(tmp_path, {"ann": ["1.png", "2.png"]}, preprocessings=("blur",))
     attacked = next(r for r in plan.rows if r["attack"] == "dreambooth")
     assert (stored(results, attacked)["status"], stored(results, attacked)["dropped"]) == ("no_photo", 2)
-    seen = next(r for r in plan.rows if r["attack"] == "encoder_only" and r["preprocessing"] == "black")
+    seen = next(r for r in plan.rows if r["attack"] == "encoder_only" and r["preprocessing"] == "blur")
     record = stored(results, seen)
     assert (record["status"], record["dropped"]) == ("done", 2)
     assert record["protected"][0] == {"original_face": True, "face": False, "pro": {"fake": None}}
@@ -88,8 +88,8 @@ def test_a_bad_photo_costs_itself_alone(tmp_path: Path) -> None:
 
 def test_a_bug_is_a_failed_row_and_not_the_end(tmp_path: Path) -> None:
     protected_output(tmp_path, {"ann": ["1.png"]})
-    config = configured(tmp_path, attacks=("breaks",))
-    row = rows(config, attack="breaks")[0]
+    config = configured(tmp_path, attacks=("textual_inversion",))
+    row = rows(config, attack="textual_inversion")[0]
     result = one(actor(config), row)
     assert (result["status"], result["reason"]) == ("failed", "RuntimeError: out of luck")
     results = open_storage(config.results)
@@ -98,10 +98,10 @@ def test_a_bug_is_a_failed_row_and_not_the_end(tmp_path: Path) -> None:
     assert list(results.list("starts/")) == []
 
 
-def test_an_unknown_attack_ends_the_run(tmp_path: Path) -> None:
+def test_weights_that_are_missing_end_the_run(tmp_path: Path) -> None:
     protected_output(tmp_path, {"ann": ["1.png"]})
-    config = configured(tmp_path, attacks=("nameless",))
-    assert one(actor(config), rows(config, attack="nameless")[0])["status"] == "fatal"
+    config = configured(tmp_path, attacks=("ip_adapter_faceid",))
+    assert one(actor(config), rows(config, attack="ip_adapter_faceid")[0])["status"] == "fatal"
 
 
 def test_a_crash_loop_ends(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pipeline.explain import explain
 from pipeline.photos import encode_png
 from pipeline.rows import PHOTOS
 from pipeline.storage import open_storage
-from pipeline.trace import Trace, read_trace, write_trace
+from pipeline.trace import Trace, read_trace, trace_key, traces_of, write_trace
 
 NAME = "<b>a & b</b>"
 
@@ -114,5 +114,8 @@ def test_traces_go_through_storage_and_a_task_without_one_has_none(tmp_path: Pat
     write_trace(storage, "../x", 2, {"a": {"loss": [1.0, 1.0]}})
     assert read_trace(storage, "../x", 2) == Trace({"a": {"loss": [1.0, 1.0]}})
     assert read_trace(storage, "../x") is None
+    write_trace(storage, "x" * 200, 0, {})
+    assert traces_of(storage, "x" * 100) == []
+    assert traces_of(storage, "../x") == [trace_key("../x", 2)]
     (curve,) = Trace({"a": {"loss": [1.0, 1.0], "none": []}, "b": {}}).curves()
     assert (curve.steps, curve.low, [name for name, _ in curve.lines]) == (2, 1.0, ["loss"])

@@ -246,6 +246,7 @@ def test_push_adds_to_the_tenants_group(gateway: tuple[str, list[tuple[str, str,
     assert ("last_success_timestamp_seconds", "a", "") not in parsed(seen[1][2])  # POST leaves it as it stands
 
 
-def test_gateway_out_of_reach_is_one_line() -> None:
+@pytest.mark.parametrize("gateway", ["http://127.0.0.1:1", "http://127.0.0.1:1x"])
+def test_gateway_out_of_reach_is_one_line(gateway: str) -> None:
     with pytest.raises(StorageError, match="check its address"):
-        push("http://127.0.0.1:1", Outcome(tenant="a", exit_code=0, ended=1.0))
+        push(gateway, Outcome(tenant="a", exit_code=0, ended=1.0))

@@ -8,13 +8,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from dladiff.errors import ConfigError
 from pipeline import records
 from pipeline.config import RunConfig
+from pipeline.lease import LOCK
 from pipeline.manifest import write_manifest
 from pipeline.plan import Plan, Retry, estimate, make_plan, write_plan
-from pipeline.status import status
+from pipeline.status import status, watch
 from pipeline.storage import Storage, open_storage
 
 
@@ -151,6 +153,29 @@ def test_status_counts_the_latest_plan_alone(config: RunConfig, output: Storage,
     assert table["identity"].to_pylist() == ["ann", "ann", "ann", "bob"]
     assert sum(len(uris) for uris in table["uris"].to_pylist()) == 8
     assert set(table["plan_hash"].to_pylist()) == {plan.plan_hash}
+
+
+def test_status_rates_are_of_the_latest_run_and_watching_ends_with_it(
+    config: RunConfig, output: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, tasks = work(config, tmp_path)
+    monkeypatch.setattr(records, "now", lambda: "2020-01-01T00:00:00+00:00")
+    commit(output, tasks[0])
+    monkeypatch.undo()
+    write_plan(output, plan, "r")
+    commit(output, tasks[1])
+    found = status(output)
+    assert (found["done"], found["photos"], found["left"]) == (2, 6, 2)
+    assert found["photos_per_hour"] > 1000
+    looks: list[float] = []
+
+    def one_more(seconds: float) -> None:
+        looks.append(seconds)
+        output.delete(LOCK)
+
+    output.put(LOCK, b"{}")
+    assert watch(output, Console(file=io.StringIO()), 7, one_more) == 1
+    assert looks == [7]
 
 
 def test_a_limit_counts_identities_and_nothing_found_is_an_error(config: RunConfig, tmp_path: Path) -> None:

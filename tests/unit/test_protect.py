@@ -8,9 +8,11 @@ import pytest
 import skimage.data
 import torch
 
+from dladiff.config import method_config
 from dladiff.faces import warp
 from dladiff.finetuning_layer import _Ascent
 from dladiff.photo import PhotoIn
+from dladiff.pixels import whole_levels
 from dladiff.protect import protect
 from dladiff.service import Protector
 from dladiff.trainer import Trainer
@@ -56,6 +58,14 @@ def test_same_seed_same_bytes_in_any_order(protector: Protector) -> None:
     assert "no face" in bare.reason and bare.similarity == [] and bare.linf <= 7 / 255 + 1e-9
     assert faced.linf <= 18 / 255 + 1e-9 and faced.retained > 0.8
     assert {s["optimised"] for s in faced.similarity} == {True, False}
+
+
+def test_a_bound_between_two_grey_levels_holds_after_rounding(protector: Protector) -> None:
+    small = {"finetuning": {"eta": 7.7 / 255, "iter_ft": 0, "iter_opt": 4}, "zero_shot": {"eta": 0.03, "max_steps": 5}}
+    config = method_config("tiny", None, small)
+    (out,) = protect(pieces()[:1], [], protector.models, config, seed=0).photos
+    assert out.linf <= 14 / 255 + 1e-9
+    assert whole_levels(7.7 / 255) == whole_levels(7 / 255) == 7 / 255
 
 
 def test_a_trace_holds_every_step_and_changes_no_byte(protector: Protector) -> None:

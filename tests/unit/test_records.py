@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from dladiff.errors import StorageError
 from pipeline import records
+from pipeline.names import task_name
 from pipeline.storage import Storage, open_storage
 
 
@@ -57,7 +58,7 @@ def test_starts_count_by_key_and_run(storage: Storage) -> None:
 
 @given(st.text(alphabet="a~0%/.1é", max_size=8), st.text(alphabet="a~0%/.1é", max_size=8))
 def test_no_identity_has_the_name_of_anothers_part(one: str, other: str) -> None:
-    names = {records.task_name(name, part) for name in (one, other) for part in (0, 1, 12)}
+    names = {task_name(name, part) for name in (one, other) for part in (0, 1, 12)}
     assert len(names) == 3 * len({one, other})
 
 

@@ -214,6 +214,20 @@ def test_without_originals_nothing_of_them_is_read(tmp_path: Path) -> None:
     assert "It holds no picture of an original" in page.text and "not reachable" not in page.text
 
 
+def test_a_page_without_originals_leaves_none_of_an_earlier_page_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "EMBEDDED", 1)
+    storage = protected_output(tmp_path, {"ann": ["1.png", "2.png"]})
+    for originals in (True, False):
+        write_report(storage, tmp_path / "page.html", photos=2, originals=originals)
+        names = {file.stem.partition("-")[2] for file in (tmp_path / "page_files").iterdir()}
+        assert names == {"after", "face_after", *(("before", "face_before", "change") if originals else ())}
+    (tmp_path / "page_files" / "mine.txt").write_text("kept")
+    write_report(storage, tmp_path / "page.html", photos=1)
+    assert [file.name for file in (tmp_path / "page_files").iterdir()] == ["mine.txt"]
+
+
 def test_change_is_amplified_about_grey() -> None:
     before = np.full((64, 64, 3), 100, np.uint8)
     after = before.copy()

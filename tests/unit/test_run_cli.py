@@ -73,6 +73,13 @@ def test_status_and_failed_of_an_empty_output(tmp_path: Path) -> None:
     assert call("verify", "--output", str(tmp_path))[0] == 0
 
 
+def test_an_output_that_is_not_there_yet_may_be_a_file_uri(photos: Path, tmp_path: Path) -> None:
+    output = f"file://{tmp_path}/new%20folder"
+    code, out, err = call("plan", "--input", str(photos), "--output", output, "--json")
+    assert (code, json.loads(out)["photos"]) == (0, 3), err
+    assert not (tmp_path / "new folder").exists()
+
+
 def test_names_are_shown_as_text() -> None:
     assert safe("[red]a\x1b[2J") == r"\[red]a\x1b[2J"
 
