@@ -33,8 +33,6 @@ class KnownModel:
     licence: str
     resolution: int
     """Side of its training images, pixels."""
-    maps: int
-    """Side of the attention maps that layer 1 compares: resolution / 32."""
     architecture: Architecture
 
 
@@ -51,7 +49,6 @@ MODELS: dict[str, KnownModel] = {
             withdrawn=("stabilityai/stable-diffusion-2-1-base",),
             licence="CreativeML Open RAIL++-M",
             resolution=512,
-            maps=16,
             architecture=Architecture(
                 context=1024, latent_channels=4, prediction="epsilon", scaling=SD, text_encoders=1
             ),
@@ -62,7 +59,6 @@ MODELS: dict[str, KnownModel] = {
             withdrawn=("stabilityai/stable-diffusion-2-1",),
             licence="CreativeML Open RAIL++-M",
             resolution=768,
-            maps=24,
             architecture=Architecture(
                 context=1024, latent_channels=4, prediction="v_prediction", scaling=SD, text_encoders=1
             ),
@@ -73,7 +69,6 @@ MODELS: dict[str, KnownModel] = {
             withdrawn=("runwayml/stable-diffusion-v1-5",),
             licence="CreativeML Open RAIL-M",
             resolution=512,
-            maps=16,
             architecture=Architecture(
                 context=768, latent_channels=4, prediction="epsilon", scaling=SD, text_encoders=1
             ),
@@ -83,7 +78,6 @@ MODELS: dict[str, KnownModel] = {
             ids=("stabilityai/stable-diffusion-xl-base-1.0",),
             licence="CreativeML Open RAIL++-M",
             resolution=1024,
-            maps=32,
             architecture=Architecture(
                 context=2048, latent_channels=4, prediction="epsilon", scaling=SDXL, text_encoders=2
             ),

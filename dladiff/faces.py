@@ -227,9 +227,9 @@ def inverse(matrix: Matrix) -> Matrix:
     return np.concatenate([linear, -linear @ matrix[:, 2:]], axis=1)
 
 
-def face_quad(matrix: Matrix, size: int = CROP) -> NDArray[np.float64]:
+def face_quad(matrix: Matrix) -> NDArray[np.float64]:
     """Return the outer corners of the crop in photo pixels, 4 x 2, clockwise from the crop's top left."""
-    low, high = -0.5, size - 0.5
+    low, high = -0.5, CROP - 0.5
     corners = np.array([[low, low, 1], [high, low, 1], [high, high, 1], [low, high, 1]])
     return corners @ inverse(matrix).T
 

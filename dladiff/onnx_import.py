@@ -50,13 +50,18 @@ class OnnxNetwork(nn.Module):
         """Return the graph's output."""
         values: dict[str, Tensor] = {**self._constants(), self.input_name: inputs}
         for (operator, where, names, outputs, attributes), unused in zip(self._steps, self._drop_after, strict=True):
-            try:
-                values[outputs[0]] = _apply(operator, values, names, attributes)
-            except RefusedError as error:
-                raise ModelError(f"{where} of {self.path}: {error}") from error
+            values[outputs[0]] = self._compute(operator, where, values, names, attributes)
             for name in unused:
                 values.pop(name, None)
         return values[self.output_name]
+
+    def _compute(
+        self, operator: str, where: str, values: Mapping[str, Tensor], names: list[str], attributes: Attributes
+    ) -> Tensor:
+        try:
+            return OPERATORS[operator]([values[name] if name else None for name in names], attributes)
+        except RefusedError as error:
+            raise ModelError(f"{where} of {self.path}: {error}") from error
 
     def _add(self, index: int, node: Any) -> None:
         where = f"node {node.name or index} ({node.op_type})"
@@ -67,10 +72,7 @@ class OnnxNetwork(nn.Module):
         names = list(node.input)
         if all(name in self._integers or name in self._buffer_of for name in names if name):
             constants = {name: self._constant(name) for name in names if name}
-            try:
-                self._keep(node.output[0], _apply(node.op_type, constants, names, attributes))
-            except RefusedError as error:
-                raise ModelError(f"{where} of {self.path}: {error}") from error
+            self._keep(node.output[0], self._compute(node.op_type, where, constants, names, attributes))
         else:
             self._steps.append((node.op_type, where, names, list(node.output), attributes))
 
@@ -134,10 +136,6 @@ def check_parity(network: OnnxNetwork, sample: Tensor) -> None:
     cosine = functional.cosine_similarity(got.flatten(1).double(), torch.from_numpy(expected).flatten(1).double())
     if got.shape != expected.shape or not bool((cosine >= PARITY).all()):
         raise ModelError(f"{network.path} as PyTorch differs from onnxruntime: cosine {cosine.min():.5f}")
-
-
-def _apply(operator: str, values: Mapping[str, Tensor], names: list[str], attributes: Attributes) -> Tensor:
-    return OPERATORS[operator]([values[name] if name else None for name in names], attributes)
 
 
 def _tensor(proto: Any, path: Path) -> Tensor:

@@ -12,6 +12,8 @@ from dladiff.pixels import Images
 
 TEMPLATE = np.array([[0.3184, 0.3979], [0.6858, 0.3915], [0.5052, 0.6034], [0.3657, 0.7825], [0.6600, 0.7778]])
 """Mean landmarks of the crops the tiny model was trained on, in units of the side (eyes, nose, mouth corners)."""
+ROUNDS = 8
+"""Of the iteration in `spread`."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def shrink(crop: Images, resolution: int) -> Images:
     return functional.interpolate(crop, (resolution, resolution), mode="bilinear", antialias=True)
 
 
-def spread(delta: Tensor, square: Square, eta: float, rounds: int = 8) -> Tensor:
+def spread(delta: Tensor, square: Square, eta: float) -> Tensor:
     """Bring a perturbation `1 3 r r` to `1 3 side side` so that shrinking it again gives it back.
 
     Iterative back-projection (Irani and Peleg 1991) inside the eta box; plain upsampling would lose what the
@@ -57,7 +59,7 @@ def spread(delta: Tensor, square: Square, eta: float, rounds: int = 8) -> Tensor
     """
     size = (square.side, square.side)
     full = functional.interpolate(delta, size, mode="bilinear", antialias=True).clamp(-eta, eta)
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         missing = delta - shrink(full, delta.shape[-1])
         full = (full + functional.interpolate(missing, size, mode="bilinear", antialias=True)).clamp(-eta, eta)
     return full

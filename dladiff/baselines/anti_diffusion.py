@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
-from dladiff.attention import MapReader, Maps
+from dladiff.attention import Maps
 from dladiff.ball import around, project
 from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
@@ -60,16 +60,9 @@ def anti_diffusion_loss(
     student: Student, point: Images, generators: list[Generator], schedule: BaselineConfig
 ) -> Tensor:
     """L_cond - L_sem, summed over the squares."""
-    surrogate, out = student.surrogate, point.new_zeros(())
-    noise = surrogate.draw(generators, point.shape[-1])
-    reader = MapReader(schedule.attention_resolution)  # a fresh one: its first pass runs the whole UNet
-
-    def forward() -> None:
-        nonlocal out
-        out = surrogate.loss(student.unet, student.latents(point, noise), noise, student.prompt())
-
-    with surrogate.autocast():
-        maps = reader(student.unet, forward)
+    noise = student.surrogate.draw(generators, point.shape[-1])
+    with student.surrogate.autocast():
+        out, maps = student.denoising_and_maps(point, noise, schedule.attention_resolution)
         return (out - disturbance(maps)) * len(point)
 
 

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from dladiff.attention import MapReader, Maps
+from dladiff.attention import Maps
 from dladiff.ball import around
 from dladiff.baselines.aspl import alternate
 from dladiff.baselines.student import Student
@@ -37,16 +37,10 @@ def energy(maps: Maps, tokens: list[int]) -> Tensor:
 
 def disdiff_loss(student: Student, point: Images, noise: Noise, schedule: BaselineConfig) -> Tensor:
     """L_cond - weight * energy, summed over the squares."""
-    surrogate, out, prompt = student.surrogate, point.new_zeros(()), student.prompt()
-    reader = MapReader(schedule.attention_resolution)  # a fresh one: its first pass runs the whole UNet
-
-    def forward() -> None:
-        nonlocal out
-        out = surrogate.loss(student.unet, student.latents(point, noise), noise, prompt)
-
-    with surrogate.autocast():
-        maps = reader(student.unet, forward)
-        tokens = [] if prompt.instance is None else [prompt.instance]
+    instance = student.surrogate.prompt(student.words).instance
+    with student.surrogate.autocast():
+        out, maps = student.denoising_and_maps(point, noise, schedule.attention_resolution)
+        tokens = [] if instance is None else [instance]
         return (out - schedule.weight * energy(maps, tokens)) * len(point)
 
 

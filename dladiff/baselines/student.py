@@ -7,6 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Generator, Tensor, nn
 
+from dladiff.attention import MapReader, Maps
 from dladiff.ball import around
 from dladiff.compared import BaselineConfig
 from dladiff.pgd import pgd
@@ -56,6 +57,17 @@ class Student:
         with self.surrogate.autocast():
             loss = self.surrogate.loss(self.unet, self.latents(point, noise), noise, self.prompt())
         return loss * len(point)
+
+    def denoising_and_maps(self, point: Images, noise: Noise, side: int) -> tuple[Tensor, Maps]:
+        """L_cond, the mean over the squares, and the maps of `side` squared cells, of one pass of the whole UNet."""
+        losses: list[Tensor] = []
+        prompt = self.prompt()
+
+        def forward() -> None:
+            losses.append(self.surrogate.loss(self.unet, self.latents(point, noise), noise, prompt))
+
+        maps = MapReader(side)(self.unet, forward)  # a fresh one: its first pass runs the whole UNet
+        return losses[0], maps
 
     def train(self, images: Images, schedule: BaselineConfig, generator: Generator) -> None:
         """Take `schedule.training` AdamW steps of L_db, one photo a step, with a fresh optimiser.

@@ -54,9 +54,9 @@ class Judge:
         )
 
 
-def load_judge(encoders: Sequence[str], detector: str = "centerface", threshold: float = 0.5) -> Judge:
+def load_judge(encoders: Sequence[str]) -> Judge:
     """Load a judge: encoders as `embedded:NAME`, an ONNX file or an InsightFace pack folder. Raises ModelError."""
-    return Judge(named_detector(detector, 8, threshold), [named_encoder(name) for name in encoders])
+    return Judge(named_detector("centerface", 8, 0.5), [named_encoder(name) for name in encoders])
 
 
 def unit_mean(vectors: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -91,6 +91,6 @@ class EncoderFeatures:
         return features
 
 
-def embedded_features(name: str = "mobile") -> EncoderFeatures:
+def embedded_features() -> EncoderFeatures:
     """Features of the encoder that the tiny profile holds out."""
-    return EncoderFeatures(named_encoder(f"embedded:{name}"))
+    return EncoderFeatures(named_encoder("embedded:mobile"))

@@ -69,9 +69,9 @@ def test_maps_of_the_profile(layout: tuple[str, Path], surrogate: Surrogate, par
     name = layout[0]
     config, known = method_config(name, None, {}), MODELS[name]
     assert (config.model, config.resolution) == (name, known.resolution)
-    assert config.finetuning.attention_resolution == known.maps == known.resolution // 32
-    assert known.maps in surrogate.map_sides(known.resolution)
-    noise, side = surrogate.draw([stream(0)], config.resolution // part), known.maps // part
+    assert config.finetuning.attention_resolution == known.resolution // 32
+    assert known.resolution // 32 in surrogate.map_sides(known.resolution)
+    noise, side = surrogate.draw([stream(0)], config.resolution // part), known.resolution // 32 // part
     unet, prompt = surrogate.unet, surrogate.prompt(TEXT)
     with torch.no_grad():
         maps = MapReader(side)(unet, lambda: surrogate.predict(unet, noise.posterior, noise, prompt))

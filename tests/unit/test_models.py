@@ -27,7 +27,6 @@ TINY = KnownModel(
     ids=("gone/tiny", "kept/tiny"),
     licence="of the test",
     resolution=128,
-    maps=4,
     architecture=Architecture(context=96, latent_channels=8, prediction="epsilon", scaling=1.0, text_encoders=1),
 )
 
