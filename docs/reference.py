@@ -20,6 +20,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from dladiff import config as method
+from dladiff import presets
 from pipeline import config as run
 from pipeline import jobs, retention, rows, schedule
 from pipeline.cli import main
@@ -37,8 +38,8 @@ SCHEMAS = {
 """Where each table of pipeline/rows.py lies."""
 KINDS = {bool: "`true` or `false`", int: "whole number", float: "number", str: "text", time: "time, in quotes"}
 RUN_RULES = {
-    "profile": ", ".join(f"`{name}`" for name in method.PROFILES),
-    "preset": ", ".join(f"`{name}`" for name in method.PRESETS),
+    "profile": ", ".join(f"`{name}`" for name in presets.PROFILES),
+    "preset": ", ".join(f"`{name}`" for name in presets.PRESETS),
     "layout": ", ".join(f"`{name}`" for name in run.LAYOUTS),
     "s3": ", ".join(f"`{name}`" for name in S3_OPTIONS),
 } | {name: f"at least {least}" for name, least in run._LEAST.items()}
@@ -61,8 +62,8 @@ def configuration() -> str:
             *_nested(method.MethodConfig, "", ranges),
             "## Profiles and presets",
             "What a profile sets differently from the defaults above; a preset goes over it, `method:` over both.",
-            _table(("profile", "setting", "value"), _layers(method.PROFILES)),
-            _table(("preset", "setting", "value"), _layers(method.PRESETS)),
+            _table(("profile", "setting", "value"), _layers(presets.PROFILES)),
+            _table(("preset", "setting", "value"), _layers(presets.PRESETS)),
             "## A job file",
             _table(("key", "meaning"), ((f"`{key}`", _text(about)) for key, about in jobs.KEYS.items())),
             "### `tenants`",

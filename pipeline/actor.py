@@ -12,9 +12,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image
 
 from dladiff.errors import BusyError, ConfigError, DladiffError, ModelError, NotFoundError, PhotoError, StorageError
 from pipeline import records
@@ -25,7 +23,7 @@ from pipeline.metrics import ActorMetrics
 from pipeline.models import on_this_machine
 from pipeline.names import escape, stem
 from pipeline.patience import PatientStorage
-from pipeline.photos import Decoded, decode, encode_png
+from pipeline.photos import Decoded, decode, encode_checked
 from pipeline.storage import Storage, open_storage, read_uri
 from pipeline.trace import write_trace
 
@@ -210,17 +208,16 @@ class ProtectIdentity:
         return self.opened["input"].get(photo["key"])
 
     def _store(self, identity: str, photo: Any, source: Decoded, row: Row) -> None:
-        """Encode, decode the encoded bytes again and compare, put; fill the photo's row."""
+        """Encode and put a photo; fill its row."""
         row |= {"status": photo.status, "faces": photo.faces, "similarity": _finite_all(photo.similarity)}
         row |= {name: _finite(getattr(photo, name)) for name in _METRICS}
         row["reason"] = "; ".join(text for text in (photo.reason, row["reason"]) if text)
         if photo.status == "failed":
             return
-        data = encode_png(photo.pixels, source.icc, source.alpha)
-        with Image.open(io.BytesIO(data)) as image:
-            stored = np.asarray(image)[:, :, :3]
-        if not np.array_equal(stored, photo.pixels):
-            row |= {"status": "failed", "reason": "the encoded photo differs from the protected pixels"}
+        try:
+            data = encode_checked(photo.pixels, source.icc, source.alpha)
+        except PhotoError as error:
+            row |= {"status": "failed", "reason": str(error)}
             return
         sha = hashlib.sha256(data).hexdigest()
         key = f"photos/{escape(identity)}/{stem(row['source_uri'])}.{sha[:12]}.png"

@@ -69,6 +69,16 @@ def encode_png(pixels: UInt8, icc: bytes | None = None, alpha: UInt8 | None = No
     return out.getvalue()
 
 
+def encode_checked(pixels: UInt8, icc: bytes | None = None, alpha: UInt8 | None = None) -> bytes:
+    """Encode as PNG and decode again. Raises PhotoError where the pixels are not those that went in."""
+    data = encode_png(pixels, icc, alpha)
+    with Image.open(io.BytesIO(data)) as image:
+        stored = np.asarray(image)[:, :, :3]
+    if not np.array_equal(stored, pixels):
+        raise PhotoError("the encoded photo differs from the protected pixels")
+    return data
+
+
 def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)

@@ -22,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
-from dladiff.config import FITS, FinetuningConfig
+from dladiff.config import FinetuningConfig
 from dladiff.finetuning_layer import perturb, static_surrogate
+from dladiff.presets import FITS
 from dladiff.surrogate import Surrogate
 from dladiff.text import Prompt
 

@@ -34,7 +34,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
 from dladiff import finetuning_layer
-from dladiff.config import FITS, FinetuningConfig
+from dladiff.config import FinetuningConfig
+from dladiff.presets import FITS
 from dladiff.randomness import stream
 from dladiff.surrogate import EMBEDDED, Surrogate
 from tests.bench.straight import Straight

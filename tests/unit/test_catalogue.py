@@ -10,8 +10,8 @@ import pytest
 from dladiff import bundle
 from dladiff.bundle import CHECKSUMS, make_pins, needed, parse_pins, quick_digest, read_pins, verified_pins
 from dladiff.catalogue import EMBEDDED, HUB_ID, MODELS, locate, profile_faults
-from dladiff.config import PROFILES
 from dladiff.errors import ModelError
+from dladiff.presets import PROFILES
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from dladiff.config import FITS, FinetuningConfig, method_config
+from dladiff.config import FinetuningConfig, method_config
+from dladiff.presets import FITS
 from dladiff.settings import merge
 from tests.bench.memory import ELSEWHERE, Counter, peaks, shortened
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 
 from dladiff.errors import PhotoError
-from pipeline.photos import Decoded, decode, encode_png
+from pipeline import photos
+from pipeline.photos import Decoded, decode, encode_checked, encode_png
 from tests.unit.photo_bytes import animated, lightness_profile, png, rgb, saved, smooth
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -267,3 +268,11 @@ def test_png_round_trip(height: int, width: int, seed: int, with_alpha: bool) ->
     assert (decoded.alpha is None) == (alpha is None)
     if alpha is not None:
         np.testing.assert_array_equal(decoded.alpha, alpha)
+
+
+def test_what_is_encoded_is_decoded_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.full((64, 64, 3), 100, np.uint8)
+    assert np.array_equal(decode(encode_checked(pixels)).pixels, pixels)
+    monkeypatch.setattr(photos, "encode_png", lambda *_: encode_png(pixels + 1))
+    with pytest.raises(PhotoError, match="differs from the protected pixels"):
+        encode_checked(pixels)

@@ -19,7 +19,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from dladiff.config import PRESETS, PROFILES, MethodConfig
+from dladiff.config import MethodConfig
+from dladiff.presets import PRESETS, PROFILES
 from pipeline import rows
 from pipeline.cli import main
 from pipeline.config import RunConfig

@@ -1,0 +1,94 @@
+"""What `dladiff verify` finds: each fault made by hand on a sound output; and failures that are forgotten."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import failures, records
+from pipeline.photos import decode, encode_png
+from pipeline.plan import Retry
+from pipeline.storage import Storage, open_storage
+from pipeline.verify import verify
+from tests.unit.test_report import protected_output
+
+RECORD = "done/ann.json"
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Storage:
+    return protected_output(tmp_path, {"ann": ["1.png", "2.png"]})
+
+
+def first_photo(output: Storage) -> dict[str, Any]:
+    row: dict[str, Any] = records.load(output, RECORD)["photos"][0]
+    return row
+
+
+def recorded(output: Storage, **changes: Any) -> None:
+    """Change what the commit record says of its first photo."""
+    record = records.load(output, RECORD)
+    record["photos"][0] |= changes
+    output.put(RECORD, json.dumps(record).encode())
+
+
+def test_a_sound_output_has_no_fault(output: Storage) -> None:
+    found = verify(output)
+    assert (found.photos, found.compared, found.faults, found.orphans) == (2, 2, [], [])
+
+
+def test_other_bytes_and_no_bytes(output: Storage) -> None:
+    key = first_photo(output)["output_key"]
+    output.put(key, output.get(key) + b"x")
+    assert verify(output).faults == [f"{key}: its checksum is not the recorded one"]
+    output.delete(key)
+    (fault,) = verify(output).faults
+    assert fault.startswith(f"{key}: no such file")
+
+
+def test_a_photo_of_another_size(output: Storage) -> None:
+    row = first_photo(output)
+    recorded(output, width=row["width"] + 1)
+    (fault,) = verify(output).faults
+    assert fault.endswith(f"recorded {row['width'] + 1} x {row['height']}")
+
+
+def test_a_pixel_outside_its_bound_is_told_with_its_place(output: Storage) -> None:
+    row = first_photo(output)
+    pixels = np.array(decode(output.get(row["output_key"]), max_pixels=10**6).pixels)
+    pixels[3, 5] = np.where(pixels[3, 5] > 127, 0, 255)
+    data = encode_png(pixels)
+    output.put(row["output_key"], data)
+    recorded(output, output_sha256=hashlib.sha256(data).hexdigest(), faces=[])
+    (fault,) = verify(output).faults
+    assert "at x 5, y 3, bound 7.0/255" in fault
+
+
+def test_a_source_that_changed_is_not_compared(output: Storage, tmp_path: Path) -> None:
+    open_storage(tmp_path / "in").put("0/1.png", b"another photo")
+    found = verify(output)
+    assert (found.compared, found.faults) == (1, [])
+
+
+def test_orphans_and_manifests_that_lack_photos(output: Storage) -> None:
+    output.put("photos/ann/left.png", b"x")
+    output.delete("manifest/photos.parquet")
+    found = verify(output)
+    assert found.orphans == ["photos/ann/left.png"]
+    assert found.faults == ["manifest/photos.parquet: is missing; run `dladiff finalise`"]
+    output.put("manifest/photos.parquet", b"no parquet")
+    assert "cannot be read" in verify(output).faults[0]
+
+
+def test_failures_of_a_reason_are_forgotten_with_their_starts(output: Storage) -> None:
+    for name, reason in (("bob", "out of memory"), ("eve", "no face")):
+        record = {"identity": name, "part": 0, "parts": 1, "key": "k", "status": "failed", "reason": reason}
+        records.fail(output, record | {"photos": []})
+        records.write_start(output, (name, 0), "k", "r")
+    assert [row["identity"] for row in failures.listed(output, Retry(()))] == ["bob", "eve"]
+    assert failures.forget(output, Retry(("memory",))) == 1
+    assert [row["identity"] for row in failures.listed(output, Retry(()))] == ["eve"]
+    assert [entry.key.split("/")[1] for entry in output.list("starts/")] == ["eve"]
