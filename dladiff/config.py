@@ -142,9 +142,9 @@ class MethodConfig:
     """Encoders that are measured and never optimised."""
     lpips: str = ""
     """ONNX file of LPIPS, backbone and heads, of two pictures; `finetuning.most_lpips` needs one."""
-    fits: Literal["", "24GB", "16GB", "12GB"] = ""
+    fits: Literal["any", "24GB", "16GB", "12GB"] = "any"
     """GPU memory to stay within: sets `batch_photos`, `recompute` and `offload` where they are not set; for UNets of
-    Stable Diffusion 1 and 2. Empty leaves them as they are."""
+    Stable Diffusion 1 and 2. `any` leaves them as they are."""
     layers: Literal["both", "finetuning", "zero_shot"] = "both"
     """Which layers run (the ablations of the paper's Table 5)."""
     protection: Literal[

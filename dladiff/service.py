@@ -80,7 +80,7 @@ class Protector:
                     f"attention maps at {self.config.resolution} px; choose one of {', '.join(map(str, sides))}"
                 ]
             )
-        if self.config.fits and len(self.models.surrogate.encoders) > 1:
+        if self.config.fits != "any" and len(self.models.surrogate.encoders) > 1:
             raise ConfigError(["fits: SDXL's weights, gradients and moments alone take 41 GB; leave this setting out"])
         if finetuning.class_images:
             images = class_images(Path(finetuning.class_images), self.config.resolution)

@@ -105,3 +105,14 @@ def test_source_and_revision_of_the_model_reach_the_manifest(protector: Protecto
     }  # fmt: skip
     stored = table([{"models": rows}], COLUMNS).to_pylist()[0]["models"]
     assert stored[0] == rows[0] and stored[1]["source"] is None
+
+
+def test_a_card_size_is_refused_where_no_setting_makes_the_model_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def two_text_encoders(model: str, device: torch.device) -> Surrogate:
+        made = Surrogate(model, device)
+        made.encoders *= 2
+        return made
+
+    monkeypatch.setattr(service, "Surrogate", two_text_encoders)
+    with pytest.raises(ConfigError, match="fits: SDXL"):
+        Protector({"profile": "tiny", "overrides": {"fits": "24GB"}}, 0, 1)
