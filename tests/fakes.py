@@ -50,6 +50,18 @@ class AddNoise:
         )
 
 
+class OneThenStalls(AddNoise):
+    """Protects one identity, whichever comes first; the next never ends."""
+
+    ended = 0
+
+    def protect_identity(self, identity: str, photos: Sequence[PhotoIn], clean: Sequence[Any]) -> IdentityOut:
+        if self.ended:
+            time.sleep(3600)
+        self.ended += 1
+        return super().protect_identity(identity, photos, clean)
+
+
 class NoModel:
     """Cannot be built."""
 

@@ -48,8 +48,7 @@ SCHEDULES: dict[str, FinetuningConfig] = {
 }
 FIRST = "16 epochs"
 PUSHED = "latents pushed straight"
-"""No surrogate at all: as many steps as 8 epochs take, each away from the clean latents, to the same PSNR. What layer 1
-could reach through this VAE, whatever its loss."""
+"""No surrogate at all: as many steps as 8 epochs take, each away from the clean latents, to the same PSNR."""
 CONDITIONS = ("clean", "noise", *SCHEDULES, PUSHED)
 PROTECTED = 4  # photos of each person
 REFERENCES = 16  # other photos of a person, at most
