@@ -65,6 +65,7 @@ class EvaluationModels:
             return None
         from dladiff.evaluation.attackers import ATTACKS, AttackSettings, settings_for
         from dladiff.evaluation.attackers.adapter import adapter_weights
+        from dladiff.evaluation.attackers.instantid import with_identity
         from dladiff.settings import build
 
         attack = ATTACKS[name]
@@ -76,7 +77,9 @@ class EvaluationModels:
         if faults:
             raise ConfigError(faults)
         if name.startswith("ip_adapter"):
-            adapter_weights(settings.adapter)
+            adapter_weights(settings.adapter, "IP-Adapter FaceID")
+        if name == "instantid":
+            with_identity(model, settings)
         return lambda squares, seed: attack(model, squares, settings, self.config.prompts, self.config.count, seed)
 
     def base(self, folder: str) -> tuple[Any, Any]:

@@ -19,6 +19,7 @@ from pipeline.weights import fingerprint
 
 COLUMNS = ["identity", "source_uri", "source_sha256", "output_key", "output_sha256", "models"]
 BATCH = 500
+WEIGHTS = ("adapter", "encoder", "control")  # settings of attacks that name files
 REFERENCES = 16  # clean photos of a person that the judge averages
 
 Row = dict[str, Any]
@@ -50,6 +51,7 @@ def make_plan(config: EvaluateConfig) -> EvaluationPlan:
         raise ConfigError(["no identity is protected in every run; compare runs of the same photos"])
     parts = config.digest_parts()
     fingerprints = {name: fingerprint(name) for name in config.bases}
+    settings = {name: _by_content(given) for name, given in config.settings.items()}
     opened: dict[str, Storage] = {}
     for identity in plan.identities:
         photos = common[identity]
@@ -60,10 +62,15 @@ def make_plan(config: EvaluateConfig) -> EvaluationPlan:
             row = {"identity": identity, **what, "photos": photos, "references": references}
             about = row | {"photos": [_content(p, what["condition"], config.name) for p in photos]}
             about |= {"references": [uri.rpartition("/")[2] for uri in references]}
-            about |= {"base": fingerprints[what["base"]], "settings": config.settings.get(what["attack"], {})}
+            about |= {"base": fingerprints[what["base"]], "settings": settings.get(what["attack"], {})}
             row["key"] = digest({"row": about, **parts})[:32]
             plan.rows.append(row)
     return plan
+
+
+def _by_content(settings: dict[str, Any]) -> dict[str, Any]:
+    """Name weights by what is in them, so that other weights under an old name are another attack."""
+    return {key: fingerprint(str(value)) if key in WEIGHTS else value for key, value in settings.items()}
 
 
 def _combinations(config: EvaluateConfig) -> Iterator[Row]:

@@ -7,12 +7,8 @@ ATTACKS = (
     "textual_inversion",
     "ip_adapter_faceid",
     "ip_adapter_faceid_held_out",
+    "instantid",
 )
-ABSENT = {
-    "instantid": "InstantID needs SDXL, its ControlNet and resampler, and a pipeline that diffusers ships "
-    "only as a community example; it is not part of this package",
-}
-"""Attacks that one may look for, and why they are not there."""
 PREPROCESSING = ("none", "jpeg95", "jpeg75", "jpeg50", "half", "crop", "blur", "noise", "tv", "social")
 PURIFIERS = {
     "sdedit": "",

@@ -10,7 +10,7 @@ from dladiff.evaluation.tables import EMPTY, Evaluation, Table, build, cell
 
 PAPER_PROMPTS = ("a photo of sks person", "a dslr portrait of sks person")
 ABLATIONS = ("without_dsur", "without_adft", "without_layer2")
-ZERO_SHOT = ("ip_adapter_faceid", "ip_adapter_faceid_held_out")
+ZERO_SHOT = ("ip_adapter_faceid", "ip_adapter_faceid_held_out", "instantid")
 _OF_PAPER = {
     ("dreambooth", PAPER_PROMPTS[0]): ("Table 1", paper.TABLE_1_FIRST_PROMPT),
     ("dreambooth", PAPER_PROMPTS[1]): ("Table 1", paper.TABLE_1_SECOND_PROMPT),

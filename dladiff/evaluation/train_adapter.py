@@ -193,7 +193,8 @@ def main() -> None:
     weights = untrained(unet, pool.embeddings.shape[1], Generator().manual_seed(options.seed))
     if options.start:
         weights = {
-            part: {k: v.float() for k, v in w.items()} for part, w in adapter_weights(str(options.start)).items()
+            part: {k: v.float() for k, v in w.items()}
+            for part, w in adapter_weights(str(options.start), "IP-Adapter FaceID").items()
         }
     unet._load_ip_adapter_weights([weights], low_cpu_mem_usage=False)
 

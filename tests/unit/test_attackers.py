@@ -12,9 +12,9 @@ from skimage.data import astronaut
 from dladiff.errors import ModelError
 from dladiff.evaluation import names
 from dladiff.evaluation.attackers import ATTACKS, Base, load_base, settings_for
-from dladiff.evaluation.attackers.adapter import adapter_weights, identity_embeddings, load_adapter
+from dladiff.evaluation.attackers.adapter import adapter_weights, load_adapter, seen_faces
 from dladiff.evaluation.attackers.base import TINY, AttackSettings, copied, customize, sample, with_parts
-from dladiff.evaluation.attackers.settings import FULL_SIZE, TINY_MODEL
+from dladiff.evaluation.attackers.settings import FULL_SIZE, SDXL, TINY_MODEL
 from dladiff.evaluation.squares import thief_square
 from dladiff.evaluation.train_adapter import trained, untrained
 from dladiff.faces import CenterFaceDetector, alignment_matrix, warp
@@ -25,6 +25,7 @@ from dladiff.pixels import Pixels, to_float
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 PROMPTS = ("a photo of sks person", "a dslr portrait of sks person")
+FACEID = "IP-Adapter FaceID"
 ENCODER = str(TINY / "encoders" / "residual.onnx")
 
 
@@ -57,7 +58,7 @@ def quick(attack: str, base: Base, adapter: str) -> AttackSettings:
     return replace(settings_for(attack, base), steps=1, batch=1, sampling_steps=2, **zero_shot)
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", TINY_MODEL)
 def test_an_attack_gives_images_and_leaves_the_base_alone(base, square, adapter, attack):
     parts = (base.pipe.unet, base.pipe.text_encoder)
     before = [{k: v.clone() for k, v in part.state_dict().items()} for part in parts]
@@ -75,8 +76,9 @@ def test_an_attack_gives_images_and_leaves_the_base_alone(base, square, adapter,
 
 def test_attacks_have_names_and_settings(base):
     assert tuple(ATTACKS) == names.ATTACKS
-    assert set(TINY_MODEL) == set(ATTACKS) and set(FULL_SIZE) == set(ATTACKS) - {"ip_adapter_faceid_held_out"}
-    with pytest.raises(ModelError, match="no settings of 'magic'"):
+    assert set(TINY_MODEL) | set(SDXL) == set(ATTACKS)
+    assert set(FULL_SIZE) == set(TINY_MODEL) - {"ip_adapter_faceid_held_out"}
+    with pytest.raises(ModelError, match="magic does not attack tiny"):
         settings_for("magic", base)
 
 
@@ -98,7 +100,7 @@ def test_the_first_step_of_dreambooth_is_adamw_s(base, square):
 def test_an_untrained_lora_changes_nothing(base, square):
     settings = replace(settings_for("lora", base), steps=0, sampling_steps=2)
     found = ATTACKS["lora"](base, [square], settings, PROMPTS[:1], 1, 3)[PROMPTS[0]]
-    plain = sample(with_parts(base, base.pipe.unet, base.pipe.text_encoder), settings, PROMPTS[0], 1, 3)
+    plain = sample(with_parts(base, base.pipe.unet, base.pipe.text_encoder), settings, PROMPTS[0], [0], 3)
     assert np.abs(found[0].astype(int) - plain[0]).max() <= 1
 
 
@@ -123,8 +125,20 @@ def test_the_thief_s_embedding_is_the_encoder_s(square):
     face = CenterFaceDetector().detect(square)[0]
     crop = warp(to_float(square), torch.from_numpy(alignment_matrix(face.landmarks)).float()[None])
     wanted = load_encoder(ENCODER)(crop)[0].numpy()
-    (found,) = identity_embeddings([square], ENCODER)
-    assert found @ wanted > 0.999 and np.linalg.norm(found) == pytest.approx(1, abs=1e-5)
+    (found,) = seen_faces([square], ENCODER)
+    assert found.embedding @ wanted / np.linalg.norm(found.embedding) > 0.999
+    assert np.array_equal(found.landmarks, face.landmarks)
+
+
+def test_each_image_shows_one_photo_in_turn(base, adapter):
+    photo = astronaut()
+    cut = [thief_square(p, "face", 128, CenterFaceDetector()) for p in (photo, photo[:, ::-1])]
+    settings = quick("ip_adapter_faceid", base, adapter)
+    found, alone = (
+        ATTACKS["ip_adapter_faceid"](base, p, settings, PROMPTS[:1], 3, 0)[PROMPTS[0]] for p in (cut, cut[:1])
+    )
+    apart = [np.abs(a.astype(int) - b).max() for a, b in zip(found, alone, strict=True)]
+    assert apart[0] <= 1 and apart[2] <= 1 and apart[1] > 1
 
 
 def test_photos_without_a_face_give_no_image(base, adapter):
@@ -134,7 +148,7 @@ def test_photos_without_a_face_give_no_image(base, adapter):
 
 
 def test_an_adapter_file_goes_through_diffusers_own_loader(base, adapter):
-    parts = adapter_weights(adapter)
+    parts = adapter_weights(adapter, FACEID)
     by_us, by_file, silent = (with_parts(base, copied(base.pipe.unet), base.pipe.text_encoder) for _ in range(3))
     load_adapter(by_us, parts, 1.0)
     load_adapter(silent, parts, 0.0)
@@ -153,20 +167,23 @@ def test_wrong_weights_are_told(base, adapter, tmp_path):
     from safetensors.torch import save_file
 
     with pytest.raises(ModelError, match="no IP-Adapter FaceID weights"):
-        adapter_weights("")
+        adapter_weights("", FACEID)
     with pytest.raises(ModelError, match="holds 0 weight files"):
-        adapter_weights(str(tmp_path))
+        adapter_weights(str(tmp_path), FACEID)
     save_file({"image_proj.norm.weight": torch.ones(3)}, tmp_path / "other.safetensors")
     with pytest.raises(ModelError, match="is no IP-Adapter FaceID"):
-        adapter_weights(str(tmp_path))
-    parts = adapter_weights(adapter)
+        adapter_weights(str(tmp_path), FACEID)
+    parts = adapter_weights(adapter, FACEID)
     parts["ip_adapter"]["1.to_k_ip.weight"] = torch.zeros(320, 768)
     with pytest.raises(ModelError, match="does not fit the base model"):
         load_adapter(with_parts(base, copied(base.pipe.unet), base.pipe.text_encoder), parts, 1.0)
     with pytest.raises(ModelError, match="no recognition model"):
-        identity_embeddings([], "")
+        seen_faces([], "")
 
 
 def test_a_pickled_adapter_is_read_as_tensors_alone(adapter, tmp_path):
-    torch.save(adapter_weights(adapter), tmp_path / "weights.bin")
-    assert adapter_weights(str(tmp_path))["image_proj"].keys() == adapter_weights(adapter)["image_proj"].keys()
+    torch.save(adapter_weights(adapter, FACEID), tmp_path / "weights.bin")
+    assert (
+        adapter_weights(str(tmp_path), FACEID)["image_proj"].keys()
+        == adapter_weights(adapter, FACEID)["image_proj"].keys()
+    )

@@ -24,6 +24,7 @@ def models(**others: Any) -> EvaluationModels:
         ({"attacks": ("lora",), "settings": {"lora": {"steps": "many"}}}, "lora.steps: expected int"),
         ({"preprocessings": ("diffpure=/nowhere",)}, "diffpure needs"),
         ({"bases": ("/nowhere",), "attacks": ("lora",)}, "nowhere"),
+        ({"attacks": ("instantid",)}, "instantid does not attack tiny"),
         (
             {"attacks": ("ip_adapter_faceid",), "settings": {"ip_adapter_faceid": {"adapter": "/nowhere"}}},
             "no IP-Adapter FaceID weights",
@@ -39,7 +40,6 @@ def test_what_is_missing_is_told_at_once(settings: dict[str, Any], text: str) ->
     ("settings", "text"),
     [
         ({"attacks": ("encoder_only", "dreamboth")}, "did you mean dreambooth"),
-        ({"attacks": ("instantid",)}, "InstantID needs"),
         ({"settings": {"loro": {"steps": 3}}}, "did you mean lora"),
         ({"preprocessings": ("none", "jpg75")}, "did you mean jpeg75"),
     ],

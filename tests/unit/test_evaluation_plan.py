@@ -52,6 +52,11 @@ def test_what_makes_a_row_new(tmp_path: Path) -> None:
         assert not set(keys(dataclasses.replace(config, **change)).values()) & set(before.values())
     changed = keys(dataclasses.replace(config, settings={"dreambooth": {"steps": 3}}))
     assert {k for k in before if before[k] != changed[k]} == {k for k in before if k[2] == "dreambooth"}
+    given = dataclasses.replace(config, settings={"dreambooth": {"adapter": str(tmp_path / "weights.bin")}})
+    (tmp_path / "weights.bin").write_bytes(b"one")
+    first = keys(given)
+    (tmp_path / "weights.bin").write_bytes(b"two")
+    assert {k for k in first if first[k] != keys(given)[k]} == {k for k in before if k[2] == "dreambooth"}
     fewer = keys(dataclasses.replace(config, photos=1))
     assert {k[0] for k in before if before[k] == fewer[k] and k[2] == "dreambooth"} == {"bob"}
 

@@ -4,7 +4,9 @@ The weights are read by diffusers' own loader. The thief's recogniser runs in on
 InsightFace does it, which is what the adapter's own demonstration feeds it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +30,44 @@ def ip_adapter_faceid(
     A photo without a face is passed over; where none has one the thief has nothing to start from, and no image comes.
     Raises ModelError: weights missing or of another layout.
     """
-    faces = identity_embeddings(photos, settings.encoder)
-    if not len(faces):
+    found = seen_faces(photos, settings.encoder)
+    if not found:
         return {prompt: [] for prompt in prompts}
     sampler = with_parts(base, copied(base.pipe.unet), base.pipe.text_encoder)
-    load_adapter(sampler, adapter_weights(settings.adapter), settings.scale)
-    shown = torch.from_numpy(faces[np.arange(count) % len(faces)]).to(base.device)
-    return {prompt: sample(sampler, settings, prompt, count, seed, shown) for prompt in prompts}
+    load_adapter(sampler, adapter_weights(settings.adapter, "IP-Adapter FaceID"), settings.scale)
+
+    def show(face: SeenFace, prompt: str, numbers: Sequence[int]) -> list[Pixels]:
+        unit = torch.from_numpy(face.embedding / np.linalg.norm(face.embedding)).to(base.device)
+        pair = torch.stack([torch.zeros_like(unit), unit])[:, None]
+        return sample(sampler, settings, prompt, numbers, seed, ip_adapter_image_embeds=[pair])
+
+    return {prompt: in_turn(found, count, partial(show, prompt=prompt)) for prompt in prompts}
 
 
-def identity_embeddings(photos: Sequence[Pixels], encoder: str) -> NDArray[np.float32]:
-    """Return the unit embeddings `n d` of the photos' largest faces; n is smaller where photos have none."""
+def in_turn(found: Sequence["SeenFace"], count: int, show: Callable[..., list[Pixels]]) -> list[Pixels]:
+    """Return `count` images, image i of face i modulo their number; `show(face, numbers=...)` makes those of a face.
+
+    Diffusers' pipelines repeat the embeddings that they are given for each image of a batch: a batch shows one face.
+    """
+    images: dict[int, Pixels] = {}
+    for turn, face in enumerate(found[:count]):
+        numbers = range(turn, count, len(found))
+        images |= zip(numbers, show(face, numbers=numbers), strict=True)
+    return [images[i] for i in range(count)]
+
+
+@dataclass(frozen=True)
+class SeenFace:
+    """What a zero-shot thief reads from one photo."""
+
+    embedding: NDArray[np.float32]
+    """`d`, as the recogniser gives it."""
+    landmarks: NDArray[np.float64]
+    """5 x 2, px of the photo."""
+
+
+def seen_faces(photos: Sequence[Pixels], encoder: str) -> list[SeenFace]:
+    """Return the photos' largest faces, fewer where photos have none. Raises ModelError."""
     import onnxruntime
 
     if not Path(encoder).is_file():
@@ -53,20 +82,31 @@ def identity_embeddings(photos: Sequence[Pixels], encoder: str) -> NDArray[np.fl
             crop = cv2.warpAffine(photo, alignment_matrix(faces[0].landmarks), (112, 112), borderValue=0)
             x = ((crop.astype(np.float32) - 127.5) / 127.5).transpose(2, 0, 1)[None]
             vector = np.asarray(session.run(None, {session.get_inputs()[0].name: x})[0], np.float32)[0]
-            found.append(vector / np.linalg.norm(vector))
-    return np.stack(found) if found else np.zeros((0, 0), np.float32)
+            found.append(SeenFace(vector, faces[0].landmarks))
+    return found
 
 
-def adapter_weights(where: str) -> dict[str, dict[str, Tensor]]:
-    """Read a file of IP-Adapter FaceID's layout (`image_proj`, `ip_adapter`), or the only one in a folder."""
+LAYOUTS = {
+    "IP-Adapter FaceID": ("norm.weight", "ip-adapter-faceid_sd15.bin"),
+    "InstantID": ("latents", "ip-adapter.bin"),
+}
+"""Adapter to a tensor that its image projection alone has, and the name of its published file."""
+
+
+def adapter_weights(where: str, kind: str) -> dict[str, dict[str, Tensor]]:
+    """Read a file of an adapter's layout (`image_proj`, `ip_adapter`), or the only one in a folder.
+
+    `kind` is a key of LAYOUTS. Raises ModelError.
+    """
+    mark, published = LAYOUTS[kind]
     path = Path(where or "?")
     if path.is_dir():
         files = sorted([*path.glob("*.safetensors"), *path.glob("*.bin")])
         if len(files) != 1:
-            raise ModelError(f"{path} holds {len(files)} weight files; name IP-Adapter FaceID's own file")
+            raise ModelError(f"{path} holds {len(files)} weight files; name {kind}'s own file")
         path = files[0]
     if not path.is_file():
-        raise ModelError(f"no IP-Adapter FaceID weights at {where or '(not named)'}: name ip-adapter-faceid_sd15.bin")
+        raise ModelError(f"no {kind} weights at {where or '(not named)'}: name {published}")
     parts: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -77,8 +117,8 @@ def adapter_weights(where: str) -> dict[str, dict[str, Tensor]]:
     else:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
         parts = {part: dict(loaded.get(part, {})) for part in parts}
-    if "norm.weight" not in parts["image_proj"] or "1.to_k_ip.weight" not in parts["ip_adapter"]:
-        raise ModelError(f"{path} is no IP-Adapter FaceID: image_proj.norm and ip_adapter.1.to_k_ip are missing")
+    if mark not in parts["image_proj"] or "1.to_k_ip.weight" not in parts["ip_adapter"]:
+        raise ModelError(f"{path} is no {kind}: image_proj.{mark} or ip_adapter.1.to_k_ip.weight is missing")
     return parts
 
 

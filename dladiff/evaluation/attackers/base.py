@@ -1,6 +1,7 @@
 """What every attack shares: the thief's base model, its settings, the denoising loss and sampling."""
 
 import copy
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
-from torch import Generator, Tensor
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from dladiff.errors import ModelError
@@ -25,13 +26,18 @@ class Base:
     """A base model that the thief customizes; an attack works on copies and leaves it as it is."""
 
     pipe: Any
-    """StableDiffusionPipeline, fp32, without a safety checker."""
+    """StableDiffusionPipeline or StableDiffusionXLPipeline, fp32, without a safety checker."""
     resolution: int
     """Side in px of the photos that it is trained on."""
     region: str
     """What the thief cuts from a photo: `face` (the square around it) or `photo`."""
     name: str
     device: torch.device
+
+    @property
+    def sdxl(self) -> bool:
+        """Tell whether this is SDXL, with two text encoders."""
+        return isinstance(self.pipe, StableDiffusionXLPipeline)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +59,15 @@ class AttackSettings:
     guidance: float = 7.5
     """Classifier-free guidance."""
     adapter: str = ""
-    """Zero-shot: weights file in IP-Adapter FaceID's layout, or a folder that holds one."""
+    """Zero-shot: weights file in the layout of IP-Adapter FaceID or InstantID, or a folder that holds one."""
     encoder: str = ""
     """Zero-shot: ONNX file of the recogniser that the adapter listens to."""
     scale: float = 1.0
     """Zero-shot: weight of the image tokens."""
+    control: str = ""
+    """InstantID: folder of IdentityNet, its ControlNet, in the diffusers layout."""
+    control_scale: float = 0.8
+    """InstantID: weight of IdentityNet."""
 
 
 Attack = Callable[[Base, Sequence[Pixels], AttackSettings, Sequence[str], int, int], dict[str, list[Pixels]]]
@@ -65,7 +75,7 @@ Attack = Callable[[Base, Sequence[Pixels], AttackSettings, Sequence[str], int, i
 
 
 def load_base(folder: str | Path, device: torch.device | str = "cpu") -> Base:
-    """Load a Stable Diffusion folder in the diffusers layout, or `embedded`. Raises ModelError.
+    """Load a Stable Diffusion or SDXL folder in the diffusers layout, or `embedded`. Raises ModelError.
 
     `region` is `face` for the embedded tiny bundle, which knows nothing but face crops, and `photo` for any other.
     """
@@ -74,14 +84,18 @@ def load_base(folder: str | Path, device: torch.device | str = "cpu") -> Base:
     if not (root / "model_index.json").is_file():
         raise ModelError(f"no diffusers model in {root}: expected model_index.json; name the folder of a base model")
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(
-            root, safety_checker=None, local_files_only=True, use_safetensors=True
-        )
+        without: dict[str, Any]
+        if json.loads((root / "model_index.json").read_bytes()).get("_class_name") == "StableDiffusionXLPipeline":
+            kind, without = StableDiffusionXLPipeline, {}
+        else:
+            kind, without = StableDiffusionPipeline, {"safety_checker": None}
+        pipe = kind.from_pretrained(root, **without, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"the base model in {root} cannot be loaded: {str(error).splitlines()[0]}") from error
     device = torch.device(device)
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
-        part.eval().requires_grad_(False).float().to(device)
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(False).float().to(device)
     resolution = pipe.unet.config.sample_size * pipe.vae_scale_factor
     return Base(pipe, resolution, "face" if tiny else "photo", "tiny" if tiny else root.name, device)
 
@@ -163,19 +177,15 @@ def with_parts(base: Base, unet: Any, text_encoder: Any) -> Any:
 
 
 def sample(
-    sampler: Any, settings: AttackSettings, prompt: str, count: int, seed: int, faces: Tensor | None = None
+    sampler: Any, settings: AttackSettings, prompt: str, numbers: Sequence[int], seed: int, **shown: Any
 ) -> list[Pixels]:
-    """Generate `count` images, each from noise of its own: more images never change the first ones.
+    """Generate the images of these numbers, each from noise of its own: more images never change the first ones.
 
-    `faces` holds an identity embedding an image, `count d`, for a sampler with an adapter.
+    `shown` is what else the sampler takes.
     """
     images: list[Pixels] = []
-    for start in range(0, count, SAMPLED_AT_ONCE):
-        rows = range(start, min(start + SAMPLED_AT_ONCE, count))
-        extra = {}
-        if faces is not None:
-            some = faces[list(rows)][:, None]
-            extra["ip_adapter_image_embeds"] = [torch.cat([torch.zeros_like(some), some])]
+    for start in range(0, len(numbers), SAMPLED_AT_ONCE):
+        rows = numbers[start : start + SAMPLED_AT_ONCE]
         with torch.no_grad():
             found = sampler(
                 [prompt] * len(rows),
@@ -183,7 +193,7 @@ def sample(
                 guidance_scale=settings.guidance,
                 generator=[Generator().manual_seed(seed * 1_000_003 + i) for i in rows],
                 output_type="np",
-                **extra,
+                **shown,
             ).images
         images += [np.asarray((image * 255).round(), np.uint8) for image in found]
     return images

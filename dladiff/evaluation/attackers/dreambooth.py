@@ -13,7 +13,7 @@ def dreambooth(
     unet = copied(base.pipe.unet)
     customize(base, photos, settings, unet, base.pipe.text_encoder, seed, unet.parameters())
     sampler = with_parts(base, unet, base.pipe.text_encoder)
-    return {prompt: sample(sampler, settings, prompt, count, seed) for prompt in prompts}
+    return {prompt: sample(sampler, settings, prompt, range(count), seed) for prompt in prompts}
 
 
 def dreambooth_text(
@@ -23,4 +23,4 @@ def dreambooth_text(
     unet, text = copied(base.pipe.unet), copied(base.pipe.text_encoder)
     customize(base, photos, settings, unet, text, seed, [*unet.parameters(), *text.parameters()])
     sampler = with_parts(base, unet, text)
-    return {prompt: sample(sampler, settings, prompt, count, seed) for prompt in prompts}
+    return {prompt: sample(sampler, settings, prompt, range(count), seed) for prompt in prompts}

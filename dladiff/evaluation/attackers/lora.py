@@ -24,4 +24,4 @@ def lora(
     learning = [p for name, p in unet.named_parameters() if "lora_" in name]
     customize(base, photos, settings, unet, base.pipe.text_encoder, seed, learning)
     sampler = with_parts(base, unet, base.pipe.text_encoder)
-    return {prompt: sample(sampler, settings, prompt, count, seed) for prompt in prompts}
+    return {prompt: sample(sampler, settings, prompt, range(count), seed) for prompt in prompts}

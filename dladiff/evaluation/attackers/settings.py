@@ -16,6 +16,11 @@ FULL_SIZE = {
     "ip_adapter_faceid": AttackSettings(sampling_steps=30),
 }
 
+SDXL = {
+    # InstantID's demonstration: 30 steps, guidance 5, both scales 0.8; weights and recogniser come from the user
+    "instantid": AttackSettings(sampling_steps=30, guidance=5.0, scale=0.8, control_scale=0.8),
+}
+
 TINY_MODEL = {
     # docs/evaluation.md has the similarity that these reach on clean photos
     "dreambooth": AttackSettings(steps=300, lr=5e-4, batch=4, guidance=2.0),
@@ -36,8 +41,9 @@ TINY_MODEL = {
 
 
 def settings_for(attack: str, base: Base) -> AttackSettings:
-    """Return the default settings of an attack on this base model. Raises ModelError: there are none."""
-    known = TINY_MODEL if base.region == "face" else FULL_SIZE
+    """Return the default settings of an attack on this base model. Raises ModelError: it does not attack this kind."""
+    known = TINY_MODEL if base.region == "face" else SDXL if base.sdxl else FULL_SIZE
     if attack not in known:
-        raise ModelError(f"no settings of {attack!r} for {base.name}; known: {', '.join(known)}")
+        kind = "SDXL" if base.sdxl else "SD 1.x or 2.x"
+        raise ModelError(f"{attack} does not attack {base.name} ({kind}); what does: {', '.join(known)}")
     return known[attack]

@@ -32,7 +32,7 @@ def textual_inversion(
 
     customize(base, photos, settings, base.pipe.unet, text, seed, [table], keep_the_rest)
     sampler = with_parts(base, base.pipe.unet, text)
-    return {prompt: sample(sampler, settings, prompt, count, seed) for prompt in prompts}
+    return {prompt: sample(sampler, settings, prompt, range(count), seed) for prompt in prompts}
 
 
 def _token(base: Base, word: str) -> int:

@@ -1,0 +1,117 @@
+"""InstantID (Wang et al. 2024): zero-shot customization by identity tokens and a ControlNet that places the face.
+
+The recogniser's embedding becomes 16 tokens by a resampler. The UNet's own image cross-attention hears them beside the
+prompt, as in IP-Adapter; IdentityNet, a ControlNet, sees a drawing of the five landmarks and hears them instead of the
+prompt. The resampler is that of IP-Adapter Plus, so diffusers' own loader reads it.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from diffusers import ControlNetModel, DPMSolverMultistepScheduler, StableDiffusionXLControlNetPipeline
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from dladiff.errors import ModelError
+from dladiff.evaluation.attackers.adapter import SeenFace, adapter_weights, in_turn, load_adapter, seen_faces
+from dladiff.evaluation.attackers.base import AttackSettings, Base, copied, sample
+from dladiff.pixels import Pixels
+
+COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
+"""RGB of eyes, nose and corners of the mouth, as IdentityNet was trained on them."""
+
+
+class IdentityNet(ControlNetModel):  # type: ignore[misc]
+    """A ControlNet that hears identity tokens where the pipeline hands it the prompt."""
+
+    tokens: Tensor | None = None
+    """`2 n d`: without the face, and with it."""
+
+    def forward(self, sample: Tensor, *args: Any, **keywords: Any) -> Any:
+        """Run the ControlNet on a batch `2b c h w`, unconditional half first; `encoder_hidden_states` is replaced."""
+        assert self.tokens is not None
+        tokens = self.tokens.repeat_interleave(len(sample) // 2, dim=0)
+        return super().forward(sample, *args, **(keywords | {"encoder_hidden_states": tokens}))
+
+
+def instantid(
+    base: Base, photos: Sequence[Pixels], settings: AttackSettings, prompts: Sequence[str], count: int, seed: int
+) -> dict[str, list[Pixels]]:
+    """Generate from single photos in turn: image i shows the person of photo i modulo their number, where they stood.
+
+    A photo without a face is passed over; where none has one, no image comes.
+    Raises ModelError: weights missing or of another layout.
+    """
+    found = seen_faces(photos, settings.encoder)
+    if not found:
+        return {prompt: [] for prompt in prompts}
+    sampler = with_identity(base, settings)
+
+    def show(face: SeenFace, prompt: str, numbers: Sequence[int]) -> list[Pixels]:
+        embedding = torch.from_numpy(face.embedding).to(base.device)
+        pair = torch.stack([torch.zeros_like(embedding), embedding])[:, None, None]
+        with torch.no_grad():
+            sampler.controlnet.tokens = sampler.unet.encoder_hid_proj([pair])[0][:, 0]
+        extra = {
+            "ip_adapter_image_embeds": [pair],
+            "image": landmark_image(face.landmarks, base.resolution),
+            "controlnet_conditioning_scale": settings.control_scale,
+        }
+        return sample(sampler, settings, prompt, numbers, seed, **extra)
+
+    return {prompt: in_turn(found, count, partial(show, prompt=prompt)) for prompt in prompts}
+
+
+def with_identity(base: Base, settings: AttackSettings) -> Any:
+    """Return a pipeline of the base's parts with IdentityNet and the adapter. Raises ModelError."""
+    pipe, weights = base.pipe, adapter_weights(settings.adapter, "InstantID")
+    sampler = StableDiffusionXLControlNetPipeline(
+        vae=pipe.vae,
+        text_encoder=pipe.text_encoder,
+        text_encoder_2=pipe.text_encoder_2,
+        tokenizer=pipe.tokenizer,
+        tokenizer_2=pipe.tokenizer_2,
+        unet=copied(pipe.unet),
+        controlnet=identity_net(settings.control).to(base.device),
+        scheduler=DPMSolverMultistepScheduler.from_config(pipe.scheduler.config),
+        add_watermarker=False,
+    )
+    sampler.set_progress_bar_config(disable=True)
+    load_adapter(sampler, weights, settings.scale)
+    return sampler
+
+
+def identity_net(folder: str) -> IdentityNet:
+    """Load IdentityNet, frozen, fp32. Raises ModelError."""
+    if not (Path(folder or "?") / "config.json").is_file():
+        raise ModelError(f"no IdentityNet at {folder or '(not named)'}: name InstantID's folder ControlNetModel")
+    try:
+        network = IdentityNet.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelError(f"the IdentityNet in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    frozen: IdentityNet = network.eval().requires_grad_(False).float()
+    return frozen
+
+
+def landmark_image(landmarks: NDArray[np.float64], side: int) -> Image.Image:
+    """Draw five landmarks (px) as InstantID's demonstration does: dim bars to the nose, a bright disc at each."""
+    canvas = np.zeros((side, side, 3), np.uint8)
+    nose = landmarks[2]
+    for i in (0, 1, 3, 4):
+        point, colour = landmarks[i], COLOURS[i]
+        middle, (dx, dy) = (point + nose) / 2, point - nose
+        angle = int(math.degrees(math.atan2(dy, dx)))
+        axes = (int(math.hypot(dx, dy) / 2), 4)
+        bar = cv2.ellipse2Poly((int(middle[0]), int(middle[1])), axes, angle, 0, 360, 1)
+        cv2.fillConvexPoly(canvas, bar, colour)
+    canvas = (canvas * 0.6).astype(np.uint8)
+    for point, colour in zip(landmarks, COLOURS, strict=True):
+        cv2.circle(canvas, (int(point[0]), int(point[1])), 10, colour, -1)
+    return Image.fromarray(canvas)
