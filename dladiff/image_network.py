@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dladiff.bundle import file_sha256
 from dladiff.errors import ModelError
+from dladiff.onnx_session import onnx_session
 from dladiff.pixels import Pixels
 
 MAX_BYTES = 512 * 2**20
@@ -26,18 +27,13 @@ class ImageNetwork:
 
     def __init__(self, path: Path | str, role: str) -> None:
         """Load one for a role of INPUTS. Raises ModelError: missing, too large, damaged, or of another shape."""
-        import onnxruntime
-
         path = Path(path)
         if not path.is_file():
             raise ModelError(f"no {role} network at {path}: name an ONNX file")
         if path.stat().st_size > MAX_BYTES:
             raise ModelError(f"{path} is larger than {MAX_BYTES // 2**20} MB; export the network alone")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         try:
-            self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session: Any = onnx_session(path)
         except Exception as error:  # onnxruntime raises a class of its own for every kind of damage
             raise ModelError(f"{path} is not a readable ONNX file: {str(error).splitlines()[0]}") from error
         inputs = self._session.get_inputs()

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.nn import functional
 
 from dladiff.errors import ModelError
 from dladiff.onnx_operators import OPERATORS, Attributes, RefusedError
+from dladiff.onnx_session import onnx_session
 
 MAX_BYTES = 1_000_000_000
 """Largest file read: the largest known recognition model is a quarter of it."""
@@ -118,12 +118,9 @@ def load_model(path: Path) -> Any:
 
 def check_parity(network: OnnxNetwork, sample: Tensor) -> None:
     """Compare with onnxruntime on `sample` (b ...). Raises ModelError below cosine 0.9999 or when either cannot run."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
     batch = network.input_shape[0] or len(sample)
     try:
-        session = onnxruntime.InferenceSession(str(network.path), options, providers=["CPUExecutionProvider"])
+        session = onnx_session(network.path)
         expected = np.concatenate(
             [session.run(None, {network.input_name: part.numpy()})[0] for part in torch.split(sample, batch)]
         )

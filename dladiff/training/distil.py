@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dladiff.onnx_session import onnx_session
 from dladiff.training.architectures import ARCHITECTURES, Network, export
 from dladiff.training.data import Crop, Image, align, load_crops, varied
 
@@ -89,10 +89,7 @@ def loss_of(student: Tensor, target: Tensor, relation: float) -> Tensor:
 def check_export(net: Network, path: Path, crops: Image) -> float:
     """Return the smallest cosine between the exported file under onnxruntime and the network, over a few crops."""
     x = (crops.astype(np.float32).transpose(0, 3, 1, 2) - 127.5) / 127.5
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    exported = torch.from_numpy(np.asarray(session.run(None, {"input": x})[0]))
+    exported = torch.from_numpy(np.asarray(onnx_session(path).run(None, {"input": x})[0]))
     with torch.inference_mode():
         return float(functional.cosine_similarity(exported, net(torch.from_numpy(x)), dim=1).min())
 

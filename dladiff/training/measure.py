@@ -10,8 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
+from dladiff.onnx_session import onnx_session
 from dladiff.training.data import Image, align, load_crops
 
 PHOTO_SETS = ("vggface2_n000050", "celebahq_103", "celebahq_1972", "metacloak_s1")
@@ -55,9 +55,7 @@ def separation(embeddings: npt.NDArray[np.float32], people: list[str]) -> Separa
 
 def embed(model: Path, crops: Image) -> npt.NDArray[np.float32]:
     """Unit embeddings, [n, d], of RGB crops [n, 112, 112, 3], by onnxruntime."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    session = onnx_session(model)
     name = session.get_inputs()[0].name
     x = (crops.astype(np.float32).transpose(0, 3, 1, 2) - 127.5) / 127.5
     rows = [np.asarray(session.run(None, {name: x[i : i + 32]})[0]) for i in range(0, len(x), 32)]

@@ -19,6 +19,7 @@ from torch import Tensor
 from dladiff.errors import ModelError
 from dladiff.evaluation.attackers.base import AttackSettings, Base, copied, sample, with_parts
 from dladiff.faces import CenterFaceDetector, alignment_matrix
+from dladiff.onnx_session import onnx_session
 from dladiff.pixels import Pixels
 
 
@@ -68,13 +69,9 @@ class SeenFace:
 
 def seen_faces(photos: Sequence[Pixels], encoder: str) -> list[SeenFace]:
     """Return the photos' largest faces, fewer where photos have none. Raises ModelError."""
-    import onnxruntime
-
     if not Path(encoder).is_file():
         raise ModelError(f"no recognition model at {encoder or '(not named)'}: name its ONNX file (w600k_r50.onnx)")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(encoder, options, providers=["CPUExecutionProvider"])
+    session = onnx_session(encoder)
     detector, found = CenterFaceDetector(), []
     for photo in photos:
         faces = detector.detect(photo)
