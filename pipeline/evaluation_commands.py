@@ -8,8 +8,7 @@ import click
 import yaml
 
 from dladiff.errors import ConfigError
-
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+from pipeline.options import AS_JSON
 
 
 @click.option("--output", required=True, help="Folder or s3://bucket/prefix of the run to judge.")

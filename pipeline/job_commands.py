@@ -2,7 +2,6 @@
 
 import functools
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import click
 
 from dladiff.errors import ConfigError
+from pipeline.options import AS_JSON, JOB, tell
 
-JOB = click.argument("job", type=click.Path(path_type=Path))
 NAME = click.argument("name")
 ADDRESS = click.option(
     "--address",
@@ -19,13 +18,6 @@ ADDRESS = click.option(
     required=True,
     help="Dashboard of the cluster, as http://head:8265 (or RAY_API_SERVER_ADDRESS).",
 )
-PRICE = click.option(
-    "--price",
-    type=click.FloatRange(min=0),
-    envvar="DLADIFF_PRICE",
-    help="Of one GPU-hour (actor-hour without GPUs), any currency.",
-)
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
 @JOB
@@ -130,15 +122,6 @@ def status(output: str | None, name: str | None, address: str | None, watch: boo
         raise ConfigError(["status: give --output URI, or --job NAME with --address, or both"])
     tell(facts, as_json)
     return 0
-
-
-def tell(facts: Mapping[str, Any], as_json: bool) -> None:
-    """Print names and values, a line each, or as JSON."""
-    if as_json:
-        click.echo(json.dumps(facts))
-    else:
-        for name, value in facts.items():
-            click.echo(f"{name.replace('_', ' ')}: {'-' if value is None else value}")
 
 
 COMMANDS = (submit, jobs, logs, stop, status, render)

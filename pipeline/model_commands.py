@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from pipeline.names import shown
+from pipeline.options import AS_JSON
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 MODEL = click.argument("model")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dladiff.errors import ConfigError
-from pipeline.job_commands import AS_JSON, JOB, PRICE
+from pipeline.options import AS_JSON, JOB, METRICS, PRICE
 
 
 @JOB
@@ -17,7 +17,7 @@ from pipeline.job_commands import AS_JSON, JOB, PRICE
 @click.option("--ignore-window", is_flag=True, help="Begin tenants at any hour.")
 @click.option("--pushgateway", envvar="DLADIFF_PUSHGATEWAY", help="Tell the ends to this Pushgateway.")
 @click.option("--textfiles", type=click.Path(path_type=Path), help="Write the ends here for the node exporter.")
-@click.option("--metrics", envvar="DLADIFF_METRICS", help="Serve progress to Prometheus at [HOST:]PORT.")
+@METRICS
 @PRICE
 @click.option("--summary", type=click.Path(path_type=Path), help="Write the summary as JSON here as well.")
 @AS_JSON

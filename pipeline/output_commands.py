@@ -1,25 +1,18 @@
 """Commands about an output: parse, call one function, return its code."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from pipeline.job_commands import tell
-
-Command = Callable[..., int]
+from pipeline.options import AS_JSON, OUTPUT, tell
 
 
-def _output(function: Command) -> Command:
-    function = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(function)
-    return click.option("--output", required=True, help="Folder or s3://bucket/prefix of a run.")(function)
-
-
-@_output
+@OUTPUT
 @click.option("--retry", is_flag=True, help="Forget these failures, so that the next run takes them up.")
 @click.option("--reason", multiple=True, help="Only where the reason holds this text; repeatable.")
+@AS_JSON
 def failed(output: str, retry: bool, reason: tuple[str, ...], as_json: bool) -> int:
     """List identities that failed, and photos that failed alone, with the reason."""
     from pipeline import failures
@@ -29,7 +22,10 @@ def failed(output: str, retry: bool, reason: tuple[str, ...], as_json: bool) -> 
 
     storage, which = open_storage(output), Retry(reason)
     if retry:
-        click.echo(f"{failures.forget(storage, which)} failures forgotten; the next run takes them up")
+        count = failures.forget(storage, which)
+        click.echo(
+            json.dumps({"forgotten": count}) if as_json else f"{count} failures forgotten; the next run takes them up"
+        )
         return 0
     rows = failures.listed(storage, which)
     if as_json:
@@ -40,7 +36,8 @@ def failed(output: str, retry: bool, reason: tuple[str, ...], as_json: bool) -> 
     return 1 if rows else 0
 
 
-@_output
+@OUTPUT
+@AS_JSON
 def finalise(output: str, as_json: bool) -> int:
     """Build both manifests again from the records."""
     from pipeline.manifest import write_manifest
@@ -51,7 +48,8 @@ def finalise(output: str, as_json: bool) -> int:
     return 0
 
 
-@_output
+@OUTPUT
+@AS_JSON
 def verify(output: str, as_json: bool) -> int:
     """Read every stored photo again: checksum, size, bound; exit code 1 on a fault."""
     from pipeline.names import shown
@@ -71,12 +69,13 @@ def verify(output: str, as_json: bool) -> int:
     return 1 if result.faults else 0
 
 
-@_output
+@OUTPUT
 @click.option(
     "--html", type=click.Path(dir_okay=False, path_type=Path), help="Local file; else report/index.html there."
 )
 @click.option("--photos", type=click.IntRange(min=1), default=200, show_default=True, help="Most photos shown.")
 @click.option("--no-originals", is_flag=True, help="Show nothing of the originals: for a page that goes to others.")
+@AS_JSON
 def report(output: str, html: Path | None, photos: int, no_originals: bool, as_json: bool) -> int:
     """Write one HTML page: before, after, change, scores, distributions. It holds small pictures of the originals."""
     from pipeline.report import write_report
@@ -87,12 +86,13 @@ def report(output: str, html: Path | None, photos: int, no_originals: bool, as_j
 
 
 @click.argument("photo")
-@_output
+@OUTPUT
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file of the run's settings.")
 @click.option("--profile", help="Profile of the run, if it was not tiny.")
 @click.option(
     "--html", type=click.Path(dir_okay=False, path_type=Path), default=Path("explain.html"), show_default=True
 )
+@AS_JSON
 def explain(photo: str, output: str, config: Path | None, profile: str | None, html: Path, as_json: bool) -> int:
     """Show what a surrogate sees in PHOTO (a file or URI of a run's input) and in its protected version."""
     from pipeline.config import run_config

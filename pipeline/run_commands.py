@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dladiff.errors import ConfigError
-from pipeline.job_commands import PRICE, tell
+from pipeline.options import AS_JSON, METRICS, PRICE, tell
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -34,7 +34,7 @@ def _settings(function: Command) -> Command:
         click.option("--faces", multiple=True, help="InsightFace pack, by name or folder; repeatable."),
         click.option("--retry-failed", is_flag=True, help="Take failed and quarantined identities up again."),
         click.option("--reason", multiple=True, help="With --retry-failed: only where the reason holds this text."),
-        click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout."),
+        AS_JSON,
     ]
     return functools.reduce(lambda inner, option: option(inner), reversed(options), function)
 
@@ -74,7 +74,7 @@ def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None
 
 
 @_settings
-@click.option("--metrics", envvar="DLADIFF_METRICS", help="Serve progress to Prometheus at [HOST:]PORT.")
+@METRICS
 @PRICE
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and, with --json, the result.")
 @click.option("-v", "--verbose", is_flag=True, help="A line for each identity, on a terminal too.")

@@ -16,7 +16,7 @@ from pipeline.evaluation_actor import EvaluateIdentity
 from pipeline.evaluation_config import ENCODER_ONLY, EvaluateConfig
 from pipeline.evaluation_plan import EvaluationPlan, make_plan
 from pipeline.storage import Storage, open_storage
-from tests.unit.test_report import protected_output
+from tests.outputs import protected_output
 
 Picture = NDArray[np.uint8]
 FACE = Face(box=(4.0, 4.0, 60.0, 60.0), landmarks=np.zeros((5, 2)), score=1.0)

@@ -14,23 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import yaml
-from PIL import Image
 
 from pipeline.names import escape
 from pipeline.storage import Storage, open_storage
+from tests.unit.photo_bytes import flat_photo
 
 PATIENT_S = 240  # until an event is given up; generous, since the machine may be busy
-
-
-def photo(level: int) -> bytes:
-    pixels = np.full((64, 72, 3), level % 200, np.uint8)
-    pixels[8:24, 8:24] = 255
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
@@ -68,7 +59,7 @@ class Scene:
         storage = open_storage(self.source, create=True)
         for n, identity in enumerate(identities):
             for i in range(photos):
-                storage.put(f"{identity}/{i}.png", photo(10 * n + i))
+                storage.put(f"{identity}/{i}.png", flat_photo(10 * n + i))
 
     @property
     def output(self) -> Storage:

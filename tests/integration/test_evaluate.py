@@ -1,9 +1,6 @@
 """`dladiff evaluate` on a local Ray: the bundled model is attacked in a few steps; a second run finds nothing to do."""
 
-import gc
 import json
-import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +14,9 @@ from pipeline.evaluate import evaluate
 from pipeline.evaluation_config import EvaluateConfig
 from pipeline.lease import Lease
 from pipeline.storage import open_storage
-from tests.unit.test_report import protected_output
+from tests.outputs import protected_output
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """Ray leaves handles of its ended processes to the collector; they are collected where warnings are no errors."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("collected"), pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

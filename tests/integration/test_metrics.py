@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -11,16 +10,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import metrics
+from tests.integration.ports import free_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 PATIENCE_S = 60
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture
@@ -29,7 +22,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     import ray
 
-    port = free_port()
+    (port,) = free_ports(1)
     options = {"include_dashboard": False, "object_store_memory": 200_000_000, "log_to_driver": False}
     ray.init(num_cpus=1, _metrics_export_port=port, **options)
     yield port

@@ -1,7 +1,6 @@
 """The rating page in a real Chromium: name, keyboard, mouse, end; no console message; ratings on storage."""
 
 import json
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +11,14 @@ import pytest
 from pipeline.mos import Session, faces_of, make_server
 from pipeline.ratings import read_ratings
 from tests.evaluated import evaluated
-from tests.integration.test_report_browser import browser, messages  # noqa: F401 - a fixture
+from tests.integration.browsers import CHROMIUM, messages
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[tuple[str, Any]]:
-    if not shutil.which("chromium"):
+    if not CHROMIUM:
         pytest.skip("no chromium on PATH: apt-get install chromium chromium-driver")
     results = evaluated(tmp_path, {"ann": ["1.png"]}, kept=2)[2]
     server = make_server(Session(results, faces_of(results)), 0)
@@ -31,7 +30,7 @@ def page(tmp_path: Path) -> Iterator[tuple[str, Any]]:
     thread.join()
 
 
-def ready(browser: Any, rated: int) -> None:  # noqa: F811
+def ready(browser: Any, rated: int) -> None:
     from selenium.webdriver.support.wait import WebDriverWait
 
     def shown(_: Any) -> bool:
@@ -42,13 +41,13 @@ def ready(browser: Any, rated: int) -> None:  # noqa: F811
     WebDriverWait(browser, 20).until(shown)
 
 
-def press(browser: Any, key: str) -> None:  # noqa: F811
+def press(browser: Any, key: str) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
     ActionChains(browser).send_keys(key).perform()
 
 
-def test_six_faces_by_keyboard_and_mouse(browser: Any, page: tuple[str, Any]) -> None:  # noqa: F811
+def test_six_faces_by_keyboard_and_mouse(browser: Any, page: tuple[str, Any]) -> None:
     from selenium.webdriver.common.keys import Keys
 
     address, results = page
@@ -85,7 +84,7 @@ def test_six_faces_by_keyboard_and_mouse(browser: Any, page: tuple[str, Any]) ->
     WebDriverWait(browser, 20).until(lambda b: b.find_element("id", "done").is_displayed())
 
 
-def test_the_page_fits_a_phone(browser: Any, page: tuple[str, Any]) -> None:  # noqa: F811
+def test_the_page_fits_a_phone(browser: Any, page: tuple[str, Any]) -> None:
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     )

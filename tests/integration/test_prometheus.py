@@ -25,7 +25,8 @@ from PIL import Image
 
 from pipeline import submit
 from pipeline.jobs import load_job
-from tests.integration.test_submit import free_ports, started_head
+from tests.integration.heads import started_head
+from tests.integration.ports import free_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
 CLUSTER = Path(__file__).resolve().parents[2] / "cluster" / "prometheus"

@@ -7,8 +7,6 @@ is in the public domain and comes with scikit-image, and a generated picture, pr
 import base64
 import json
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +20,11 @@ from pipeline.manifest import write_manifest
 from pipeline.photos import encode_png
 from pipeline.report import write_report
 from pipeline.storage import Storage, open_storage
-from tests.unit.test_report import HOSTILE, HOSTILE_FILE, protected_output
+from tests.integration.browsers import messages
+from tests.outputs import HOSTILE, HOSTILE_FILE, protected_output
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 PEOPLE = {"zoe": ["1.png", "2.png"], HOSTILE: [HOSTILE_FILE], "ann": [f"{i}.png" for i in range(30)]}
 PEOPLE |= {"lost": ["broken.png"]} | {f"p{i}": ["1.png"] for i in range(25)}
 FIRST = ".person[open]:not([hidden]) .card:not([hidden])"
@@ -48,21 +36,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     protected_output(folder, PEOPLE)
     write_report(open_storage(folder / "out"))
     return folder / "out" / "report" / "index.html"
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Any]:
-    if not CHROMIUM or not DRIVER:
-        pytest.skip("no chromium and chromedriver on PATH: apt-get install chromium chromium-driver")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium: pip install selenium")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 def look(browser: Any, page: Path, *, width: int = 1280, scheme: str = "light") -> None:
@@ -106,10 +79,6 @@ def choose(browser: Any, name: str, value: str) -> None:
     from selenium.webdriver.support.select import Select
 
     Select(browser.find_element("id", name)).select_by_value(value)
-
-
-def messages(browser: Any) -> list[Any]:
-    return [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]]
 
 
 def requests(browser: Any, page: Path) -> list[str]:

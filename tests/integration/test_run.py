@@ -1,21 +1,16 @@
 """The whole chain on a local Ray with a fake protector: what is done, what is not, and what a second run does."""
 
-import gc
 import io
 import json
 import os
 import shutil
-import warnings
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from dladiff.errors import ConfigError, ModelError, StorageError
 from pipeline import engine
@@ -26,30 +21,14 @@ from pipeline.plan import Retry, make_plan
 from pipeline.run import Summary, protect
 from pipeline.storage import Storage, open_storage
 from pipeline.verify import verify
+from tests.unit.photo_bytes import flat_photo
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """Ray leaves handles of its ended processes to the collector; they are collected where warnings are no errors."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
-
-
-def photo(level: int) -> bytes:
-    pixels = np.full((64, 72, 3), level, np.uint8)
-    pixels[8:24, 8:24] = 255
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("collected"), pytest.mark.filterwarnings("ignore")]
 
 
 def fill(storage: Storage) -> None:
     for place in ("ann/1", "ann/2", "bob/set_A/1", "bob/set_B/1", "bob/set_C/1", "single"):
-        storage.put(f"{place}.png", photo(len(place) * 7))
+        storage.put(f"{place}.png", flat_photo(len(place) * 7))
 
 
 def configured(source: str, target: str) -> RunConfig:
@@ -88,7 +67,7 @@ def full_life(source: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert (again.skipped, again.todo, again.exit_code) == (3, 0, 0)
 
     before = {e.key: e.tag for e in output.list("done/")}
-    photos.put("ann/2.png", photo(200))
+    photos.put("ann/2.png", flat_photo(200))
     third = protect(config)
     assert (third.done, third.skipped) == (1, 2)
     after = {e.key: e.tag for e in output.list("done/")}
@@ -112,8 +91,8 @@ def test_faults_stay_with_their_identity(tmp_path: Path) -> None:
     source, target = tmp_path / "in", tmp_path / "out"
     photos = open_storage(str(source), create=True)
     for place in ("ann/1", "ann/2", "dies/1", "raises/1", "zoe/1"):
-        photos.put(f"{place}.png", photo(90))
-    (source / "ann" / "2.png").write_bytes(photo(3)[:90])
+        photos.put(f"{place}.png", flat_photo(90))
+    (source / "ann" / "2.png").write_bytes(flat_photo(3)[:90])
     config = replace(configured(str(source), str(target)), max_starts=2)
     summary = protect(config)
     assert (summary.done, summary.failed, summary.quarantined, summary.lost_photos) == (2, 1, 1, 1)
@@ -136,7 +115,7 @@ def test_faults_stay_with_their_identity(tmp_path: Path) -> None:
     assert (second.todo, second.skipped, second.exit_code) == (0, 2, 1)
     assert adds_up(second)
 
-    (source / "ann" / "2.png").write_bytes(photo(3))
+    (source / "ann" / "2.png").write_bytes(flat_photo(3))
     shutil.rmtree(source / "dies")
     retried = protect(config, retry=Retry())
     assert (retried.done, retried.failed, retried.skipped) == (1, 1, 1)
@@ -144,7 +123,7 @@ def test_faults_stay_with_their_identity(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_missing_stops_the_run(tmp_path: Path) -> None:
-    open_storage(str(tmp_path / "in"), create=True).put("ann/1.png", photo(90))
+    open_storage(str(tmp_path / "in"), create=True).put("ann/1.png", flat_photo(90))
     config = replace(configured(str(tmp_path / "in"), str(tmp_path / "out")), protector="tests.fakes:NoModel")
     with pytest.raises(ModelError, match="no weights at nowhere"):
         protect(config)
@@ -152,7 +131,7 @@ def test_a_model_that_is_missing_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_second_driver_is_refused(tmp_path: Path) -> None:
-    open_storage(str(tmp_path / "in"), create=True).put("ann/1.png", photo(90))
+    open_storage(str(tmp_path / "in"), create=True).put("ann/1.png", flat_photo(90))
     output = open_storage(str(tmp_path / "out"), create=True)
     with Lease(output), pytest.raises(StorageError, match=f"pid {os.getpid()}"):
         protect(configured(str(tmp_path / "in"), str(tmp_path / "out")))
@@ -166,8 +145,8 @@ def test_output_that_is_the_input_is_refused(tmp_path: Path) -> None:
 def parts(source: str, target: str) -> None:
     photos = open_storage(source, create=True)
     for i in range(7):
-        photos.put(f"ann/{i}.png", photo(10 * i))
-    photos.put("bob/0.png", photo(99))
+        photos.put(f"ann/{i}.png", flat_photo(10 * i))
+    photos.put("bob/0.png", flat_photo(99))
     config = replace(configured(source, target), max_photos_per_task=3, method={"clean_photos": 2})
     first = protect(config)
     assert (first.planned, first.todo, first.done, first.exit_code) == (2, 4, 2, 0)
@@ -215,7 +194,7 @@ def test_no_task_is_begun_after_the_deadline(tmp_path: Path) -> None:
 def test_a_result_is_told_when_it_is_there_not_with_the_next(tmp_path: Path) -> None:
     source, target = (open_storage(str(tmp_path / name), create=True) for name in ("in", "out"))
     for name in ("ann", "bob"):
-        source.put(f"{name}/1.png", photo(7))
+        source.put(f"{name}/1.png", flat_photo(7))
     config = replace(configured(source.uri, target.uri), max_actors=1, protector="tests.fakes:OneThenStalls")
     plan = make_plan(config, folder=tmp_path)
     assert plan.todo_file is not None

@@ -1,13 +1,7 @@
 """Jobs on a real head that the test starts: submitted once, followed, refused, resumed, stopped."""
 
-import contextlib
 import os
-import random
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,71 +19,10 @@ from pipeline.cli import main
 from pipeline.jobs import Job, load_job
 from pipeline.storage import open_storage
 from tests import shown
+from tests.integration.heads import started_head
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 ROOT = Path(__file__).resolve().parents[2]
-READY_S = 90
-
-
-def free_ports(count: int) -> list[int]:
-    found: list[int] = []
-    for port in random.sample(range(20_000, 32_000), 500):  # below the ports the kernel hands out
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                found.append(port)
-        if len(found) == count:
-            return found
-    pytest.fail("no free ports")
-
-
-@contextlib.contextmanager
-def started_head(folder: str, log: Path) -> Iterator[str]:
-    """Start a head in its own process group and yield its dashboard; end that group, and no other Ray."""
-    names = (
-        "dashboard-port", "port", "node-manager-port", "object-manager-port", "dashboard-agent-listen-port",
-        "dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port", "ray-client-server-port",
-    )  # fmt: skip
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
-    bin_folder = Path(sys.executable).parent
-    command = [str(bin_folder / "ray"), "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
-    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
-    command += ["--object-store-memory=200000000", f"--temp-dir={folder}"]
-    command += [f"--{name}={port}" for name, port in ports.items()]
-    environment = os.environ | {
-        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),  # the fake protector
-        "DLADIFF_FAKE_SECONDS": "300",  # of the protector Slow: its job runs for as long as the test wants
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nothing is left to drain
-        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    }
-    environment.pop("RAY_ADDRESS", None)
-    with log.open("wb") as output:
-        head = subprocess.Popen(
-            command, env=environment, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    address = f"http://127.0.0.1:{ports['dashboard-port']}"
-    try:
-        deadline = time.monotonic() + READY_S
-        while True:
-            try:
-                submit.jobs(address)
-                break
-            except StorageError:
-                if head.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"the head did not start:\n{log.read_text()[-2000:]}")
-                time.sleep(0.5)
-        yield address
-    finally:
-        head.send_signal(signal.SIGTERM)  # `ray start --block` ends what it started
-        try:
-            head.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            pass
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(head.pid, signal.SIGKILL)
-        head.wait(timeout=10)
 
 
 @pytest.fixture(scope="module")

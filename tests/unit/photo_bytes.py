@@ -26,6 +26,13 @@ def rgb() -> Image.Image:
     return Image.fromarray(smooth())
 
 
+def flat_photo(level: int) -> bytes:
+    """A PNG of one grey level (modulo 200) with a white square."""
+    pixels = np.full((64, 72, 3), level % 200, np.uint8)
+    pixels[8:24, 8:24] = 255
+    return saved(Image.fromarray(pixels), "PNG")
+
+
 def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
     """A PNG written by hand from the specification: `rows` with the filter byte before each row."""
 

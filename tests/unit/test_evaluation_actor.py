@@ -13,7 +13,7 @@ from pipeline.evaluation_plan import make_plan
 from pipeline.photos import decode
 from pipeline.storage import open_storage
 from tests.evaluated import actor, configured, evaluated
-from tests.unit.test_report import protected_output
+from tests.outputs import protected_output
 
 PROMPT = "a photo of sks person"
 

@@ -11,8 +11,8 @@ from pipeline.evaluation_config import EvaluateConfig, from_dict
 from pipeline.evaluation_plan import make_plan
 from pipeline.storage import open_storage
 from tests.evaluated import configured
+from tests.outputs import protected_output
 from tests.unit.photo_bytes import rgb, saved
-from tests.unit.test_report import protected_output
 
 
 def keys(config: EvaluateConfig) -> dict[tuple[Any, ...], str]:

@@ -3,9 +3,6 @@
 import base64
 import hashlib
 import io
-import json
-from collections.abc import Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -14,77 +11,12 @@ from PIL import Image
 
 from dladiff.errors import ConfigError, StorageError
 from pipeline import records, report, report_pictures
-from pipeline.actor import ProtectIdentity
-from pipeline.config import RunConfig
 from pipeline.manifest import write_manifest
 from pipeline.report import cosine, number, write_report
 from pipeline.storage import Storage, open_storage
 from pipeline.trace import trace_key, write_trace
-from tests.unit.photo_bytes import rgb, saved
-
-HOSTILE = "<script>alert(1)</script>\"'&amp;\u202etxt"
-HOSTILE_FILE = "\"><img src=x onerror=alert(2)>'{{ 7*7 }}.png"
-VOID = {"meta", "img", "input", "br"}
-
-
-def portrait(shade: int) -> bytes:
-    """A photo of 96 x 80 px whose levels depend on `shade`."""
-    return saved(rgb().resize((96, 80)).point(lambda value: max(value - shade, 0)), "PNG")
-
-
-def protected_output(folder: Path, people: dict[str, Sequence[str]]) -> Storage:
-    """Protect `people` (identity to file names) with one grey level of noise, as an actor does; build the manifest."""
-    source, target = open_storage(folder / "in", create=True), open_storage(folder / "out", create=True)
-    config = RunConfig(input=source.uri, output=target.uri, protector="tests.fakes:AddNoise")
-    actor = ProtectIdentity(config.to_dict(), "r", "d")
-    for place, (identity, names) in enumerate(people.items()):
-        keys = [f"{place}/{name}" for name in names]
-        for shade, key in enumerate(keys):
-            source.put(key, b"broken" if "broken" in key else portrait(10 * place + shade))
-        photos = [{"key": key, "uri": source.uri_of(key)} for key in keys]
-        work = {"identity": identity, "part": 0, "parts": 1, "key": "k", "replaces": None, "photos": photos}
-        actor({"work": json.dumps(work | {"clean": []})})
-    write_manifest(target)
-    return target
-
-
-class Page(HTMLParser):
-    """Elements, attributes and text of a page; fails on a tag that is not closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, str] = {}
-        self.text = ""
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        inside = self.open[-1] if self.open else ""
-        self.texts[inside] = self.texts.get(inside, "") + data
-        if inside not in ("script", "style"):
-            self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attrs for name, attrs in self.elements if name == tag]
-
-    def cards(self) -> list[dict[str, str | None]]:
-        return [attrs for attrs in self.all("article") if attrs.get("class") == "card"]
-
-    def people(self) -> list[dict[str, str | None]]:
-        return [attrs for attrs in self.all("details") if attrs.get("class") == "person"]
+from tests.outputs import HOSTILE, HOSTILE_FILE, portrait, protected_output
+from tests.pages import Page
 
 
 def made(storage: Storage, photos: int = report.EMBEDDED) -> Page:

@@ -13,7 +13,8 @@ from dladiff.errors import StorageError
 from pipeline.ratings import add_rating, opinions, read_ratings
 from pipeline.results import collect, write_results
 from tests.evaluated import actor, evaluated
-from tests.unit.test_report import HOSTILE, Page
+from tests.outputs import HOSTILE
+from tests.pages import Page
 
 PROMPT = "a photo of sks person"
 RATING = {"rater": "a", "face": "f", "identity": "ann", "attack": "dreambooth", "condition": "dladiff"}

@@ -28,7 +28,7 @@ from pipeline.jobs import KEYS, TENANT_KEYS, Cluster
 from pipeline.retention import Retention
 from pipeline.schedule import Schedule
 from tests import shown
-from tests.unit.test_report import protected_output
+from tests.outputs import protected_output
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"plan", "status", "failed", "verify", "finalise", "report", "retention", "version"}

@@ -13,7 +13,7 @@ from pipeline.photos import decode, encode_png
 from pipeline.plan import Retry
 from pipeline.storage import Storage, open_storage
 from pipeline.verify import verify
-from tests.unit.test_report import protected_output
+from tests.outputs import protected_output
 
 RECORD = "done/ann.json"
 

@@ -1,0 +1,28 @@
+"""Options that several commands share, and how a command tells what it found."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+JOB = click.argument("job", type=click.Path(path_type=Path))
+OUTPUT = click.option("--output", required=True, help="Folder or s3://bucket/prefix of a run.")
+METRICS = click.option("--metrics", envvar="DLADIFF_METRICS", help="Serve progress to Prometheus at [HOST:]PORT.")
+PRICE = click.option(
+    "--price",
+    type=click.FloatRange(min=0),
+    envvar="DLADIFF_PRICE",
+    help="Of one GPU-hour (actor-hour without GPUs), any currency.",
+)
+
+
+def tell(facts: Mapping[str, Any], as_json: bool) -> None:
+    """Print names and values, a line each, or as JSON."""
+    if as_json:
+        click.echo(json.dumps(facts))
+    else:
+        for name, value in facts.items():
+            click.echo(f"{name.replace('_', ' ')}: {'-' if value is None else value}")

@@ -1,0 +1,35 @@
+"""Outputs of `dladiff protect` without the method: photos of known levels, one level of noise, hostile names."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.actor import ProtectIdentity
+from pipeline.config import RunConfig
+from pipeline.manifest import write_manifest
+from pipeline.storage import Storage, open_storage
+from tests.unit.photo_bytes import rgb, saved
+
+HOSTILE = "<script>alert(1)</script>\"'&amp;\u202etxt"
+HOSTILE_FILE = "\"><img src=x onerror=alert(2)>'{{ 7*7 }}.png"
+
+
+def portrait(shade: int) -> bytes:
+    """A photo of 96 x 80 px whose levels depend on `shade`."""
+    return saved(rgb().resize((96, 80)).point(lambda value: max(value - shade, 0)), "PNG")
+
+
+def protected_output(folder: Path, people: dict[str, Sequence[str]]) -> Storage:
+    """Protect `people` (identity to file names) with one grey level of noise, as an actor does; build the manifest."""
+    source, target = open_storage(folder / "in", create=True), open_storage(folder / "out", create=True)
+    config = RunConfig(input=source.uri, output=target.uri, protector="tests.fakes:AddNoise")
+    actor = ProtectIdentity(config.to_dict(), "r", "d")
+    for place, (identity, names) in enumerate(people.items()):
+        keys = [f"{place}/{name}" for name in names]
+        for shade, key in enumerate(keys):
+            source.put(key, b"broken" if "broken" in key else portrait(10 * place + shade))
+        photos = [{"key": key, "uri": source.uri_of(key)} for key in keys]
+        work = {"identity": identity, "part": 0, "parts": 1, "key": "k", "replaces": None, "photos": photos}
+        actor({"work": json.dumps(work | {"clean": []})})
+    write_manifest(target)
+    return target
