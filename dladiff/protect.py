@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dladiff import finetuning_layer, region, zero_shot_layer
 from dladiff.baselines.methods import compared_layer
-from dladiff.config import MethodConfig
+from dladiff.config import MethodConfig, ZeroShotConfig
 from dladiff.faces import Detector, Face
 from dladiff.identity import IdentityEncoder
 from dladiff.photo import PhotoIn, PhotoOut, measured
@@ -210,7 +210,7 @@ def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) 
     readings = models.detector.readings(work.photo.pixels) if work.faces else []
     every = [*models.encoders, *models.held_out]
     readers = [FaceReader(x, face, readings, every) for face in work.faces]
-    current, reasons = first, []
+    current, worked = first, []
     if config.layers != "finetuning":
         bound = whole_levels(config.zero_shot.eta)
         layer2 = torch.zeros_like(x)
@@ -233,8 +233,24 @@ def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) 
             layer2[..., box.y0 : box.y1, box.x0 : box.x1] += patch
             layer2.clamp_(-bound, bound)
             current = (first + layer2).clamp(0, 1)
-            if steps >= config.zero_shot.max_steps and max(rule(current)) > config.zero_shot.ths:
-                reasons.append(f"face {i + 1}: similarity still above {config.zero_shot.ths} after {steps} steps")
+            worked.append((rule, box, steps))
+    reasons = _above(worked, current, config.zero_shot)
     final = to_uint8(current)
     rows = similarity_rows(readers, len(models.encoders), to_uint8(first), final, models.detector)
     return measured(work.photo, work.faces, final, config, rows, retained, "; ".join(reasons))
+
+
+def _above(
+    worked: Sequence[tuple[StopRule, zero_shot_layer.Box, int]], photo: Images, config: ZeroShotConfig
+) -> list[str]:
+    """Return a line for each face whose similarity is above the threshold in the end.
+
+    A face that stopped below it can be above it again where a later face's box overlaps its own.
+    """
+    lines = []
+    for i, (rule, box, steps) in enumerate(worked):
+        overlapped = any(box.overlaps(later) for _, later, _ in worked[i + 1 :])
+        if (overlapped or steps >= config.max_steps) and max(rule(photo)) > config.ths:
+            after = f"{steps} steps" + " and those of a face that overlaps it" * overlapped
+            lines.append(f"face {i + 1}: similarity still above {config.ths} after {after}")
+    return lines

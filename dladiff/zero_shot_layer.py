@@ -37,6 +37,10 @@ class Box:
         left, top = max(0, int(np.ceil(x0))), max(0, int(np.ceil(y0)))
         return cls(left, top, max(left + 1, min(width, int(x1))), max(top + 1, min(height, int(y1))))
 
+    def overlaps(self, other: "Box") -> bool:
+        """Tell whether two boxes share a pixel."""
+        return self.x0 < other.x1 and other.x0 < self.x1 and self.y0 < other.y1 and other.y0 < self.y1
+
 
 class Canvas(Protocol):
     """Where a perturbation lives: its size, its place in the aligned crop, and its way into the photo."""

@@ -2,6 +2,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from dladiff.faces import warp
 from dladiff.finetuning_layer import _Ascent
 from dladiff.photo import PhotoIn
 from dladiff.pixels import whole_levels
-from dladiff.protect import protect
+from dladiff.protect import _above, protect
 from dladiff.service import Protector
 from dladiff.trainer import Trainer
 from dladiff.zero_shot_layer import AlignedCanvas, Box, ImageCanvas, pasted
@@ -66,6 +67,25 @@ def test_a_bound_between_two_grey_levels_holds_after_rounding(protector: Protect
     (out,) = protect(pieces()[:1], [], protector.models, config, seed=0).photos
     assert out.linf <= 14 / 255 + 1e-9
     assert whole_levels(7.7 / 255) == whole_levels(7 / 255) == 7 / 255
+
+
+def test_a_face_that_a_later_one_overlaps_is_looked_at_again() -> None:
+    class Rule:
+        def __init__(self, value: float) -> None:
+            self.value, self.asked = value, 0
+
+        def __call__(self, photo: object) -> list[float]:
+            self.asked += 1
+            return [0.0, self.value]
+
+    config = method_config("tiny", None, {}).zero_shot
+    boxes = [Box(0, 0, 10, 10), Box(9, 9, 20, 20), Box(20, 9, 30, 20), Box(0, 12, 9, 20)]
+    rules: list[Any] = [Rule(value) for value in (0.5, 0.5, 0.5, 0.0)]
+    steps = [3, 3, config.max_steps, config.max_steps]
+    lines = _above(list(zip(rules, boxes, steps, strict=True)), torch.zeros(1, 3, 30, 30), config)
+    assert [line.split(":")[0] for line in lines] == ["face 1", "face 3"]
+    assert "3 steps and those of a face that overlaps it" in lines[0] and lines[1].endswith(f"{config.max_steps} steps")
+    assert [rule.asked for rule in rules] == [1, 0, 1, 1]  # the second stopped low, and nothing came near it again
 
 
 def test_a_trace_holds_every_step_and_changes_no_byte(protector: Protector) -> None:

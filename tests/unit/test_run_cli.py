@@ -70,6 +70,8 @@ def test_status_and_failed_of_an_empty_output(tmp_path: Path) -> None:
     code, out, _ = call("status", "--output", str(tmp_path), "--json")
     assert (code, json.loads(out)["done"]) == (0, 0)
     assert call("failed", "--output", str(tmp_path))[0] == 0
+    code, out, _ = call("failed", "--output", str(tmp_path), "--retry", "--json")
+    assert (code, json.loads(out)) == (0, {"forgotten": 0})
     assert call("verify", "--output", str(tmp_path))[0] == 0
 
 
