@@ -53,7 +53,7 @@ class ProtectIdentity:
         """Do one task; `row["work"]` is JSON: identity, part, parts, key, replaces, photos and clean (key, uri each).
 
         The row that goes back holds {"result": JSON}: identity, status (done, failed, quarantined, skipped, late,
-        fatal, storage), reason, photos, failed_photos, seconds, psnr, similarity. `fatal` and `storage`: no identity
+        fatal, storage), reason, photos, failed_photos, seconds, rows. `fatal` and `storage`: no identity
         can be done, the run must stop.
         """
         work = json.loads(row["work"])

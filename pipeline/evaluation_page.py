@@ -2,16 +2,14 @@
 
 import io
 from collections.abc import Sequence
-from importlib.metadata import version
 
 import numpy as np
-from markupsafe import Markup
 from PIL import Image, ImageDraw
 
 from dladiff.errors import NotFoundError, PhotoError
 from dladiff.evaluation.tables import Evaluation, Table
 from pipeline.names import escape, shown
-from pipeline.page import asset, embedded, environment, policy
+from pipeline.page import asset, embedded, filled
 from pipeline.photos import UInt8, decode
 from pipeline.storage import Storage
 
@@ -36,20 +34,9 @@ def write_sheets(results: Storage, found: Evaluation) -> list[tuple[str, bytes]]
 
 def render(tables: Sequence[Table], head: str, about: Sequence[str], sheets: Sequence[tuple[str, bytes]]) -> str:
     """Return one page that needs nothing else and may connect nowhere; every value is escaped."""
+    pictures = [(title, embedded(_webp(data))) for title, data in sheets]
     css = asset("report.css", "evaluation.css")
-    return (
-        environment()
-        .get_template("evaluation.html.j2")
-        .render(
-            tables=tables,
-            head=head,
-            about=about,
-            sheets=[(title, embedded(_webp(data))) for title, data in sheets],
-            css=Markup(css),  # ours, and the policy names its digest
-            policy=policy(css),
-            version=version("dladiff"),
-        )
-    )
+    return filled("evaluation.html.j2", css, tables=tables, head=head, about=about, sheets=pictures)
 
 
 def _sheet(results: Storage, rows: Sequence[tuple[str, Sequence[str]]]) -> bytes:

@@ -5,20 +5,18 @@ import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from markupsafe import Markup
 from PIL import Image
 
 from dladiff.errors import ConfigError, NotFoundError, StorageError
 from pipeline.config import RunConfig
 from pipeline.manifest import PHOTOS_KEY
 from pipeline.names import shown
-from pipeline.page import asset, embedded, environment, policy
+from pipeline.page import asset, embedded, filled
 from pipeline.photos import UInt8, decode
 from pipeline.storage import Storage, open_storage, read_uri
 from pipeline.trace import Curve, curves_of
@@ -77,20 +75,8 @@ def explain(photo: str, settings: RunConfig, html: Path) -> Explained:
 def render(row: Mapping[str, Any], squares: list[Any], cards: list[Any], curves: list[Curve], prompt: str) -> str:
     """Return the page: self-contained, every value escaped, no connection allowed by its own policy."""
     css = asset("report.css", "curves.css", "explain.css")
-    return (
-        environment()
-        .get_template("explain.html.j2")
-        .render(
-            policy=policy(css),
-            css=Markup(css),  # ours, and the policy names its digest: it must stand unchanged
-            version=version("dladiff"),
-            row=row,
-            squares=squares,
-            cards=cards,
-            curves=curves,
-            prompt=prompt,
-        )
-    )
+    values = {"row": row, "squares": squares, "cards": cards, "curves": curves, "prompt": prompt}
+    return filled("explain.html.j2", css, **values)
 
 
 def _rows(storage: Storage, sha256: str, photo: str) -> list[dict[str, Any]]:

@@ -8,13 +8,11 @@ from functools import lru_cache, partial
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from markupsafe import Markup
-
 from dladiff.errors import ConfigError, DladiffError, StorageError
 from dladiff.evaluation.ratings import SCALE, krippendorff_alpha
 from pipeline.evaluation_page import read_face
 from pipeline.names import shown
-from pipeline.page import asset, environment, policy
+from pipeline.page import asset, filled, policy
 from pipeline.photos import encode_png
 from pipeline.ratings import SCORES, Rating, add_rating, opinions, read_ratings
 from pipeline.records import load_many, now
@@ -208,8 +206,9 @@ def agreement(ratings: Iterable[Rating]) -> float | None:
 def _page() -> tuple[str, str]:
     """The page and its policy: its own style, script and faces, nothing else."""
     css, js = asset("mos.css"), asset("mos.js")
-    page = environment().get_template("mos.html.j2").render(scale=SCALE, css=Markup(css), js=Markup(js))
-    return page, policy(css, js, "'self'") + "; connect-src 'self'; frame-ancestors 'none'"
+    return filled("mos.html.j2", css, js, scale=SCALE), policy(
+        css, js, "'self'"
+    ) + "; connect-src 'self'; frame-ancestors 'none'"
 
 
 def _json(value: dict[str, Any]) -> Reply:

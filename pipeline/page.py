@@ -2,7 +2,10 @@
 
 import base64
 import hashlib
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from importlib.resources import files
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -10,8 +13,28 @@ from markupsafe import Markup
 from pipeline.names import shown
 
 
-def environment() -> jinja2.Environment:
-    """Return the templates' environment: every value is escaped, and characters that do not print are made visible."""
+def filled(
+    template: str,
+    css: str,
+    js: str | None = None,
+    *,
+    images: str = "data:",
+    filters: Mapping[str, Callable[..., str]] | None = None,
+    **values: Any,
+) -> str:
+    """Return the page of a template, which gets `css`, `js`, `policy`, `version` and these values.
+
+    Every value is escaped, and characters that do not print are made visible.
+    """
+    templates = _environment()
+    templates.filters |= filters or {}
+    given = {"css": Markup(css), "policy": policy(css, js, images), "version": version("dladiff")}
+    if js is not None:
+        given["js"] = Markup(js)  # ours, and the policy names the digests of both: they must stand unchanged
+    return templates.get_template(template).render(**given, **values)
+
+
+def _environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline"),
         autoescape=True,

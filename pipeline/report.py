@@ -7,15 +7,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from markupsafe import Markup
-
 from dladiff.errors import ConfigError, StorageError
-from pipeline.page import asset, embedded, environment, policy
+from pipeline.page import asset, embedded, filled
 from pipeline.report_data import LISTED, Encoder, Facts, Series, gather
 from pipeline.report_pictures import FACTOR, pictures
 from pipeline.report_sample import Person, Row, listed, or_least, similarity
@@ -94,16 +91,14 @@ def write_report(
 
 
 def render(facts: Facts, groups: list[Group], output: str, *, linked: bool, originals: bool) -> str:
-    """Return the page. Every value is escaped, and characters that do not print are made visible.
-
-    The page's own Content-Security-Policy allows its style, its script and its pictures, and no connection;
-    `linked` says that the pictures lie beside the page, `originals` that some are of the originals.
-    """
-    templates = environment()
-    templates.filters |= {"number": number, "cosine": cosine}
-    css, js = asset("report.css", "curves.css"), asset("report.js")
+    """Return the page; `linked` says that the pictures lie beside it, `originals` that some are of the originals."""
     kinds = [facts.pooled(optimised=True), facts.pooled(optimised=False)]
-    return templates.get_template("report.html.j2").render(
+    return filled(
+        "report.html.j2",
+        asset("report.css", "curves.css"),
+        asset("report.js"),
+        images="'self'" if linked else "data:",
+        filters={"number": number, "cosine": cosine},
         facts=facts,
         groups=groups,
         shown_photos=sum(len(group.cards) for group in groups),
@@ -116,10 +111,6 @@ def render(facts: Facts, groups: list[Group], output: str, *, linked: bool, orig
         originals=originals,
         factor=FACTOR,
         listed=LISTED,
-        policy=policy(css, js, "'self'" if linked else "data:"),
-        css=Markup(css),  # ours, and the policy names their digests: they must stand unchanged
-        js=Markup(js),
-        version=version("dladiff"),
     )
 
 
