@@ -75,7 +75,7 @@ def explain(photo: str, settings: RunConfig, html: Path) -> Explained:
 def render(row: Mapping[str, Any], squares: list[Any], cards: list[Any], curves: list[Curve], prompt: str) -> str:
     """Return the page: self-contained, every value escaped, no connection allowed by its own policy."""
     css = asset("report.css", "curves.css", "explain.css")
-    values = {"row": row, "squares": squares, "cards": cards, "curves": curves, "prompt": prompt}
+    values: dict[str, Any] = {"row": row, "squares": squares, "cards": cards, "curves": curves, "prompt": prompt}
     return filled("explain.html.j2", css, **values)
 
 

@@ -206,9 +206,8 @@ def agreement(ratings: Iterable[Rating]) -> float | None:
 def _page() -> tuple[str, str]:
     """The page and its policy: its own style, script and faces, nothing else."""
     css, js = asset("mos.css"), asset("mos.js")
-    return filled("mos.html.j2", css, js, scale=SCALE), policy(
-        css, js, "'self'"
-    ) + "; connect-src 'self'; frame-ancestors 'none'"
+    own = policy(css, js, "'self'")
+    return filled("mos.html.j2", css, js, scale=SCALE), f"{own}; connect-src 'self'; frame-ancestors 'none'"
 
 
 def _json(value: dict[str, Any]) -> Reply:
