@@ -1,5 +1,6 @@
 """Pixels are uint8 outside and RGB floats in [0, 1] inside: one function each way, and the array types."""
 
+import hashlib
 import math
 
 import numpy as np
@@ -22,6 +23,11 @@ def to_uint8(image: Images) -> Pixels:
     """Return the rounded bytes, h x w x 3, of a batch of one."""
     rounded = (image[0].detach().clamp(0, 1) * 255).round().to(torch.uint8)
     return rounded.permute(1, 2, 0).cpu().contiguous().numpy()
+
+
+def content_digest(pixels: Pixels) -> bytes:
+    """Return the SHA-256 of a photo's shape and bytes, which names its random streams wherever it lies."""
+    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
 
 
 def whole_levels(eta: float) -> float:

@@ -1,6 +1,5 @@
 """Both layers, in order, for the photos of one identity: the one call the batch makes."""
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from dladiff.config import MethodConfig, ZeroShotConfig
 from dladiff.faces import Detector, Face
 from dladiff.identity import IdentityEncoder
 from dladiff.photo import PhotoIn, PhotoOut, measured
-from dladiff.pixels import Images, Pixels, to_float, to_uint8, whole_levels
+from dladiff.pixels import Images, Pixels, content_digest, to_float, to_uint8, whole_levels
 from dladiff.randomness import stream
 from dladiff.reading import FaceReader, StopRule, similarity_rows
 from dladiff.surrogate import Surrogate
@@ -130,7 +129,7 @@ def _prepare(photo: PhotoIn, models: Models, config: MethodConfig) -> _Work:
     else:
         squares = region.covering_squares(height, width, config.max_squares)
     crops = torch.cat([region.cut(x, square, config.resolution) for square in squares])
-    name = hashlib.sha256(repr(photo.pixels.shape).encode() + photo.pixels.tobytes()).hexdigest()
+    name = content_digest(photo.pixels).hex()
     return _Work(photo, name, faces, squares, crops)
 
 

@@ -14,7 +14,7 @@ from pipeline.config import RunConfig
 from pipeline.manifest import ParquetFile
 from pipeline.storage import Storage
 
-TODO = "plan/todo-"  # such a file is of one run, and goes at its end
+TODO_FILES = "plan/todo-"  # such a file is of one run, and goes at its end
 IN_MEMORY = 10_000  # tasks; above it the actors read what to do from storage, and the driver holds numbers alone
 
 
@@ -77,7 +77,7 @@ def _rows(ray: Any, todo: ParquetFile, target: Storage, run_id: str) -> Any:
     if todo.count <= IN_MEMORY:
         rows = list(todo.rows())
     else:
-        key = f"{TODO}{run_id}.parquet"
+        key = f"{TODO_FILES}{run_id}.parquet"
         todo.put(target, key)
         rows = [{"work": json.dumps({"plan": key, "row": i})} for i in range(todo.count)]
     return ray.data.from_items(rows, override_num_blocks=len(rows))

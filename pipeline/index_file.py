@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from dladiff.errors import ConfigError, StorageError
 from pipeline.names import key_fault, shown
 from pipeline.sources import Identity, identities
-from pipeline.spool import Row, Spool, Value, blob, text
+from pipeline.spool import Listed, Spool, Value, blob, text
 from pipeline.storage import Storage, open_storage
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ def _fill(spool: Spool, records: Iterator[Record], base: str, where: str) -> Non
     )
 
 
-def _rows(records: Iterator[Record], base: str, faults: _Faults) -> Iterator[Row]:
+def _rows(records: Iterator[Record], base: str, faults: _Faults) -> Iterator[Listed]:
     for number, identity, uri, role in records:
         address, fault = _address(uri, base)
         if not identity.strip():
@@ -100,7 +100,7 @@ def _rows(records: Iterator[Record], base: str, faults: _Faults) -> Iterator[Row
         elif fault:
             faults.add(f"row {number}: uri {shown(uri)!r} is refused: {fault}")
         else:
-            yield Row(identity, ROLES[role.strip()], address.rpartition("/")[2], 0, MISSING, address)
+            yield Listed(identity, ROLES[role.strip()], address.rpartition("/")[2], 0, MISSING, address)
 
 
 def _address(uri: str, base: str) -> tuple[str, str | None]:

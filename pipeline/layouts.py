@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-from pipeline.spool import Row, Spool, blob, text
+from pipeline.spool import Listed, Spool, blob, text
 from pipeline.storage import Entry
 
 log = logging.getLogger(__name__)
@@ -51,9 +51,9 @@ def auto(spool: Spool, photos: Iterable[Entry], root: str) -> None:
         _tell_apart(spool)
 
 
-def row(photo: Entry, name: str, mark: str = "") -> Row:
+def row(photo: Entry, name: str, mark: str = "") -> Listed:
     """Return the row of a listed photo."""
-    return Row(name, mark, photo.key, photo.size, photo.tag)
+    return Listed(name, mark, photo.key, photo.size, photo.tag)
 
 
 def warn_left_out(count: int, why: str) -> None:

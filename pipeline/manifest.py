@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.names import escape
-from pipeline.records import INDEX, Index, Record, Row, load, load_many, read_index
+from pipeline.records import INDEX, Index, Record, Recorded, load, load_many, read_index
 from pipeline.rows import IDENTITIES, PHOTOS, RECORDS, table
 from pipeline.storage import Storage
 
@@ -94,7 +94,7 @@ def write_rows(storage: Storage, key: str, rows: Iterable[Mapping[str, Any]], sc
         file.put(storage, key)
 
 
-def sweep(storage: Storage, identity: str, current: list[Row], stale: list[Row]) -> list[str]:
+def sweep(storage: Storage, identity: str, current: list[Recorded], stale: list[Recorded]) -> list[str]:
     """Remove what no record of an identity stands for; return the storage keys removed.
 
     The `stale` records (of an earlier split) go first, then photos that no `current` commit record names: an attempt
@@ -118,7 +118,7 @@ def _merged(storage: Storage, index: Index) -> Iterator[tuple[list[Record], Reco
         yield _identity(list(group))
 
 
-def _identity(parts: list[tuple[Row, Record]]) -> tuple[list[Record], Record]:
+def _identity(parts: list[tuple[Recorded, Record]]) -> tuple[list[Record], Record]:
     newest_first = sorted(parts, key=lambda pair: pair[0].finished_at or "", reverse=True)
     photos: dict[str, Record] = {}
     for _, record in newest_first:

@@ -13,7 +13,7 @@ from dladiff.errors import ConfigError
 from pipeline.config import RunConfig
 from pipeline.index_file import MISSING, index_identities, is_index
 from pipeline.manifest import ParquetFile, write_rows
-from pipeline.records import Index, Row, Task, key_of, now, read_index
+from pipeline.records import Index, Recorded, Task, key_of, now, read_index
 from pipeline.rows import PLAN, TODO
 from pipeline.sources import Identity, Photo, find_identities
 from pipeline.storage import Storage, local_path, open_storage
@@ -211,7 +211,7 @@ def _is_new(plan: Plan, task: Task, key: str, retry: Retry | None) -> tuple[bool
     return False, None
 
 
-def _of_key(row: Row | None, key: str) -> Row | None:
+def _of_key(row: Recorded | None, key: str) -> Recorded | None:
     return row if row is not None and row.key == key else None
 
 

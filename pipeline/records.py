@@ -125,7 +125,7 @@ def load_many(storage: Storage, keys: Iterable[str]) -> Iterator[tuple[str, Reco
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Recorded:
     """What the driver keeps of one record: a row of manifest/records.parquet."""
 
     place: str
@@ -155,15 +155,15 @@ class Row:
 class Index:
     """Rows by task; `fresh` says whether the index on storage holds exactly these."""
 
-    done: dict[Task, Row] = field(default_factory=dict)
-    failed: dict[Task, Row] = field(default_factory=dict)
+    done: dict[Task, Recorded] = field(default_factory=dict)
+    failed: dict[Task, Recorded] = field(default_factory=dict)
     fresh: bool = False
 
-    def standing(self) -> dict[Task, Row]:
+    def standing(self) -> dict[Task, Recorded]:
         """Return the row that stands for each task, sorted: a failure record is newer than a commit beside it."""
         return dict(sorted((self.done | self.failed).items()))
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Recorded]:
         """Return every row, sorted by place."""
         return sorted([*self.done.values(), *self.failed.values()], key=lambda row: row.place)
 
@@ -184,11 +184,11 @@ def read_index(storage: Storage, last: Index | None = None) -> Index:
     return index
 
 
-def _file(index: Index, row: Row) -> None:
+def _file(index: Index, row: Recorded) -> None:
     (index.done if row.place.startswith("done/") else index.failed)[row.task] = row
 
 
-def _stored(storage: Storage) -> dict[str, Row]:
+def _stored(storage: Storage) -> dict[str, Recorded]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -198,13 +198,13 @@ def _stored(storage: Storage) -> dict[str, Row]:
         rows = pq.read_table(io.BytesIO(storage.get(INDEX)), schema=RECORDS).to_pylist()
     except (pa.ArrowException, KeyError, ValueError):
         return {}  # of another version, or damaged: it is only a cache
-    return {row["place"]: Row(**row) for row in rows}
+    return {row["place"]: Recorded(**row) for row in rows}
 
 
-def _row(place: str, tag: str, record: Record) -> Row:
+def _row(place: str, tag: str, record: Record) -> Recorded:
     about = record.get("identity_row") or {}
     lost = [p for p in record.get("photos", []) if p.get("status") == "failed"]
-    return Row(
+    return Recorded(
         place=place,
         tag=tag,
         identity=record["identity"],

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from dladiff.errors import ConfigError
 from pipeline.layouts import row, warn_left_out
 from pipeline.names import shown
-from pipeline.spool import Row, Spool, Value, blob, text
+from pipeline.spool import Listed, Spool, Value, blob, text
 from pipeline.storage import Entry, Storage
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def celeba_hq(spool: Spool, photos: Iterable[Entry], places: Sequence[Storage]) 
         log.warning("%d photos are in no CelebA-HQ list, each index is a person of its own: %s", count, _shown(example))
 
 
-def _celeba_rows(photos: Iterable[Entry], people: dict[int, str]) -> Iterator[Row]:
+def _celeba_rows(photos: Iterable[Entry], people: dict[int, str]) -> Iterator[Listed]:
     for photo in photos:
         stem = PurePosixPath(photo.key).stem
         index = int(stem) if stem.isascii() and stem.isdigit() and len(stem) < 10 else None

@@ -17,7 +17,7 @@ from pipeline.config import RunConfig
 from pipeline.lease import Lease
 from pipeline.names import escape, shown
 from pipeline.plan import LATEST, existing, identities
-from pipeline.records import Row, load, read_index
+from pipeline.records import Recorded, load, read_index
 from pipeline.rows import PLAN
 from pipeline.storage import Storage, open_storage
 from pipeline.trace import traces_of
@@ -113,12 +113,12 @@ class _Found:
     """Who is due, the records of everybody, and who is in the input, if it was asked."""
 
     due: list[Due]
-    rows: dict[str, list[Row]]
+    rows: dict[str, list[Recorded]]
     present: set[str] | None
 
 
 def _find(storage: Storage, rule: Retention, config: RunConfig | None, unattended: bool, now: datetime) -> _Found:
-    rows: dict[str, list[Row]] = defaultdict(list)
+    rows: dict[str, list[Recorded]] = defaultdict(list)
     for row in read_index(storage).rows():
         rows[row.identity].append(row)
     present, gone = None, set[str]()
@@ -155,7 +155,7 @@ def _refuse_doubtful(gone: int, recorded: int, config: RunConfig, unattended: bo
         )
 
 
-def _finished(rows: list[Row]) -> datetime | None:
+def _finished(rows: list[Recorded]) -> datetime | None:
     """When the newest part of an identity was done; None where nothing was."""
     ends = [row.finished_at for row in rows if row.place.startswith("done/") and row.finished_at]
     return max(map(datetime.fromisoformat, ends), default=None)
@@ -171,7 +171,7 @@ def _stored(storage: Storage) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _remove(storage: Storage, one: Due, rows: list[Row], now: datetime) -> None:
+def _remove(storage: Storage, one: Due, rows: list[Recorded], now: datetime) -> None:
     """Delete what is due. What a rerun looks for goes last, so that one that is cut off can be run again."""
     photos = [entry.key for entry in storage.list(f"photos/{escape(one.identity)}/")]
     photos += traces_of(storage, one.identity)
@@ -186,7 +186,7 @@ def _remove(storage: Storage, one: Due, rows: list[Row], now: datetime) -> None:
         _delete(storage, photos)
 
 
-def _strip(storage: Storage, row: Row, now: datetime) -> None:
+def _strip(storage: Storage, row: Recorded, now: datetime) -> None:
     """Take the photos out of a commit record: it goes on saying what was done, and that no work is left."""
     if not row.place.startswith("done/"):
         return

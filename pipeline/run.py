@@ -18,13 +18,13 @@ from pipeline import manifest, records
 from pipeline.actor import LATE
 from pipeline.config import RunConfig
 from pipeline.driver_metrics import DriverMetrics
-from pipeline.engine import TODO, results
+from pipeline.engine import TODO_FILES, results
 from pipeline.lease import Lease
 from pipeline.live import Actors
 from pipeline.names import shown
 from pipeline.plan import Plan, Retry, make_plan, write_plan
 from pipeline.progress import Progress
-from pipeline.records import Row
+from pipeline.records import Recorded
 from pipeline.storage import Storage, open_storage
 
 WORST = ("quarantined", "failed", LATE, "done", "skipped")
@@ -140,14 +140,14 @@ def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, watch: _W
 
 def _finalise(target: Storage, plan: Plan, ended: dict[str, list[str]]) -> None:
     """Sweep what dead attempts and runs left of the identities of this run, and build the manifest."""
-    for entry in list(target.list(TODO)):
+    for entry in list(target.list(TODO_FILES)):
         target.delete(entry.key)
     index = records.read_index(target)
-    rows: dict[str, list[Row]] = {name: [] for name in ended}
+    rows: dict[str, list[Recorded]] = {name: [] for name in ended}
     for row in index.rows():
         if row.identity in rows:
             rows[row.identity].append(row)
-    stale: dict[str, list[Row]] = {}
+    stale: dict[str, list[Recorded]] = {}
     for name, statuses in ended.items():
         whole = set(statuses) == {"done"} and name not in plan.kept
         stale[name] = [row for row in rows[name] if whole and row.task not in plan.tasks[name]]

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from dladiff.errors import ConfigError
 from pipeline import layouts, released
-from pipeline.spool import Row, Spool
+from pipeline.spool import Listed, Spool
 from pipeline.storage import Entry, Storage
 
 LAYOUTS = ("auto", "folders", "flat", "one", "sets", "celeba_hq", "vggface2")
@@ -53,7 +53,7 @@ def find_identities(
     return _find(storage, layout, exclude_prefix, lists)
 
 
-def identities(rows: Iterable[Row], uri_of: Callable[[str], str]) -> Iterator[Identity]:
+def identities(rows: Iterable[Listed], uri_of: Callable[[str], str]) -> Iterator[Identity]:
     """Group rows that are sorted by name; an identity without a photo to protect is left out."""
     for name, group in itertools.groupby(rows, key=attrgetter("name")):
         photos: list[Photo] = []

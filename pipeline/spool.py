@@ -19,7 +19,7 @@ CREATE TABLE photo (
 """
 
 
-class Row(NamedTuple):
+class Listed(NamedTuple):
     """One photo and the identity it belongs to.
 
     `mark` is the set of the photo: "A" clean, "B" protected, "C" ignored, "" none, which is protected too.
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 class Spool:
-    """A table `photo` with the columns of Row, in a database that is gone when the spool is closed.
+    """A table `photo` with the columns of Listed, in a database that is gone when the spool is closed.
 
     The database has no name: SQLite keeps it in its cache, and in an unlinked file of the temporary folder
     (SQLITE_TMPDIR, TMPDIR, /var/tmp) when it outgrows that. So nothing is left behind, whatever ends the process.
@@ -63,7 +63,7 @@ class Spool:
                 "free some space there, or name another folder in SQLITE_TMPDIR"
             ) from error
 
-    def add(self, rows: Iterable[Row]) -> None:
+    def add(self, rows: Iterable[Listed]) -> None:
         """Add rows, taken one by one."""
         self.many(
             "INSERT INTO photo VALUES (?, ?, ?, ?, ?, ?)",
@@ -73,10 +73,10 @@ class Spool:
             ),
         )
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Listed]:
         """Yield the rows sorted by name, then by URI where they have one, then by key."""
         for name, mark, key, size, tag, uri in self.execute("SELECT * FROM photo ORDER BY name, uri, key"):
-            yield Row(text(name), mark, text(key), size, text(tag), None if uri is None else text(uri))
+            yield Listed(text(name), mark, text(key), size, text(tag), None if uri is None else text(uri))
 
     def execute(self, sql: str, *values: Value) -> sqlite3.Cursor:
         """Run one statement."""

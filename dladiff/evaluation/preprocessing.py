@@ -1,6 +1,5 @@
 """What happens to photos before a thief trains on them: what sites, programs and purifiers do. Whole photos, uint8."""
 
-import hashlib
 import io
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from dladiff.pixels import Pixels
+from dladiff.pixels import Pixels, content_digest
 
 Preprocess = Callable[[Pixels], Pixels]
 """One photo, h x w x 3, to another; `half`, `crop` and `social` say what becomes of its size."""
@@ -50,8 +49,7 @@ def blur(photo: Pixels) -> Pixels:
 
 def noise(photo: Pixels) -> Pixels:
     """Add Gaussian noise of 8 grey levels; the photo's own bytes are its seed."""
-    digest = hashlib.sha256(repr(photo.shape).encode() + photo.tobytes()).digest()
-    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    rng = np.random.default_rng(int.from_bytes(content_digest(photo)[:8], "big"))
     noisy = photo + rng.normal(0, NOISE_SIGMA, photo.shape)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 

@@ -3,7 +3,6 @@
 `sdedit` runs on the embedded tiny bundle. The others need weights of their own; a photo's bytes seed its noise.
 """
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from dladiff.errors import ModelError
 from dladiff.evaluation.attackers.base import load_base
 from dladiff.evaluation.names import PURIFIERS
 from dladiff.faces import CenterFaceDetector
-from dladiff.pixels import Pixels, to_float, to_uint8
+from dladiff.pixels import Pixels, content_digest, to_float, to_uint8
 from dladiff.region import Square, add_square, covering_squares, cut, face_square
 
 SDEDIT_STRENGTH, SDEDIT_STEPS = 0.2, 50
@@ -174,5 +173,4 @@ def _starts(length: int, side: int) -> list[int]:
 
 
 def _seeded(photo: Pixels) -> Generator:
-    digest = hashlib.sha256(repr(photo.shape).encode() + photo.tobytes()).digest()
-    return Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return Generator().manual_seed(int.from_bytes(content_digest(photo)[:8], "big") >> 1)

@@ -212,7 +212,7 @@ def test_what_goes_through_the_disk_is_the_same(layout: str, monkeypatch: pytest
 def test_a_full_temporary_folder_says_what_to_do() -> None:
     with pytest.raises(StorageError, match=r"temporary folder .* SQLITE_TMPDIR"), spool.Spool() as full:
         full.execute("PRAGMA max_page_count = 8")
-        full.add(spool.Row("a", "", f"{n}.jpg", 1, "t") for n in range(10_000))
+        full.add(spool.Listed("a", "", f"{n}.jpg", 1, "t") for n in range(10_000))
 
 
 PART = st.sampled_from(["a", "b", "in", "set_A", "set_B", "set_C", "a.jpg", "set_A_1", "set_B_a"])
