@@ -12,7 +12,7 @@ import dladiff
 from dladiff.errors import ConfigError
 from dladiff.evaluation.names import ATTACKS, PREPROCESSING, PURIFIERS
 from dladiff.settings import nearest
-from pipeline.weights import EMBEDDED, fingerprint
+from pipeline.weights import fingerprint
 
 VERSION = 2  # of what a row measures; raised when that changes, so that older rows are done again
 DERIVED = ("clean", "noise")
@@ -112,7 +112,6 @@ class EvaluateConfig:
         return {
             "version": VERSION,
             "tiny": fingerprint("embedded", frozenset()) if "embedded" in self.bases else "",
-            "adapters": fingerprint(str(EMBEDDED / "adapter")),
             "defaults": fingerprint(str(DEFAULTS)),
             "judges": [fingerprint(name) for name in self.judges],
             **{name: fingerprint(getattr(self, name) or "") for name in ("features", "fiqa", "lpips")},

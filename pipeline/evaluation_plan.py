@@ -15,10 +15,11 @@ from pipeline.layouts import SET_FILE, SET_FOLDER
 from pipeline.manifest import PHOTOS_KEY
 from pipeline.sources import is_photo
 from pipeline.storage import Storage, open_storage
-from pipeline.weights import fingerprint
+from pipeline.weights import EMBEDDED, fingerprint
 
 COLUMNS = ["identity", "source_uri", "source_sha256", "output_key", "output_sha256", "models"]
 BATCH = 500
+FACEID = "ip_adapter_faceid"  # the attacks whose adapters ship with the tiny model
 WEIGHTS = ("adapter", "encoder", "control")  # settings of attacks that name files
 REFERENCES = 16  # clean photos of a person that the judge averages
 
@@ -52,6 +53,7 @@ def make_plan(config: EvaluateConfig) -> EvaluationPlan:
     parts = config.digest_parts()
     fingerprints = {name: fingerprint(name) for name in config.bases}
     settings = {name: _by_content(given) for name, given in config.settings.items()}
+    adapters = fingerprint(str(EMBEDDED / "adapter"))
     opened: dict[str, Storage] = {}
     for identity in plan.identities:
         photos = common[identity]
@@ -63,6 +65,7 @@ def make_plan(config: EvaluateConfig) -> EvaluationPlan:
             about = row | {"photos": [_content(p, what["condition"], config.name) for p in photos]}
             about |= {"references": [uri.rpartition("/")[2] for uri in references]}
             about |= {"base": fingerprints[what["base"]], "settings": settings.get(what["attack"], {})}
+            about |= {"adapters": adapters} if what["attack"].startswith(FACEID) else {}
             row["key"] = digest({"row": about, **parts})[:32]
             plan.rows.append(row)
     return plan

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dladiff.errors import ConfigError
+from pipeline import evaluation_plan
 from pipeline.evaluation_config import EvaluateConfig, from_dict
 from pipeline.evaluation_plan import make_plan
 from pipeline.storage import open_storage
@@ -41,7 +42,7 @@ def test_preprocessing_alone_still_measures_the_stored_photos(tmp_path: Path) ->
     assert {key[4] for key in rows if key[2] == "dreambooth"} == {"half"}
 
 
-def test_what_makes_a_row_new(tmp_path: Path) -> None:
+def test_what_makes_a_row_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     protected_output(tmp_path, {"ann": ["1.png", "2.png"], "bob": ["1.png"]})
     config = configured(tmp_path)
     before = keys(config)
@@ -57,6 +58,12 @@ def test_what_makes_a_row_new(tmp_path: Path) -> None:
     first = keys(given)
     (tmp_path / "weights.bin").write_bytes(b"two")
     assert {k for k in first if first[k] != keys(given)[k]} == {k for k in before if k[2] == "dreambooth"}
+    monkeypatch.setattr(evaluation_plan, "EMBEDDED", tmp_path)  # other adapters
+    zero_shot = dataclasses.replace(config, attacks=("dreambooth", "ip_adapter_faceid"))
+    others = keys(zero_shot)
+    monkeypatch.undo()
+    mine = keys(zero_shot)
+    assert {k[2] for k in mine if mine[k] != others[k]} == {"ip_adapter_faceid"}
     fewer = keys(dataclasses.replace(config, photos=1))
     assert {k[0] for k in before if before[k] == fewer[k] and k[2] == "dreambooth"} == {"bob"}
 
