@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -103,7 +104,9 @@ def started() -> Iterator[Any]:
         options |= {"include_dashboard": False, "object_store_memory": 200_000_000}  # rows are small
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            ray.init(**options)
+            # what it says while it waits for a cluster is told at once
+            with contextlib.nullcontext() if address else _without_log_level():
+                ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise StorageError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
         try:
@@ -116,6 +119,21 @@ def started() -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _without_log_level() -> Iterator[None]:
+    """Leave out the line in which Ray's C++ side says that it took the log level; whatever else it says comes after."""
+    with tempfile.TemporaryFile() as held:
+        terminal = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            held.seek(0)
+            os.write(2, b"".join(line for line in held if b"Set ray log level" not in line))
 
 
 def room(ray: Any, cpus: int, gpus: float) -> int:

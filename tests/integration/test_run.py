@@ -181,6 +181,13 @@ def test_many_tasks_reach_ray_through_the_output(s3_uri: str, monkeypatch: pytes
     parts(f"{s3_uri}/in", f"{s3_uri}/out")
 
 
+def test_ray_s_own_first_line_is_left_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    open_storage(str(tmp_path / "in"), create=True).put("ann/1.png", flat_photo(7))
+    assert protect(configured(str(tmp_path / "in"), str(tmp_path / "out"))).done == 1
+    out, err = capfd.readouterr()
+    assert out == "" and "1/1 ann: done" in err and "log level" not in err
+
+
 def test_no_task_is_begun_after_the_deadline(tmp_path: Path) -> None:
     fill(open_storage(str(tmp_path / "in"), create=True))
     config = configured(str(tmp_path / "in"), str(tmp_path / "out"))
