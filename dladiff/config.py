@@ -220,8 +220,7 @@ def method_config(profile: str, preset: str | None, overrides: Mapping[str, Any]
     for layer in layered:
         merge(merged, layer)
     config = build(MethodConfig, merged, "", faults)
-    if not faults:
-        faults += _check(config)
+    faults += _check(config, {fault.partition(":")[0].partition("[")[0] for fault in faults})
     if faults:
         raise ConfigError(faults)
     return typing.cast(MethodConfig, config)
@@ -234,14 +233,17 @@ def _pick(what: str, name: str, known: Mapping[str, dict[str, Any]], faults: lis
     return {}
 
 
-def _check(config: MethodConfig) -> list[str]:
+def _check(config: MethodConfig, known: set[str]) -> list[str]:
+    """Return what is wrong beyond names and types; settings that are `known` to be wrong are passed over."""
     faults = []
     for name, (low, high) in _RANGES.items():
         value: Any = config
         for part in name.split("."):
             value = getattr(value, part)
-        if not low <= value <= high:
+        if name not in known and not low <= value <= high:
             faults.append(f"{name}: {value} is outside {low}..{high}")
+    if known:  # the rest says how settings go together, which nobody can tell yet
+        return faults
     if config.resolution % 32:
         faults.append(f"resolution: {config.resolution} is not a multiple of 32")
     if config.protection != "dladiff" and config.layers != "finetuning":

@@ -224,18 +224,21 @@ class ProtectIdentity:
         self.target.put(key, data, "image/png")
         self.metrics.wrote(len(data))
         row |= {"output_key": key, "output_uri": self.target.uri_of(key), "output_sha256": sha}
+        method = self.config.method_config().to_dict()
+        if method["layers"] != "zero_shot":
+            row["finetuning_layer"] = json.dumps(method["finetuning"])
+        if method["layers"] != "finetuning" and photo.faces:
+            row["zero_shot_layer"] = json.dumps(method["zero_shot"])
 
     def _photo_row(self, work: Row, photo: Row) -> Row:
-        method = self.config.method_config().to_dict()
-        layers = method["layers"]
         return {
             "run_id": self.run_id,
             "identity": work["identity"],
             "source_uri": photo["uri"],
             "status": "failed",
             "reason": "",
-            "finetuning_layer": None if layers == "zero_shot" else json.dumps(method["finetuning"]),
-            "zero_shot_layer": None if layers == "finetuning" else json.dumps(method["zero_shot"]),
+            "finetuning_layer": None,
+            "zero_shot_layer": None,
             "seed": self.config.seed,
             "config_digest": self.digest,
         }

@@ -12,7 +12,7 @@ import yaml
 from dladiff.config import MethodConfig, method_config
 from dladiff.errors import ConfigError
 from dladiff.settings import digest, nearest
-from pipeline.storage import S3_OPTIONS
+from pipeline.storage import S3_OPTIONS, address_fault
 from pipeline.weights import by_content
 
 LAYOUTS = ("auto", "folders", "flat", "one", "sets", "celeba_hq", "vggface2")
@@ -52,6 +52,7 @@ _LEAST = {
     "max_photos_per_task": 1,
     "patience_s": 0,
 }
+_MOST = {"seed": 2**63 - 1, "max_pixels": 2**31 - 1, "patience_s": 7 * 86400}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +172,7 @@ def read_yaml(file: Path, expected: str = "settings (name: value)", hint: str = 
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError([f"{file}: {error.strerror or error}{hint}"]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, a tag that does not fit
         raise ConfigError([f"{file}: not YAML: {' '.join(str(error).split())}"]) from error
     if values is None:
         return {}
@@ -185,8 +186,14 @@ def _fault(key: str, value: Any) -> str | None:
     fits: bool = isinstance(value, kinds)
     if not fits or (isinstance(value, bool) and bool not in kinds):
         return f"{key}: expected {kinds[0].__name__}, not {value!r}"
-    if key in _LEAST and value is not None and value < _LEAST[key]:
+    if key in _LEAST and value is not None and not value >= _LEAST[key]:
         return f"{key}: {value} is less than {_LEAST[key]}"
+    if key in _MOST and value > _MOST[key]:
+        return f"{key}: {value} is more than {_MOST[key]}"
+    if key == "gpus_per_actor" and value > 1 and value % 1 != 0:
+        return f"{key}: {value} is no part of one GPU and no whole number of them"
+    if key in ("input", "output", "lists") and value and (fault := address_fault(value)):
+        return f"{key}: {fault}"
     if key == "layout" and value not in LAYOUTS:
         return f"{key}: {value!r} is unknown{nearest(value, list(LAYOUTS))}; choose one of {', '.join(LAYOUTS)}"
     if key == "s3":

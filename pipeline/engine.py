@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Generator, Iterator
 from typing import Any
 
-from dladiff.errors import DladiffError, ModelError, StorageError
+from dladiff.errors import ConfigError, DladiffError, ModelError, StorageError
 from pipeline.actor import ProtectIdentity
 from pipeline.config import RunConfig
 from pipeline.manifest import ParquetFile
@@ -25,11 +25,12 @@ def results(
     """Run the actors on this machine or the cluster of RAY_ADDRESS; yield each task's result as it comes.
 
     After `deadline` (seconds since the epoch) no task is begun: those left come back as late.
-    Raises StorageError when Ray does not start or fails.
+    Raises StorageError when Ray does not start or fails, ConfigError when this machine holds no actor.
     """
     private = not os.environ.get("RAY_ADDRESS")
     with started() as ray:
-        most = min(todo.count, config.max_actors or room(ray, config.cpus_per_actor, config.gpus_per_actor))
+        held = room(ray, config.cpus_per_actor, config.gpus_per_actor)
+        most = min(todo.count, config.max_actors or held)
         actors = ray.data.ActorPoolStrategy(
             min_size=most if private else min(config.min_actors, most),  # this machine is ours: no slow start
             max_size=most,
@@ -137,7 +138,20 @@ def _without_log_level() -> Iterator[None]:
 
 
 def room(ray: Any, cpus: int, gpus: float) -> int:
-    """Return how many actors of so many CPUs and GPUs the cluster holds, at least one."""
+    """Return how many actors of so many CPUs and GPUs this machine or the cluster holds, at least one.
+
+    Raises ConfigError where this machine holds none. A cluster may still grow.
+    """
     have = ray.cluster_resources()
+    if not os.environ.get("RAY_ADDRESS"):
+        asked = {"cpus_per_actor": (cpus, "CPU"), "gpus_per_actor": (gpus, "GPU")}
+        faults = [
+            f"{name}: {wanted:g} is more than this machine has ({have.get(kind, 0):g}); ask for less, or name a "
+            "cluster in RAY_ADDRESS"
+            for name, (wanted, kind) in asked.items()
+            if wanted > have.get(kind, 0)
+        ]
+        if faults:
+            raise ConfigError(faults)
     most = int(have.get("CPU", 1) // cpus)
     return max(1, min(most, int(have.get("GPU", 0) // gpus)) if gpus else most)

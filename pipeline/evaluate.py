@@ -61,7 +61,7 @@ def evaluate(
     with Lease(storage) as lease:
         if todo and not tables_only:
             with closing(_results(config, todo)) as stream:
-                _follow(stream, len(todo), lease, console or Console(stderr=True))
+                _follow(stream, len(todo), lease, console or Console(stderr=True, emoji=False))
         lease.check()
         records = write_results(storage, config, plan)
     statuses = [record["status"] for record in records]
@@ -85,7 +85,8 @@ def _results(config: EvaluateConfig, todo: list[Row]) -> Generator[Row]:
     """Run the actors on this machine or the cluster of RAY_ADDRESS; yield each row's result as it comes."""
     with started() as ray:
         rows = [{"work": json.dumps(row)} for row in todo]
-        most = min(len(rows), config.actors or room(ray, config.cpus, config.gpus))
+        held = room(ray, config.cpus, config.gpus)
+        most = min(len(rows), config.actors or held)
         stage = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             EvaluateIdentity,
             fn_constructor_kwargs={"config": config.to_dict(), "run_id": uuid.uuid4().hex},

@@ -87,7 +87,7 @@ def _rows(storage: Storage, sha256: str, photo: str) -> list[dict[str, Any]]:
         raise StorageError(f"{storage.uri} holds no {PHOTOS_KEY}; give the output of `dladiff protect`") from error
 
     def having(column: str, value: str) -> list[dict[str, Any]]:
-        rows = pq.read_table(io.BytesIO(manifest), filters=[(column, "=", value)]).to_pylist()
+        rows = pq.read_table(io.BytesIO(manifest), filters=[(column, "=", value)], use_threads=False).to_pylist()
         return [row for row in rows if row["output_key"]]
 
     own = having("source_sha256", sha256)

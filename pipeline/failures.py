@@ -1,9 +1,11 @@
 """Failures as people ask for them: which, why, and how to have them taken up again."""
 
+import json
 from typing import Any
 
+from pipeline.lease import Lease
 from pipeline.plan import Retry
-from pipeline.records import clear_failure, clear_starts, read_index
+from pipeline.records import clear_failure, clear_starts, load, read_index
 from pipeline.storage import Storage
 
 
@@ -22,12 +24,19 @@ def listed(storage: Storage, which: Retry) -> list[dict[str, Any]]:
 
 
 def forget(storage: Storage, which: Retry) -> int:
-    """Remove failure records and their starts, so that the next run takes the work up; return how many.
+    """Let the next run take failures up; return of how many tasks.
 
-    Photos that failed alone stay with their identity's commit record: `protect --retry-failed` takes those up.
+    Failure records and their starts are removed. Where photos failed alone, the commit record loses its key: the photos
+    that are done stand until the identity is done again. Raises StorageError; another run holds the lease.
     """
-    tasks = [task for task, row in read_index(storage).failed.items() if which.takes(row.reason)]
-    for identity, part in tasks:
-        clear_starts(storage, identity, part)
-        clear_failure(storage, identity, part)
-    return len(tasks)
+    with Lease(storage):
+        index = read_index(storage)
+        failed = {task for task, row in index.failed.items() if which.takes(row.reason)}
+        for identity, part in failed:
+            clear_starts(storage, identity, part)
+            clear_failure(storage, identity, part)
+        partly = {task: row for task, row in index.done.items() if any(map(which.takes, row.photo_reasons))}
+        for row in partly.values():
+            record = load(storage, row.place) | {"key": ""}
+            storage.put_if_match(row.place, json.dumps(record, indent=1).encode(), row.tag)
+        return len(failed | partly.keys())

@@ -105,7 +105,7 @@ def status(output: str | None, name: str | None, address: str | None, watch: boo
 
         if output is None or as_json or name is not None:
             raise ConfigError(["--watch: needs --output, and neither --json nor --job"])
-        return look(open_storage(output), Console(), every)
+        return look(open_storage(output), Console(emoji=False), every)
     if name is not None:
         from pipeline.submit import job_status
 

@@ -35,14 +35,14 @@ class LocalStorage:
         path = Path(text).expanduser() if text.startswith("~/") else Path(text)
         with _errors("open", text):
             if not text or "\0" in text:
-                raise StorageError(f"no folder is named {shown(text)!r}; check --input and --output")
+                raise StorageError(f"no folder is named {shown(text)!r}; check the address")
             if create:
                 path.mkdir(parents=True, exist_ok=True)
             self._root = path.resolve()
             if not self._root.exists():
-                raise StorageError(f"no such folder: {shown(text)}; check --input")
+                raise StorageError(f"no such folder: {shown(text)}; check the address")
             if not self._root.is_dir():
-                raise StorageError(f"not a folder: {shown(text)}; give the folder that holds the photos")
+                raise StorageError(f"not a folder: {shown(text)}; give a folder")
 
     @property
     def uri(self) -> str:

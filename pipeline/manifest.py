@@ -1,5 +1,6 @@
 """The Parquet manifest, built from the records alone, and the sweep that leaves no orphan behind."""
 
+import re
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from pipeline.storage import Storage
 
 PHOTOS_KEY, IDENTITIES_KEY = "manifest/photos.parquet", "manifest/identities.parquet"
 FILES = {PHOTOS_KEY: PHOTOS, IDENTITIES_KEY: IDENTITIES}
+STORED = re.compile(r"\.[0-9a-f]{12}\.png$")  # what the name of a protected photo ends in: nothing else is swept
 GROUP = 500  # rows held before they are written as one row group: a row of a plan names up to a hundred photos
 
 
@@ -72,7 +74,7 @@ def write_manifest(storage: Storage, index: Index | None = None, *, force: bool 
         return sum(row.photos for row in standing.values()), len({name for name, _ in standing})
     with tempfile.TemporaryDirectory(prefix="dladiff-") as folder:
         photos, identities = (ParquetFile(Path(folder), schema) for schema in FILES.values())
-        for rows, row in _merged(storage, index):
+        for rows, row in merged(storage, index):
             for photo in rows:
                 photos.add(photo)
             identities.add(row)
@@ -103,13 +105,13 @@ def sweep(storage: Storage, identity: str, current: list[Recorded], stale: list[
     removed = [row.place for row in stale]
     named = {photo.get("output_key") for row in current for photo in load(storage, row.place)["photos"]}
     folder = f"photos/{escape(identity)}/"
-    removed += [entry.key for entry in storage.list(folder) if entry.key not in named]
+    removed += [e.key for e in storage.list(folder) if e.key not in named and STORED.search(e.key)]
     for key in removed:
         storage.delete(key)
     return removed
 
 
-def _merged(storage: Storage, index: Index) -> Iterator[tuple[list[Record], Record]]:
+def merged(storage: Storage, index: Index) -> Iterator[tuple[list[Record], Record]]:
     """Yield each identity's photo rows and its row, the parts of a split one together."""
     standing = index.standing()
     records = load_many(storage, (row.place for row in standing.values()))

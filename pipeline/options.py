@@ -1,11 +1,20 @@
 """Options that several commands share, and how a command tells what it found."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+
+
+def finite(value: float | None) -> float | None:
+    """Return a number; "nan" is none."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is no number")
+    return value
+
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 JOB = click.argument("job", type=click.Path(path_type=Path))
@@ -13,7 +22,8 @@ OUTPUT = click.option("--output", required=True, help="Folder or s3://bucket/pre
 METRICS = click.option("--metrics", envvar="DLADIFF_METRICS", help="Serve progress to Prometheus at [HOST:]PORT.")
 PRICE = click.option(
     "--price",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(min=0, max=1e9),
+    callback=lambda _context, _option, value: finite(value),
     envvar="DLADIFF_PRICE",
     help="Of one GPU-hour (actor-hour without GPUs), any currency.",
 )

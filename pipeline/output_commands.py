@@ -40,10 +40,13 @@ def failed(output: str, retry: bool, reason: tuple[str, ...], as_json: bool) -> 
 @AS_JSON
 def finalise(output: str, as_json: bool) -> int:
     """Build both manifests again from the records."""
+    from pipeline.lease import Lease
     from pipeline.manifest import write_manifest
     from pipeline.storage import open_storage
 
-    photos, identities = write_manifest(open_storage(output), force=True)
+    storage = open_storage(output)
+    with Lease(storage):
+        photos, identities = write_manifest(storage, force=True)
     tell({"photos": photos, "identities": identities}, as_json)
     return 0
 
@@ -65,7 +68,9 @@ def verify(output: str, as_json: bool) -> int:
         for orphan in result.orphans:
             click.echo(f"orphan: {shown(orphan)}")
         counts = f"{len(result.faults)} faults, {len(result.orphans)} files that no record names"
-        click.echo(f"{result.photos} photos, {result.compared} compared with their source, {counts}")
+        rest = result.photos - result.compared
+        gone = f" ({rest} not: gone, changed, a link, or at fault)" if rest else ""
+        click.echo(f"{result.photos} photos, {result.compared} compared with their source{gone}, {counts}")
     return 1 if result.faults else 0
 
 

@@ -13,12 +13,14 @@ from dladiff.errors import ConfigError
 from pipeline.config import RunConfig
 from pipeline.index_file import MISSING, index_identities, is_index
 from pipeline.manifest import ParquetFile, write_rows
+from pipeline.names import shown
 from pipeline.records import Index, Recorded, Task, key_of, now, read_index
 from pipeline.rows import PLAN, TODO
 from pipeline.sources import Identity, Photo, find_identities
 from pipeline.storage import Storage, local_path, open_storage
 
 LATEST = "plan/latest.json"
+FOLDERS = ("photos", "done", "failed", "starts", "plan", "manifest", "report", "traces")  # of an output
 CANDIDATES = 4  # clean photos to choose from, in units of clean_photos: the largest files, the best by their faces
 SECONDS_PER_PHOTO = {"tiny": 45.0, "sd21": 300.0}
 """Assumed where no earlier run of this output was measured: one actor, two encoders; not a promise."""
@@ -92,7 +94,9 @@ def make_plan(config: RunConfig, *, retry: Retry | None = None, folder: Path | N
         plan.plan_file, plan.todo_file = ParquetFile(folder, PLAN), ParquetFile(folder, TODO)
     digest, content = config.config_digest(), hashlib.sha256()
     clean_photos = config.method_config().clean_photos
+    own = tuple(f"{target.uri.rstrip('/')}/{folder}/" for folder in FOLDERS) if target else ()
     for identity in islice(identities(config, target), config.limit):
+        _check_apart(identity, own)
         _add(plan, identity, (digest, clean_photos, config.max_photos_per_task), retry)
         for photo in (*identity.photos, *identity.clean):
             content.update(f"{photo.uri}\0{photo.tag}\0".encode("utf-8", "surrogatepass"))
@@ -159,6 +163,15 @@ def _inside(source: Storage, target: Storage) -> str | None:
     if outer == inner:
         raise ConfigError(["output: is the input itself; give a place of its own"])
     return inner[len(outer) + 1 :] if inner.startswith(outer + "/") else None
+
+
+def _check_apart(identity: Identity, own: tuple[str, ...]) -> None:
+    """Refuse photos in the folders that this program fills and sweeps: originals would be taken for its leavings."""
+    for photo in (*identity.photos, *identity.clean):
+        if photo.uri.startswith(own):
+            raise ConfigError(
+                [f"output: its folders hold photos of the input ({shown(photo.uri)}); give another output"]
+            )
 
 
 def _add(plan: Plan, identity: Identity, settings: tuple[str, int, int], retry: Retry | None) -> None:

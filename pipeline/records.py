@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import socket
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ JSON = "application/json"
 INDEX = "manifest/records.parquet"
 RUNS_FACTOR = 3  # starts under other drivers may have ended with them: only that many times more are a crash loop
 
+RECORD = re.compile(r"(done|failed)/[^/.][^/]*\.json")  # what a file manager leaves beside them is none
 Record = dict[str, Any]
 Task = tuple[str, int]
 """Name of the identity; 0 for a whole identity, else the number of its part, from 1."""
@@ -172,7 +174,7 @@ def read_index(storage: Storage, last: Index | None = None) -> Index:
     """List the records and read those that the stored index, or the `last` one read, does not know: often none."""
     entries: dict[str, Entry] = {}
     for folder in ("done/", "failed/"):
-        entries |= {entry.key: entry for entry in storage.list(folder)}
+        entries |= {entry.key: entry for entry in storage.list(folder) if RECORD.fullmatch(entry.key)}
     known = {row.place: row for row in last.rows()} if last else _stored(storage)
     same = {place for place, row in known.items() if place in entries and entries[place].tag == row.tag}
     index = Index(fresh=len(same) == len(entries) == len(known))
@@ -180,7 +182,11 @@ def read_index(storage: Storage, last: Index | None = None) -> Index:
         _file(index, known[place])
     new = sorted(set(entries) - same)
     for place, record in load_many(storage, new):
-        _file(index, _row(place, entries[place].tag, record))
+        try:
+            row = _row(place, entries[place].tag, record)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise StorageError(f"{storage.uri_of(place)} is no record; delete it and run again") from error
+        _file(index, row)
     return index
 
 

@@ -155,7 +155,9 @@ def _measure(facts: Facts, row: Row) -> None:
         encoder = facts.encoders.setdefault(which, Encoder(*which))
         encoder.before.add(entry["before"])
         encoder.after.add(entry["after"])
-    _count(facts.setups, row["config_digest"] or "", lambda: _setup(row))
+    if row["output_key"]:
+        _count(facts.setups, row["config_digest"] or "", lambda: _setup(row))
+        _add_layers(facts.setups.get(row["config_digest"] or ""), row)
     for model in row["models"] or []:
         _count(facts.models, json.dumps(model), partial(dict, model))
     if row["versions"]:
@@ -172,5 +174,11 @@ def _count(into: dict[str, Row], key: str, make: Callable[[], Row]) -> None:
 
 
 def _setup(row: Row) -> Row:
-    layers = {title: json.loads(row[name]) for name, title in LAYERS.items() if row[name]}
-    return {"digest": row["config_digest"] or "", "seed": row["seed"], "layers": layers}
+    return {"digest": row["config_digest"] or "", "seed": row["seed"], "layers": {}}
+
+
+def _add_layers(setup: Row | None, row: Row) -> None:
+    """Take the settings of the layers that ran on this photo: layer 2 runs on faces alone."""
+    for name, title in LAYERS.items():
+        if setup is not None and row[name] and title not in setup["layers"]:
+            setup["layers"][title] = json.loads(row[name])

@@ -88,9 +88,7 @@ def retain(
         faults.append("--gone: needs the input (--input URI, or --config FILE): it says who is still there")
     if faults:
         raise ConfigError(faults)
-    storage = existing(output)
-    if storage is None:
-        return []
+    storage = existing(output) or open_storage(output)  # which says that it is not there
     if not really:
         return _find(storage, rule, config, unattended, now()).due
     storage = open_storage(output, s3=config.s3 if config else None)

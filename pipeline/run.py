@@ -90,7 +90,7 @@ def protect(
         with Lease(target) as lease:
             if _changed(target, plan):  # another run worked until the lease was ours
                 plan = make_plan(config, retry=retry, folder=Path(folder))
-            watch = _Watch(console or Console(stderr=True), metrics or DriverMetrics(), deadline, verbose)
+            watch = _Watch(console or Console(stderr=True, emoji=False), metrics or DriverMetrics(), deadline, verbose)
             return _run(config, plan, target, lease, watch)
 
 

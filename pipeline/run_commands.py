@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,9 @@ def protect(  # noqa: PLR0913 - the options of a command
     from pipeline.progress import closing_table
     from pipeline.run import protect as run
 
-    console = Console(stderr=as_json, quiet=quiet)
+    if quiet:
+        logging.getLogger("pipeline").setLevel(logging.ERROR)
+    console = Console(stderr=as_json, quiet=quiet, emoji=False)
     with served(metrics, price) as driver:
         summary = run(settings, retry=retry, console=console, metrics=driver, verbose=verbose)
     if summary.results:

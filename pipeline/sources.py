@@ -1,6 +1,8 @@
 """Photos to identities: names are grouped on the driver, in bounded memory, and no pixel is read."""
 
 import itertools
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
@@ -8,11 +10,19 @@ from pathlib import PurePosixPath
 
 from dladiff.errors import ConfigError
 from pipeline import layouts, released
+from pipeline.names import shown
 from pipeline.spool import Listed, Spool
 from pipeline.storage import Entry, Storage
 
+log = logging.getLogger(__name__)
+
+PICTURES = frozenset(
+    ".avif .heif .jp2 .j2k .jxl .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .psd .tga .ppm .pgm .pnm .exr .ico .svg".split()
+) | {""}
+"""Names of pictures that are left out; "" has no extension."""
+KINDS = 8  # extensions named in a warning
 LAYOUTS = ("auto", "folders", "flat", "one", "sets", "celeba_hq", "vggface2")
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic"})
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +77,11 @@ def identities(rows: Iterable[Listed], uri_of: Callable[[str], str]) -> Iterator
 
 def is_photo(key: str) -> bool:
     """Return whether a key names a photo: a known extension, and no hidden part such as ".thumbs" or "._a.jpg"."""
-    parts = key.split("/")
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and PurePosixPath(parts[-1]).suffix.lower() in EXTENSIONS
+    return not _hidden(key) and PurePosixPath(key).suffix.lower() in EXTENSIONS
+
+
+def _hidden(key: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in key.split("/"))
 
 
 def _find(storage: Storage, layout: str, exclude_prefix: str | None, lists: Storage | None) -> Iterator[Identity]:
@@ -97,5 +109,16 @@ def _find(storage: Storage, layout: str, exclude_prefix: str | None, lists: Stor
 
 
 def _photos(storage: Storage, exclude_prefix: str | None) -> Iterator[Entry]:
+    """Yield the photos; say in the end how many files look like pictures and are left out, hidden ones apart."""
     skip = f"{exclude_prefix.strip('/')}/" if exclude_prefix and exclude_prefix.strip("/") else None
-    return (e for e in storage.list() if is_photo(e.key) and not (skip and e.key.startswith(skip)))
+    others: Counter[str] = Counter()
+    for entry in storage.list():
+        if skip and entry.key.startswith(skip):
+            continue
+        if is_photo(entry.key):
+            yield entry
+        elif not _hidden(entry.key) and (kind := PurePosixPath(entry.key).suffix.lower()) in PICTURES:
+            others[kind or "no extension"] += 1
+    if others:
+        kinds = ", ".join(f"{shown(kind)} {count}" for kind, count in others.most_common(KINDS))
+        log.warning("left out %d files that are not read as photos: %s; convert them", others.total(), kinds)

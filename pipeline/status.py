@@ -8,11 +8,13 @@ from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 
+from dladiff.errors import StorageError
 from pipeline.lease import LEASE_S, LOCK
 from pipeline.live import FAILURES, RECENT, Actors, panel, safe
 from pipeline.plan import LATEST
@@ -60,7 +62,10 @@ def _planned(storage: Storage) -> tuple[dict[Task, str] | None, str]:
         return None, ""
     latest = load(storage, LATEST)
     columns = ["identity", "part", "key"]
-    rows = pq.read_table(io.BytesIO(storage.get(latest["plan"])), columns=columns).to_pydict()
+    try:
+        rows = pq.read_table(io.BytesIO(storage.get(latest["plan"])), columns=columns).to_pydict()
+    except (KeyError, pa.ArrowException) as error:
+        raise StorageError(f"{storage.uri_of(LATEST)} or its plan is damaged; the next protect writes both") from error
     keys = {(name, part): key for name, part, key in zip(*(rows[c] for c in columns), strict=True)}
     return keys, str(latest.get("started_at", ""))
 

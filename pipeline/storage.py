@@ -117,6 +117,15 @@ def local_path(uri: str | Path) -> Path | None:
     return None
 
 
+def address_fault(uri: str) -> str | None:
+    """Return what is wrong with an address itself, wherever it leads."""
+    try:
+        named = local_path(uri) is not None or urlsplit(uri).netloc
+    except StorageError as error:
+        return str(error)
+    return None if named else f"{shown(uri)} names no bucket; use s3://bucket/prefix"
+
+
 def read_uri(uri: str, opened: dict[str, Storage], opener: Callable[[str], Storage] | None = None) -> bytes:
     """Return the bytes at a full address; `opened` keeps the storages (buckets, folders) opened before.
 

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dladiff.errors import PhotoError, StorageError
-from pipeline.manifest import PHOTOS_KEY
+from dladiff.errors import NotFoundError, PhotoError, StorageError
+from pipeline.manifest import FILES, GROUP, IDENTITIES_KEY, PHOTOS_KEY, merged
 from pipeline.photos import decode
-from pipeline.records import load_many, read_index
+from pipeline.records import Index, load_many, read_index
+from pipeline.rows import table
 from pipeline.storage import Storage, read_uri
 
 SLACK = 1e-6  # [0, 1] units: far below one grey level
@@ -39,7 +40,12 @@ def verify(storage: Storage) -> Verified:
     index = read_index(storage)
     named: set[str] = set()
     places = [row.place for _, row in sorted(index.done.items())]
-    rows = (p for _, record in load_many(storage, places) for p in record["photos"] if p.get("output_key"))
+    rows = (
+        photo | {"record": place}
+        for place, record in load_many(storage, places)
+        for photo in record["photos"]
+        if photo.get("output_key")
+    )
     opened: dict[str, Storage] = {}
     with ThreadPoolExecutor(READERS) as pool:
         while batch := list(islice(rows, 8 * READERS)):
@@ -51,7 +57,7 @@ def verify(storage: Storage) -> Verified:
                 named.add(row["output_key"])
                 result.faults += [f"{row['output_key']}: {fault}"] if fault else []
     result.orphans = [entry.key for entry in storage.list("photos/") if entry.key not in named]
-    result.faults += _manifest_faults(storage, named if places else set())
+    result.faults += _manifest_faults(storage, index)
     return result
 
 
@@ -59,10 +65,15 @@ def _check(storage: Storage, row: dict[str, Any], opened: dict[str, Storage]) ->
     """The fault of one photo, or nothing, and whether it was compared with its source."""
     try:
         data = storage.get(row["output_key"])
+    except NotFoundError:
+        return f"is missing; delete {row['record']}, and the next protect makes it again", False
+    except StorageError as error:
+        return str(error), False
+    try:
         if hashlib.sha256(data).hexdigest() != row["output_sha256"]:
             return "its checksum is not the recorded one", False
         stored = decode(data, max_pixels=row["width"] * row["height"], min_side=1).pixels
-    except (PhotoError, StorageError) as error:
+    except PhotoError as error:
         return str(error), False
     if stored.shape[:2] != (row["height"], row["width"]):
         return f"is {stored.shape[1]} x {stored.shape[0]} px, recorded {row['width']} x {row['height']}", False
@@ -85,17 +96,33 @@ def _excess(row: dict[str, Any], change: Any) -> Iterator[str]:
         yield f"changed by {change[y, x]}/255 at x {x}, y {y}, bound {bound[y, x] * 255:.1f}/255"
 
 
-def _manifest_faults(storage: Storage, named: set[str]) -> list[str]:
-    if storage.tag(PHOTOS_KEY) is None:
-        return [f"{PHOTOS_KEY}: is missing; run `dladiff finalise`"] if named else []
-    try:
-        listed = set(
-            pq.read_table(pa.BufferReader(storage.get(PHOTOS_KEY)), columns=["output_key"])["output_key"].to_pylist()
-        )
-    except (pa.ArrowException, KeyError) as error:
-        return [f"{PHOTOS_KEY}: cannot be read ({type(error).__name__}); run `dladiff finalise`"]
-    missing = named - listed
-    return [f"{PHOTOS_KEY}: lacks {len(missing)} stored photos; run `dladiff finalise`"] if missing else []
+def _manifest_faults(storage: Storage, index: Index) -> list[str]:
+    """What of both manifests is not what the records say: rows are compared by a digest of each."""
+    if not index.rows():
+        return []
+    wanted: dict[str, set[bytes]] = {key: set() for key in FILES}
+    for photos, identity in merged(storage, index):
+        for key, rows in ((PHOTOS_KEY, photos), (IDENTITIES_KEY, [identity])):
+            wanted[key] |= _digests(table(rows, FILES[key]))
+    faults = []
+    for key, digests in wanted.items():
+        try:
+            file = pq.ParquetFile(pa.BufferReader(storage.get(key)))
+            found = set().union(*map(_digests, file.iter_batches(GROUP)))
+        except NotFoundError:
+            faults.append(f"{key}: is missing; run `dladiff finalise`")
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            faults.append(f"{key}: cannot be read ({type(error).__name__}); run `dladiff finalise`")
+        else:
+            if count := max(len(digests - found), len(found - digests)):
+                faults.append(f"{key}: {count} rows are not what the records say; run `dladiff finalise`")
+    return faults
+
+
+def _digests(rows: pa.Table | pa.RecordBatch) -> set[bytes]:
+    """A digest of each row."""
+    texts = (json.dumps(row, sort_keys=True, default=str) for row in rows.to_pylist())
+    return {hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16] for text in texts}
 
 
 def _source(row: dict[str, Any], opened: dict[str, Storage]) -> Any:

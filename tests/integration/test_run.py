@@ -207,3 +207,12 @@ def test_a_result_is_told_when_it_is_there_not_with_the_next(tmp_path: Path) -> 
     assert plan.todo_file is not None
     with closing(engine.results(config, plan.todo_file, target, "run")) as stream:
         assert next(stream)["status"] == "done"
+
+
+def test_more_than_the_machine_has_is_told(tmp_path: Path) -> None:
+    fill(open_storage(str(tmp_path / "in"), create=True))
+    config = configured(str(tmp_path / "in"), str(tmp_path / "out"))
+    for asked in ({"cpus_per_actor": 4096}, {"gpus_per_actor": 64}):
+        with pytest.raises(ConfigError, match="is more than this machine has"):
+            protect(replace(config, **asked))
+    assert protect(config).done == 3

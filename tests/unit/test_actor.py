@@ -15,6 +15,7 @@ from pipeline.actor import ProtectIdentity
 from pipeline.config import RunConfig
 from pipeline.local_storage import LocalStorage
 from pipeline.storage import Storage, open_storage
+from tests.fakes import AddNoise
 from tests.unit.photo_bytes import rgb, saved
 
 Row = dict[str, Any]
@@ -54,6 +55,8 @@ def test_a_photo_that_is_gone_is_skipped_and_one_that_is_damaged_fails(config: R
     assert "gone since it was planned" in result["rows"][0]["reason"]
     record = records.load(output, "done/ann.json")
     assert [p["status"] for p in record["photos"]] == ["skipped", "failed", "protected"]
+    for layer in ("finetuning_layer", "zero_shot_layer"):  # null where it did not run
+        assert [p[layer] is None for p in record["photos"]] == [True, True, False]
     assert len(list(output.list("photos/"))) == 1
     assert list(output.list("starts/")) == []
 
@@ -65,6 +68,17 @@ def test_a_photo_that_an_index_file_names_and_that_is_not_there_fails(config: Ru
     result = call(config, photos=photos)
     assert (result["status"], result["failed_photos"]) == ("done", 1)
     assert "mend the index file" in result["rows"][0]["reason"]
+
+
+def test_layer_two_did_not_run_where_there_is_no_face(
+    config: RunConfig, output: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = AddNoise._one
+    bare = {"faces": [], "status": "layer1_only", "similarity": []}
+    monkeypatch.setattr(AddNoise, "_one", staticmethod(lambda photo, clean: replace(one(photo, clean), **bare)))
+    assert call(config)["status"] == "done"
+    rows = records.load(output, "done/ann.json")["photos"]
+    assert {(row["finetuning_layer"] is None, row["zero_shot_layer"] is None) for row in rows} == {(False, True)}
 
 
 def test_a_damaged_stored_plan_ends_the_run(config: RunConfig, output: Storage) -> None:

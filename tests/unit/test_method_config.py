@@ -21,8 +21,16 @@ def test_every_fault_is_listed_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         method_config("tinny", None, overrides)
     text = str(caught.value)
-    assert len(caught.value.faults) == 5
-    for part in ("tinny", "did you mean tiny", "did you mean finetuning", "iter_opt", "gradient", "did you mean draws"):
+    assert len(caught.value.faults) == 6
+    for part in (
+        "tinny",
+        "did you mean tiny",
+        "did you mean finetuning",
+        "iter_opt",
+        "gradient",
+        "eta: 3",
+        "did you mean draws",
+    ):
         assert part in text
 
 

@@ -226,7 +226,8 @@ def test_a_run_in_progress_is_waited_for(storage: Storage, photos: Path) -> None
 
 
 def test_an_output_that_is_not_there_is_not_made(tmp_path: Path) -> None:
-    assert retain(str(tmp_path / "none"), Retention(protected_days=1), really=True) == []
+    with pytest.raises(StorageError, match="no such folder"):  # a slip of the pen is no success
+        retain(str(tmp_path / "none"), Retention(protected_days=1), really=True)
     assert not (tmp_path / "none").exists()
 
 

@@ -46,6 +46,43 @@ def test_every_fault_is_a_line(photos: Path) -> None:
     assert all(line.startswith("error: ") for line in err.splitlines())
 
 
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("output: 2026-02-30", "not YAML"),
+        ("seed: !!int foo", "not YAML"),
+        ("seed: 9223372036854775808", "seed: 9223372036854775808 is more than"),
+        ("gpus_per_actor: 1.5", "no part of one GPU"),
+        ("gpus_per_actor: .nan", "gpus_per_actor: nan"),
+        ("gpus_per_actor: .inf", "no part of one GPU"),
+        ("patience_s: .nan", "patience_s: nan"),
+        ("output: http://x/y", "output: unknown storage"),
+        ("output: s3://", "names no bucket"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_bad_usage(photos: Path, tmp_path: Path, setting: str, told: str) -> None:
+    (tmp_path / "run.yaml").write_text(setting)
+    output = [] if setting.startswith("output") else ["--output", str(tmp_path / "out")]
+    code, _, err = call("plan", "--input", str(photos), "--config", str(tmp_path / "run.yaml"), *output)
+    assert code == 2 and told in err and err.startswith("error: "), err
+
+
+def test_a_price_is_a_number(photos: Path, tmp_path: Path) -> None:
+    place = ["--input", str(photos), "--output", str(tmp_path / "out")]
+    assert [call("plan", *place, "--price", text)[0] for text in ("nan", "inf", "2.5")] == [2, 2, 0]
+
+
+def test_originals_are_never_taken_for_leavings(photos: Path, tmp_path: Path) -> None:
+    (photos.parent / "photos").mkdir()
+    photos.rename(photos.parent / "photos" / "own")
+    index = tmp_path / "index.csv"
+    index.write_text("uri,identity\nphotos/own/ann/1.png,ann\n")
+    for place in (tmp_path / "photos", tmp_path / "photos" / "own", index):
+        code, _, err = call("protect", "--input", str(place), "--output", str(tmp_path))
+        assert code == 2 and "hold photos of the input" in err, err
+    assert len(list(tmp_path.rglob("*.png"))) == 3
+
+
 def test_no_photos_says_what_is_understood(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     code, _, err = call("protect", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))

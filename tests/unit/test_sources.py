@@ -235,3 +235,9 @@ def test_no_photo_is_taken_twice_and_none_is_lost(keys: set[str], layout: str) -
         assert all(len(identity.photos) == 1 for identity in found)
     if layout == "auto":  # only set_C of a complete set stays out
         assert all("set_C" in key for key in keys - taken.keys())
+
+
+def test_pictures_that_are_not_read_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keys = "ann/1.jfif ann/2.jpe ann/3.avif ann/4 ann/5.AVIF ann/list.csv ann/.hidden.avif out/6.avif"
+    assert find(tmp_path, keys, exclude="out") == {"ann": "ann/1.jfif ann/2.jpe"}
+    assert "left out 3 files that are not read as photos: .avif 2, no extension 1; convert them" in caplog.text

@@ -208,7 +208,7 @@ def test_a_full_disk_leaves_no_half_object(
 
 
 def test_missing_folder_and_file_in_place(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"no such folder: .*/none; check --input"):
+    with pytest.raises(StorageError, match=r"no such folder: .*/none; check the address"):
         open_storage(tmp_path / "none")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="not a folder"):

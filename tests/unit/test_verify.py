@@ -1,14 +1,20 @@
 """What `dladiff verify` finds: each fault made by hand on a sound output; and failures that are forgotten."""
 
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from dladiff.errors import StorageError
 from pipeline import failures, records
+from pipeline.lease import Lease
+from pipeline.manifest import write_manifest
 from pipeline.photos import decode, encode_png
 from pipeline.plan import Retry
 from pipeline.storage import Storage, open_storage
@@ -46,14 +52,15 @@ def test_other_bytes_and_no_bytes(output: Storage) -> None:
     assert verify(output).faults == [f"{key}: its checksum is not the recorded one"]
     output.delete(key)
     (fault,) = verify(output).faults
-    assert fault.startswith(f"{key}: no such file")
+    assert fault == f"{key}: is missing; delete done/ann.json, and the next protect makes it again"
 
 
 def test_a_photo_of_another_size(output: Storage) -> None:
     row = first_photo(output)
     recorded(output, width=row["width"] + 1)
-    (fault,) = verify(output).faults
+    fault, manifest = verify(output).faults
     assert fault.endswith(f"recorded {row['width'] + 1} x {row['height']}")
+    assert manifest == "manifest/photos.parquet: 1 rows are not what the records say; run `dladiff finalise`"
 
 
 def test_a_pixel_outside_its_bound_is_told_with_its_place(output: Storage) -> None:
@@ -63,8 +70,7 @@ def test_a_pixel_outside_its_bound_is_told_with_its_place(output: Storage) -> No
     data = encode_png(pixels)
     output.put(row["output_key"], data)
     recorded(output, output_sha256=hashlib.sha256(data).hexdigest(), faces=[])
-    (fault,) = verify(output).faults
-    assert "at x 5, y 3, bound 7.0/255" in fault
+    assert "at x 5, y 3, bound 7.0/255" in verify(output).faults[0]
 
 
 def test_a_source_that_changed_is_not_compared(output: Storage, tmp_path: Path) -> None:
@@ -81,6 +87,42 @@ def test_orphans_and_manifests_that_lack_photos(output: Storage) -> None:
     assert found.faults == ["manifest/photos.parquet: is missing; run `dladiff finalise`"]
     output.put("manifest/photos.parquet", b"no parquet")
     assert "cannot be read" in verify(output).faults[0]
+
+
+@pytest.mark.parametrize("key", ["manifest/photos.parquet", "manifest/identities.parquet"])
+def test_manifests_that_say_something_else(output: Storage, key: str) -> None:
+    rows = pq.read_table(io.BytesIO(output.get(key)))
+    place = rows.schema.get_field_index("status")
+    changed = rows.set_column(place, rows.schema.field(place), pa.array(["skipped"] * len(rows)))
+    file = io.BytesIO()
+    pq.write_table(changed, file)
+    output.put(key, file.getvalue())
+    (fault,) = verify(output).faults
+    assert fault == f"{key}: {len(rows)} rows are not what the records say; run `dladiff finalise`"
+    output.delete(key)
+    assert verify(output).faults == [f"{key}: is missing; run `dladiff finalise`"]
+    write_manifest(output, force=True)
+    assert verify(output).faults == []
+
+
+def test_a_photo_that_failed_alone_is_taken_up_again(tmp_path: Path) -> None:
+    output = protected_output(tmp_path, {"ann": ["1.png", "broken.png"], "bob": ["1.png"]})
+    assert [row["status"] for row in failures.listed(output, Retry(()))] == ["photo"]
+    assert failures.forget(output, Retry(("no such reason",))) == 0
+    assert failures.forget(output, Retry(())) == 1
+    index = records.read_index(output)
+    assert {name: row.key for (name, _), row in index.done.items()} == {"ann": "", "bob": "k"}
+    with Lease(output), pytest.raises(StorageError, match="another run writes"):
+        failures.forget(output, Retry(()))
+
+
+def test_what_is_no_record_is_left_alone_or_told(output: Storage) -> None:
+    output.put("done/.DS_Store", b"\0")
+    output.put("failed/notes.txt", b"x")
+    assert verify(output).faults == []
+    output.put("done/zoe.json", b"{}")
+    with pytest.raises(StorageError, match=r"done/zoe\.json is no record; delete it"):
+        verify(output)
 
 
 def test_failures_of_a_reason_are_forgotten_with_their_starts(output: Storage) -> None:
