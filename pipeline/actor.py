@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import importlib
-import io
 import json
 import math
 import time
@@ -24,6 +23,7 @@ from pipeline.models import on_this_machine
 from pipeline.names import escape, stem
 from pipeline.patience import PatientStorage
 from pipeline.photos import Decoded, decode, encode_checked
+from pipeline.rows import parquet
 from pipeline.storage import Storage, open_storage, read_uri
 from pipeline.trace import write_trace
 
@@ -87,7 +87,7 @@ class ProtectIdentity:
     def _planned(self, place: Row) -> Row:
         """Return the work at a row of a stored plan, which is fetched once."""
         if place["plan"] not in self.plans:
-            self.plans = {place["plan"]: pq.ParquetFile(io.BytesIO(self.target.get(place["plan"])))}
+            self.plans = {place["plan"]: parquet(self.target.get(place["plan"]))}
         group, row = divmod(place["row"], GROUP)
         text = self.plans[place["plan"]].read_row_group(group, columns=["work"])["work"][row].as_py()
         work: Row = json.loads(text)

@@ -1,18 +1,17 @@
 """What an evaluation does: one row an identity, condition, attack, base, preprocessing, share and seed."""
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dladiff.errors import ConfigError, NotFoundError, StorageError
 from dladiff.settings import digest
 from pipeline.evaluation_config import ENCODER_ONLY, EvaluateConfig
 from pipeline.layouts import SET_FILE, SET_FOLDER
 from pipeline.manifest import PHOTOS_KEY
+from pipeline.rows import parquet
 from pipeline.sources import is_photo
 from pipeline.storage import Storage, open_storage
 from pipeline.weights import EMBEDDED, fingerprint
@@ -103,7 +102,7 @@ def _protected(uri: str, optimised: set[str]) -> dict[str, dict[str, Row]]:
     """Read a run's manifest: identity to source digest to its photo. Fills `optimised` from the models column."""
     storage = open_storage(uri)
     try:
-        file = pq.ParquetFile(io.BytesIO(storage.get(PHOTOS_KEY)))
+        file = parquet(storage.get(PHOTOS_KEY))
         found: dict[str, dict[str, Row]] = {}
         for batch in file.iter_batches(BATCH, columns=COLUMNS):
             for row in batch.to_pylist():

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from PIL import Image
 
 from dladiff.errors import ConfigError, NotFoundError, StorageError
 from pipeline.config import RunConfig
-from pipeline.manifest import PHOTOS_KEY
+from pipeline.manifest import GROUP, PHOTOS_KEY
 from pipeline.names import shown
 from pipeline.page import asset, embedded, filled
 from pipeline.photos import UInt8, decode
+from pipeline.rows import parquet
 from pipeline.storage import Storage, open_storage, read_uri
 from pipeline.trace import Curve, curves_of
 
@@ -82,13 +83,13 @@ def render(row: Mapping[str, Any], squares: list[Any], cards: list[Any], curves:
 def _rows(storage: Storage, sha256: str, photo: str) -> list[dict[str, Any]]:
     """Return the manifest's row of this photo first, then others of the same identity."""
     try:
-        manifest = storage.get(PHOTOS_KEY)
+        manifest = parquet(storage.get(PHOTOS_KEY))
     except NotFoundError as error:
         raise StorageError(f"{storage.uri} holds no {PHOTOS_KEY}; give the output of `dladiff protect`") from error
 
     def having(column: str, value: str) -> list[dict[str, Any]]:
-        rows = pq.read_table(io.BytesIO(manifest), filters=[(column, "=", value)], use_threads=False).to_pylist()
-        return [row for row in rows if row["output_key"]]
+        batches = (batch.filter(pc.equal(batch[column], value)) for batch in manifest.iter_batches(GROUP))
+        return [row for batch in batches for row in batch.to_pylist() if row["output_key"]]
 
     own = having("source_sha256", sha256)
     if not own:

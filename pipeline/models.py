@@ -60,7 +60,7 @@ def listed() -> list[dict[str, Any]]:
 def check(name: str, profile: str | None = None) -> Checked:
     """Look at a model as a run would, and closer: every checksum, the architecture, the profile's facts, no pickles."""
     try:
-        root = locate(name)
+        root = locate("embedded" if name == "tiny" else name)
         pins = read_pins(root)
     except ModelError as error:
         return Checked(None, [str(error)], [])

@@ -1,7 +1,6 @@
 """Records on storage: starts, commits and failures, one a task, and the index that spares reading them all."""
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from typing import Any
 
 from dladiff.errors import StorageError
 from pipeline.names import task_name
-from pipeline.rows import RECORDS
+from pipeline.rows import RECORDS, parquet
 from pipeline.storage import Entry, Storage
 
 READERS = 16  # records are small: their latency is hidden by reading that many at once
@@ -196,14 +195,16 @@ def _file(index: Index, row: Recorded) -> None:
 
 def _stored(storage: Storage) -> dict[str, Recorded]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     if storage.tag(INDEX) is None:
         return {}
     try:
-        rows = pq.read_table(io.BytesIO(storage.get(INDEX)), schema=RECORDS).to_pylist()
-    except (pa.ArrowException, KeyError, ValueError):
-        return {}  # of another version, or damaged: it is only a cache
+        found = parquet(storage.get(INDEX)).read()
+        if found.schema.names != RECORDS.names:
+            return {}  # of another version: it is only a cache
+        rows = found.to_pylist()
+    except (pa.ArrowException, ValueError):
+        return {}  # damaged
     return {row["place"]: Recorded(**row) for row in rows}
 
 

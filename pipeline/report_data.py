@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dladiff.errors import ConfigError, StorageError
 from pipeline.manifest import IDENTITIES_KEY, PHOTOS_KEY
 from pipeline.report_sample import Person, Row, Sample, seconds_of
+from pipeline.rows import parquet
 from pipeline.storage import Storage
 
 BATCH = 500  # manifest rows held at a time
@@ -126,7 +126,7 @@ def _stream(storage: Storage, key: str) -> Iterator[Row]:
     if storage.tag(key) is None:
         raise ConfigError([f"{storage.uri_of(key)}: is missing; run `dladiff finalise --output {storage.uri}`"])
     try:
-        file = pq.ParquetFile(pa.BufferReader(storage.get(key)))
+        file = parquet(storage.get(key))
         for batch in file.iter_batches(batch_size=BATCH):
             yield from batch.to_pylist()
     except (pa.ArrowException, KeyError) as error:

@@ -1,14 +1,11 @@
 """Retention: what the owner asks to have deleted goes; nothing is ever deleted unasked, and the input never touched."""
 
-import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-
-import pyarrow.parquet as pq
 
 from dladiff.errors import ConfigError
 from dladiff.settings import nearest
@@ -18,7 +15,7 @@ from pipeline.lease import Lease
 from pipeline.names import escape, shown
 from pipeline.plan import LATEST, existing, identities
 from pipeline.records import Recorded, load, read_index
-from pipeline.rows import PLAN
+from pipeline.rows import PLAN, parquet
 from pipeline.storage import Storage, open_storage
 from pipeline.trace import traces_of
 
@@ -203,7 +200,7 @@ def _forget_plans(storage: Storage, present: set[str]) -> None:
     plans = [entry.key for entry in storage.list("plan/") if entry.key.endswith(".parquet")]
     _delete(storage, (key for key in plans if key != latest))
     if latest in plans:
-        rows = pq.read_table(io.BytesIO(storage.get(latest))).to_pylist()
+        rows = parquet(storage.get(latest)).read().to_pylist()
         kept = [row for row in rows if row["identity"] in present]
         if len(kept) < len(rows):
             manifest.write_rows(storage, latest, kept, PLAN)

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 TIME = pa.timestamp("us", tz="UTC")
 FACE = pa.struct(
@@ -146,6 +147,14 @@ RESULTS = pa.schema(
         _column("finished_at", TIME, "UTC"),
     ]
 )
+
+
+def parquet(data: bytes) -> pq.ParquetFile:
+    """Open a Parquet file that is in memory. Raises pa.ArrowException.
+
+    `pq.read_table` goes through Arrow's data sets, whose threads now and then abort the process when it ends.
+    """
+    return pq.ParquetFile(pa.BufferReader(data))
 
 
 def table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -1,6 +1,5 @@
 """How an output stands: counts, rates and time left, read from storage alone, once or again and again."""
 
-import io
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -9,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -19,6 +17,7 @@ from pipeline.lease import LEASE_S, LOCK
 from pipeline.live import FAILURES, RECENT, Actors, panel, safe
 from pipeline.plan import LATEST
 from pipeline.records import Index, Task, load, read_index
+from pipeline.rows import parquet
 from pipeline.storage import Storage
 
 
@@ -63,7 +62,7 @@ def _planned(storage: Storage) -> tuple[dict[Task, str] | None, str]:
     latest = load(storage, LATEST)
     columns = ["identity", "part", "key"]
     try:
-        rows = pq.read_table(io.BytesIO(storage.get(latest["plan"])), columns=columns).to_pydict()
+        rows = parquet(storage.get(latest["plan"])).read(columns).to_pydict()
     except (KeyError, pa.ArrowException) as error:
         raise StorageError(f"{storage.uri_of(LATEST)} or its plan is damaged; the next protect writes both") from error
     keys = {(name, part): key for name, part, key in zip(*(rows[c] for c in columns), strict=True)}

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dladiff.errors import NotFoundError, PhotoError, StorageError
 from pipeline.manifest import FILES, GROUP, IDENTITIES_KEY, PHOTOS_KEY, merged
 from pipeline.photos import decode
 from pipeline.records import Index, load_many, read_index
-from pipeline.rows import table
+from pipeline.rows import parquet, table
 from pipeline.storage import Storage, read_uri
 
 SLACK = 1e-6  # [0, 1] units: far below one grey level
@@ -107,7 +106,7 @@ def _manifest_faults(storage: Storage, index: Index) -> list[str]:
     faults = []
     for key, digests in wanted.items():
         try:
-            file = pq.ParquetFile(pa.BufferReader(storage.get(key)))
+            file = parquet(storage.get(key))
             found = set().union(*map(_digests, file.iter_batches(GROUP)))
         except NotFoundError:
             faults.append(f"{key}: is missing; run `dladiff finalise`")
