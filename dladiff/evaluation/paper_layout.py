@@ -1,6 +1,7 @@
 """Which tables an evaluation prints, in the paper's layout (its Tables 1 to 5, 9, 10), and those it lacks."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dladiff.evaluation import paper_tables as paper
 from dladiff.evaluation.intervals import paired_change
@@ -23,9 +24,12 @@ def all_tables(found: Evaluation) -> list[Table]:
     tuning = [a for a in found.attacks if a not in (*ZERO_SHOT, ENCODER_ONLY)]
     tables = [_attack(found, attack, prompt) for attack in tuning for prompt in found.prompts]
     tables += [_other_base(found, base, attack) for base in found.bases[1:] for attack in tuning]
-    tables += [_zero_shot(found), *_ablations(found), _quality(found), _fid_alone(found, tuning)]
     generating = [a for a in found.attacks if a != ENCODER_ONLY]
+    quality = _quality(found)
+    tables += [_zero_shot(found), *_ablations(found), quality, _fid_alone(found, tuning)]
     tables += [_change(found, attack) for attack in generating]
+    if (way := found.preprocessings[0]) != "none":  # the stored photos are measured as they are
+        tables = [t if t in (None, quality) else _after(way, t) for t in tables]
     tables += [_purified(found)] if len(found.preprocessings) > 1 else []
     for title, name, values in (
         ("Preprocessing before {}", "preprocessing", found.preprocessings),
@@ -33,6 +37,10 @@ def all_tables(found: Evaluation) -> list[Table]:
     ):
         tables += [_by(found, title.format(a), a, name, values) for a in generating if len(values) > 1]
     return [table for table in tables if table is not None and table.rows]
+
+
+def _after(way: str, table: Table | None) -> Table | None:
+    return table and replace(table, title=f"{table.title} (photos after {way})")
 
 
 def _isms(found: Evaluation, kind: str) -> list[str]:

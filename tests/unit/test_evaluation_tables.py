@@ -79,6 +79,14 @@ def everything() -> list[dict[str, Any]]:
     return rows
 
 
+def test_tables_of_preprocessed_photos_say_so() -> None:
+    rows = [row | {"preprocessing": "tv"} for row in everything()]
+    rows += [row for row in everything() if row["attack"] == ENCODER_ONLY]
+    titles = [t.title for t in all_tables(evaluation(rows, preprocessings=("tv",)))]
+    plain = [title for title in titles if "(photos after tv)" not in title]
+    assert len(titles) > 4 and plain == ["Table 9: the protected photos"]
+
+
 def by_title(tables: list[Table], start: str) -> Table:
     return next(t for t in tables if t.title.startswith(start))
 
