@@ -220,7 +220,10 @@ def method_config(profile: str, preset: str | None, overrides: Mapping[str, Any]
     for layer in layered:
         merge(merged, layer)
     config = build(MethodConfig, merged, "", faults)
-    faults += _check(config, {fault.partition(":")[0].partition("[")[0] for fault in faults})
+    known = bool(faults)
+    faults += _ranges(config)
+    if not known:  # how settings go together nobody can tell before their names and types are right
+        faults += _together(config)
     if faults:
         raise ConfigError(faults)
     return typing.cast(MethodConfig, config)
@@ -233,17 +236,19 @@ def _pick(what: str, name: str, known: Mapping[str, dict[str, Any]], faults: lis
     return {}
 
 
-def _check(config: MethodConfig, known: set[str]) -> list[str]:
-    """Return what is wrong beyond names and types; settings that are `known` to be wrong are passed over."""
+def _ranges(config: MethodConfig) -> list[str]:
     faults = []
     for name, (low, high) in _RANGES.items():
         value: Any = config
         for part in name.split("."):
             value = getattr(value, part)
-        if name not in known and not low <= value <= high:
+        if not low <= value <= high:
             faults.append(f"{name}: {value} is outside {low}..{high}")
-    if known:  # the rest says how settings go together, which nobody can tell yet
-        return faults
+    return faults
+
+
+def _together(config: MethodConfig) -> list[str]:
+    faults = []
     if config.resolution % 32:
         faults.append(f"resolution: {config.resolution} is not a multiple of 32")
     if config.protection != "dladiff" and config.layers != "finetuning":

@@ -30,7 +30,10 @@ def merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
 
 
 def build(kind: type, values: Mapping[str, Any], path: str, faults: list[str]) -> Any:
-    """Build the dataclass `kind`; unknown names (with the nearest known one) and wrong types go to `faults`."""
+    """Build the dataclass `kind`; unknown names (with the nearest known one) and wrong types go to `faults`.
+
+    What is at fault keeps its default, so that the rest can be checked.
+    """
     hints = typing.get_type_hints(kind)
     known = [f.name for f in dataclasses.fields(kind)]
     arguments: dict[str, Any] = {}
@@ -44,7 +47,10 @@ def build(kind: type, values: Mapping[str, Any], path: str, faults: list[str]) -
             else:
                 faults.append(f"{name}: expected a mapping of settings, not {value!r}")
         else:
-            arguments[key] = _convert(name, value, hints[key], faults)
+            before = len(faults)
+            converted = _convert(name, value, hints[key], faults)
+            if len(faults) == before:
+                arguments[key] = converted
     return kind(**arguments)
 
 

@@ -224,11 +224,7 @@ class ProtectIdentity:
         self.target.put(key, data, "image/png")
         self.metrics.wrote(len(data))
         row |= {"output_key": key, "output_uri": self.target.uri_of(key), "output_sha256": sha}
-        method = self.config.method_config().to_dict()
-        if method["layers"] != "zero_shot":
-            row["finetuning_layer"] = json.dumps(method["finetuning"])
-        if method["layers"] != "finetuning" and photo.faces:
-            row["zero_shot_layer"] = json.dumps(method["zero_shot"])
+        row |= self.config.layer_settings(faces=bool(photo.faces))
 
     def _photo_row(self, work: Row, photo: Row) -> Row:
         return {

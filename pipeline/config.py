@@ -117,6 +117,12 @@ class RunConfig:
         settings = self.method_settings()
         return method_config(settings["profile"], settings["preset"], settings["overrides"])
 
+    def layer_settings(self, *, faces: bool) -> dict[str, str]:
+        """Return the settings of each layer that runs on a photo, as JSON, by manifest column: layer 2 needs faces."""
+        method = self.method_config().to_dict()
+        ran = {"finetuning": method["layers"] != "zero_shot", "zero_shot": method["layers"] != "finetuning" and faces}
+        return {f"{layer}_layer": json.dumps(method[layer]) for layer, did in ran.items() if did}
+
     def config_digest(self) -> str:
         """Return the digest of what decides the output bytes; resources and places take no part, weights by content."""
         parts = {"method": by_content(self.method_config().to_dict()), "seed": self.seed, "max_pixels": self.max_pixels}

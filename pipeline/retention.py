@@ -13,7 +13,7 @@ from pipeline import manifest, records
 from pipeline.config import RunConfig
 from pipeline.lease import Lease
 from pipeline.names import escape, shown
-from pipeline.plan import LATEST, existing, identities
+from pipeline.plan import LATEST, identities
 from pipeline.records import Recorded, load, read_index
 from pipeline.rows import PLAN, parquet
 from pipeline.storage import Storage, open_storage
@@ -85,7 +85,7 @@ def retain(
         faults.append("--gone: needs the input (--input URI, or --config FILE): it says who is still there")
     if faults:
         raise ConfigError(faults)
-    storage = existing(output) or open_storage(output)  # which says that it is not there
+    storage = open_storage(output)
     if not really:
         return _find(storage, rule, config, unattended, now()).due
     storage = open_storage(output, s3=config.s3 if config else None)
