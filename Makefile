@@ -74,7 +74,7 @@ else
 PEOPLE := --people 8 --sets 2
 METHODS := fsmg aspl disdiff anti-diffusion mist caat ace
 ABLATIONS := without_dsur without_adft without_layer2
-HOW := --attack dreambooth --attack lora --attack ip_adapter_faceid --seed 0 --seed 1
+HOW := --attack dreambooth --attack lora --attack ip_adapter_faceid --count 8 --seed 0 --seed 1 $(and $(GPUS),--gpus $(GPUS))
 endif
 
 evaluate: $(STAMP)

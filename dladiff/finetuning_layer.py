@@ -1,5 +1,8 @@
 """Layer 1, Algorithm 1: the perturbation against fine-tuning, with a static and a dynamic surrogate."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from diffusers import ModelMixin, UNet2DConditionModel
 from torch import Generator, Tensor
@@ -7,7 +10,8 @@ from torch import Generator, Tensor
 from dladiff.attention import MapReader, map_distance
 from dladiff.ball import project
 from dladiff.config import FinetuningConfig
-from dladiff.pgd import Momentum, pgd
+from dladiff.graphs import Graphs, Step
+from dladiff.pgd import Momentum, follow
 from dladiff.pixels import Images
 from dladiff.surrogate import Batch, Noise, Posterior, Surrogate
 from dladiff.trainer import Part, Trainer, in_parts
@@ -29,7 +33,8 @@ def static_surrogate(
     unet = surrogate.fresh_unet()
     _recompute(unet, config.recompute)
     prompt = surrogate.prompt(config.prompt)
-    trainer = Trainer(unet, config.lr_static, config.weight_decay, surrogate.host if config.offload else None)
+    host, graphs = surrogate.host if config.offload else None, _graphs(surrogate, config)
+    trainer = Trainer(unet, config.lr_static, config.weight_decay, host, graphs)
     size = min(config.batch, len(clean))
     posterior = surrogate.encode_fixed(clean, min(config.batch_photos, size))
     order: list[int] = []
@@ -63,11 +68,13 @@ def perturb(
     dynamic = surrogate.fresh_unet()
     _recompute(dynamic, config.recompute)
     _recompute(surrogate.vae, config.recompute)
-    trainer = Trainer(dynamic, config.lr_dynamic, config.weight_decay, surrogate.host if config.offload else None)
+    host, graphs = surrogate.host if config.offload else None, _graphs(surrogate, config)
+    trainer = Trainer(dynamic, config.lr_dynamic, config.weight_decay, host, graphs)
     size = min(config.batch_photos, len(x))
     parts = [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
     read = MapReader(config.attention_resolution)
-    ascents = [_Ascent(surrogate, (static, dynamic), read, x[part], config, generators[part], losses) for part in parts]
+    unets = (static, dynamic)
+    ascents = [_Ascent(surrogate, unets, read, x[part], config, generators[part], graphs, losses) for part in parts]
     delta = torch.zeros_like(x)
 
     def taught(posterior: Posterior, part: slice) -> Part:
@@ -107,6 +114,11 @@ def _recompute(network: ModelMixin, on: bool) -> None:
         (network.enable_gradient_checkpointing if on else network.disable_gradient_checkpointing)()
 
 
+def _graphs(surrogate: Surrogate, config: FinetuningConfig) -> Graphs:
+    """Record steps where nothing in them asks the host: no transforms, no memory moved, no layers computed again."""
+    return Graphs(surrogate.device, surrogate.recorded and not (config.robust or config.offload or config.recompute))
+
+
 class _Ascent:
     """The two stages of an epoch's perturbation steps, for the squares that are on the device at once."""
 
@@ -118,6 +130,7 @@ class _Ascent:
         x: Images,
         config: FinetuningConfig,
         generators: list[Generator],
+        graphs: Graphs,
         losses: Losses | None,
     ) -> None:
         self.surrogate, (self.static, self.dynamic) = surrogate, unets
@@ -128,23 +141,28 @@ class _Ascent:
         self.tokens = [instance] if config.tokens == "instance" and instance is not None else None
         self.clean = surrogate.encode_fixed(x, len(x))
         self.smooth = smoothing(x, config.smooth)
-        self.directions: list[str | Momentum] = [
-            Momentum(config.momentum, config.gradient) if config.momentum else config.gradient for _ in range(2)
+        stages = (
+            ("attention steps", self.attention, config.iter_1),
+            ("denoising steps", self.denoising, config.iter_2),
+        )
+        self.stages = [
+            (
+                partial(self._slope, name, graphs.of(partial(_gradient, loss))),
+                steps,
+                Momentum(config.momentum, config.gradient) if config.momentum else config.gradient,
+            )
+            for name, loss, steps in stages
         ]
 
     def __call__(self, delta: Tensor) -> Tensor:
         """Algorithm 1, lines 15-34: `iter_1` attention steps, then `iter_2` denoising steps."""
-        config = self.config
-        for loss, steps, gradient in (
-            (self.attention, config.iter_1, self.directions[0]),
-            (self.denoising, config.iter_2, self.directions[1]),
-        ):
-            delta = pgd(
+        for slope, steps, gradient in self.stages:
+            delta = follow(
                 self.x,
                 delta,
-                loss,
+                slope,
                 allowed=self.allowed,
-                step=config.step,
+                step=self.config.step,
                 steps=steps,
                 gradient=gradient,
             )
@@ -155,9 +173,8 @@ class _Ascent:
         config = self.config
         return project(self.smooth(delta) if config.smooth else delta, self.x, config.eta, config.least_psnr)
 
-    def attention(self, point: Tensor) -> Tensor:
-        """Eq. 8, summed over the squares: both branches see the same timestep and noise."""
-        noise = self._draw()
+    def attention(self, point: Tensor, noise: Noise) -> Tensor:
+        """Eq. 8, mean over the squares: both branches see the same timestep and noise."""
 
         def forward(unet: UNet2DConditionModel, posterior: Posterior) -> Tensor:
             latents = self.surrogate.latents(posterior, noise)
@@ -167,18 +184,13 @@ class _Ascent:
             with torch.no_grad():
                 want = self.read(self.static, lambda: forward(self.static, self.clean))
             have = self.read(self.dynamic, lambda: forward(self.dynamic, self.surrogate.encode(self._as_stolen(point))))
-            distance = map_distance(want, have, self_weight=self.config.self_weight, tokens=self.tokens)
-        _keep(self.losses, "attention steps", distance)
-        return distance * len(point)
+            return map_distance(want, have, self_weight=self.config.self_weight, tokens=self.tokens)
 
-    def denoising(self, point: Tensor) -> Tensor:
-        """Eq. 3, summed over the squares."""
-        noise = self._draw()
+    def denoising(self, point: Tensor, noise: Noise) -> Tensor:
+        """Eq. 3, mean over the squares."""
         with self.surrogate.autocast():
             latents = self.surrogate.latents(self.surrogate.encode(self._as_stolen(point)), noise)
-            loss = self.surrogate.loss(self.dynamic, latents, noise, self.prompt)
-        _keep(self.losses, "denoising steps", loss)
-        return loss * len(point)
+            return self.surrogate.loss(self.dynamic, latents, noise, self.prompt)
 
     def _as_stolen(self, point: Images) -> Images:
         if not self.config.robust:
@@ -186,5 +198,16 @@ class _Ascent:
         changes = [draw_transform(generator, mirrored=False) for generator in self.generators]
         return torch.cat([change(image[None]) for change, image in zip(changes, point, strict=True)])
 
-    def _draw(self) -> Noise:
-        return self.surrogate.draw(self.generators, self.x.shape[-1])
+    def _slope(self, stage: str, gradient: Step, point: Tensor) -> Tensor:
+        noise = self.surrogate.draw(self.generators, self.x.shape[-1])
+        slope, loss = gradient(point, noise.t, noise.latent, noise.posterior)
+        _keep(self.losses, stage, loss)
+        return slope
+
+
+def _gradient(loss: Callable[[Tensor, Noise], Tensor], point: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the squares' summed loss in each of them, and the mean loss."""
+    point = point.detach().requires_grad_(True)
+    mean = loss(point, Noise(*noise))
+    (slope,) = torch.autograd.grad(mean * len(point), point)
+    return slope, mean.detach()

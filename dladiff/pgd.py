@@ -7,6 +7,8 @@ from torch import Tensor
 
 Loss = Callable[[Tensor], Tensor]
 """Maps x + delta to a scalar; what the loop ascends."""
+Slope = Callable[[Tensor], Tensor]
+"""Maps x + delta to the gradient of what the loop ascends."""
 
 
 def direction(gradient: Tensor, kind: str) -> Tensor:
@@ -49,9 +51,28 @@ def pgd(
     `x`, `delta`: same shape, [0, 1] units. `allowed` brings a perturbation back to what is allowed (`ball.around`).
     Source: Madry et al. 2018; METHOD "PGD step".
     """
+
+    def slope(point: Tensor) -> Tensor:
+        point = point.detach().requires_grad_(True)
+        (found,) = torch.autograd.grad(loss(point), point)
+        return found
+
+    return follow(x, delta, slope, allowed=allowed, step=step, steps=steps, gradient=gradient)
+
+
+def follow(
+    x: Tensor,
+    delta: Tensor,
+    slope: Slope,
+    *,
+    allowed: Callable[[Tensor], Tensor],
+    step: float,
+    steps: int,
+    gradient: str | Momentum = "sign",
+) -> Tensor:
+    """Do as `pgd` does where the gradient is known, and not the loss alone."""
     for _ in range(steps):
-        point = (x + delta).detach().requires_grad_(True)
-        (slope,) = torch.autograd.grad(loss(point), point)
-        change = gradient(slope) if isinstance(gradient, Momentum) else direction(slope, gradient)
+        found = slope(x + delta)
+        change = gradient(found) if isinstance(gradient, Momentum) else direction(found, gradient)
         delta = allowed(delta + step * change).detach()
     return delta

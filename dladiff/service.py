@@ -56,12 +56,15 @@ class Protector:
     """Holds the networks of one configuration."""
 
     def __init__(self, settings: Mapping[str, Any], seed: int, threads: int) -> None:
-        """Load the models of `settings`: profile, preset, overrides, trace. Raises ConfigError or ModelError."""
+        """Load the models of `settings`: profile, preset, overrides, trace, gpu. Raises ConfigError or ModelError.
+
+        `gpu` says whether to work on a GPU; left out, where there is one.
+        """
         torch.set_num_threads(max(1, threads))
         _quiet()
         self.config = method_config(settings["profile"], settings.get("preset"), settings.get("overrides") or {})
         self.seed, self.trace = seed, bool(settings.get("trace"))
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = chosen_device(settings.get("gpu"))
         zero_shot = self.config.zero_shot
         self.models = Models(
             Surrogate(self.config.model, device),
@@ -137,6 +140,17 @@ class Protector:
         ):
             rows += [{"name": p.name, "role": role, "sha256": p.sha256, "licence": p.licence} for p in parts]
         return rows
+
+
+def chosen_device(gpu: bool | None) -> torch.device:
+    """Return the GPU or the CPU; None: the GPU where there is one. Raises ModelError: asked for and not there."""
+    there = torch.cuda.is_available()
+    if gpu and not there:
+        raise ModelError(
+            f"a GPU is asked for, and torch {torch.__version__} finds none: install its CUDA build and the NVIDIA "
+            "driver, or set gpus_per_actor: 0 to work on the CPU"
+        )
+    return torch.device("cuda" if there and gpu is not False else "cpu")
 
 
 def class_images(folder: Path, resolution: int) -> Images:

@@ -86,7 +86,7 @@ class Surrogate:
             raise ModelError(f"the model in {root} is not whole: {'; '.join(faults.values())}; fetch it again")
         pins = verified_pins(root)
         self.device = device
-        self.reduced = device.type == "cuda"
+        self.reduced = self.recorded = device.type == "cuda"
         try:
             self.unet: UNet2DConditionModel = _part(UNet2DConditionModel, root, "unet")
             self.vae = _part(AutoencoderKL, root, "vae").to(device)
@@ -100,6 +100,7 @@ class Surrogate:
         self.learner: UNet2DConditionModel | None = None
         self.still: UNet2DConditionModel | None = None
         self.prompts: dict[str, Prompt] = {}
+        self.sizes: dict[int, Tensor] = {}  # SDXL's, by the photo's side
         self.prior: Prior | None = None
         self.alphas = scheduler.alphas_cumprod.to(device)
         self.prediction = architecture.prediction
@@ -185,7 +186,9 @@ class Surrogate:
             out: Tensor = unet(noisy, noise.t, text).sample
             return out
         side = latents.shape[-1] * self.factor  # SDXL's sizes: of the photo, its crop's corner, of the picture wanted
-        sizes = latents.new_tensor([side, side, 0, 0, side, side]).expand(len(latents), -1)
+        if side not in self.sizes:
+            self.sizes[side] = latents.new_tensor([[side, side, 0, 0, side, side]])
+        sizes = self.sizes[side].to(latents.dtype).expand(len(latents), -1)
         added = {"text_embeds": prompt.pooled.expand(len(latents), -1), "time_ids": sizes}
         out = unet(noisy, noise.t, text, added_cond_kwargs=added).sample
         return out

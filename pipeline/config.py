@@ -86,7 +86,7 @@ class RunConfig:
     cpus_per_actor: int = 1
     """CPUs an actor reserves; on the CPU also its torch threads."""
     gpus_per_actor: float = 0
-    """GPUs an actor reserves; fractions share one."""
+    """GPUs an actor reserves; fractions share one, 0 is the CPU. `run_config` makes it 1 for a full-size model."""
     min_actors: int = 1
     """Actors that start at once."""
     max_actors: int | None = None
@@ -110,7 +110,8 @@ class RunConfig:
         if self.faces:
             overrides.setdefault("encoders", list(self.faces))
             overrides.setdefault("detector", self.faces[0])
-        return {"profile": self.profile, "preset": self.preset, "overrides": overrides, "trace": self.trace}
+        settings = {"profile": self.profile, "preset": self.preset, "overrides": overrides, "trace": self.trace}
+        return settings | {"gpu": self.gpus_per_actor > 0}
 
     def method_config(self) -> MethodConfig:
         """Return the method's configuration. Raises ConfigError."""
@@ -164,7 +165,8 @@ def run_config(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
     if config.one_identity and config.layout not in ("auto", "one"):
         faults.append(f"one_identity: contradicts layout: {config.layout}; give one of them")
     try:
-        config.method_config()
+        if config.method_config().model != "embedded" and "gpus_per_actor" not in values:
+            config = dataclasses.replace(config, gpus_per_actor=1)
     except ConfigError as error:
         faults += error.faults
     if faults:

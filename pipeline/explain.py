@@ -51,7 +51,8 @@ def explain(photo: str, settings: RunConfig, html: Path) -> Explained:
     from dladiff.service import Protector
 
     pairs = [Pair(*(_pixels(row, side, storage, opened, settings) for side in ("source", "output"))) for row in rows]
-    protector = Protector(settings.method_settings(), settings.seed, settings.cpus_per_actor)
+    here = settings.method_settings() | {"gpu": None}  # one photo: whatever this machine has
+    protector = Protector(here, settings.seed, settings.cpus_per_actor)
     found = read_maps(pairs, 0, protector.models, protector.config, settings.seed)
     most = max(values.max() for values in found.maps.values())
     cards: list[dict[str, Any]] = [

@@ -2,8 +2,10 @@
 
 import torch
 
+from dladiff.service import chosen_device
+
 
 def prepare(threads: int, gpu: bool) -> str:
-    """Set torch's threads and return the device: `cuda` where one is asked for and there, else `cpu`."""
+    """Set torch's threads and return the device, `cuda` or `cpu`. Raises ModelError: a GPU asked for and not there."""
     torch.set_num_threads(max(1, threads))
-    return "cuda" if gpu and torch.cuda.is_available() else "cpu"
+    return chosen_device(gpu).type

@@ -2,16 +2,20 @@
 
     python -m tests.bench.speed --only tiny        # what `make bench` runs
     python -m tests.bench.speed --gpu              # Stable Diffusion 2.1 at full width, 512 px, on a CUDA device
-    python -m tests.bench.speed --gpu --fits 24GB  # the same within such a card; the straight way does not fit one
+    python -m tests.bench.speed --gpu --fits 24GB  # ours alone, within such a card; the straight way does not fit one
 
 Seconds of each stage are those of one batch of photos under the paper preset, taken from the mean step of a
 short schedule (two epochs): medians of several runs, the two ways in turn, of this process's own CPU time, which other
 processes disturb least. FLOPs are counted, not estimated; the share of peak is against this machine's own matrix
-multiplication. Compare ratios, and within one run only. On a GPU: wall seconds, bf16, peak memory.
+multiplication. Compare ratios, and within one run only.
+
+On a GPU: wall seconds, bf16, peak memory; ours also with its steps recorded (`dladiff.graphs`), over the whole of the
+preset's schedule.
 """
 
 import argparse
 import contextlib
+import gc
 import itertools
 import shutil
 import tempfile
@@ -82,12 +86,17 @@ def order(config: FinetuningConfig, ours: bool) -> list[str]:
     return start + [ONCE] + static + [ONCE] + attack + [DYNAMIC, *train, *attack] * (config.iter_opt - 1)
 
 
-def measured(case: Case, resident: Surrogate | None, read: Callable[[], float]) -> Costs:
-    """Run the short schedule once, ours on a resident surrogate or straight; return the mean cost of a step by `read`.
+SHORT = {"iter_ft": 3, "iter_opt": 2, "iter_1": 2, "iter_2": 2}
+
+
+def measured(
+    case: Case, resident: Surrogate | None, read: Callable[[], float], schedule: dict[str, int] = SHORT
+) -> Costs:
+    """Run a schedule once, ours on a resident surrogate or straight; return the mean cost of a step by `read`.
 
     `read` (a clock, or a count of FLOPs) is marked whenever a step draws its noise or photos are encoded ahead.
     """
-    config = replace(case.config, iter_ft=3, iter_opt=2, iter_1=2, iter_2=2, attention_resolution=case.maps)
+    config = replace(case.config, **schedule, attention_resolution=case.maps)
     x = torch.rand(case.photos, 3, case.side, case.side, generator=stream(0)).to(case.device)
     one, each = stream(1), [stream(2, str(i)) for i in range(case.photos)]
     marks = [read()]
@@ -145,13 +154,35 @@ def peak(device: torch.device) -> float:
     return 2 * side**3 / min(seconds)
 
 
-def compare(case: Case, runs: int, best: float, both: bool = True) -> Table:
-    """Measure both ways in turn and lay out the paper preset's seconds, ratios, FLOPs and shares of the peak.
-
-    Without `both` ours stands in both columns.
-    """
+def on_gpu(case: Case, best: float, straight: bool) -> Table:
+    """Lay out the paper preset's seconds, FLOPs and shares of the peak, ours with steps recorded and without."""
     resident = Surrogate(case.folder, case.device)
-    ways = (None if both else resident, resident)
+    resident.recorded = False
+    ways: dict[str, Surrogate | None] = ({"straight": None} if straight else {}) | {"ours, not recorded": resident}
+    work = {name: flops(case, way) for name, way in ways.items()}  # also warms up
+    taken = {name: measured(case, way, partial(now, case.device)) for name, way in ways.items()}
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    resident.recorded = True
+    ways["ours"], work["ours"] = resident, work["ours, not recorded"]
+    taken["ours"] = measured(case, resident, partial(now, case.device), {})
+    steps = {name: counts(PAPER, way is not None) for name, way in ways.items()}
+    columns = [f"{name} {unit}" for name in ways for unit in ("s", "TFLOP", "of peak")]
+    table = Table("stage", *columns, title=f"{case.title}, {case.photos} photos of {case.side} px")
+    for row in (*((stage,) for stage in STAGES), STAGES):
+        cells = []
+        for name in ways:
+            seconds, count = (sum(steps[name][s] * costs[name][s] for s in row) for costs in (taken, work))
+            cells += [f"{seconds:.2f}", f"{count / 1e12:.0f}", f"{count / seconds / best:.0%}"]
+        table.add_row("all" if row is STAGES else row[0], *cells)
+    return table
+
+
+def compare(case: Case, runs: int, best: float) -> Table:
+    """Measure both ways in turn and lay out the paper preset's seconds, ratios, FLOPs and shares of the peak."""
+    resident = Surrogate(case.folder, case.device)
+    ways = (None, resident)
     work = [flops(case, way) for way in ways]  # also warms up
     taken: list[list[Costs]] = [[], []]
     for _ in range(runs):
@@ -207,11 +238,13 @@ def main() -> None:
     parser.add_argument("--only", choices=("tiny", "sd21"))
     parser.add_argument("--gpu", action="store_true", help="Stable Diffusion 2.1 at full width and 512 px, on CUDA")
     parser.add_argument("--fits", choices=FITS, help="with --gpu: ours alone, within a card of this size")
+    parser.add_argument("--model", type=Path, help="with --gpu: keep the model in this folder, or take the one there")
     options = parser.parse_args()
     device = torch.device("cuda" if options.gpu else "cpu")
     if options.gpu and not torch.cuda.is_available():
         parser.error("no CUDA device here; python -m tests.bench.memory counts the memory without one")
-    torch.set_num_threads(1)
+    if not options.gpu:
+        torch.set_num_threads(1)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     best = peak(device)
@@ -220,9 +253,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.gpu:
             config = replace(PAPER, **FITS[options.fits]["finetuning"]) if options.fits else PAPER
-            case = Case("SD 2.1", sd21(Path(folder), 1), 512, 16, options.photos, device, config)
-            console.print(compare(case, options.runs, best, both=options.fits is None))
-            console.print(f"peak memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+            model = options.model or Path(folder)
+            if not (model / "model_index.json").is_file():
+                sd21(model, 1)
+            case = Case("SD 2.1", model, 512, 16, options.photos, device, config)
+            console.print(on_gpu(case, best, straight=options.fits is None))
+            console.print(f"ours, recorded: peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
             return
         if options.only != "sd21":
             console.print(compare(Case("tiny model", "embedded", 128, 16, options.photos), options.runs, best))

@@ -102,7 +102,7 @@ class Straight:
 
     def prompt(self) -> Prompt:
         with torch.no_grad():
-            return embed(self.models.encoders, self.config.prompt)
+            return embed(self.models.encoders, self.config.prompt).to(self.models.device)
 
 
 class Store:

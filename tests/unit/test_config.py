@@ -50,6 +50,14 @@ def test_digest_covers_what_decides_the_output_and_nothing_else() -> None:
         assert replace(config, **change).config_digest() != config.config_digest()
 
 
+def test_a_full_size_model_takes_a_gpu_where_nothing_else_is_said() -> None:
+    full = {"profile": "sd21", "method": {"model": "m", "encoders": ["a"], "held_out": ["b"]}}
+    assert run_config(None, GIVEN).gpus_per_actor == 0
+    assert run_config(None, GIVEN | full).gpus_per_actor == 1
+    assert run_config(None, GIVEN | full | {"gpus_per_actor": 0}).gpus_per_actor == 0
+    assert [run_config(None, GIVEN | full | {"gpus_per_actor": n}).method_settings()["gpu"] for n in (0, 0.5)] == [0, 1]
+
+
 def test_faces_are_optimised_encoders() -> None:
     config = replace(RunConfig(input="in", output="out"), faces=("a", "b")).method_config()
     assert (config.encoders, config.detector) == (("a", "b"), "a")

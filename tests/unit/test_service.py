@@ -83,6 +83,20 @@ def test_class_images_are_squares_of_the_working_resolution(tmp_path: Path) -> N
         service.class_images(tmp_path, 32)
 
 
+@pytest.mark.parametrize(("there", "gpu", "found"), [(True, None, "cuda"), (True, False, "cpu"), (False, None, "cpu")])
+def test_the_device_is_the_one_asked_for(
+    there: bool, gpu: bool | None, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert service.chosen_device(gpu).type == found
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_no_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match=r"a GPU is asked for, and torch .* finds none: .* gpus_per_actor: 0"):
+        Protector({"profile": "tiny", "gpu": True}, 0, 1)
+
+
 def test_maps_that_the_model_does_not_have_are_told_before_any_photo() -> None:
     settings = {"profile": "tiny", "overrides": {"finetuning": {"attention_resolution": 32}}}
     with pytest.raises(ConfigError, match=r"attention_resolution: 32 is no side .* at 128 px; choose one of 16, 8"):

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from dladiff.errors import ModelError
+from dladiff.graphs import Graphs
 from dladiff.pixels import Pixels
 
 TINY = Path(__file__).parents[2] / "profiles" / "tiny"
@@ -131,19 +132,14 @@ def customize(
     draws, pipe = Generator().manual_seed(seed), base.pipe
     alphas = _alphas(pipe).to(base.device)
     posterior = _posterior(base, photos)
-    optimiser = torch.optim.AdamW(learning, lr=settings.lr, weight_decay=1e-2)
+    frozen_text = not any(p.requires_grad for p in text_encoder.parameters())
+    graphs = Graphs(base.device, on=frozen_text)  # a text encoder asks the host in every pass
+    optimiser = torch.optim.AdamW(learning, lr=settings.lr, weight_decay=1e-2, capturable=graphs.on)
     with torch.no_grad():
         fixed = embed(base, text_encoder, settings.prompt)
-    frozen_text = not any(p.requires_grad for p in text_encoder.parameters())
-    order: list[int] = []
-    for _ in range(settings.steps):
-        while len(order) < settings.batch:
-            order += torch.randperm(len(photos), generator=draws).tolist()
-        rows, order = order[: settings.batch], order[settings.batch :]
-        mean, std = (part[rows] for part in posterior)
-        z = (mean + std * _normal(mean, draws)) * pipe.vae.config.scaling_factor
-        t = torch.randint(0, len(alphas), (len(z),), generator=draws).to(base.device)
-        noise, alpha = _normal(z, draws), alphas[t].view(-1, 1, 1, 1)
+
+    def step(z: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor]:
+        alpha = alphas[t].view(-1, 1, 1, 1)
         with torch.autocast(base.device.type, torch.bfloat16, enabled=base.device.type == "cuda"):
             prompt = fixed if frozen_text else embed(base, text_encoder, settings.prompt)
             noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
@@ -156,6 +152,18 @@ def customize(
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimiser.step()
+        return (loss.detach(),)
+
+    learn = graphs.of(step)
+    order: list[int] = []
+    for _ in range(settings.steps):
+        while len(order) < settings.batch:
+            order += torch.randperm(len(photos), generator=draws).tolist()
+        rows, order = order[: settings.batch], order[settings.batch :]
+        mean, std = (part[rows] for part in posterior)
+        z = (mean + std * _normal(mean, draws)) * pipe.vae.config.scaling_factor
+        t = torch.randint(0, len(alphas), (len(z),), generator=draws).to(base.device)
+        learn(z, t, _normal(z, draws))
         after()
 
 
