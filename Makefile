@@ -64,6 +64,7 @@ acceptance: $(STAMP)
 	  --held-out dladiff/profiles/tiny/encoders/residual.onnx
 
 # Every method against every attack of the tiny model: hours on two cores, and goes on where it stopped.
+# GPUS=0.0625: each attack takes that share of a GPU.
 # QUICK=1: three people, dladiff, aspl, random noise of the same PSNR and the clean photos, one attack of each kind.
 ifdef QUICK
 PEOPLE := --people 2 --sets 1
@@ -74,7 +75,7 @@ else
 PEOPLE := --people 8 --sets 2
 METHODS := fsmg aspl disdiff anti-diffusion mist caat ace
 ABLATIONS := without_dsur without_adft without_layer2
-HOW := --attack dreambooth --attack lora --attack ip_adapter_faceid --count 8 --seed 0 --seed 1 $(and $(GPUS),--gpus $(GPUS))
+HOW := --attack dreambooth --attack lora --attack ip_adapter_faceid --count 8 --seed 0 --seed 1
 endif
 
 evaluate: $(STAMP)
@@ -86,7 +87,7 @@ evaluate: $(STAMP)
 	    --config tests/acceptance/equal_psnr.yaml || exit $$?; done
 	for name in $(ABLATIONS); do \
 	  $(BIN)/dladiff protect --input $(EVALUATION)/photos --output $(EVALUATION)/$$name --preset $$name || exit $$?; done
-	$(BIN)/dladiff evaluate --output $(EVALUATION)/dladiff --results $(EVALUATION)/results $(HOW) \
+	$(BIN)/dladiff evaluate --output $(EVALUATION)/dladiff --results $(EVALUATION)/results $(HOW) $(if $(GPUS),--gpus $(GPUS)) \
 	  $(foreach name,$(METHODS) $(ABLATIONS),--compare $(name)=$(EVALUATION)/$(name)) \
 	  --judge embedded:mobile --judge $(DLADIFF_ASSETS)/insightface_pack/mini_y1 --judge embedded:residual
 

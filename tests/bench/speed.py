@@ -89,10 +89,10 @@ def order(config: FinetuningConfig, ours: bool) -> list[str]:
 SHORT = {"iter_ft": 3, "iter_opt": 2, "iter_1": 2, "iter_2": 2}
 
 
-def measured(
-    case: Case, resident: Surrogate | None, read: Callable[[], float], schedule: dict[str, int] = SHORT
-) -> Costs:
-    """Run a schedule once, ours on a resident surrogate or straight; return the mean cost of a step by `read`.
+def intervals(
+    case: Case, resident: Surrogate | None, read: Callable[[], float], schedule: dict[str, int]
+) -> dict[str, list[float]]:
+    """Run a schedule once, ours on a resident surrogate or straight; return what passes from mark to mark, by stage.
 
     `read` (a clock, or a count of FLOPs) is marked whenever a step draws its noise or photos are encoded ahead.
     """
@@ -121,10 +121,19 @@ def measured(
         static = finetuning_layer.static_surrogate(resident, x, config, one)
         finetuning_layer.perturb(resident, static, x, config, each)
     marks.append(read())
-    costs = dict.fromkeys(STAGES, 0.0)
+    found: dict[str, list[float]] = {stage: [] for stage in STAGES}
     for (start, end), stage in zip(itertools.pairwise(marks), order(config, resident is not None), strict=True):
-        costs[stage] += end - start
-    return {stage: costs[stage] / steps for stage, steps in counts(config, resident is not None).items()}
+        found[stage].append(end - start)
+    return found
+
+
+def measured(
+    case: Case, resident: Surrogate | None, read: Callable[[], float], schedule: dict[str, int] = SHORT
+) -> Costs:
+    """Return the mean cost of a step of each stage, over a schedule."""
+    found = intervals(case, resident, read, schedule)
+    steps = counts(replace(case.config, **schedule), resident is not None)
+    return {stage: sum(found[stage]) / steps[stage] for stage in STAGES}
 
 
 def flops(case: Case, resident: Surrogate | None) -> Costs:
@@ -176,6 +185,39 @@ def on_gpu(case: Case, best: float, straight: bool) -> Table:
             seconds, count = (sum(steps[name][s] * costs[name][s] for s in row) for costs in (taken, work))
             cells += [f"{seconds:.2f}", f"{count / 1e12:.0f}", f"{count / seconds / best:.0%}"]
         table.add_row("all" if row is STAGES else row[0], *cells)
+    return table
+
+
+FORMATS = {
+    "VAE in bf16 by autocast": (torch.float32, torch.channels_last, torch.contiguous_format, False),
+    "the same, contiguous": (torch.float32, torch.contiguous_format, torch.contiguous_format, False),
+    "VAE in bf16 throughout": (torch.bfloat16, torch.channels_last, torch.contiguous_format, False),
+    "the same, contiguous ": (torch.bfloat16, torch.contiguous_format, torch.contiguous_format, False),
+    "VAE in bf16 throughout, UNets channels_last": (torch.bfloat16, torch.channels_last, torch.channels_last, False),
+    "the same, cuDNN tries its kernels": (torch.bfloat16, torch.channels_last, torch.channels_last, True),
+}
+"""The VAE's type and layout, the UNets' layout, and whether cuDNN times its kernels before it takes one."""
+LONGER = {"iter_ft": 24, "iter_opt": 5}
+LAST = 12  # intervals of each stage that count: once everything is recorded
+
+
+def formats(case: Case) -> Table:
+    """Milliseconds of a step on a GPU by number format and memory layout, and the paper preset's seconds of them."""
+    resident = Surrogate(case.folder, case.device)
+    table = Table("", *(f"{stage}, ms" for stage in STAGES[1:]), "preset, s", title=f"{case.title}: formats")
+    for name, (kind, vae, unets, tried) in FORMATS.items():
+        torch.backends.cudnn.benchmark = tried
+        resident.vae.to(kind, memory_format=vae)
+        resident.fresh_unet().to(memory_format=unets)
+        resident.as_it_is(resident.unet).to(memory_format=unets)
+        found = intervals(case, resident, partial(now, case.device), LONGER)
+        steps = counts(PAPER, True)
+        encoded = PAPER.iter_3 / (PAPER.iter_3 + 1)  # one of the dynamic surrogate's intervals encodes
+        each = {s: sum(found[s][-LAST:]) / LAST / (encoded if s == DYNAMIC else 1) for s in STAGES[1:]}
+        cells = [f"{1000 * each[stage]:.1f}" for stage in STAGES[1:]]
+        table.add_row(name.strip(), *cells, f"{sum(steps[s] * each[s] for s in STAGES[1:]):.1f}")
+        gc.collect()
+    torch.backends.cudnn.benchmark = False
     return table
 
 
@@ -238,6 +280,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("tiny", "sd21"))
     parser.add_argument("--gpu", action="store_true", help="Stable Diffusion 2.1 at full width and 512 px, on CUDA")
     parser.add_argument("--fits", choices=FITS, help="with --gpu: ours alone, within a card of this size")
+    parser.add_argument("--formats", action="store_true", help="with --gpu: ours alone, by number format and layout")
     parser.add_argument("--model", type=Path, help="with --gpu: keep the model in this folder, or take the one there")
     options = parser.parse_args()
     device = torch.device("cuda" if options.gpu else "cpu")
@@ -257,6 +300,9 @@ def main() -> None:
             if not (model / "model_index.json").is_file():
                 sd21(model, 1)
             case = Case("SD 2.1", model, 512, 16, options.photos, device, config)
+            if options.formats:
+                console.print(formats(case))
+                return
             console.print(on_gpu(case, best, straight=options.fits is None))
             console.print(f"ours, recorded: peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
             return
