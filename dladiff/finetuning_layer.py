@@ -84,6 +84,7 @@ def perturb(
         return Part(batch, surrogate.prior_batch(own), len(own) / len(x))
 
     for epoch in range(config.iter_opt):
+        graphs.ready = epoch > 1  # every kind of step has been taken by then
         if epoch:  # the last epoch would train a surrogate that no step asks any more
             static.to(surrogate.host if config.offload else surrogate.device)
             posteriors = [surrogate.encode_fixed(x[part] + delta[part], size) for part in parts]

@@ -93,7 +93,8 @@ class Protector:
         """Protect the photos of one identity; its name takes no part in the result.
 
         `clean` may hold more photos than the method wants: the best are taken. When the GPU runs out of memory the
-        batch is halved and the identity begun again: the same mathematics in smaller parts, and the note says so.
+        identity is begun again, first without recorded steps, then with a batch of half the size: the same mathematics,
+        and the note says so.
         """
         cuda = self.models.device.type == "cuda"
         chosen = best_photos(clean, self.config.clean_photos, self.models.detector)
@@ -106,6 +107,10 @@ class Protector:
                 done = protect(photos, chosen, self.models, config, self.seed, self.trace)
                 break
             except torch.OutOfMemoryError:
+                if self.models.surrogate.recorded:
+                    self.models.surrogate.recorded = False  # for the identities to come as well
+                    note = "GPU out of memory: steps are no longer recorded"
+                    continue
                 size = config.finetuning.batch_photos
                 if size == 1:
                     raise
@@ -122,7 +127,7 @@ class Protector:
 
     def _peak_memory(self) -> int:
         if self.models.device.type == "cuda":
-            return torch.cuda.max_memory_allocated()
+            return torch.cuda.max_memory_reserved()  # what recorded steps keep counts as free, but nobody else gets it
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 

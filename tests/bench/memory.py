@@ -1,8 +1,8 @@
 """GPU memory of layer 1 on Stable Diffusion 2.1, counted without a GPU: `python -m tests.bench.memory`.
 
-The real code runs on tensors that have sizes and no values, those of a CUDA run: fp32 weights, bf16 autocast, fused
-attention. What the networks, gradients, moments and inner values take at their peak is counted, byte for byte. Not
-counted: what CUDA itself takes, the libraries' workspaces, and the allocator's gaps.
+The real code runs on tensors that have sizes and no values, those of a CUDA run: fp32 weights, bf16 autocast, a VAE in
+bf16, fused attention. What the networks, gradients, moments and inner values take at their peak is counted, byte for
+byte. Not counted: CUDA's own, the libraries' workspaces, the allocator's gaps, and what recorded steps keep.
 """
 
 import weakref
@@ -84,9 +84,10 @@ def replaced(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: boo
 def weightless() -> Surrogate:
     """Return Stable Diffusion 2.1 as it is resident on a GPU, without values; the pretrained weights lie elsewhere."""
     surrogate = Surrogate.__new__(Surrogate)
-    surrogate.device, surrogate.host, surrogate.reduced = torch.device("cpu"), ELSEWHERE, True
+    surrogate.device, surrogate.host = torch.device("cpu"), ELSEWHERE
+    surrogate.reduced, surrogate.recorded = True, False
     surrogate.unet = UNet2DConditionModel(**UNET).eval().requires_grad_(False).to(ELSEWHERE)
-    surrogate.vae = AutoencoderKL(**VAE).eval().requires_grad_(False)
+    surrogate.vae = AutoencoderKL(**VAE).eval().requires_grad_(False).bfloat16()
     surrogate.learner = surrogate.still = surrogate.prior = None
     surrogate.prompts = {FinetuningConfig().prompt: Prompt(torch.zeros(1, 77, UNET["cross_attention_dim"]), 4)}
     surrogate.alphas = torch.linspace(1, 0, 1000)

@@ -63,6 +63,22 @@ def test_the_batch_is_halved_until_it_fits(
     assert tried[0] == 4  # the next identity starts with the batch as configured
 
 
+def test_before_that_steps_are_no_longer_recorded(protector: Protector, monkeypatch: pytest.MonkeyPatch) -> None:
+    surrogate, tried = protector.models.surrogate, list[bool]()
+
+    def protect(*arguments: Any) -> Protected:
+        tried.append(surrogate.recorded)
+        if surrogate.recorded:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Protected([], {})
+
+    monkeypatch.setattr(service, "protect", protect)
+    surrogate.recorded = True
+    notes = [protector.protect_identity(name, PHOTOS, []).note for name in ("a", "b")]
+    assert notes == ["GPU out of memory: steps are no longer recorded", ""]
+    assert tried == [True, False, False]
+
+
 def test_a_single_photo_that_does_not_fit_fails(protector: Protector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "protect", room_for(0, []))
     with pytest.raises(torch.OutOfMemoryError):
