@@ -29,7 +29,10 @@ def protector(monkeypatch: pytest.MonkeyPatch) -> Protector:
     made.config = service.method_config("tiny", None, {})
     made.config = replace(made.config, finetuning=replace(made.config.finetuning, batch_photos=4))
     made.seed, made.trace = 0, False
-    made.models = SimpleNamespace(device=torch.device("cpu"), detector=None)  # type: ignore[assignment]
+    models = SimpleNamespace(
+        device=torch.device("cpu"), detector=None, surrogate=SimpleNamespace(recorded=False, name="s")
+    )
+    made.models = models  # type: ignore[assignment]
     monkeypatch.setattr(made, "_described", list)
     return made
 
