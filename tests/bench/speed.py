@@ -1,21 +1,15 @@
 """Layer 1 written straight down beside ours, in one run on one thread: `python -m tests.bench.speed`.
 
     python -m tests.bench.speed --only tiny        # what `make bench` runs
-    python -m tests.bench.speed --gpu              # Stable Diffusion 2.1 at full width, 512 px, on a CUDA device
-    python -m tests.bench.speed --gpu --fits 24GB  # ours alone, within such a card; the straight way does not fit one
 
 Seconds of each stage are those of one batch of photos under the paper preset, taken from the mean step of a
 short schedule (two epochs): medians of several runs, the two ways in turn, of this process's own CPU time, which other
 processes disturb least. FLOPs are counted, not estimated; the share of peak is against this machine's own matrix
-multiplication. Compare ratios, and within one run only.
-
-On a GPU: wall seconds, bf16, peak memory; ours also with its steps recorded (`dladiff.graphs`), over the whole of the
-preset's schedule.
+multiplication. Compare ratios, and within one run only. `tests.bench.gpu` does the same on a GPU.
 """
 
 import argparse
 import contextlib
-import gc
 import itertools
 import shutil
 import tempfile
@@ -39,7 +33,6 @@ from transformers.utils import logging as transformers_logging
 
 from dladiff import finetuning_layer
 from dladiff.config import FinetuningConfig
-from dladiff.presets import FITS
 from dladiff.randomness import stream
 from dladiff.surrogate import EMBEDDED, Surrogate
 from tests.bench.straight import Straight
@@ -163,64 +156,6 @@ def peak(device: torch.device) -> float:
     return 2 * side**3 / min(seconds)
 
 
-def on_gpu(case: Case, best: float, straight: bool) -> Table:
-    """Lay out the paper preset's seconds, FLOPs and shares of the peak, ours with steps recorded and without."""
-    resident = Surrogate(case.folder, case.device)
-    resident.recorded = False
-    ways: dict[str, Surrogate | None] = ({"straight": None} if straight else {}) | {"ours, not recorded": resident}
-    work = {name: flops(case, way) for name, way in ways.items()}  # also warms up
-    taken = {name: measured(case, way, partial(now, case.device)) for name, way in ways.items()}
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    resident.recorded = True
-    ways["ours"], work["ours"] = resident, work["ours, not recorded"]
-    taken["ours"] = measured(case, resident, partial(now, case.device), {})
-    steps = {name: counts(PAPER, way is not None) for name, way in ways.items()}
-    columns = [f"{name} {unit}" for name in ways for unit in ("s", "TFLOP", "of peak")]
-    table = Table("stage", *columns, title=f"{case.title}, {case.photos} photos of {case.side} px")
-    for row in (*((stage,) for stage in STAGES), STAGES):
-        cells = []
-        for name in ways:
-            seconds, count = (sum(steps[name][s] * costs[name][s] for s in row) for costs in (taken, work))
-            cells += [f"{seconds:.2f}", f"{count / 1e12:.0f}", f"{count / seconds / best:.0%}"]
-        table.add_row("all" if row is STAGES else row[0], *cells)
-    return table
-
-
-FORMATS = {
-    "VAE in bf16 by autocast": (torch.float32, torch.channels_last, torch.contiguous_format, False),
-    "the same, contiguous": (torch.float32, torch.contiguous_format, torch.contiguous_format, False),
-    "VAE in bf16 throughout": (torch.bfloat16, torch.channels_last, torch.contiguous_format, False),
-    "the same, contiguous ": (torch.bfloat16, torch.contiguous_format, torch.contiguous_format, False),
-    "VAE in bf16 throughout, UNets channels_last": (torch.bfloat16, torch.channels_last, torch.channels_last, False),
-    "the same, cuDNN tries its kernels": (torch.bfloat16, torch.channels_last, torch.channels_last, True),
-}
-"""The VAE's type and layout, the UNets' layout, and whether cuDNN times its kernels before it takes one."""
-LONGER = {"iter_ft": 24, "iter_opt": 7}
-LAST = 12  # intervals of each stage that count: once everything is recorded
-
-
-def formats(case: Case) -> Table:
-    """Milliseconds of a step on a GPU by number format and memory layout, and the paper preset's seconds of them."""
-    resident = Surrogate(case.folder, case.device)
-    table = Table("", *(f"{stage}, ms" for stage in STAGES[1:]), "preset, s", title=f"{case.title}: formats")
-    for name, (kind, vae, unets, tried) in FORMATS.items():
-        torch.backends.cudnn.benchmark = tried
-        resident.vae.to(kind, memory_format=vae)
-        resident.fresh_unet().to(memory_format=unets)
-        resident.as_it_is(resident.unet).to(memory_format=unets)
-        found = intervals(case, resident, partial(now, case.device), LONGER)
-        steps = counts(PAPER, True)
-        encoded = PAPER.iter_3 / (PAPER.iter_3 + 1)  # one of the dynamic surrogate's intervals encodes
-        each = {s: sum(found[s][-LAST:]) / LAST / (encoded if s == DYNAMIC else 1) for s in STAGES[1:]}
-        cells = [f"{1000 * each[stage]:.1f}" for stage in STAGES[1:]]
-        table.add_row(name.strip(), *cells, f"{sum(steps[s] * each[s] for s in STAGES[1:]):.1f}")
-        gc.collect()
-    torch.backends.cudnn.benchmark = False
-    return table
-
-
 def compare(case: Case, runs: int, best: float) -> Table:
     """Measure both ways in turn and lay out the paper preset's seconds, ratios, FLOPs and shares of the peak."""
     resident = Surrogate(case.folder, case.device)
@@ -278,35 +213,14 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=4)
     parser.add_argument("--side", type=int, default=256, help="px of the SD 2.1 layout; its maps are side / 32 cells")
     parser.add_argument("--only", choices=("tiny", "sd21"))
-    parser.add_argument("--gpu", action="store_true", help="Stable Diffusion 2.1 at full width and 512 px, on CUDA")
-    parser.add_argument("--fits", choices=FITS, help="with --gpu: ours alone, within a card of this size")
-    parser.add_argument("--formats", action="store_true", help="with --gpu: ours alone, by number format and layout")
-    parser.add_argument("--model", type=Path, help="with --gpu: keep the model in this folder, or take the one there")
     options = parser.parse_args()
-    device = torch.device("cuda" if options.gpu else "cpu")
-    if options.gpu and not torch.cuda.is_available():
-        parser.error("no CUDA device here; python -m tests.bench.memory counts the memory without one")
-    if not options.gpu:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    best = peak(device)
+    best = peak(CPU)
     console = Console(width=140)
-    console.print(f"{device}, matrix product: {best / 1e9:.0f} GFLOP/s")
+    console.print(f"matrix product: {best / 1e9:.0f} GFLOP/s")
     with tempfile.TemporaryDirectory() as folder:
-        if options.gpu:
-            config = replace(PAPER, **FITS[options.fits]["finetuning"]) if options.fits else PAPER
-            model = options.model or Path(folder)
-            if not (model / "model_index.json").is_file():
-                sd21(model, 1)
-            case = Case("SD 2.1", model, 512, 16, options.photos, device, config)
-            if options.formats:
-                console.print(formats(case))
-                return
-            console.print(on_gpu(case, best, straight=options.fits is None))
-            peaks = [torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()]
-            console.print("ours: peak memory {:.1f} GiB in use, {:.1f} GiB held".format(*(p / 2**30 for p in peaks)))
-            return
         if options.only != "sd21":
             console.print(compare(Case("tiny model", "embedded", 128, 16, options.photos), options.runs, best))
         if options.only != "tiny":

@@ -23,10 +23,10 @@ class Straight:
     def __init__(self, folder: str | Path, device: torch.device, config: FinetuningConfig) -> None:
         self.models = Surrogate(folder, device)
         self.config = config
-        self.models.vae.to(memory_format=torch.contiguous_format)
+        self.models.vae.float().to(memory_format=torch.contiguous_format)
         self.static = UNet2DConditionModel.from_config(self.models.unet.config).to(device)
         self.static.load_state_dict(self.models.unet.state_dict())
-        self.dynamic = self.models.unet.requires_grad_(True)
+        self.dynamic = self.models.unet.to(device).requires_grad_(True)
 
     def protect(self, clean: Tensor, x: Tensor, generator: Generator, generators: list[Generator]) -> Tensor:
         """Algorithm 1 for the clean set `m 3 r r` and one batch `b 3 r r`: its perturbation."""
