@@ -1,6 +1,7 @@
 """`dladiff evaluate`: plan, subtract what is done, hand the rest to Ray Data row by row, print the tables."""
 
 import json
+import os
 import uuid
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -8,10 +9,10 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from dladiff.errors import StorageError
+from dladiff.errors import ConfigError, StorageError
 from pipeline.engine import room, started, told
 from pipeline.evaluation_actor import EvaluateIdentity
-from pipeline.evaluation_config import EvaluateConfig
+from pipeline.evaluation_config import EvaluateConfig, missing
 from pipeline.evaluation_plan import Row, make_plan
 from pipeline.lease import Lease
 from pipeline.live import safe
@@ -45,11 +46,13 @@ def evaluate(
 
     `tables_only` writes them from what is there. Raises ConfigError or ModelError (exit code 2), StorageError (3).
     """
+    if not os.environ.get("RAY_ADDRESS") and (faults := missing(config)):  # a cluster's workers may have it
+        raise ConfigError(faults)
     plan = make_plan(config)
     found = Evaluated(len(plan.identities), len(plan.left_out), len(plan.rows))
     try:
         storage = open_storage(config.results, create=not dry_run)
-        there = {entry.key for entry in storage.list("rows/")}
+        there = {entry.key for kind in ("rows/", "failed/") for entry in storage.list(kind)}
     except StorageError:
         if not dry_run:
             raise
@@ -63,6 +66,10 @@ def evaluate(
             with closing(_results(config, todo)) as stream:
                 _follow(stream, len(todo), lease, console or Console(stderr=True, emoji=False))
         lease.check()
+        if tables_only and not there & {
+            f"{kind}/{row['key']}.json" for row in plan.rows for kind in ("rows", "failed")
+        }:
+            raise ConfigError([f"{config.results} holds no row of this question; its tables stay as they are"])
         records = write_results(storage, config, plan)
     statuses = [record["status"] for record in records]
     found.failed = statuses.count("failed")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dladiff.errors import BusyError, ConfigError, DladiffError, ModelError, PhotoError, StorageError
+from dladiff.errors import BusyError, ConfigError, DladiffError, ModelError, NotFoundError, PhotoError, StorageError
 from pipeline import records
 from pipeline.evaluation_config import ENCODER_ONLY, from_dict
 from pipeline.evaluation_models import EvaluationModels
@@ -94,14 +94,13 @@ class EvaluateIdentity:
         clock, attack, networks = time.monotonic(), work["attack"], self.models.networks
         self.models.check()
         run_attack = self.models.attack(attack, work["base"])
-        pairs, reasons = self._photos(work)
+        pairs = self._photos(work)
         way = self.models.way(work["preprocessing"])
         shown = [way(after) for _, after in pairs]
         record = _about(work) | {
             "status": "done",
-            "reason": "; ".join(reasons),
+            "reason": "",
             "photos": len(work["photos"]),
-            "unreadable": len(reasons),
             "dropped": 0,
             "images": {},
             "protected": [],
@@ -125,9 +124,7 @@ class EvaluateIdentity:
             stored = after if record["preprocessing"] == "none" else None
             record["protected"].append(protected_row(before, photo, stored, self.models.networks))
         record["dropped"] = sum(r["original_face"] and not r["face"] for r in record["protected"])
-        if not pairs:
-            record["status"] = "no_photo"
-        elif record["condition"] == "clean" and record["preprocessing"] == "none":
+        if record["condition"] == "clean" and record["preprocessing"] == "none":
             squares = self.models.squares(shown, record["base"])
             if squares:
                 record["features"] = self._put_features(
@@ -164,9 +161,12 @@ class EvaluateIdentity:
         features = [features_of(pictures, networks.features) for pictures in made.values()]
         record["features"] = self._put_features(work["key"], features)
 
-    def _photos(self, work: Row) -> tuple[list[tuple[UInt8, UInt8]], list[str]]:
-        """Original and what the thief has of each photo, and why others cannot be read."""
-        pairs, reasons = [], []
+    def _photos(self, work: Row) -> list[tuple[UInt8, UInt8]]:
+        """Original and what the thief has of each photo.
+
+        Raises PhotoError for one that cannot be read: a row of fewer photos would stand beside rows of all.
+        """
+        pairs = []
         protected = _protected_places(work)
         for place, photo in enumerate(work["photos"]):
             try:
@@ -177,10 +177,9 @@ class EvaluateIdentity:
             except BusyError:
                 raise
             except (PhotoError, StorageError) as error:
-                reasons.append(f"{photo['source_uri']}: {error}")
-                continue
+                raise PhotoError(f"{photo['source_uri']}: {error}") from error
             pairs.append((before, after))
-        return pairs, reasons
+        return pairs
 
     def _condition(self, condition: str, photo: Row, before: UInt8) -> UInt8:
         if condition == "clean":
@@ -207,7 +206,7 @@ class EvaluateIdentity:
         if name not in self.references:
             photos = []
             for uri in work["references"]:
-                with contextlib.suppress(PhotoError):
+                with contextlib.suppress(PhotoError, NotFoundError):
                     photos.append(self._pixels(uri))
             while len(self.references) >= HELD:
                 self.references.pop(next(iter(self.references)))

@@ -1,11 +1,11 @@
 """Commands of the `dladiff` group that judge a protection: parse, call one function, return its code."""
 
+import contextlib
 import dataclasses
 import json
 from typing import Any
 
 import click
-import yaml
 
 from dladiff.errors import ConfigError
 from pipeline.options import AS_JSON
@@ -109,8 +109,16 @@ def _settings(changes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         attack, dot, setting = name.partition(".")
         if not dot:
             raise ConfigError([f"--set: {name!r} is not ATTACK.FIELD, such as lora.steps"])
-        found.setdefault(attack, {})[setting] = yaml.safe_load(text)  # a number, or text
+        found.setdefault(attack, {})[setting] = _value(text)
     return found
+
+
+def _value(text: str) -> int | float | str:
+    """Read a whole number, a number such as 5e-3, or text."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 COMMANDS = (evaluate, mos)

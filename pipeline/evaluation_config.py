@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import dladiff
-from dladiff.errors import ConfigError
+from dladiff import packs
+from dladiff.errors import ConfigError, ModelError
 from dladiff.evaluation.names import ATTACKS, PREPROCESSING, PURIFIERS
 from dladiff.settings import nearest
-from pipeline.weights import fingerprint
+from pipeline.weights import faces, fingerprint
 
 VERSION = 2  # of what a row measures; raised when that changes, so that older rows are done again
 DERIVED = ("clean", "noise")
@@ -113,7 +114,7 @@ class EvaluateConfig:
             "version": VERSION,
             "tiny": fingerprint("embedded", frozenset()) if "embedded" in self.bases else "",
             "defaults": fingerprint(str(DEFAULTS)),
-            "judges": [fingerprint(name) for name in self.judges],
+            "judges": [faces(name) for name in self.judges],
             **{name: fingerprint(getattr(self, name) or "") for name in ("features", "fiqa", "lpips")},
             "prompts": list(self.prompts),
             "count": self.count,
@@ -123,6 +124,27 @@ class EvaluateConfig:
         """Return plain JSON values."""
         out: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return out
+
+
+def missing(config: EvaluateConfig) -> list[str]:
+    """Return what the settings name and this machine does not have, a line each."""
+    faults = []
+    for judge in config.judges:
+        try:
+            if fingerprint(judge) == judge:  # neither a file, a folder nor one that ships
+                packs.located(judge)
+        except ModelError as error:
+            faults.append(f"--judge: {error}")
+    for way in config.preprocessings:
+        name, given, folder = way.partition("=")
+        if given and not Path(folder).exists():
+            faults.append(
+                f"--preprocessing: nothing at {folder}: name the folder of {PURIFIERS.get(name) or 'a model'}"
+            )
+        elif not given and PURIFIERS.get(name):
+            faults.append(f"--preprocessing: {name} needs weights: {name}=FOLDER of {PURIFIERS[name]}")
+    faults += [f"--base: nothing at {b}: name a folder" for b in config.bases if fingerprint(b) == b]
+    return faults
 
 
 def _unknown(option: str, names: Iterable[str], known: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from dladiff.errors import ConfigError
 from pipeline.evaluation_config import ENCODER_ONLY, EvaluateConfig
 from pipeline.photos import UInt8
 
+ZERO_SHOT = ("ip_adapter_faceid", "ip_adapter_faceid_held_out", "instantid")
 Images = dict[str, list[UInt8]]
 """Prompt to pictures."""
 
@@ -64,7 +65,7 @@ class EvaluationModels:
         if name == ENCODER_ONLY:
             return None
         from dladiff.evaluation.attackers import ATTACKS, AttackSettings, settings_for
-        from dladiff.evaluation.attackers.adapter import adapter_weights
+        from dladiff.evaluation.attackers.adapter import adapter_weights, recogniser
         from dladiff.evaluation.attackers.instantid import with_identity
         from dladiff.settings import build
 
@@ -80,6 +81,8 @@ class EvaluationModels:
             adapter_weights(settings.adapter, "IP-Adapter FaceID")
         if name == "instantid":
             with_identity(model, settings)
+        if name in ZERO_SHOT:
+            recogniser(settings.encoder)
         return lambda squares, seed: attack(model, squares, settings, self.config.prompts, self.config.count, seed)
 
     def base(self, folder: str) -> tuple[Any, Any]:

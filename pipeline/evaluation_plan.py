@@ -11,6 +11,7 @@ from dladiff.settings import digest
 from pipeline.evaluation_config import ENCODER_ONLY, EvaluateConfig
 from pipeline.layouts import SET_FILE, SET_FOLDER
 from pipeline.manifest import PHOTOS_KEY
+from pipeline.names import key_fault
 from pipeline.rows import parquet
 from pipeline.sources import is_photo
 from pipeline.storage import Storage, open_storage
@@ -23,6 +24,8 @@ WEIGHTS = ("adapter", "encoder", "control")  # settings of attacks that name fil
 REFERENCES = 16  # clean photos of a person that the judge averages
 
 Row = dict[str, Any]
+Place = tuple[str, str]
+"""Address of a photo, and what changes with its content."""
 
 
 @dataclass
@@ -51,18 +54,20 @@ def make_plan(config: EvaluateConfig) -> EvaluationPlan:
         raise ConfigError(["no identity is protected in every run; compare runs of the same photos"])
     parts = config.digest_parts()
     fingerprints = {name: fingerprint(name) for name in config.bases}
+    ways = {way: _weighed(way) for way in ("none", *config.preprocessings)}
     settings = {name: _by_content(given) for name, given in config.settings.items()}
     adapters = fingerprint(str(EMBEDDED / "adapter"))
     opened: dict[str, Storage] = {}
     for identity in plan.identities:
         photos = common[identity]
         taken = {photo["source_uri"] for photo in photos}
-        own = sorted(p["source_uri"] for p in runs[config.name][identity].values())
-        references = _references(config, identity, photos, [uri for uri in own if uri not in taken], opened)
+        own = sorted((p["source_uri"], p["source_sha256"]) for p in runs[config.name][identity].values())
+        references = _references(config, identity, photos, [(u, t) for u, t in own if u not in taken], opened)
         for what in _combinations(config):
-            row = {"identity": identity, **what, "photos": photos, "references": references}
+            row = {"identity": identity, **what, "photos": photos, "references": [uri for uri, _ in references]}
             about = row | {"photos": [_content(p, what["condition"], config.name) for p in photos]}
-            about |= {"references": [uri.rpartition("/")[2] for uri in references]}
+            about |= {"references": [[uri.rpartition("/")[2], tag] for uri, tag in references]}
+            about |= {"preprocessing": ways[what["preprocessing"]]}
             about |= {"base": fingerprints[what["base"]], "settings": settings.get(what["attack"], {})}
             about |= {"adapters": adapters} if what["attack"].startswith(FACEID) else {}
             row["key"] = digest({"row": about, **parts})[:32]
@@ -73,6 +78,12 @@ def make_plan(config: EvaluateConfig) -> EvaluationPlan:
 def _by_content(settings: dict[str, Any]) -> dict[str, Any]:
     """Name weights by what is in them, so that other weights under an old name are another attack."""
     return {key: fingerprint(str(value)) if key in WEIGHTS else value for key, value in settings.items()}
+
+
+def _weighed(way: str) -> str:
+    """Name a purifier's weights by their content too."""
+    name, given, folder = way.partition("=")
+    return f"{name}={fingerprint(folder)}" if given else name
 
 
 def _combinations(config: EvaluateConfig) -> Iterator[Row]:
@@ -147,27 +158,28 @@ def _content(photo: Row, condition: str, main: str) -> list[str]:
 
 
 def _references(
-    config: EvaluateConfig, identity: str, photos: list[Row], others: list[str], opened: dict[str, Storage]
-) -> list[str]:
-    """Addresses of clean photos that the thief does not have.
+    config: EvaluateConfig, identity: str, photos: list[Row], others: list[Place], opened: dict[str, Storage]
+) -> list[Place]:
+    """Clean photos that the thief does not have.
 
     Those of `references`; else set A and C beside a set B; else the `others`, originals of the identity's further
     photos. A folder is not looked through otherwise: it may hold other people.
     """
     if config.references is not None:
-        return _listed(config.references, f"{identity}/", opened)[:REFERENCES]
+        named = not key_fault(identity)  # else no folder can have this name
+        return _listed(config.references, f"{identity}/", opened)[:REFERENCES] if named else []
     folder, _, name = photos[0]["source_uri"].rpartition("/")
     above, _, last = folder.rpartition("/")
     if own := SET_FOLDER.fullmatch(last):
-        beside = [(uri, SET_FOLDER.fullmatch(uri.split("/")[-2])) for uri in _listed(above, "", opened)]
+        beside = [(place, SET_FOLDER.fullmatch(place[0].split("/")[-2])) for place in _listed(above, "", opened)]
     elif own := SET_FILE.fullmatch(name):
-        beside = [(uri, SET_FILE.fullmatch(uri.rpartition("/")[2])) for uri in _listed(folder, "", opened)]
+        beside = [(place, SET_FILE.fullmatch(place[0].rpartition("/")[2])) for place in _listed(folder, "", opened)]
     else:
         return others[:REFERENCES]
-    return [uri for uri, mark in beside if mark and mark[1].upper() != own[1].upper()][:REFERENCES]
+    return [place for place, mark in beside if mark and mark[1].upper() != own[1].upper()][:REFERENCES]
 
 
-def _listed(uri: str, prefix: str, opened: dict[str, Storage]) -> list[str]:
+def _listed(uri: str, prefix: str, opened: dict[str, Storage]) -> list[Place]:
     if uri not in opened:
         opened[uri] = open_storage(uri)
-    return sorted(opened[uri].uri_of(e.key) for e in opened[uri].list(prefix) if is_photo(e.key))
+    return sorted((opened[uri].uri_of(e.key), e.tag) for e in opened[uri].list(prefix) if is_photo(e.key))

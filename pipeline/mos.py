@@ -1,5 +1,6 @@
 """`dladiff mos`: generated faces in random order on a local page, and what people say of them."""
 
+import hashlib
 import http.server
 import json
 import random
@@ -8,14 +9,14 @@ from functools import lru_cache, partial
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from dladiff.errors import ConfigError, DladiffError, StorageError
+from dladiff.errors import ConfigError, DladiffError, NotFoundError, StorageError
 from dladiff.evaluation.ratings import SCALE, krippendorff_alpha
-from pipeline.evaluation_page import read_face
 from pipeline.names import shown
 from pipeline.page import asset, filled, policy
-from pipeline.photos import encode_png
+from pipeline.photos import decode, encode_png
 from pipeline.ratings import SCORES, Rating, add_rating, opinions, read_ratings
 from pipeline.records import load_many, now
+from pipeline.rows import parquet
 from pipeline.storage import Storage
 
 HOST = "127.0.0.1"  # faces of real people: this machine alone
@@ -30,12 +31,14 @@ Reply = tuple[int, str, bytes]
 def faces_of(results: Storage, most: int = FACES, seed: int = 0) -> list[Face]:
     """List generated faces, at most `most` of each attack and condition, drawn with `seed`.
 
-    Only the main prompt of rows without preprocessing counts. Raises ConfigError where there are none.
+    Only rows that the last tables rest on count, and of those the main base model and prompt, no preprocessing, all
+    photos protected. Raises ConfigError where there are none.
     """
     groups: dict[tuple[str, str], list[Face]] = {}
-    keys = sorted(entry.key for entry in results.list("rows/"))
+    keys, base = _last_question(results)
     for _, record in load_many(results, keys):
-        if record["status"] != "done" or record["preprocessing"] != "none" or record["share"] != 100:
+        main = {"status": "done", "preprocessing": "none", "share": 100, "base": base}
+        if any(record.get(name) != value for name, value in main.items()):
             continue
         prompt = next(iter(record["prompts"]), "")
         about = {name: record[name] for name in ("identity", "attack", "condition")} | {"prompt": prompt}
@@ -44,34 +47,49 @@ def faces_of(results: Storage, most: int = FACES, seed: int = 0) -> list[Face]:
     draw = random.Random(seed)
     chosen = [face for _, own in sorted(groups.items()) for face in draw.sample(own, min(most, len(own)))]
     if not chosen:
-        raise ConfigError([f"{results.uri} holds no generated faces: run `dladiff evaluate` with --kept 1 or more"])
+        raise ConfigError(
+            [
+                f"{results.uri} holds no generated faces of fully protected photos without preprocessing: run `dladiff "
+                "evaluate` with --kept 1 or more, into other --results where rows are there already"
+            ]
+        )
     return chosen
+
+
+def _last_question(results: Storage) -> tuple[list[str], str]:
+    """Return the keys of the records that results.parquet rests on, and their main base model."""
+    try:
+        rows = parquet(results.get("results.parquet")).read(columns=["key", "base"]).to_pylist()
+    except NotFoundError as error:
+        raise ConfigError([f"{results.uri} holds no results.parquet: run `dladiff evaluate` first"]) from error
+    keys = sorted({f"rows/{row['key']}.json" for row in rows} & {entry.key for entry in results.list("rows/")})
+    return keys, rows[0]["base"] if rows else ""
 
 
 class Session:
     """The faces to rate and where the ratings go. A rater never sees which method a face is of."""
 
     def __init__(self, results: Storage, faces: list[Face]) -> None:
-        self.results, self.faces = results, faces
+        """Each face is known to the page by a sign that tells nothing and is the same in every session."""
+        self.results = results
+        self.faces = {hashlib.sha256(face["face"].encode()).hexdigest()[:20]: face for face in faces}
 
-    def order(self, rater: str) -> list[int]:
-        """Return the numbers of the faces in this rater's own random order."""
-        order = list(range(len(self.faces)))
+    def order(self, rater: str) -> list[str]:
+        """Return the signs of the faces in this rater's own random order."""
+        order = sorted(self.faces)
         random.Random(f"order/{rater}").shuffle(order)
         return order
 
     def next(self, rater: str) -> dict[str, Any]:
-        """Return the number of the next face and how many are rated; `face` is None at the end."""
+        """Return the sign of the next face and how many are rated; `face` is None at the end."""
         rated = {row["face"] for row in read_ratings(self.results) if row["rater"] == rater}
-        left = [i for i in self.order(rater) if self.faces[i]["face"] not in rated]
+        left = [sign for sign in self.order(rater) if self.faces[sign]["face"] not in rated]
         return {"face": left[0] if left else None, "rated": len(self.faces) - len(left), "faces": len(self.faces)}
 
-    def rate(self, rater: str, face: int, score: int) -> dict[str, Any]:
-        """Store a rating; a face counts once a rater. Returns `next`."""
-        known = {row["face"] for row in read_ratings(self.results) if row["rater"] == rater}
-        if self.faces[face]["face"] not in known:
-            rating: Rating = self.faces[face] | {"rater": rater, "score": str(score), "time": now()}
-            add_rating(self.results, rating)
+    def rate(self, rater: str, face: str, score: int) -> dict[str, Any]:
+        """Store a rating; a face counts once a rater. Returns `next`. Raises KeyError: no face of this session."""
+        rating: Rating = self.faces[face] | {"rater": rater, "score": str(score), "time": now()}
+        add_rating(self.results, rating)
         return self.next(rater)
 
 
@@ -96,7 +114,9 @@ def make_server(session: Session, port: int) -> http.server.ThreadingHTTPServer:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """GET / and /face/N.png, POST /next and /rate; other hosts, origins and kinds of body are refused."""
+    """GET / and /face/SIGN.png, POST /next and /rate; other hosts and kinds of body are refused."""
+
+    timeout = 30  # s that a request may take to arrive
 
     def __init__(self, session: Session, *args: Any, **kwargs: Any) -> None:
         self.session = session
@@ -121,10 +141,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             try:
                 status, kind, body = find()
-            except (ValueError, KeyError, TypeError, IndexError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 status, kind, body = _error(400, "not a request of this page")
+            except NotFoundError:
+                status, kind, body = _error(404, "this face is gone")
             except DladiffError as error:
                 status, kind, body = _error(500, str(error))
+            except TimeoutError:
+                status, kind, body = _error(408, "the request did not come to its end")
         self.send_response(status)
         for name, value in {
             "Content-Type": kind,
@@ -142,10 +166,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if path == "/":
             return 200, "text/html; charset=utf-8", _page()[0].encode()
         if path.startswith("/face/") and path.endswith(".png"):
-            number = int(path.removeprefix("/face/").removesuffix(".png"))
-            if number < 0:
-                raise IndexError(number)
-            pixels = read_face(self.session.results, self.session.faces[number]["face"])
+            face = self.session.faces[path.removeprefix("/face/").removesuffix(".png")]["face"]
+            pixels = decode(self.session.results.get(face), max_pixels=2048 * 2048, min_side=1).pixels
             return 200, "image/png", encode_png(pixels)
         return _error(404, "no such page")
 
@@ -161,7 +183,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return _json(self.session.next(rater))
         if self.path == "/rate":
             face, score = sent["face"], sent["score"]
-            if type(face) is not int or face < 0 or type(score) is not int or str(score) not in SCORES:
+            if type(face) is not str or type(score) is not int or str(score) not in SCORES:
                 raise ValueError("no rating")
             return _json(self.session.rate(rater, face, score))
         return _error(404, "no such page")

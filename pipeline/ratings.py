@@ -18,13 +18,16 @@ Rating = dict[str, str]
 def read_ratings(results: Storage) -> list[Rating]:
     """Read ratings.csv; none where there is no such file. Raises StorageError for a damaged one."""
     try:
-        text = results.get(RATINGS).decode("utf-8")
+        text = results.get(RATINGS).decode("utf-8-sig")
     except NotFoundError:
         return []
     except UnicodeDecodeError as error:
         raise StorageError(f"{results.uri_of(RATINGS)} is not UTF-8; mend or delete it") from error
-    rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    if any(row.get("score") not in SCORES or None in row.values() for row in rows):
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    rows = list(reader)
+    if not set(COLUMNS) <= set(reader.fieldnames or ()) or any(
+        row.get("score") not in SCORES or None in row.values() for row in rows
+    ):
         raise StorageError(f"{results.uri_of(RATINGS)}: a row has no score 1 to 5 or lacks a column; mend or delete it")
     return rows
 
@@ -39,10 +42,12 @@ def opinions(ratings: Iterable[Rating]) -> dict[tuple[str, str, str], Estimate]:
 
 
 def add_rating(results: Storage, rating: Rating) -> None:
-    """Append a rating, whoever else appends at the same time. Raises StorageError."""
+    """Append a rating, whoever else appends at the same time; a face counts once a rater. Raises StorageError."""
     for _ in range(50):
         tag = results.tag(RATINGS)
         rows = read_ratings(results) if tag else []
+        if any((row["rater"], row["face"]) == (rating["rater"], rating["face"]) for row in rows):
+            return
         out = io.StringIO(newline="")
         writer = csv.DictWriter(out, COLUMNS)
         writer.writeheader()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dladiff.errors import NotFoundError, StorageError
 from dladiff.evaluation.paper_layout import all_tables
 from dladiff.evaluation.paper_tables import NAMES
 from dladiff.evaluation.summaries import Group
@@ -24,8 +26,10 @@ from pipeline.rows import RESULTS
 from pipeline.storage import Storage
 
 HEAD = (
-    "Figures are means over images with a 95 % interval of a bootstrap over people (2,000 draws, seeded). `lost`: rows "
-    "that failed / rows in which the thief had no photo with a face / photos in which it found none. ISM all counts a "
+    "Figures are means over images with a 95 % interval of a bootstrap over people (2,000 draws, for FID 200, seeded; "
+    "with fewer than six people at most their range). All rows of a table are means over the same people and seeds: "
+    "those of whom every method has measurements. `lost`: rows that failed / rows in which the thief had no photo with "
+    "a face / photos in which it found none. ISM all counts a "
     "picture without a face as 0, ISM detected leaves it out; a star marks an encoder that the protection optimised "
     "against. Columns named `paper` are the paper's own numbers, of other models and photos: they are no result of "
     "this evaluation; it calls " + ", ".join(f"{ours} {theirs}" for ours, theirs in NAMES.items()) + "."
@@ -33,6 +37,8 @@ HEAD = (
 
 QUALITY = ("psnr", "psnr_face", "ssim", "linf", "lpips")
 
+ABOUT = {"key", "identity", "condition", "attack", "base", "preprocessing", "share", "seed"}
+STATUSES = ("done", "no_photo", "failed")
 Row = dict[str, Any]
 
 
@@ -44,7 +50,14 @@ def collect(results: Storage, plan: EvaluationPlan) -> list[Row]:
     for row in plan.rows:
         places = (f"rows/{row['key']}.json", f"failed/{row['key']}.json")
         keys += [place for place, known in zip(places, (done, failed), strict=True) if place in known][:1]
-    return [record for _, record in load_many(results, keys)]
+    return [_checked(results, key, record) for key, record in load_many(results, keys)]
+
+
+def _checked(results: Storage, key: str, record: Row) -> Row:
+    """Return a record that tables can be made of. Raises StorageError for a file that is none."""
+    if record.get("status") not in STATUSES or not ABOUT <= record.keys():
+        raise StorageError(f"{results.uri_of(key)} is no record of an evaluation: delete it, and it is measured again")
+    return record
 
 
 def write_results(results: Storage, config: EvaluateConfig, plan: EvaluationPlan) -> list[Row]:
@@ -68,15 +81,20 @@ def evaluation(results: Storage, config: EvaluateConfig, plan: EvaluationPlan, r
 
     @lru_cache(maxsize=64)
     def read(place: str) -> list[NDArray[np.float32]]:
-        with np.load(io.BytesIO(results.get(place)), allow_pickle=False) as stored:
-            return [stored[f"arr_{i}"] for i in range(len(stored.files))]
+        try:
+            with np.load(io.BytesIO(results.get(place)), allow_pickle=False) as stored:
+                return [stored[f"arr_{i}"] for i in range(len(stored.files))]
+        except (NotFoundError, ValueError, KeyError, OSError, zipfile.BadZipFile):
+            return []  # gone or damaged: no FID of it
 
     def features(record: Any, prompt: str) -> NDArray[np.float32] | None:
         if not record.get("features"):
             return None
-        return read(record["features"])[record["prompts"].index(prompt) if prompt else 0]
+        parts, place = read(record["features"]), record["prompts"].index(prompt) if prompt else 0
+        return parts[place] if place < len(parts) else None
 
     judge: list[dict[str, str]] = next((r["judge"] for r in records if "judge" in r), [])
+    faces = {face for r in records for own in r.get("faces", {}).values() for face in own}
     network = next((r["feature_network"] for r in records if "feature_network" in r), "")
     return Evaluation(
         records=records,
@@ -90,7 +108,7 @@ def evaluation(results: Storage, config: EvaluateConfig, plan: EvaluationPlan, r
         prompts=config.prompts,
         encoders=tuple(e["name"] for e in judge),
         optimised=frozenset(e["name"] for e in judge if {e["name"], e["sha256"]} & plan.optimised),
-        opinions=opinions(read_ratings(results)),
+        opinions=opinions(r for r in read_ratings(results) if r["face"] in faces),
     )
 
 

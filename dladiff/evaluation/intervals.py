@@ -1,11 +1,19 @@
-"""Estimates with an interval: a percentile bootstrap that draws people, not images, since one person's images agree."""
+"""Estimates with an interval: a bootstrap that draws people, not images, since one person's images agree.
 
+Percentiles of a bootstrap of few people lie too close together: of ten normal values they hold the mean in 90 % of the
+cases, not in 95. They are therefore taken further out, so far that for a mean of normal values the width is that of
+Student's t ("expanded percentile interval", Hesterberg 2015, section 5.3). With fewer than six people nothing helps:
+the interval is then at most their range, which holds the mean of three people in 75 % of the cases.
+"""
+
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 DRAWS = 2000
 LEVEL = 0.95
@@ -26,8 +34,8 @@ class Estimate:
 def mean_over_people(values: Mapping[str, Sequence[float]], *, draws: int = DRAWS, seed: int = 0) -> Estimate | None:
     """Mean of all values, each person's given under a name; None where there is no value.
 
-    The interval is the percentile cluster bootstrap (Davison and Hinkley 1997, sections 2.4 and 5.3.1): people are
-    drawn with replacement, each with all values, and the mean of what was drawn is taken.
+    The interval is that of a cluster bootstrap (Davison and Hinkley 1997, section 2.4): people are drawn with
+    replacement, each with all values, and the mean of what was drawn is taken.
     """
     groups = [np.asarray(v, np.float64) for _, v in sorted(values.items()) if len(v)]
     if not groups:
@@ -39,7 +47,7 @@ def mean_over_people(values: Mapping[str, Sequence[float]], *, draws: int = DRAW
         return found
 
     everyone = np.arange(len(groups))
-    low, high = _percentiles(mean(_drawn(len(groups), draws, seed))) if len(groups) > 1 else (None, None)
+    low, high = _percentiles(mean(_drawn(len(groups), draws, seed)), len(groups)) if len(groups) > 1 else (None, None)
     return Estimate(float(mean(everyone)), low, high, int(counts.sum()), len(groups))
 
 
@@ -57,7 +65,7 @@ def statistic_over_people(
     high: float | None = None
     if len(people) > 1:
         rows = _drawn(len(people), draws, seed)
-        low, high = _percentiles(np.array([statistic([people[i] for i in row]) for row in rows]))
+        low, high = _percentiles(np.array([statistic([people[i] for i in row]) for row in rows]), len(people))
     return Estimate(statistic(people), low, high, n, len(people))
 
 
@@ -75,6 +83,12 @@ def _drawn(people: int, draws: int, seed: int) -> NDArray[np.intp]:
     return np.random.default_rng(seed).integers(0, people, (draws, people))
 
 
-def _percentiles(values: NDArray[np.float64]) -> tuple[float, float]:
-    low, high = np.percentile(values, [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
+def tail(people: int) -> float:
+    """Return the share of draws that lies beyond either end of the interval of so many people, two or more."""
+    width = math.sqrt(people / (people - 1)) * stats.t.ppf((1 + LEVEL) / 2, people - 1)
+    return float(stats.norm.cdf(-width))
+
+
+def _percentiles(values: NDArray[np.float64], people: int) -> tuple[float, float]:
+    low, high = np.percentile(values, [100 * tail(people), 100 * (1 - tail(people))])
     return float(low), float(high)

@@ -1,4 +1,9 @@
-"""The judge of generated pictures: one detector and several identity encoders, none of them the thief's own."""
+"""The judge of generated pictures: one detector and several identity encoders.
+
+The detector is CenterFace, which crops for the thief on the tiny model and for layer 2 too. The best encoders are those
+that neither the protection nor the thief used: `embedded:residual`, one of the defaults, is what the tiny profile
+optimises against and what its adapter listens to.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dladiff.errors import PhotoError
+from dladiff.errors import ModelError, PhotoError
 from dladiff.faces import Detector, Face, alignment_matrix, warp
 from dladiff.identity import IdentityEncoder
 from dladiff.pixels import Pixels, to_float
 from dladiff.service import named_detector, named_encoder
+from dladiff.zero_shot_layer import enlarged
 
 Embeddings = dict[str, NDArray[np.float64]]
 """Encoder name to a unit vector."""
@@ -41,8 +47,11 @@ class Judge:
                 continue
             image = to_float(picture)
             with torch.no_grad():
-                crop = warp(image, torch.from_numpy(matrix).to(image)[None])
-                found = {e.name: e(crop)[0].numpy().astype(np.float64) for e in self.encoders}
+                crops = {
+                    side: warp(image, torch.from_numpy(enlarged(matrix, side)).to(image)[None], side)
+                    for side in {e.crop for e in self.encoders}
+                }
+                found = {e.name: e(crops[e.crop])[0].numpy().astype(np.float64) for e in self.encoders}
             return Reading(faces, found)
         return None
 
@@ -55,8 +64,13 @@ class Judge:
 
 
 def load_judge(encoders: Sequence[str]) -> Judge:
-    """Load a judge: encoders as `embedded:NAME`, an ONNX file or an InsightFace pack folder. Raises ModelError."""
-    return Judge(named_detector("centerface", 8, 0.5), [named_encoder(name) for name in encoders])
+    """Load a judge: encoders as `embedded:NAME`, an ONNX file, a pack or `clip:FOLDER`. Raises ModelError."""
+    found = [named_encoder(name) for name in encoders]
+    if twice := {e.name for e in found if sum(e.name == other.name for other in found) > 1}:
+        raise ModelError(
+            f"--judge: two encoders are named {', '.join(sorted(twice))}; rename a file, so that both show"
+        )
+    return Judge(named_detector("centerface", 8, 0.5), found)
 
 
 def unit_mean(vectors: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from dladiff.evaluation import paper_tables as paper
 from dladiff.evaluation.intervals import paired_change
 from dladiff.evaluation.paper_tables import PaperTable
 from dladiff.evaluation.summaries import ENCODER_ONLY, Group, fid
-from dladiff.evaluation.tables import EMPTY, Evaluation, Table, build, cell
+from dladiff.evaluation.tables import EMPTY, Evaluation, Table, build, cell, counted, lost
 
 PAPER_PROMPTS = ("a photo of sks person", "a dslr portrait of sks person")
 ABLATIONS = ("without_dsur", "without_adft", "without_layer2")
@@ -54,7 +54,7 @@ def _scores(found: Evaluation, which: Group, prompt: str) -> list[str]:
         str(images.n if images else 0),
         cell(images),
         *(cell(which.estimate("ism_all", e, prompt)) for e in found.encoders),
-        *(cell(which.estimate("ism_detected", e, prompt)) for e in found.encoders),
+        *(counted(which.estimate("ism_detected", e, prompt)) for e in found.encoders),
     ]
 
 
@@ -69,9 +69,9 @@ def _attack(found: Evaluation, attack: str, prompt: str) -> Table | None:
         which = found.of(condition, attack)
         return which, [
             *_scores(found, which, prompt),
-            cell(fid(which, found.clean, prompt, found.features, per_person=False), 1),
-            cell(which.estimate("fiqa", "", prompt)),
-            cell(found.opinions.get((attack, condition, prompt)), 2),
+            counted(fid(which, found.clean, prompt, found.features, per_person=False), 1),
+            counted(which.estimate("fiqa", "", prompt)),
+            counted(found.opinions.get((attack, condition, prompt)), 2),
         ]
 
     title = f"{name or 'Beyond the paper'}: {attack}, prompt {prompt!r}"
@@ -85,7 +85,8 @@ def _other_base(found: Evaluation, base: str, attack: str) -> Table | None:
     def row(condition: str) -> tuple[Group, list[str]]:
         which = found.of(condition, attack, base=base)
         distance = fid(which, found.clean, prompt, found.features, per_person=False)
-        return which, [*_scores(found, which, prompt), cell(distance, 1), cell(which.estimate("nsfwr", "", prompt))]
+        safety = counted(which.estimate("nsfwr", "", prompt))
+        return which, [*_scores(found, which, prompt), counted(distance, 1), safety]
 
     heads = [*_score_heads(found), f"FID ({found.feature_name})", "NSFWR"]
     printed = paper.TABLE_3 if attack == "dreambooth" else None
@@ -97,16 +98,17 @@ def _zero_shot(found: Evaluation) -> Table | None:
 
     def row(condition: str) -> tuple[Group, list[str]]:
         shown = found.of(condition, ENCODER_ONLY)
-        cells = [cell(shown.estimate("pro_all", e)) for e in found.encoders]
+        cells = [counted(shown.estimate("pro_all", e)) for e in found.encoders]
         for attack in attacks:
             which = found.of(condition, attack)
-            cells.append(cell(which.estimate("fdr", "", found.prompts[0])))
-            cells += [cell(which.estimate("gen_all", e, found.prompts[0])) for e in found.encoders]
+            cells += [str(which.people()), lost(which)]
+            cells.append(counted(which.estimate("fdr", "", found.prompts[0])))
+            cells += [counted(which.estimate("gen_all", e, found.prompts[0])) for e in found.encoders]
         return shown, cells
 
     heads = _isms(found, "ISM_pro")
     for attack in attacks:
-        heads += [f"{attack} FDR", *_isms(found, f"{attack} ISM_gen")]
+        heads += [f"{attack} people", f"{attack} lost", f"{attack} FDR", *_isms(found, f"{attack} ISM_gen")]
     both = {"Faceid": paper.TABLE_4_FACEID, "InstantID": paper.TABLE_4_INSTANTID}
     columns = tuple(f"{attack} {c}" for attack, t in both.items() for c in t.columns)
     methods = paper.TABLE_4_FACEID.rows
@@ -126,16 +128,16 @@ def _ablations(found: Evaluation) -> list[Table | None]:
         which = found.of(condition, "dreambooth")
         return which, [
             *_scores(found, which, prompt),
-            cell(fid(which, found.clean, prompt, found.features, per_person=False), 1),
-            cell(which.estimate("fiqa", "", prompt)),
+            counted(fid(which, found.clean, prompt, found.features, per_person=False), 1),
+            counted(which.estimate("fiqa", "", prompt)),
         ]
 
     def shown(condition: str) -> tuple[Group, list[str]]:
         which = found.of(condition, ENCODER_ONLY)
         made = found.of(condition, "ip_adapter_faceid")
         return which, [
-            *(cell(which.estimate("pro_all", e)) for e in found.encoders),
-            *(cell(made.estimate("gen_all", e, prompt)) for e in found.encoders),
+            *(counted(which.estimate("pro_all", e)) for e in found.encoders),
+            *(counted(made.estimate("gen_all", e, prompt)) for e in found.encoders),
         ]
 
     tuned_heads = [*_score_heads(found), f"FID ({found.feature_name})", "FIQA"]
@@ -165,7 +167,7 @@ def _fid_alone(found: Evaluation, attacks: Sequence[str]) -> Table | None:
 
     def row(condition: str) -> tuple[Group, list[str]]:
         groups = [found.of(condition, attack) for attack in attacks]
-        cells = [cell(fid(g, found.clean, prompt, found.features, per_person=True), 1) for g in groups]
+        cells = [counted(fid(g, found.clean, prompt, found.features, per_person=True), 1) for g in groups]
         return Group(tuple(r for g in groups for r in g.records)), cells
 
     heads = [f"{attack} FID ({found.feature_name})" for attack in attacks]

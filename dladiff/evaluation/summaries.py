@@ -27,7 +27,7 @@ GENERATED: dict[str, Callable[[Mapping[str, Any], str], float | None]] = {
     "fdr": lambda row, _: float(row["face"]),
     "ism_all": lambda row, e: _or_zero(row["ism"].get(e)),
     "ism_detected": lambda row, e: row["ism"].get(e),
-    "gen_all": lambda row, e: _or_zero(row["gen"].get(e)),
+    "gen_all": lambda row, e: _or_zero(row["gen"][e]) if e in row["gen"] else None,
     "gen_detected": lambda row, e: row["gen"].get(e),
     "fiqa": lambda row, _: row["fiqa"],
     "nsfwr": lambda row, _: None if row["nsfw"] is None else float(row["nsfw"]),
@@ -50,11 +50,14 @@ class Group:
     """Records of one method under one attack: all people, all seeds."""
 
     records: tuple[Record, ...]
+    among: frozenset[tuple[str, int]] | None = None
+    """People and seeds that count, so that all rows of a table are means over the same; None: all."""
 
     @property
     def done(self) -> list[Record]:
-        """Records that hold measurements."""
-        return [r for r in self.records if r["status"] == "done"]
+        """Records that hold measurements and count."""
+        done = (r for r in self.records if r["status"] == "done")
+        return [r for r in done if self.among is None or (r["identity"], r["seed"]) in self.among]
 
     def people(self) -> int:
         """People of whom at least one record holds measurements."""
@@ -88,6 +91,12 @@ class Group:
 def group(records: Iterable[Record], **where: Any) -> Group:
     """Select the records whose fields have these values."""
     return Group(tuple(r for r in records if all(r[key] == value for key, value in where.items())))
+
+
+def common(groups: Iterable[Group]) -> frozenset[tuple[str, int]]:
+    """Return the people and seeds that all of these methods have measurements of; one without any has no say."""
+    own = [{(r["identity"], r["seed"]) for r in g.done} for g in groups]
+    return frozenset(set.intersection(*filter(None, own)) if any(own) else ())
 
 
 def fid(attacked: Group, clean: Group, prompt: str, features: FeaturesOf, *, per_person: bool) -> Estimate | None:

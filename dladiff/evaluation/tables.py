@@ -1,11 +1,11 @@
 """Tables as text: figures with N and interval, the paper's own in columns of their own; Markdown."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dladiff.evaluation.intervals import Estimate
 from dladiff.evaluation.paper_tables import PaperTable
-from dladiff.evaluation.summaries import ENCODER_ONLY, FeaturesOf, Group, Record, group
+from dladiff.evaluation.summaries import ENCODER_ONLY, FeaturesOf, Group, Record, common, group
 
 EMPTY = "-"
 
@@ -44,7 +44,9 @@ class Evaluation:
     def of(self, condition: str, attack: str, **where: object) -> Group:
         """Return the records of a method under an attack; whatever is not named is the main one of its kind."""
         main = {"base": self.bases[0], "preprocessing": self.preprocessings[0], "share": max(self.shares)}
-        return group(self.records, condition=condition, attack=attack, **(main | where))
+        where = {"attack": attack, **main, **where}
+        others = [group(self.records, condition=other, **where) for other in self.conditions]
+        return replace(group(self.records, condition=condition, **where), among=common(others))
 
     @property
     def clean(self) -> Group:
@@ -62,6 +64,16 @@ def cell(value: Estimate | None, digits: int = 3) -> str:
         return EMPTY
     text = f"{value.value:.{digits}f}"
     return text if value.low is None else f"{text} ({value.low:.{digits}f} to {value.high:.{digits}f})"
+
+
+def counted(value: Estimate | None, digits: int = 3) -> str:
+    """Return `cell` and how many images, photos, people or ratings are behind it."""
+    return EMPTY if value is None else f"{cell(value, digits)}, n {value.n}"
+
+
+def lost(which: Group) -> str:
+    """Return rows that failed / rows in which the thief had no photo with a face / photos in which it found none."""
+    return f"{which.count('failed')} / {which.count('no_photo')} / {which.dropped()}"
 
 
 def markdown(tables: Sequence[Table]) -> str:
@@ -97,9 +109,8 @@ def build(
         which, cells = row_of(condition)
         if not which.records:
             continue
-        lost = f"{which.count('failed')} / {which.count('no_photo')} / {which.dropped()}"
         theirs = printed.rows.get(condition, ()) if printed else ()
         theirs = (*theirs, *[""] * ((len(printed.columns) if printed else 0) - len(theirs)))
-        rows.append((condition, str(which.people()), lost, *cells, *(c or EMPTY for c in theirs)))
+        rows.append((condition, str(which.people()), lost(which), *cells, *(c or EMPTY for c in theirs)))
     columns = ("method", "people", "lost", *heads, *(f"paper: {c}" for c in (printed.columns if printed else ())))
     return Table(title, columns, tuple(rows), len(printed.columns) if printed else 0, note) if rows else None

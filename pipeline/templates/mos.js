@@ -26,6 +26,7 @@ function show(found) {
   at("count").textContent = `${found.rated} of ${found.faces} rated`;
   if (face === null) return;
   at("face").onload = () => { busy = false; };
+  at("face").onerror = () => { at("error").textContent = "This face cannot be shown. Reload the page."; };
   at("face").src = `/face/${face}.png`;
 }
 

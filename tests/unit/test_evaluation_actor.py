@@ -73,17 +73,34 @@ def test_a_thief_without_a_face_has_no_photo(tmp_path: Path) -> None:
     assert record["protected"][0] == {"original_face": True, "face": False, "pro": {"fake": None}}
 
 
-def test_a_bad_photo_costs_itself_alone(tmp_path: Path) -> None:
+def test_a_row_of_fewer_photos_than_the_others_is_a_failed_row(tmp_path: Path) -> None:
+    """A photo out of reach today may be back tomorrow: the row is then measured, with all its photos."""
     protected_output(tmp_path, {"ann": ["1.png", "2.png", "3.png"]})
     config = configured(tmp_path)
     (row,) = rows(config, attack="encoder_only", condition="dladiff")
-    open_storage(tmp_path / "in").put("0/1.png", b"another photo")
-    Path(row["photos"][1]["protected"]["dladiff"]["output_uri"]).unlink()
+    source = tmp_path / "in" / "0" / "1.png"
+    protected = Path(row["photos"][1]["protected"]["dladiff"]["output_uri"])
+    for file, reason in ((source, "another checksum"), (protected, "no such file")):
+        kept = file.read_bytes()
+        file.unlink()
+        if file == source:
+            file.write_bytes(b"another photo")
+        result = one(actor(config), row)
+        assert (result["status"], reason in result["reason"]) == ("failed", True)
+        file.write_bytes(kept)
     assert one(actor(config), row)["status"] == "done"
-    record = stored(open_storage(config.results), row)
-    assert (record["unreadable"], len(record["protected"])) == (2, 1)
-    assert "another checksum" in record["reason"]
-    assert "no such file" in record["reason"]
+    results = open_storage(config.results)
+    assert len(stored(results, row)["protected"]) == 3
+    assert list(results.list("failed/")) == []
+
+
+def test_a_reference_that_is_gone_is_left_out(tmp_path: Path) -> None:
+    protected_output(tmp_path, {"ann": [f"{i}.png" for i in range(6)]})
+    config = configured(tmp_path)
+    (row,) = rows(config, attack="dreambooth", condition="dladiff")
+    (tmp_path / "in" / "0" / "5.png").unlink()
+    assert one(actor(config), row)["status"] == "done"
+    assert stored(open_storage(config.results), row)["references"] == 1
 
 
 def test_a_bug_is_a_failed_row_and_not_the_end(tmp_path: Path) -> None:
@@ -125,5 +142,5 @@ def test_the_share_is_the_same_for_every_method_and_grows() -> None:
 def test_unprotected_photos_are_clean(tmp_path: Path) -> None:
     config, plan, _ = evaluated(tmp_path, {"ann": ["1.png", "2.png"]}, shares=(50, 100))
     row = next(r for r in plan.rows if r["share"] == 50 and r["condition"] == "dladiff")
-    pairs, _ = actor(config)._photos(row)
+    pairs = actor(config)._photos(row)
     assert sorted(bool((before == after).all()) for before, after in pairs) == [False, True]

@@ -4,14 +4,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dladiff.evaluation.intervals import mean_over_people, paired_change, statistic_over_people
+from dladiff.evaluation.intervals import mean_over_people, paired_change, statistic_over_people, tail
 
 
-def test_one_value_a_person_is_scipys_percentile_bootstrap() -> None:
+def test_one_value_a_person_is_scipys_percentile_bootstrap_further_out() -> None:
     sample = np.random.default_rng(1).normal(0.5, 0.2, 30)
     ours = mean_over_people({f"{i:02d}": [v] for i, v in enumerate(sample)}, draws=20_000)
     theirs = stats.bootstrap(
-        (sample,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(2)
+        (sample,),
+        np.mean,
+        n_resamples=20_000,
+        method="percentile",
+        confidence_level=1 - 2 * tail(30),
+        rng=np.random.default_rng(2),
     ).confidence_interval
     assert ours is not None
     assert ours.value == pytest.approx(sample.mean())
@@ -32,7 +37,18 @@ def test_people_are_drawn_not_images() -> None:
     spread = means.std() / np.sqrt(10)
     assert few.high is not None
     assert few.low is not None
-    assert few.high - few.low == pytest.approx(2 * 1.96 * spread, rel=0.15)
+    assert few.high - few.low == pytest.approx(2 * stats.t.ppf(0.975, 9) / np.sqrt(0.9) * spread, rel=0.15)
+
+
+@pytest.mark.parametrize(("people", "least"), [(6, 0.88), (10, 0.91), (20, 0.93)])
+def test_the_interval_holds_the_mean_about_as_often_as_it_says(people: int, least: float) -> None:
+    rng = np.random.default_rng(5)
+    held = 0
+    for trial in range(400):
+        found = mean_over_people({str(i): [v] for i, v in enumerate(rng.normal(size=people))}, draws=500, seed=trial)
+        assert found is not None and found.low is not None and found.high is not None
+        held += found.low <= 0 <= found.high
+    assert held / 400 >= least
 
 
 def test_uneven_people_weigh_by_their_images() -> None:

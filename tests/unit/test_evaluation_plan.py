@@ -1,14 +1,16 @@
 """What an evaluation plans: which people, photos, references and rows, and what makes a row new work."""
 
 import dataclasses
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from dladiff.errors import ConfigError
 from pipeline import evaluation_plan
-from pipeline.evaluation_config import EvaluateConfig, from_dict
+from pipeline.evaluation_config import EvaluateConfig, from_dict, missing
 from pipeline.evaluation_plan import make_plan
 from pipeline.storage import open_storage
 from tests.evaluated import configured
@@ -66,6 +68,42 @@ def test_what_makes_a_row_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert {k[2] for k in mine if mine[k] != others[k]} == {"ip_adapter_faceid"}
     fewer = keys(dataclasses.replace(config, photos=1))
     assert {k[0] for k in before if before[k] == fewer[k] and k[2] == "dreambooth"} == {"bob"}
+
+
+def test_other_references_and_other_weights_of_a_purifier_under_old_names_are_new_work(tmp_path: Path) -> None:
+    protected_output(tmp_path, {"ann": ["1.png"]})
+    for name, colour in (("one", "red"), ("two", "blue")):
+        photo = io.BytesIO()
+        Image.new("RGB", (80, 80), colour).save(photo, "PNG")
+        open_storage(tmp_path / name, create=True).put("ann/01.png", photo.getvalue())
+    one, two = (keys(configured(tmp_path, references=str(tmp_path / name))) for name in ("one", "two"))
+    assert one.keys() == two.keys() and not set(one.values()) & set(two.values())
+    weights = tmp_path / "weights" / "model.safetensors"
+    weights.parent.mkdir()
+    purified = configured(tmp_path, preprocessings=("none", f"diffpure={weights.parent}"))
+    weights.write_bytes(b"one")
+    before = keys(purified)
+    weights.write_bytes(b"two")
+    assert {k[4] for k in before if before[k] != keys(purified)[k]} == {f"diffpure={weights.parent}"}
+
+
+@pytest.mark.parametrize("name", ["..", "/abs", "back\\slash", "tr/"])
+def test_a_name_that_no_folder_can_have_has_no_references(tmp_path: Path, name: str) -> None:
+    protected_output(tmp_path, {name: ["1.png"]})
+    open_storage(tmp_path / "clean", create=True).put("x/1.png", saved(rgb(), "PNG"))
+    assert make_plan(configured(tmp_path, references=str(tmp_path / "clean"))).rows[0]["references"] == []
+
+
+def test_what_is_named_and_not_there_is_told_on_the_driver(tmp_path: Path) -> None:
+    good = configured(tmp_path, preprocessings=("none", "sdedit"), judges=("embedded:mobile",))
+    assert missing(good) == []
+    bad = dataclasses.replace(
+        good,
+        judges=("embedded:moble", "nonsense", "nothing.onnx"),
+        preprocessings=("diffpure", f"gridpure={tmp_path / 'absent'}"),
+        bases=("embedded", "absent"),
+    )
+    assert [fault.partition(":")[0] for fault in missing(bad)] == ["--judge"] * 3 + ["--preprocessing"] * 2 + ["--base"]
 
 
 def test_only_people_and_photos_that_every_run_protects(tmp_path: Path) -> None:

@@ -115,6 +115,28 @@ def test_failed_rows_are_counted_and_measure_nothing() -> None:
     assert found.values("fdr", "", PROMPT) == {"bob": [1.0]}
 
 
+def test_rows_of_a_table_are_means_over_the_same_people() -> None:
+    """Whoever a method hides wholly from the thief is missing in the other rows too, and counted as lost in its own."""
+    rows = everything()
+    hidden = {"identity": "robert", "condition": "aspl", "attack": "dreambooth"}
+    for row in rows:
+        if all(row[name] == value for name, value in hidden.items()):
+            row |= {"status": "no_photo", "images": {}}
+        if row["identity"] == "robert" and row["condition"] == "clean" and row["attack"] == "dreambooth":
+            row["images"] = {PROMPT: [image(None)] * 4}
+    one = by_title(all_tables(evaluation(rows)), "Table 1")
+    assert set(column(one, "people").values()) == {"1"}
+    assert column(one, "FDR")["clean"] == "0.500"
+    assert column(one, "lost") == dict.fromkeys(CONDITIONS, "0 / 0 / 0") | {"aspl": "0 / 1 / 0"}
+
+
+def test_a_person_without_a_face_in_any_original_has_no_similarity_to_them() -> None:
+    found = group([record("ann", "clean", "dreambooth", [0.4, None])], condition="clean")
+    for row in found.records[0]["images"][PROMPT]:
+        row["gen"] = {}
+    assert found.estimate("gen_all", "e", PROMPT) is None
+
+
 def test_fid_pools_people_or_takes_each_alone() -> None:
     rows = [record(n, "clean", a, [0.5]) for n in ("ann", "robert") for a in (ENCODER_ONLY, "dreambooth")]
     clean, attacked = group(rows, attack=ENCODER_ONLY), group(rows, attack="dreambooth")
@@ -136,7 +158,7 @@ def test_the_papers_layout() -> None:
     one = by_title(tables, "Table 1")
     assert [row[0] for row in one.rows] == list(CONDITIONS)
     assert column(one, "ISM all e*")["dladiff"] == "0.100 (0.100 to 0.100)"
-    assert column(one, "ISM detected e*")["dladiff"] == "0.200 (0.200 to 0.200)"
+    assert column(one, "ISM detected e*")["dladiff"] == "0.200 (0.200 to 0.200), n 4"
     assert column(one, "FDR")["clean"].startswith("0.500")
     assert column(one, "images")["aspl"] == "8"
     assert column(one, "FIQA")["clean"] == column(one, "MOS")["clean"] == "-"
@@ -150,9 +172,11 @@ def test_the_papers_layout() -> None:
 
 def test_other_tables() -> None:
     tables = all_tables(evaluation(everything(), opinions={("dreambooth", "aspl", PROMPT): Estimate(2.5, 2, 3, 9, 3)}))
-    assert column(by_title(tables, "Table 1"), "MOS")["aspl"] == "2.50 (2.00 to 3.00)"
+    assert column(by_title(tables, "Table 1"), "MOS")["aspl"] == "2.50 (2.00 to 3.00), n 9"
     four = by_title(tables, "Table 4")
     assert column(four, "ISM_pro e*")["dladiff"].startswith("0.100")  # two of its four photos read as nobody
+    assert column(four, "ip_adapter_faceid people")["dladiff"] == "2"
+    assert column(four, "ip_adapter_faceid ISM_gen e*")["clean"] == "0.300 (0.300 to 0.300), n 8"
     assert column(four, "paper: InstantID VGGFace2 ISM_gen")["dladiff"] == "0.058"
     five = [t for t in tables if t.title.startswith("Table 5")]
     assert [row[0] for row in five[0].rows] == ["without_dsur", "dladiff"]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dladiff.errors import StorageError
 from pipeline.ratings import add_rating, opinions, read_ratings
-from pipeline.results import collect, write_results
+from pipeline.results import collect, evaluation, write_results
 from tests.evaluated import actor, evaluated
 from tests.outputs import HOSTILE
 from tests.pages import Page
@@ -84,13 +84,49 @@ def test_ratings_are_kept_and_averaged(tmp_path: Path) -> None:
     assert read_ratings(results) == []
     for rater, identity, score in (("a", "ann", 1), ('b, "x"\n', "ann", 2), ("a", "bob", 5)):
         add_rating(
-            results, RATING | {"rater": rater, "identity": identity, "prompt": PROMPT, "score": str(score), "time": "t"}
+            results,
+            RATING
+            | {
+                "rater": rater,
+                "identity": identity,
+                "face": identity,
+                "prompt": PROMPT,
+                "score": str(score),
+                "time": "t",
+            },
         )
     rows = read_ratings(results)
     assert [r["rater"] for r in rows] == ["a", 'b, "x"\n', "a"]
     found = opinions(rows)[("dreambooth", "dladiff", PROMPT)]
     assert found.value == pytest.approx(np.mean([1, 2, 5]))
     assert (found.low, found.high) == (1.5, 5.0)
+    assert read_ratings(results)[0]["rater"] == "a"
+    results.put("ratings.csv", b"\xef\xbb\xbf" + results.get("ratings.csv"))  # as a spreadsheet saves it
+    assert len(read_ratings(results)) == 3
+
+
+def test_a_face_counts_once_a_rater_and_only_faces_of_these_rows(tmp_path: Path) -> None:
+    config, plan, results = evaluated(tmp_path, {"ann": ["1.png"]}, kept=1)
+    rating = RATING | {"prompt": PROMPT, "score": "5", "time": "t"}
+    for _ in range(2):
+        add_rating(results, rating)
+    assert len(read_ratings(results)) == 1
+    records = collect(results, plan)
+    assert evaluation(results, config, plan, records).opinions == {}
+    (face,) = next(r for r in records if r["faces"] and r["condition"] == "dladiff")["faces"][PROMPT]
+    add_rating(results, rating | {"face": face, "score": "2"})
+    found = evaluation(results, config, plan, records).opinions
+    assert {key: mean.value for key, mean in found.items()} == {("dreambooth", "dladiff", PROMPT): 2.0}
+
+
+def test_damaged_rows_are_told_and_damaged_features_give_no_fid(tmp_path: Path) -> None:
+    config, plan, results = evaluated(tmp_path, {"ann": ["1.png"]})
+    for entry in list(results.list("features/"))[:2]:
+        results.put(entry.key, b"no archive")
+    write_results(results, config, plan)
+    results.put(f"rows/{plan.rows[0]['key']}.json", b"{}")
+    with pytest.raises(StorageError, match="no record of an evaluation: delete it"):
+        write_results(results, config, plan)
 
 
 @pytest.mark.parametrize("text", [b"rater,score\na,9\n", b"rater,face,score\na,b\n", b"\xff\xfe"])

@@ -69,9 +69,7 @@ class SeenFace:
 
 def seen_faces(photos: Sequence[Pixels], encoder: str) -> list[SeenFace]:
     """Return the photos' largest faces, fewer where photos have none. Raises ModelError."""
-    if not Path(encoder).is_file():
-        raise ModelError(f"no recognition model at {encoder or '(not named)'}: name its ONNX file (w600k_r50.onnx)")
-    session = onnx_session(encoder)
+    session = recogniser(encoder)
     detector, found = CenterFaceDetector(), []
     for photo in photos:
         faces = detector.detect(photo)
@@ -81,6 +79,16 @@ def seen_faces(photos: Sequence[Pixels], encoder: str) -> list[SeenFace]:
             vector = np.asarray(session.run(None, {session.get_inputs()[0].name: x})[0], np.float32)[0]
             found.append(SeenFace(vector, faces[0].landmarks))
     return found
+
+
+def recogniser(encoder: str) -> Any:
+    """Return a session of the model that the adapter listens to. Raises ModelError: not there, or no ONNX model."""
+    if not Path(encoder).is_file():
+        raise ModelError(f"no recognition model at {encoder or '(not named)'}: name its ONNX file (w600k_r50.onnx)")
+    try:
+        return onnx_session(encoder)
+    except Exception as error:  # onnxruntime has a class for every kind
+        raise ModelError(f"{encoder} is no ONNX model that can be loaded: name w600k_r50.onnx") from error
 
 
 LAYOUTS = {
@@ -104,6 +112,18 @@ def adapter_weights(where: str, kind: str) -> dict[str, dict[str, Tensor]]:
         path = files[0]
     if not path.is_file():
         raise ModelError(f"no {kind} weights at {where or '(not named)'}: name {published}")
+    try:
+        parts = _read_parts(path)
+    except Exception as error:  # damaged in any way: each library has classes of its own
+        raise ModelError(
+            f"{path} cannot be read as weights ({type(error).__name__}): fetch {published} again"
+        ) from error
+    if mark not in parts["image_proj"] or "1.to_k_ip.weight" not in parts["ip_adapter"]:
+        raise ModelError(f"{path} is no {kind}: image_proj.{mark} or ip_adapter.1.to_k_ip.weight is missing")
+    return parts
+
+
+def _read_parts(path: Path) -> dict[str, dict[str, Tensor]]:
     parts: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -111,12 +131,9 @@ def adapter_weights(where: str, kind: str) -> dict[str, dict[str, Tensor]]:
         for key, value in load_file(path).items():
             part, _, name = key.partition(".")
             parts.get(part, {})[name] = value
-    else:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-        parts = {part: dict(loaded.get(part, {})) for part in parts}
-    if mark not in parts["image_proj"] or "1.to_k_ip.weight" not in parts["ip_adapter"]:
-        raise ModelError(f"{path} is no {kind}: image_proj.{mark} or ip_adapter.1.to_k_ip.weight is missing")
-    return parts
+        return parts
+    loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    return {part: dict(loaded.get(part, {})) for part in parts}
 
 
 def load_adapter(sampler: Any, weights: dict[str, dict[str, Tensor]], scale: float) -> None:
