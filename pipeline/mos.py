@@ -61,7 +61,11 @@ def _last_question(results: Storage) -> tuple[list[str], str]:
     try:
         rows = parquet(results.get("results.parquet")).read(columns=["key", "base"]).to_pylist()
     except NotFoundError as error:
-        raise ConfigError([f"{results.uri} holds no results.parquet: run `dladiff evaluate` first"]) from error
+        raise ConfigError(
+            [
+                f"{results.uri} holds no results.parquet: run `dladiff evaluate` first (--tables-only where rows are there)"
+            ]
+        ) from error
     keys = sorted({f"rows/{row['key']}.json" for row in rows} & {entry.key for entry in results.list("rows/")})
     return keys, rows[0]["base"] if rows else ""
 

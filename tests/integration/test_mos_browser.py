@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.mos import Session, faces_of, make_server
 from pipeline.ratings import read_ratings
+from pipeline.results import write_results
 from tests.evaluated import evaluated
 from tests.integration.browsers import CHROMIUM, messages
 
@@ -20,7 +21,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 def page(tmp_path: Path) -> Iterator[tuple[str, Any]]:
     if not CHROMIUM:
         pytest.skip("no chromium on PATH: apt-get install chromium chromium-driver")
-    results = evaluated(tmp_path, {"ann": ["1.png"]}, kept=2)[2]
+    config, plan, results = evaluated(tmp_path, {"ann": ["1.png"]}, kept=2)
+    write_results(results, config, plan)
     server = make_server(Session(results, faces_of(results)), 0)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
