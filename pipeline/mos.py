@@ -62,9 +62,7 @@ def _last_question(results: Storage) -> tuple[list[str], str]:
         rows = parquet(results.get("results.parquet")).read(columns=["key", "base"]).to_pylist()
     except NotFoundError as error:
         raise ConfigError(
-            [
-                f"{results.uri} holds no results.parquet: run `dladiff evaluate` first (--tables-only where rows are there)"
-            ]
+            [f"{results.uri} holds no results.parquet: run `dladiff evaluate` first (or with --tables-only)"]
         ) from error
     keys = sorted({f"rows/{row['key']}.json" for row in rows} & {entry.key for entry in results.list("rows/")})
     return keys, rows[0]["base"] if rows else ""
