@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from dladiff.errors import PhotoError
+from dladiff.errors import ConfigError, PhotoError
 from dladiff.pixels import Pixels
 from dladiff.service import PhotoIn, PhotoOut, Protector
 
@@ -41,7 +41,7 @@ class ProtectedPhoto:
     image: Image.Image
     """RGB, or RGBA where the photo had transparency; upright, with the photo's colour profile."""
     status: str
-    """`protected`, or `layer1_only` where no face was found."""
+    """`protected`; `layer1_only` where no face was found; `failed` where then nothing is left to protect it."""
     reason: str
     """What fell short, or nothing."""
     psnr: float
@@ -69,8 +69,8 @@ def protect_photos(
     `clean`: photos of the same person that layer 1's static surrogate learns from, else the photos themselves.
     `encoders`: what layer 2 optimises against (`embedded:residual`, an ONNX file, an InsightFace pack's name or
     folder, `clip:FOLDER`), else the profile's own. `settings`: fields of dladiff.config.MethodConfig that differ from
-    the profile. The same photos, settings and seed give the same pixels. Models stay in memory for the next call with
-    the same settings.
+    the profile. The same photos, settings and seed give the same pixels on the CPU. Models stay in memory for the next
+    call with the same settings.
 
     Raises PhotoError (it names the photo), ConfigError or ModelError: one line that says what to do.
     """
@@ -79,7 +79,10 @@ def protect_photos(
         raise PhotoError("photos: is empty; give at least one photo")
     cleaned = [photo.pixels for photo in _read_all("clean", clean)]
     overrides = dict(settings or {}) | ({"encoders": list(encoders)} if encoders else {})
-    asked = json.dumps({"profile": profile, "preset": preset, "overrides": overrides}, sort_keys=True)
+    try:
+        asked = json.dumps({"profile": profile, "preset": preset, "overrides": overrides}, sort_keys=True)
+    except TypeError as error:
+        raise ConfigError([f"settings: {error}; give numbers, text, lists and dicts"]) from error
     inputs = [PhotoIn(key=str(i), pixels=photo.pixels) for i, photo in enumerate(read)]
     done = _protector(asked, seed).protect_identity("", inputs, cleaned)
     return [_result(photo, out) for photo, out in zip(read, done.photos, strict=True)]
@@ -129,6 +132,8 @@ def _from_image(name: str, image: Image.Image) -> _Read:
     with contextlib.suppress(Exception):  # damaged EXIF is no reason to refuse a photo whose pixels are whole
         upright = ImageOps.exif_transpose(image)
     icc = upright.info.get("icc_profile")
+    if upright.mode not in ("RGB", "RGBA", "P") or not _describes_rgb(icc):
+        icc = None
     if upright.mode.startswith("I;16"):
         grey = ((np.asarray(upright).astype(np.uint32) + GREY_LEVELS // 2) // GREY_LEVELS).astype(np.uint8)
         return _Read(np.repeat(grey[:, :, None], 3, axis=2))
@@ -137,7 +142,12 @@ def _from_image(name: str, image: Image.Image) -> _Read:
     if upright.has_transparency_data:
         rgba = np.asarray(upright.convert("RGBA"))
         return _Read(np.ascontiguousarray(rgba[:, :, :3]), rgba[:, :, 3], icc)
-    return _Read(np.asarray(upright.convert("RGB")), None, icc if upright.mode in ("RGB", "P") else None)
+    return _Read(np.asarray(upright.convert("RGB")), None, icc)
+
+
+def _describes_rgb(icc: object) -> bool:
+    """Tell whether an ICC profile is one of RGB pixels (bytes 16-19: colour space, 36-39: signature)."""
+    return isinstance(icc, bytes) and len(icc) > 128 and icc[16:20] == b"RGB " and icc[36:40] == b"acsp"
 
 
 def _result(photo: _Read, out: PhotoOut) -> ProtectedPhoto:

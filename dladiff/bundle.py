@@ -108,7 +108,7 @@ def model_files(root: Path) -> dict[str, Path]:
 
 
 def damage(root: Path, pins: Pins) -> dict[str, str]:
-    """Return a line for each file, by its path, that is missing, short or changed."""
+    """Return a line for each file, by its path, that is missing, short, changed, or in no checksum."""
     faults = {}
     for path, sha256 in pins.sha256.items():
         file = root / path
@@ -119,7 +119,8 @@ def damage(root: Path, pins: Pins) -> dict[str, str]:
             faults[path] = f"{path} has {have} of {pins.size[path]} bytes: a copy that ended half way"
         elif file_sha256(file) != sha256:
             faults[path] = f"{path} is not the file that {CHECKSUMS} names"
-    return faults
+    unnamed = model_files(root).keys() - pins.sha256.keys()
+    return faults | {path: f"{path} is not named in {CHECKSUMS}" for path in sorted(unnamed)}
 
 
 def verified_pins(root: Path) -> Pins:

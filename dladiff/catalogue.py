@@ -157,7 +157,10 @@ def _first(*names: str) -> Path | None:
 def _fetched(name: str) -> Path | None:
     wanted, _, revision = name.partition("@")
     for folder in sorted(models_folder().glob("[!.]*")):
-        pins = read_pins(folder)
+        try:
+            pins = read_pins(folder)
+        except ModelError:  # damaged: it is told when this model is asked for, or checked
+            continue
         if pins is not None and pins.source == wanted and pins.revision.startswith(revision):
             return folder
     return None

@@ -5,6 +5,7 @@ Pixel quantities are in [0, 1] units (7/255 is seven grey levels). Nothing here 
 
 import dataclasses
 import json
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -211,11 +212,13 @@ def method_config(profile: str, preset: str | None, overrides: Mapping[str, Any]
     layered: list[Mapping[str, Any]] = [base]
     if preset is not None:
         layered.append(_pick("preset", preset, PRESETS, faults))
-    if (fits := overrides.get("fits")) in FITS:
+    if isinstance(fits := overrides.get("fits"), str) and fits in FITS:
         layered.append(FITS[fits])
-    if (method := overrides.get("protection")) in SCHEDULES:
+    if isinstance(method := overrides.get("protection"), str) and method in SCHEDULES:
         layered.append({"layers": "finetuning", "finetuning": {"eta": SCHEDULES[method].eta}})
-    layered.append(overrides)
+    if "profile" in overrides:
+        faults.append("profile: is no setting of the method; name it beside it")
+    layered.append({key: value for key, value in overrides.items() if key != "profile"})
     merged: dict[str, Any] = {"profile": profile}
     for layer in layered:
         merge(merged, layer)
@@ -275,4 +278,9 @@ def _check_encoders(config: MethodConfig) -> list[str]:
     weights = config.zero_shot.weights
     if weights and len(weights) != len(config.encoders):
         faults.append(f"zero_shot.weights: {len(weights)} weights for {len(config.encoders)} encoders")
+    if not all(0 < weight < math.inf for weight in weights):
+        faults.append(f"zero_shot.weights: {list(weights)}: each is a number above 0")
+    finetuning = config.finetuning
+    if finetuning.tokens == "instance" and "sks" not in finetuning.prompt.split():
+        faults.append(f"finetuning.tokens: instance is the token of sks, which {finetuning.prompt!r} does not hold")
     return faults

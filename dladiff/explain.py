@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dladiff import region
 from dladiff.attention import MapReader
 from dladiff.config import MethodConfig
-from dladiff.errors import PhotoError
+from dladiff.errors import ConfigError, PhotoError
 from dladiff.finetuning_layer import static_surrogate
 from dladiff.pixels import Images, Pixels, to_float, to_uint8
 from dladiff.protect import Models
@@ -91,7 +91,7 @@ def instance_map(
         with torch.no_grad(), surrogate.autocast():
             maps = read(unet, partial(surrogate.predict, unet, latents, noise, prompt))
         if not maps.cross:
-            raise ValueError("no cross-attention layer has maps of attention_resolution; change that setting")
+            raise ConfigError(["finetuning.attention_resolution: no cross-attention layer has such maps; change it"])
         total = total + torch.stack([layer.attention_map()[0, :, place].float() for layer in maps.cross]).mean(0)
     side = settings.attention_resolution
     values: Map = (total / DRAWS).reshape(side, side).double().cpu().numpy()

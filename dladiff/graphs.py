@@ -73,6 +73,8 @@ class _Recording:
         except RuntimeError as error:
             if isinstance(error.__context__, torch.OutOfMemoryError):  # the end of the broken recording hides it
                 raise error.__context__ from None
+            if "out of memory" in str(error):  # as the driver says it
+                raise torch.OutOfMemoryError(str(error)) from error
             raise
         return graph
 

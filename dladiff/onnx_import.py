@@ -130,8 +130,14 @@ def check_parity(network: OnnxNetwork, sample: Tensor) -> None:
         raise
     except Exception as error:  # onnxruntime has a class of its own for every kind of fault
         raise ModelError(f"{network.path} cannot be run: {str(error).splitlines()[0]}") from error
+    if got.shape != expected.shape:
+        shapes = " and ".join("x".join(map(str, found.shape)) for found in (got, expected))
+        raise ModelError(
+            f"{network.path} gives {shapes} for {len(sample)} faces, as PyTorch and in onnxruntime: its batch is "
+            "fixed; export it with a batch of any size"
+        )
     cosine = functional.cosine_similarity(got.flatten(1).double(), torch.from_numpy(expected).flatten(1).double())
-    if got.shape != expected.shape or not bool((cosine >= PARITY).all()):
+    if not bool((cosine >= PARITY).all()):
         raise ModelError(f"{network.path} as PyTorch differs from onnxruntime: cosine {cosine.min():.5f}")
 
 

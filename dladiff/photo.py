@@ -60,12 +60,18 @@ def measured(
         raise AssertionError(
             f"perturbation outside its bound: {outside * 255:.1f} outside faces, {inside * 255:.1f} inside"
         )
-    none = not faces and config.layers != "finetuning"
+    status = "protected" if faces and config.layers != "finetuning" else "layer1_only"
+    if not faces and config.layers != "finetuning":
+        reason = "no face found: layer 2 has nothing to protect"
+        if config.layers == "zero_shot":
+            status, reason = "failed", "no face found, and layers: zero_shot leaves layer 1 out: nothing protects it"
+    if config.protection == "none":
+        reason = "protection: none leaves the photo as it is"
     return PhotoOut(
         key=photo.key,
         pixels=final,
-        status="protected" if faces and config.layers != "finetuning" else "layer1_only",
-        reason="no face found: layer 2 has nothing to protect" if none else reason,
+        status=status,
+        reason=reason,
         faces=[
             {"box": [float(v) for v in f.box], "landmarks": f.landmarks.astype(float).tolist(), "score": float(f.score)}
             for f in faces

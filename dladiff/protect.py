@@ -234,6 +234,8 @@ def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) 
             current = (first + layer2).clamp(0, 1)
             worked.append((rule, box, steps))
     reasons = _above(worked, current, config.zero_shot)
+    if config.layers != "zero_shot" and config.region == "face" and (rest := len(work.faces) - config.max_squares) > 0:
+        reasons.append(f"{rest} of {len(work.faces)} faces got no layer 1: max_squares is {config.max_squares}")
     final = to_uint8(current)
     rows = similarity_rows(readers, len(models.encoders), to_uint8(first), final, models.detector)
     return measured(work.photo, work.faces, final, config, rows, retained, "; ".join(reasons))
@@ -244,11 +246,12 @@ def _above(
 ) -> list[str]:
     """Return a line for each face whose similarity is above the threshold in the end.
 
-    A face that stopped below it can be above it again where a later face's box overlaps its own.
+    A face that stopped below it can be above it again where another face's box overlaps its own: what they add up to is
+    clipped to the bound.
     """
     lines = []
     for i, (rule, box, steps) in enumerate(worked):
-        overlapped = any(box.overlaps(later) for _, later, _ in worked[i + 1 :])
+        overlapped = any(box.overlaps(other) for j, (_, other, _) in enumerate(worked) if j != i)
         if (overlapped or steps >= config.max_steps) and max(rule(photo)) > config.ths:
             after = f"{steps} steps" + " and those of a face that overlaps it" * overlapped
             lines.append(f"face {i + 1}: similarity still above {config.ths} after {after}")

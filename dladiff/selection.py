@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from dladiff.faces import Detector, Face
-from dladiff.pixels import Pixels
+from dladiff.pixels import Pixels, content_digest
 
 SIDE = 128  # px at which sharpness is compared, so that a large soft face does not beat a small crisp one by size
 
@@ -21,7 +21,7 @@ def best_photos(photos: Sequence[Pixels], count: int, detector: Detector) -> lis
     if len(photos) <= count:
         return list(photos)
     scores = [_score(photo, detector.detect(photo)) for photo in photos]
-    chosen = sorted(range(len(photos)), key=lambda i: (-scores[i], i))[:count]
+    chosen = sorted(range(len(photos)), key=lambda i: (-scores[i], content_digest(photos[i])))[:count]
     return [photos[i] for i in sorted(chosen)]
 
 

@@ -31,6 +31,7 @@ __all__ = ["IdentityOut", "PhotoIn", "PhotoOut", "Protector"]
 EMBEDDED_ENCODERS = Path(__file__).parent / "profiles" / "tiny" / "encoders"
 """The small identity encoders that ship with the package."""
 PHOTOS = {".jpg", ".jpeg", ".png", ".webp"}
+UNRECORDED = "GPU out of memory: steps are no longer recorded"
 PACKAGES = ("torch", "diffusers", "transformers", "onnxruntime", "insightface", "numpy", "pillow")
 
 
@@ -55,6 +56,9 @@ class IdentityOut:
 class Protector:
     """Holds the networks of one configuration."""
 
+    unrecorded = False
+    """Whether memory ran out while steps were recorded."""
+
     def __init__(self, settings: Mapping[str, Any], seed: int, threads: int) -> None:
         """Load the models of `settings`: profile, preset, overrides, trace, gpu. Raises ConfigError or ModelError.
 
@@ -74,6 +78,11 @@ class Protector:
             device,
             ImageNetwork(self.config.lpips, "lpips").measure if self.config.lpips else None,
         )
+        held = {e.sha256: e.name for e in self.models.held_out}
+        if twice := [f"{e.name} ({held[e.sha256]})" for e in self.models.encoders if e.sha256 in held]:
+            raise ConfigError([f"held_out: {', '.join(twice)} is optimised against: the same file stands in encoders"])
+        if len({e.sha256 for e in self.models.encoders}) < len(self.models.encoders):
+            raise ConfigError(["encoders: the same file stands there twice; zero_shot.weights gives one more weight"])
         finetuning = self.config.finetuning
         sides = self.models.surrogate.map_sides(self.config.resolution)
         if self.config.layers != "zero_shot" and finetuning.iter_1 and finetuning.attention_resolution not in sides:
@@ -98,7 +107,7 @@ class Protector:
         """
         cuda = self.models.device.type == "cuda"
         chosen = best_photos(clean, self.config.clean_photos, self.models.detector)
-        config, note = self.config, ""
+        config, note = self.config, UNRECORDED if self.unrecorded else ""
         while True:
             if cuda:
                 _free()
@@ -109,7 +118,7 @@ class Protector:
             except torch.OutOfMemoryError:
                 if self.models.surrogate.recorded:
                     self.models.surrogate.recorded = False  # for the identities to come as well
-                    note = "GPU out of memory: steps are no longer recorded"
+                    self.unrecorded, note = True, UNRECORDED
                     continue
                 size = config.finetuning.batch_photos
                 if size == 1:

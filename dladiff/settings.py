@@ -70,4 +70,8 @@ def _convert(name: str, value: Any, hint: Any, faults: list[str]) -> Any:
     if not isinstance(value, good) or (isinstance(value, bool) and hint is not bool):
         faults.append(f"{name}: expected {hint.__name__}, not {value!r}")
         return value
-    return hint(value)
+    try:
+        return hint(value)
+    except OverflowError:
+        faults.append(f"{name}: {str(value)[:20]}... is too large")
+        return value

@@ -4,10 +4,8 @@ import contextlib
 import hashlib
 import importlib
 import json
-import math
 import time
 import traceback
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,10 +18,10 @@ from pipeline.index_file import is_index
 from pipeline.manifest import GROUP
 from pipeline.metrics import ActorMetrics
 from pipeline.models import on_this_machine
-from pipeline.names import escape, stem
+from pipeline.names import escape, shown, stem
 from pipeline.patience import PatientStorage
 from pipeline.photos import Decoded, decode, encode_checked
-from pipeline.rows import parquet
+from pipeline.rows import brief, finite, finite_similarity, parquet, reasons
 from pipeline.storage import Storage, open_storage, read_uri
 from pipeline.trace import write_trace
 
@@ -120,18 +118,23 @@ class ProtectIdentity:
         module, _, name = self.config.protector.partition(":")
         kind = getattr(importlib.import_module(module), name)  # torch comes in here, on the worker
         settings = on_this_machine(self.config.method_settings(), self._open)
-        return kind(settings, self.config.seed, self.config.cpus_per_actor)
+        try:
+            return kind(settings, self.config.seed, self.config.cpus_per_actor)
+        except DladiffError:
+            raise
+        except Exception as error:  # no identity's fault: every other one would meet it too
+            raise ModelError(f"the models cannot be loaded: {_line(error)}") from error
 
     def _protect(self, work: Row) -> Row:
         started, clock = records.now(), time.monotonic()
         rows = {photo["uri"]: self._photo_row(work, photo) for photo in work["photos"]}
         decoded = self._read(work["photos"], rows)
         if not decoded:
-            reason = _reasons(rows.values())
+            reason = reasons(rows.values())
             if all(row["status"] == "skipped" for row in rows.values()):
                 return {"status": "skipped", "reason": reason}
             return self._failed(work, "failed", f"no photo can be used: {reason}", "", list(rows.values()))
-        clean = [photo.pixels for photo in self._read(work["clean"], {}).values()]
+        clean, lost = self._clean(work["clean"])
         reading = time.monotonic() - clock
         from dladiff.service import PhotoIn
 
@@ -157,27 +160,37 @@ class ProtectIdentity:
             write_trace(self.target, work["identity"], work["part"], out.trace)
         self.metrics.worked(how["seconds"], out.peak_memory_bytes, out.device, out.steps)
         for row in rows.values():
-            row["reason"] = "; ".join(text for text in (row["reason"], out.note) if text)
+            row["reason"] = "; ".join(text for text in (row["reason"], lost, out.note) if text)
         return self._commit(work, [row | how for row in rows.values()], how)
 
     def _commit(self, work: Row, rows: list[Row], how: Row) -> Row:
         identity, part = work["identity"], work["part"]
         lost = sum(row["status"] == "failed" for row in rows)
         if not any(row.get("output_key") for row in rows):
-            return self._failed(work, "failed", f"no photo was protected: {_reasons(rows)}", "", rows)
+            return self._failed(work, "failed", f"no photo was protected: {reasons(rows)}", "", rows)
         summary = self._identity_row(work, "done", "", lost) | how
         record = {"identity": identity, "part": part, "parts": work["parts"], "key": work["key"]}
         record |= {"run_id": self.run_id, "photos": rows, "identity_row": summary}
         records.commit(self.target, record, replaces=work.get("replaces"))
         records.clear_failure(self.target, identity, part)
         records.clear_starts(self.target, identity, part)
-        return {"status": "done", "failed_photos": lost, "rows": [_brief(row) for row in rows]}
+        return {"status": "done", "failed_photos": lost, "rows": [brief(row) for row in rows]}
 
     def _read(self, photos: list[Row], rows: dict[str, Row]) -> dict[str, Decoded]:
         """Read and decode; a photo that cannot be used gets its reason in `rows`, and the others go on."""
         with ThreadPoolExecutor(STREAMS) as pool:
             found = pool.map(lambda photo: self._read_one(photo, rows.get(photo["uri"], {})), photos)
             return {photo["uri"]: one for photo, one in zip(photos, found, strict=True) if one is not None}
+
+    def _clean(self, photos: list[Row]) -> tuple[list[Any], str]:
+        """The clean set's pixels, and what is to be said of those that cannot be read."""
+        rows: dict[str, Row] = {photo["uri"]: {"status": "", "reason": ""} for photo in photos}
+        found = [photo.pixels for photo in self._read(photos, rows).values()]
+        faults = [f"{shown(uri)}: {row['reason']}" for uri, row in rows.items() if row["status"]]
+        if not faults:
+            return found, ""
+        rest = "" if found else "; the photos themselves stood in for it"
+        return found, f"{len(faults)} of {len(photos)} photos of the clean set cannot be used ({faults[0]}){rest}"
 
     def _read_one(self, photo: Row, row: Row) -> Decoded | None:
         try:
@@ -209,8 +222,8 @@ class ProtectIdentity:
 
     def _store(self, identity: str, photo: Any, source: Decoded, row: Row) -> None:
         """Encode and put a photo; fill its row."""
-        row |= {"status": photo.status, "faces": photo.faces, "similarity": _finite_all(photo.similarity)}
-        row |= {name: _finite(getattr(photo, name)) for name in _METRICS}
+        row |= {"status": photo.status, "faces": photo.faces, "similarity": finite_similarity(photo.similarity)}
+        row |= {name: finite(getattr(photo, name)) for name in _METRICS}
         row["reason"] = "; ".join(text for text in (photo.reason, row["reason"]) if text)
         if photo.status == "failed":
             return
@@ -273,26 +286,9 @@ class ProtectIdentity:
             records.fail(self.target, record)
         except DladiffError as error:
             return {"status": "storage", "reason": str(error)}
-        return {"status": status, "reason": reason, "rows": [_brief(row) for row in rows]}
-
-
-def _reasons(rows: Iterable[Row]) -> str:
-    return "; ".join(dict.fromkeys(row["reason"] for row in rows))
+        return {"status": status, "reason": reason, "rows": [brief(row) for row in rows]}
 
 
 def _line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, DladiffError) else f"{type(error).__name__}: {text}"
-
-
-def _brief(row: Row) -> Row:
-    names = ("source_uri", "status", "reason", "psnr", "similarity")
-    return {name: row.get(name) for name in names}
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _finite_all(similarity: list[Row]) -> list[Row]:
-    return [s | {"before": _finite(s["before"]), "after": _finite(s["after"])} for s in similarity]

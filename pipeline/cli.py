@@ -1,8 +1,12 @@
-"""The `dladiff` command: parse, call one function, return its exit code (0 all, 1 some failed, 2 usage, 3 storage)."""
+"""The `dladiff` command: parse, call one function, return its exit code.
+
+0 all, 1 some failed, 2 usage, 3 storage or a fault of this program.
+"""
 
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +44,12 @@ def _guarded(function: Command) -> Callable[..., None]:
             for line in lines:
                 click.echo(f"error: {' '.join(line.split())}", err=True)
             code = 3 if isinstance(error, StorageError) else 2
+        except Exception:  # a fault of this program: 1 would say that some photos failed
+            traceback.print_exc()
+            click.echo(
+                "error: this is a fault of dladiff; what is done is kept. Please report the lines above", err=True
+            )
+            code = 3
         sys.exit(code)
 
     return run

@@ -127,7 +127,7 @@ class RunConfig:
     def config_digest(self) -> str:
         """Return the digest of what decides the output bytes; resources and places take no part, weights by content."""
         parts = {"method": by_content(self.method_config().to_dict()), "seed": self.seed, "max_pixels": self.max_pixels}
-        return digest(parts)
+        return digest(parts | {"max_photos_per_task": self.max_photos_per_task})  # a task's photos share a surrogate
 
     def layout_name(self) -> str:
         """Return the layout, with `one_identity` applied."""

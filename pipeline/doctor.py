@@ -121,6 +121,8 @@ def _gpu(config: RunConfig | None) -> Check:
     if done.returncode != 0:
         return Check("gpu", not needed, f"nvidia-smi fails: {' '.join((done.stderr or done.stdout).split())}{hint}")
     cards = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+    if any(len(card) != len(fields.split(",")) or not card[1].isdigit() for card in cards):
+        return Check("gpu", True, f"{'; '.join(card[0] for card in cards)}; nvidia-smi does not tell its memory")
     text = "; ".join(f"{name}, {int(total) / 1024:.0f} GiB, {used} MiB in use" for name, total, used, _ in cards)
     fits = config.method.get("fits") if config is not None else None
     wanted = GPU_MEMORY_GIB.get(str(fits), 22.0) if needed and config and config.profile != "tiny" else 0.0
@@ -149,6 +151,9 @@ def _model(config: RunConfig) -> Check:
     for name in dict.fromkeys(names):
         if name != "centerface" and not name.startswith("embedded:") and packs.find(name) is None:
             missing.append(f"{name}: no such file or pack folder")
+    for name in (method.lpips, method.finetuning.class_images):
+        if name and not Path(name).exists():
+            missing.append(f"{name}: no such file or folder")
     if missing:
         return Check("models", False, f"{'; '.join(missing)}; mount the weights here or set method to where they are")
     return Check("models", True, f"{config.profile}: {method.model}, {len(names)} encoders and detectors")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -13,8 +14,9 @@ from dladiff.settings import digest, merge, nearest
 from pipeline.config import RunConfig, read_yaml, run_config
 from pipeline.retention import Retention
 from pipeline.schedule import Schedule, schedule
+from pipeline.storage import local_path
 
-NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")  # KubeRay lets a RayJob's name have 47 characters, we add to it
+NAME = re.compile(r"[a-z]([a-z0-9-]{0,37}[a-z0-9])?")  # KubeRay lets a RayJob's name have 47 characters, we add to it
 CLOUDS = ("karpenter", "eks", "gke")
 KEYS = {
     "name": "Name of the job and of its cluster objects: at most 40 of a-z, 0-9 and -, a letter first.",
@@ -217,10 +219,16 @@ def _shared_places(tenants: list[Tenant]) -> list[str]:
         for other in tenants[:i]:
             if one.name == other.name:
                 faults.append(f"tenants.{one.name}: is there twice; names tell tenants apart")
-            a, b = (t.run.output.rstrip("/") + "/" for t in (one, other))
+            a, b = (_place(t.run.output) + "/" for t in (one, other))
             if a.startswith(b) or b.startswith(a):
                 faults.append(f"tenants.{one.name}.output: overlaps the output of {other.name}; give each its own")
     return faults
+
+
+def _place(uri: str) -> str:
+    """One spelling of an output: a folder's full path, or an address without its last slash."""
+    path = local_path(uri)
+    return str(path.resolve()).rstrip("/") if path is not None else uri.rstrip("/")
 
 
 def _cluster(values: Mapping[str, Any], faults: list[str]) -> Cluster:
@@ -235,11 +243,14 @@ def _cluster(values: Mapping[str, Any], faults: list[str]) -> Cluster:
             faults.append(f"cluster.{name}: {getattr(cluster, name)} is less than 1")
     if cluster.workers.min < 0 or cluster.workers.max < max(1, cluster.workers.min):
         faults.append("cluster.workers: expected 0 <= min <= max and at least one worker")
-    if cluster.pushgateway and not _GATEWAY.fullmatch(cluster.pushgateway):
+    gateway = _GATEWAY.fullmatch(cluster.pushgateway)
+    if cluster.pushgateway and not (gateway and int(gateway[1]) < 2**16):
         faults.append(f"cluster.pushgateway: {cluster.pushgateway!r} is no http://host:port")
     for name in ("retries", "price"):
-        if getattr(cluster, name) < 0:
-            faults.append(f"cluster.{name}: {getattr(cluster, name)} is less than 0")
+        if not 0 <= getattr(cluster, name) < math.inf:
+            faults.append(f"cluster.{name}: {getattr(cluster, name)} is no number of 0 or more")
+    if not cluster.namespace:
+        faults.append("cluster.namespace: is empty")
     return cluster
 
 

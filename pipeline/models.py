@@ -39,9 +39,9 @@ def listed() -> list[dict[str, Any]]:
     for name, known in MODELS.items():
         try:
             folder: Path | None = locate(name)
+            pins = read_pins(folder) if folder else None
         except ModelError:
-            folder = None
-        pins = read_pins(folder) if folder else None
+            folder = pins = None
         rows.append(
             {
                 "profile": name,

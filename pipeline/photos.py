@@ -16,6 +16,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 ORIENTATION = 0x0112  # EXIF tag; values 1 to 8
+BITS_PER_SAMPLE = 258  # of a TIFF
 GREY = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"}
 
 
@@ -49,7 +50,7 @@ def decode(data: bytes, *, max_pixels: int = 50_000_000, min_side: int = 64) -> 
             with _open(data) as image:
                 _check(image, max_pixels, min_side)
                 image.load()
-                return _to_rgb(image)
+                return _to_rgb(image, _deep(image, data))
         except PhotoError:
             raise
         except Exception as exc:  # a hostile file makes Pillow raise nearly anything: it is the photo's fault
@@ -102,7 +103,15 @@ def _check(image: Image.Image, max_pixels: int, min_side: int) -> None:
         raise PhotoError("animated or with several pages; save one frame as JPEG or PNG")
 
 
-def _to_rgb(image: Image.Image) -> Decoded:
+def _deep(image: Image.Image, data: bytes) -> bool:
+    """Whether a colour file has more than 8 bits a channel, of which Pillow keeps the upper eight."""
+    if image.format == "PNG":
+        return len(data) > 24 and data[24] == 16 and not image.mode.startswith("I")
+    bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, ())
+    return image.mode in ("RGB", "RGBA") and max(bits if isinstance(bits, tuple) else (bits,), default=0) > 8
+
+
+def _to_rgb(image: Image.Image, deep: bool) -> Decoded:
     notes = []
     mode, icc = image.mode, image.info.get("icc_profile")
     if image.format == "MPO":
@@ -127,6 +136,8 @@ def _to_rgb(image: Image.Image) -> Decoded:
     if mode in GREY and not mode.startswith("I;16"):
         notes.append("grey")
     turn = _orientation(image)
+    if deep:
+        notes.append("16-bit colour cut to 8 bits")
     return Decoded(
         pixels=_upright(pixels, turn),
         alpha=None if alpha is None else _upright(alpha, turn),

@@ -1,12 +1,14 @@
 """Column names, types and units of the manifest: one row a photo, one row an identity."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+Row = dict[str, Any]
 TIME = pa.timestamp("us", tz="UTC")
 FACE = pa.struct(
     [
@@ -172,3 +174,23 @@ def _row(row: Mapping[str, Any], schema: pa.Schema) -> dict[str, Any]:
             value = list(dict(value).items())
         out[field.name] = value
     return out
+
+
+def reasons(rows: Iterable[Row]) -> str:
+    """Return each reason once."""
+    return "; ".join(dict.fromkeys(row["reason"] for row in rows))
+
+
+def brief(row: Row) -> Row:
+    """Return what the driver shows of a photo's row."""
+    return {name: row.get(name) for name in ("source_uri", "status", "reason", "psnr", "similarity")}
+
+
+def finite(value: float) -> float | None:
+    """Return a number that JSON can hold, or None."""
+    return float(value) if math.isfinite(value) else None
+
+
+def finite_similarity(similarity: list[Row]) -> list[Row]:
+    """Return the entries with numbers that JSON can hold."""
+    return [entry | {name: finite(entry[name]) for name in ("before", "after")} for entry in similarity]

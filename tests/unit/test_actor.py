@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +60,30 @@ def test_a_photo_that_is_gone_is_skipped_and_one_that_is_damaged_fails(config: R
         assert [p[layer] is None for p in record["photos"]] == [True, True, False]
     assert len(list(output.list("photos/"))) == 1
     assert list(output.list("starts/")) == []
+
+
+def test_a_clean_set_that_cannot_be_read_is_told(config: RunConfig, output: Storage) -> None:
+    clean = [{"key": f"clean/{i}.png", "uri": f"{config.input}/clean/{i}.png"} for i in range(2)]
+    open_storage(config.input).put("clean/0.png", b"no photo")
+    for good, words in ((False, "2 of 2 photos.*the photos themselves stood in"), (True, "1 of 2 photos .*0.png")):
+        if good:
+            open_storage(config.input).put("clean/1.png", png(1))
+        result = call(config, clean=clean)
+        assert result["status"] == "done"
+        assert all(re.search(words, row["reason"]) for row in result["rows"])
+
+
+def test_models_that_cannot_be_loaded_are_no_identitys_fault(
+    config: RunConfig, output: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Any, *_: Any) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(AddNoise, "__init__", broken)
+    result = call(config)
+    assert (result["status"], result["reason"]) == (
+        "fatal", "the models cannot be loaded: RuntimeError: no such kernel",
+    )  # fmt: skip
 
 
 def test_a_photo_that_an_index_file_names_and_that_is_not_there_fails(config: RunConfig, output: Storage) -> None:

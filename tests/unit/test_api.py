@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from dladiff import api
 from dladiff.api import protect_photos
@@ -80,11 +80,14 @@ def test_orientation_is_applied_as_in_the_batch(spy: type[Spy], orientation: int
 def test_transparency_and_colour_profile_are_kept(spy: type[Spy]) -> None:
     alpha = np.full((70, 90), 120, np.uint8)
     image = Image.fromarray(np.dstack([pixels(), alpha]))
-    image.info["icc_profile"] = b"profile"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image.info["icc_profile"] = profile
     (result,) = protect_photos([image])
     assert result.image.mode == "RGBA"
     assert np.array_equal(np.asarray(result.image)[:, :, 3], alpha)
-    assert result.image.info["icc_profile"] == b"profile"
+    assert result.image.info["icc_profile"] == profile
+    image.info["icc_profile"] = profile[:16] + b"GRAY" + profile[20:]  # of other pixels: the batch drops it too
+    assert "icc_profile" not in protect_photos([image])[0].image.info
 
 
 def test_sixteen_bits_are_scaled_not_clipped(spy: type[Spy]) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,13 @@ def test_a_changed_or_half_file_is_named(tmp_path: Path) -> None:
             verified_pins(copy)
     file.unlink()
     with pytest.raises(ModelError, match="is missing"):
+        verified_pins(copy)
+    file.write_bytes(data)
+    unnamed = "unet/diffusion_pytorch_model.safetensors"
+    pins = make_pins(copy)
+    fewer = replace(pins, sha256={name: sha for name, sha in pins.sha256.items() if name != unnamed})
+    (copy / CHECKSUMS).write_text(fewer.text())
+    with pytest.raises(ModelError, match=f"{unnamed} is not named in {CHECKSUMS}"):
         verified_pins(copy)
 
 

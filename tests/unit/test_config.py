@@ -46,7 +46,13 @@ def test_digest_covers_what_decides_the_output_and_nothing_else() -> None:
     config = RunConfig(input="in", output="out")
     same = replace(config, output="elsewhere", cpus_per_actor=2, max_actors=7, limit=1, layout="flat")
     assert same.config_digest() == config.config_digest()
-    for change in ({"seed": 1}, {"max_pixels": 5000}, {"preset": "paper"}, {"method": {"resolution": 256}}):
+    for change in (
+        {"seed": 1},
+        {"max_pixels": 5000},
+        {"max_photos_per_task": 9},
+        {"preset": "paper"},
+        {"method": {"resolution": 256}},
+    ):
         assert replace(config, **change).config_digest() != config.config_digest()
 
 

@@ -132,6 +132,8 @@ def test_gpu(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     tool(tmp_path, "Tesla T4, 15360, 0, 580.1")
     assert "has less than 22.0 GiB: set method.fits" in module._gpu(wants).text
     assert module._gpu(with_(wants, method={**wants.method, "fits": "16GB"})).ok
+    tool(tmp_path, "NVIDIA GB10, [N/A], [N/A], 580.1")
+    assert module._gpu(wants).line() == "ok    gpu: NVIDIA GB10; nvidia-smi does not tell its memory"
     tool(tmp_path, "No devices were found", 6)
     assert "set gpus_per_actor: 0" in module._gpu(wants).text
     assert module._gpu(None).ok

@@ -189,6 +189,23 @@ def test_operators_are_onnxruntimes(nodes: list[Any], weights: dict[str, np.ndar
     np.testing.assert_allclose(network(sample).numpy(), session.run(None, {"x": sample.numpy()})[0], atol=1e-5)
 
 
+def test_a_fixed_batch_is_refused_and_told(tmp_path: Path) -> None:
+    path = tmp_path / "one.onnx"
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    shape = numpy_helper.from_array(np.array([1, -1], np.int64), "shape")
+    kind = TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", kind, (1, 3, 112, 112))],
+        [helper.make_tensor_value_info("y", kind, (1, 3 * 112 * 112))],
+        [shape],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    with pytest.raises(ModelError, match="its batch is fixed"):
+        load_encoder(path)
+
+
 def test_another_output_than_onnxruntimes_is_refused(tmp_path: Path) -> None:
     path = flat_encoder(tmp_path / "e.onnx")
     network = OnnxNetwork(onnx.load_model(str(path)), path)

@@ -131,7 +131,7 @@ def test_price_is_a_number(tmp_path: Path) -> None:
     assert job(tmp_path, run=RUN, cluster={"price": 1}).cluster.price == 1
     assert faults(tmp_path, run=RUN, cluster={"price": -0.5, "pushgateway": "gateway"}) == [
         "cluster.pushgateway: 'gateway' is no http://host:port",
-        "cluster.price: -0.5 is less than 0",
+        "cluster.price: -0.5 is no number of 0 or more",
     ]
 
 
@@ -146,6 +146,20 @@ def test_tenants_must_not_overlap(tmp_path: Path) -> None:
         "tenants.a: is there twice; names tell tenants apart",
         "tenants.a.output: overlaps the output of a; give each its own",
     ]
+
+
+def test_one_folder_by_two_spellings_is_one(tmp_path: Path) -> None:
+    tenants = [{**RUN, "name": "a", "output": "/srv/out"}, {**RUN, "name": "b", "output": "file:///srv/x/../out"}]
+    assert faults(tmp_path, schedule=SCHEDULE, tenants=tenants) == [
+        "tenants.b.output: overlaps the output of a; give each its own"
+    ]
+
+
+def test_settings_that_cannot_be_meant(tmp_path: Path) -> None:
+    cluster = {"price": float("nan"), "pushgateway": "http://host:99999", "namespace": ""}
+    assert [f.partition(":")[0] for f in faults(tmp_path, run=RUN, cluster=cluster)] == [
+        "cluster.pushgateway", "cluster.price", "cluster.namespace",
+    ]  # fmt: skip
 
 
 def test_schedule_and_tenants_go_together(tmp_path: Path) -> None:

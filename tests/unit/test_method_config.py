@@ -40,6 +40,23 @@ def test_ranges_and_consistency() -> None:
     assert len(caught.value.faults) == 3
 
 
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"fits": ["24GB"]}, "fits"),
+        ({"protection": ["mist"]}, "protection"),
+        ({"profile": "tiny"}, "no setting of the method"),
+        ({"finetuning": {"eta": 10**400}}, "too large"),
+        ({"zero_shot": {"weights": [float("nan")]}}, "each is a number above 0"),
+        ({"zero_shot": {"weights": [-1]}}, "each is a number above 0"),
+        ({"finetuning": {"tokens": "instance", "prompt": "a photo"}}, "token of sks"),
+    ],
+)
+def test_settings_that_cannot_be_meant(settings: dict[str, object], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        method_config("tiny", None, settings)
+
+
 def test_a_model_without_a_name_says_so() -> None:
     with pytest.raises(ConfigError, match=r"set method\.model"):
         method_config("sd21", None, {"model": ""})

@@ -4,6 +4,7 @@ import io
 import struct
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -105,6 +106,14 @@ def test_16_bit_grey_is_divided_by_257() -> None:
         decoded = decode(data)
         np.testing.assert_array_equal(decoded.pixels[:, :, 0], expected)
         assert decoded.note == "16-bit grey scaled to 8 bits"
+
+
+def test_sixteen_bit_colour_is_told() -> None:
+    deep = np.full((64, 64, 3), 0x05F0, np.uint16)
+    for ending in (".png", ".tiff"):
+        decoded = decode(cv2.imencode(ending, deep)[1].tobytes())
+        assert (decoded.pixels[0, 0].tolist(), decoded.note) == ([5, 5, 5], "16-bit colour cut to 8 bits")
+    assert decode(cv2.imencode(".png", deep.astype(np.uint8))[1].tobytes()).note == ""
 
 
 def test_16_bit_rgb_png() -> None:

@@ -50,6 +50,12 @@ def test_few_photos_are_all_taken_unread() -> None:
     assert chosen([], {}, 2) == []
 
 
+def test_equal_photos_are_told_apart_by_their_content_not_their_place() -> None:
+    bare = [photo(i) for i in range(5)]
+    found = {i: [] for i in range(5)}
+    assert sorted(chosen(bare, found, 3)) == sorted(chosen(bare[::-1], found, 3))
+
+
 def test_the_order_given_is_kept() -> None:
     boxes: Boxes = [(0.0, 0.0, 200.0, 200.0)]
     assert chosen([photo(5), photo(3), photo(4)], dict.fromkeys((3, 4, 5), boxes), 2) == [5, 3]

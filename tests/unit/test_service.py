@@ -78,7 +78,7 @@ def test_before_that_steps_are_no_longer_recorded(protector: Protector, monkeypa
     monkeypatch.setattr(service, "protect", protect)
     surrogate.recorded = True
     notes = [protector.protect_identity(name, PHOTOS, []).note for name in ("a", "b")]
-    assert notes == ["GPU out of memory: steps are no longer recorded", ""]
+    assert notes == ["GPU out of memory: steps are no longer recorded"] * 2
     assert tried == [True, False, False]
 
 
@@ -114,6 +114,14 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_no_cpu(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ModelError, match=r"a GPU is asked for, and torch .* finds none: .* gpus_per_actor: 0"):
         Protector({"profile": "tiny", "gpu": True}, 0, 1)
+
+
+def test_one_file_by_two_names_is_no_held_out_encoder() -> None:
+    path = str(service.EMBEDDED_ENCODERS / "residual.onnx")
+    with pytest.raises(ConfigError, match=r"held_out: residual \(residual\) is optimised against"):
+        Protector({"profile": "tiny", "overrides": {"held_out": [path]}}, 0, 1)
+    with pytest.raises(ConfigError, match="encoders: the same file stands there twice"):
+        Protector({"profile": "tiny", "overrides": {"encoders": ["embedded:residual", path]}}, 0, 1)
 
 
 def test_maps_that_the_model_does_not_have_are_told_before_any_photo() -> None:
