@@ -69,7 +69,7 @@ def test_a_bound_between_two_grey_levels_holds_after_rounding(protector: Protect
     assert whole_levels(7.7 / 255) == whole_levels(7 / 255) == 7 / 255
 
 
-def test_a_face_that_a_later_one_overlaps_is_looked_at_again() -> None:
+def test_faces_that_overlap_are_looked_at_again() -> None:
     class Rule:
         def __init__(self, value: float) -> None:
             self.value, self.asked = value, 0
@@ -83,9 +83,13 @@ def test_a_face_that_a_later_one_overlaps_is_looked_at_again() -> None:
     rules: list[Any] = [Rule(value) for value in (0.5, 0.5, 0.5, 0.0)]
     steps = [3, 3, config.max_steps, config.max_steps]
     lines = _above(list(zip(rules, boxes, steps, strict=True)), torch.zeros(1, 3, 30, 30), config)
-    assert [line.split(":")[0] for line in lines] == ["face 1", "face 3"]
-    assert "3 steps and those of a face that overlaps it" in lines[0] and lines[1].endswith(f"{config.max_steps} steps")
-    assert [rule.asked for rule in rules] == [1, 0, 1, 1]  # the second stopped low, and nothing came near it again
+    assert [line.split(":")[0] for line in lines] == ["face 1", "face 2", "face 3"]
+    assert "3 steps and those of a face that overlaps it" in lines[0] and lines[2].endswith(f"{config.max_steps} steps")
+    assert [rule.asked for rule in rules] == [1, 1, 1, 1]
+    far = [Box(0, 0, 10, 10), Box(20, 20, 30, 30)]
+    rules = [Rule(0.5), Rule(0.5)]
+    assert _above(list(zip(rules, far, [3, 3], strict=True)), torch.zeros(1, 3, 30, 30), config) == []
+    assert [rule.asked for rule in rules] == [0, 0]  # they stopped low, and nothing came near them again
 
 
 def test_a_trace_holds_every_step_and_changes_no_byte(protector: Protector) -> None:
@@ -121,7 +125,7 @@ def test_steps_told_are_the_steps_taken(protector: Protector, monkeypatch: pytes
 
     counted(Trainer, "step", lambda *_: 1)
     for loss in ("attention", "denoising"):
-        counted(_Ascent, loss, len)
+        counted(_Ascent, loss, lambda point, _: len(point))
     counted(ImageCanvas, "align", lambda *_: 1)
     finetuning = dataclasses.replace(protector.config.finetuning, iter_ft=2, iter_opt=2, iter_1=1, iter_2=2, iter_3=3)
     zero_shot = dataclasses.replace(protector.config.zero_shot, max_steps=3)
