@@ -94,7 +94,8 @@ class RunConfig:
     max_starts: int = 4
     """Starts of an identity without an end before it is quarantined."""
     max_photos_per_task: int = 64
-    """Photos of one identity that one task protects; an identity with more becomes several tasks."""
+    """Photos of one identity that one task protects, with the same surrogates; an identity with more becomes several
+    tasks. Which photos share a task is in each task's key, not in the digest: who has fewer is not done again."""
     patience_s: float = 300
     """Seconds an actor goes on trying while storage is overloaded or out of reach."""
     s3: dict[str, str] = field(default_factory=dict)
@@ -127,7 +128,7 @@ class RunConfig:
     def config_digest(self) -> str:
         """Return the digest of what decides the output bytes; resources and places take no part, weights by content."""
         parts = {"method": by_content(self.method_config().to_dict()), "seed": self.seed, "max_pixels": self.max_pixels}
-        return digest(parts | {"max_photos_per_task": self.max_photos_per_task})  # a task's photos share a surrogate
+        return digest(parts)
 
     def layout_name(self) -> str:
         """Return the layout, with `one_identity` applied."""

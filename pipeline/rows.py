@@ -39,7 +39,11 @@ _RUN = [
 ]
 _HOW = [
     _column("seed", pa.int64(), "seed of the run"),
-    _column("config_digest", pa.string(), "digest of every setting that decides the output bytes"),
+    _column(
+        "config_digest",
+        pa.string(),
+        "digest of every setting that decides the output bytes; how photos share tasks: `parts`",
+    ),
     _column("models", pa.list_(MODEL), "the networks that took part"),
     _column("versions", pa.map_(pa.string(), pa.string()), "package versions"),
     _column("device", pa.string(), "cpu, or the name of the GPU"),

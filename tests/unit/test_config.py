@@ -49,7 +49,6 @@ def test_digest_covers_what_decides_the_output_and_nothing_else() -> None:
     for change in (
         {"seed": 1},
         {"max_pixels": 5000},
-        {"max_photos_per_task": 9},
         {"preset": "paper"},
         {"method": {"resolution": 256}},
     ):
