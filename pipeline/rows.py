@@ -42,7 +42,7 @@ _HOW = [
     _column(
         "config_digest",
         pa.string(),
-        "digest of every setting that decides the output bytes; how photos share tasks: `parts`",
+        "digest of every setting that decides the output bytes, but for how photos share tasks (parts)",
     ),
     _column("models", pa.list_(MODEL), "the networks that took part"),
     _column("versions", pa.map_(pa.string(), pa.string()), "package versions"),
