@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from dladiff.colour import describes_rgb
 from dladiff.errors import ConfigError, PhotoError
 from dladiff.pixels import Pixels
 from dladiff.service import PhotoIn, PhotoOut, Protector
@@ -132,7 +133,7 @@ def _from_image(name: str, image: Image.Image) -> _Read:
     with contextlib.suppress(Exception):  # damaged EXIF is no reason to refuse a photo whose pixels are whole
         upright = ImageOps.exif_transpose(image)
     icc = upright.info.get("icc_profile")
-    if upright.mode not in ("RGB", "RGBA", "P") or not _describes_rgb(icc):
+    if upright.mode not in ("RGB", "RGBA", "P") or not describes_rgb(icc):
         icc = None
     if upright.mode.startswith("I;16"):
         grey = ((np.asarray(upright).astype(np.uint32) + GREY_LEVELS // 2) // GREY_LEVELS).astype(np.uint8)
@@ -143,11 +144,6 @@ def _from_image(name: str, image: Image.Image) -> _Read:
         rgba = np.asarray(upright.convert("RGBA"))
         return _Read(np.ascontiguousarray(rgba[:, :, :3]), rgba[:, :, 3], icc)
     return _Read(np.asarray(upright.convert("RGB")), None, icc)
-
-
-def _describes_rgb(icc: object) -> bool:
-    """Tell whether an ICC profile is one of RGB pixels (bytes 16-19: colour space, 36-39: signature)."""
-    return isinstance(icc, bytes) and len(icc) > 128 and icc[16:20] == b"RGB " and icc[36:40] == b"acsp"
 
 
 def _result(photo: _Read, out: PhotoOut) -> ProtectedPhoto:

@@ -11,7 +11,7 @@ from dladiff.attention import MapReader, map_distance
 from dladiff.ball import project
 from dladiff.config import FinetuningConfig
 from dladiff.graphs import Graphs, Step
-from dladiff.pgd import Momentum, follow
+from dladiff.pgd import Momentum, pgd
 from dladiff.pixels import Images
 from dladiff.surrogate import Batch, Noise, Posterior, Surrogate
 from dladiff.trainer import Part, Trainer, in_parts
@@ -158,7 +158,7 @@ class _Ascent:
     def __call__(self, delta: Tensor) -> Tensor:
         """Algorithm 1, lines 15-34: `iter_1` attention steps, then `iter_2` denoising steps."""
         for slope, steps, gradient in self.stages:
-            delta = follow(
+            delta = pgd(
                 self.x,
                 delta,
                 slope,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 Loss = Callable[[Tensor], Tensor]
-"""Maps x + delta to a scalar; what the loop ascends."""
+"""Maps x + delta to a scalar."""
 Slope = Callable[[Tensor], Tensor]
 """Maps x + delta to the gradient of what the loop ascends."""
 
@@ -36,31 +36,18 @@ class Momentum:
         return direction(self.velocity, self.kind)
 
 
-def pgd(
-    x: Tensor,
-    delta: Tensor,
-    loss: Loss,
-    *,
-    allowed: Callable[[Tensor], Tensor],
-    step: float,
-    steps: int,
-    gradient: str | Momentum = "sign",
-) -> Tensor:
-    """Ascend `loss(x + delta)` by `steps` projected steps and return the new delta.
-
-    `x`, `delta`: same shape, [0, 1] units. `allowed` brings a perturbation back to what is allowed (`ball.around`).
-    Source: Madry et al. 2018; METHOD "PGD step".
-    """
+def slope_of(loss: Loss) -> Slope:
+    """Return a loss's gradient as a function."""
 
     def slope(point: Tensor) -> Tensor:
         point = point.detach().requires_grad_(True)
         (found,) = torch.autograd.grad(loss(point), point)
         return found
 
-    return follow(x, delta, slope, allowed=allowed, step=step, steps=steps, gradient=gradient)
+    return slope
 
 
-def follow(
+def pgd(
     x: Tensor,
     delta: Tensor,
     slope: Slope,
@@ -70,7 +57,11 @@ def follow(
     steps: int,
     gradient: str | Momentum = "sign",
 ) -> Tensor:
-    """Do as `pgd` does where the gradient is known, and not the loss alone."""
+    """Take `steps` projected steps along `slope(x + delta)` and return the new delta.
+
+    `x`, `delta`: same shape, [0, 1] units. `allowed` brings a perturbation back to what is allowed (`ball.around`).
+    Source: Madry et al. 2018; METHOD "PGD step".
+    """
     for _ in range(steps):
         found = slope(x + delta)
         change = gradient(found) if isinstance(gradient, Momentum) else direction(found, gradient)

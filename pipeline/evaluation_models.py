@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 from dladiff.errors import ConfigError
+from dladiff.evaluation.names import ZERO_SHOT
 from pipeline.evaluation_config import ENCODER_ONLY, EvaluateConfig
 from pipeline.photos import UInt8
 
-ZERO_SHOT = ("ip_adapter_faceid", "ip_adapter_faceid_held_out", "instantid")
 Images = dict[str, list[UInt8]]
 """Prompt to pictures."""
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from dladiff.colour import describes_rgb
 from dladiff.errors import PhotoError
 
 UInt8 = npt.NDArray[np.uint8]
@@ -141,7 +142,7 @@ def _to_rgb(image: Image.Image, deep: bool) -> Decoded:
     return Decoded(
         pixels=_upright(pixels, turn),
         alpha=None if alpha is None else _upright(alpha, turn),
-        icc=icc if mode not in GREY and mode != "CMYK" and _is_rgb_profile(icc) else None,
+        icc=icc if mode not in GREY and mode != "CMYK" and describes_rgb(icc) else None,
         note="; ".join(notes),
     )
 
@@ -158,11 +159,6 @@ def _from_cmyk(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, str]
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
             return image.convert("RGB"), "CMYK converted without its profile, which is damaged"
     return image.convert("RGB"), "CMYK converted"
-
-
-def _is_rgb_profile(icc: object) -> bool:
-    """Whether an ICC profile (bytes 16-19: colour space, 36-39: signature) describes RGB pixels."""
-    return isinstance(icc, bytes) and len(icc) > 128 and icc[16:20] == b"RGB " and icc[36:40] == b"acsp"
 
 
 def _orientation(image: Image.Image) -> int:

@@ -5,6 +5,7 @@ then epochs of PGD on L_cond - L_sem (semantic disturbance loss) and short train
 """
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -14,7 +15,7 @@ from dladiff.ball import around, project
 from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
 from dladiff.compared import BaselineConfig
-from dladiff.pgd import pgd
+from dladiff.pgd import pgd, slope_of
 from dladiff.pixels import Images
 from dladiff.surrogate import Prompt, Surrogate
 
@@ -84,9 +85,7 @@ def anti_diffusion(task: Task) -> Tensor:
             added = pgd(
                 start,
                 torch.zeros_like(start),
-                lambda point, model=student, own=own: anti_diffusion_loss(  # type: ignore[misc]
-                    model, point, [own], schedule
-                ),
+                slope_of(partial(anti_diffusion_loss, student, generators=[own], schedule=schedule)),
                 allowed=around(start, schedule.eta / schedule.epochs),
                 step=schedule.step,
                 steps=schedule.steps,

@@ -3,13 +3,15 @@
 Each step ascends L_cond by the photos and descends it by these weights, at the same timesteps and noise.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from dladiff.ball import around
 from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
-from dladiff.pgd import pgd
+from dladiff.pgd import pgd, slope_of
 
 
 class KeysAndValues(Student):
@@ -37,7 +39,7 @@ def caat(task: Task) -> Tensor:
             new[part] = pgd(
                 x[part],
                 delta[part],
-                lambda point, noise=noise: student.denoising_at(point, noise),  # type: ignore[misc]
+                slope_of(partial(student.denoising_at, noise=noise)),
                 allowed=around(x[part], schedule.eta, schedule.least_psnr),
                 step=schedule.step,
                 steps=1,

@@ -6,6 +6,7 @@ DisDiff builds on.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -16,7 +17,7 @@ from dladiff.baselines.aspl import alternate
 from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
 from dladiff.compared import BaselineConfig
-from dladiff.pgd import pgd
+from dladiff.pgd import pgd, slope_of
 from dladiff.pixels import Images
 from dladiff.surrogate import Noise
 
@@ -78,7 +79,7 @@ def disdiff(task: Task) -> Tensor:
                 row = pgd(
                     square,
                     row,
-                    lambda point, noise=noise: disdiff_loss(copy, point, noise, schedule),  # type: ignore[misc]
+                    slope_of(partial(disdiff_loss, copy, noise=noise, schedule=schedule)),
                     allowed=around(square, schedule.eta, schedule.least_psnr),
                     step=schedule.step * step_scale(t, last),
                     steps=1,

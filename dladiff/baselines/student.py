@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from dladiff.attention import MapReader, Maps
 from dladiff.ball import around
 from dladiff.compared import BaselineConfig
-from dladiff.pgd import pgd
+from dladiff.pgd import pgd, slope_of
 from dladiff.pixels import Images
 from dladiff.surrogate import Noise, Surrogate
 from dladiff.text import Prompt, TextEncoder, embed
@@ -108,7 +108,7 @@ def ascend(
             pgd(
                 x[part],
                 delta[part],
-                lambda point, own=generators[part]: loss(point, own),  # type: ignore[misc]
+                slope_of(lambda point, own=generators[part]: loss(point, own)),  # type: ignore[misc]
                 allowed=around(x[part], schedule.eta, schedule.least_psnr),
                 step=schedule.step,
                 steps=steps,

@@ -9,6 +9,8 @@ ATTACKS = (
     "ip_adapter_faceid_held_out",
     "instantid",
 )
+ZERO_SHOT = ("ip_adapter_faceid", "ip_adapter_faceid_held_out", "instantid")
+"""Those of ATTACKS that train nothing: they read one photo with a recogniser."""
 PREPROCESSING = ("none", "jpeg95", "jpeg75", "jpeg50", "half", "crop", "blur", "noise", "tv", "social")
 PURIFIERS = {
     "sdedit": "",

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 from dladiff.evaluation import paper_tables as paper
 from dladiff.evaluation.intervals import paired_change
+from dladiff.evaluation.names import ZERO_SHOT
 from dladiff.evaluation.paper_tables import PaperTable
 from dladiff.evaluation.summaries import ENCODER_ONLY, Group, fid
 from dladiff.evaluation.tables import EMPTY, Evaluation, Table, build, cell, counted, lost
 
 PAPER_PROMPTS = ("a photo of sks person", "a dslr portrait of sks person")
 ABLATIONS = ("without_dsur", "without_adft", "without_layer2")
-ZERO_SHOT = ("ip_adapter_faceid", "ip_adapter_faceid_held_out", "instantid")
 _OF_PAPER = {
     ("dreambooth", PAPER_PROMPTS[0]): ("Table 1", paper.TABLE_1_FIRST_PROMPT),
     ("dreambooth", PAPER_PROMPTS[1]): ("Table 1", paper.TABLE_1_SECOND_PROMPT),

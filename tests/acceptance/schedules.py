@@ -25,7 +25,7 @@ from dladiff import finetuning_layer
 from dladiff.ball import around
 from dladiff.config import FinetuningConfig, method_config
 from dladiff.evaluation.intervals import paired_change
-from dladiff.pgd import pgd
+from dladiff.pgd import pgd, slope_of
 from dladiff.pixels import to_float, to_uint8
 from dladiff.quality import psnr
 from dladiff.randomness import stream
@@ -89,7 +89,7 @@ def pushed(surrogate: Surrogate, faces: list[Face], seed: int) -> tuple[list[Fac
     delta = pgd(
         x,
         (torch.rand(x.shape, generator=stream(seed)) - 0.5) * 2 / 255,  # at the clean photo the gradient is zero
-        lambda point: (surrogate.encode(point).mean - clean).square().sum(),
+        slope_of(lambda point: (surrogate.encode(point).mean - clean).square().sum()),
         allowed=around(x, 6 / 255),
         step=TINY.step,
         steps=TINY.iter_opt * (TINY.iter_1 + TINY.iter_2),

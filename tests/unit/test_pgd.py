@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dladiff.ball import around
-from dladiff.pgd import Momentum, direction, pgd
+from dladiff.pgd import Momentum, direction, pgd, slope_of
 
 
 def test_linear_model_equals_its_closed_form() -> None:
@@ -11,7 +11,9 @@ def test_linear_model_equals_its_closed_form() -> None:
     x = torch.rand(2, 3, 8, 8, generator=generator, dtype=torch.float64)
     w = torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)
     for steps in (1, 5, 40):
-        delta = pgd(x, torch.zeros_like(x), lambda p: (w * p).sum(), allowed=around(x, 0.03), step=0.0025, steps=steps)
+        delta = pgd(
+            x, torch.zeros_like(x), slope_of(lambda p: (w * p).sum()), allowed=around(x, 0.03), step=0.0025, steps=steps
+        )
         expected = (x + (steps * 0.0025 * w.sign()).clamp(-0.03, 0.03)).clamp(0, 1) - x
         assert torch.allclose(delta, expected, atol=1e-12)
 
@@ -44,5 +46,5 @@ def test_a_psnr_bounds_the_ascent_of_a_linear_model() -> None:
     allowed = around(x, 0.25, 30)
     for steps, rms in ((2, 0.02), (20, 10 ** (-30 / 20))):
         start = torch.zeros_like(x)
-        delta = pgd(x, start, lambda p: (w * p).sum(), allowed=allowed, step=0.01, steps=steps)
+        delta = pgd(x, start, slope_of(lambda p: (w * p).sum()), allowed=allowed, step=0.01, steps=steps)
         assert delta.flatten(1).square().mean(1).sqrt().tolist() == pytest.approx([rms, rms])
