@@ -71,6 +71,7 @@ def mos(action: str, results: str, port: int, faces: int, as_json: bool) -> int:
     from pipeline.mos import serve
     from pipeline.mos import summary as sum_up
     from pipeline.names import shown
+    from pipeline.ratings import RATINGS
     from pipeline.storage import open_storage
 
     storage = open_storage(results)
@@ -81,6 +82,8 @@ def mos(action: str, results: str, port: int, faces: int, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(rows))
         return 0
+    if not rows:
+        click.echo(f"no rating in {storage.uri_of(RATINGS)} yet; `dladiff mos serve` collects them")
     for row in rows:
         interval = f" ({_two(row['low'])} to {_two(row['high'])})" if row["low"] is not None else ""
         who = f"{row['ratings']} ratings by {row['raters']} raters of {row['faces']} faces"

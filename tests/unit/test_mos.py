@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from dladiff.errors import ConfigError, StorageError
+from pipeline.cli import main
 from pipeline.mos import Session, faces_of, make_server, summary
 from pipeline.photos import decode
 from pipeline.ratings import read_ratings
@@ -181,3 +183,11 @@ def test_the_summary(client: Client, results: Any) -> None:
     assert (row["condition"], row["ratings"], row["raters"], row["faces"], row["people"]) == ("dladiff", 16, 2, 8, 2)
     assert row["mos"] == pytest.approx(1.5)
     assert row["alpha"] == 1.0
+
+
+def test_a_summary_of_nothing_says_so(tmp_path: Path) -> None:
+    found = CliRunner().invoke(main, ["mos", "summary", "--results", str(tmp_path)])
+    assert (found.exit_code, found.stdout) == (
+        0,
+        f"no rating in {tmp_path}/ratings.csv yet; `dladiff mos serve` collects them\n",
+    )
