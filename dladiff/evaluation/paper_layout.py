@@ -28,6 +28,7 @@ def all_tables(found: Evaluation) -> list[Table]:
     quality = _quality(found)
     tables += [_zero_shot(found), *_ablations(found), quality, _fid_alone(found, tuning)]
     tables += [_change(found, attack) for attack in generating]
+    tables += [_less(found, attack) for attack in generating]
     if (way := found.preprocessings[0]) != "none":  # the stored photos are measured as they are
         tables = [t if t in (None, quality) else _after(way, t) for t in tables]
     tables += [_purified(found)] if len(found.preprocessings) > 1 else []
@@ -193,6 +194,23 @@ def _change(found: Evaluation, attack: str) -> Table | None:
     rows = [c for c in found.conditions if c != "clean"]
     title = f"Change by protection: {attack}"
     return build(found, title, heads, row, conditions=rows, note="Mean of each person's own difference.")
+
+
+def _less(found: Evaluation, attack: str) -> Table | None:
+    """The main method less each of the others: whether it is lower than they are, and by how much."""
+    prompt, main = found.prompts[0], found.of(found.conditions[-1], attack)
+    metrics = [("fdr", "")] + [(kind, e) for kind in ("ism_all", "ism_detected") for e in found.encoders]
+
+    def row(condition: str) -> tuple[Group, list[str]]:
+        which = found.of(condition, attack)
+        pairs = ((main.values(m, e, prompt), which.values(m, e, prompt)) for m, e in metrics)
+        return which, [cell(paired_change(*pair)) for pair in pairs]
+
+    heads = ["FDR", *_isms(found, "ISM all"), *_isms(found, "ISM detected")]
+    title = f"{found.conditions[-1]} less each method: {attack}"
+    note = "Mean of each person's own difference; below 0 it leaves less than that method."
+    others = found.conditions[:-1]
+    return build(found, title, heads, row, conditions=others, note=note) if main.records and others else None
 
 
 def _purified(found: Evaluation) -> Table | None:

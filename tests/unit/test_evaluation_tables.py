@@ -154,7 +154,16 @@ def test_fid_pools_people_or_takes_each_alone() -> None:
 def test_the_papers_layout() -> None:
     tables = all_tables(evaluation(everything()))
     names = [t.title.split(":")[0] for t in tables]
-    assert names == ["Table 1", "Table 4", "Table 5", "Table 5", "Table 9", "Table 10", *["Change by protection"] * 2]
+    assert names == [
+        "Table 1",
+        "Table 4",
+        "Table 5",
+        "Table 5",
+        "Table 9",
+        "Table 10",
+        *["Change by protection"] * 2,
+        *["dladiff less each method"] * 2,
+    ]
     one = by_title(tables, "Table 1")
     assert [row[0] for row in one.rows] == list(CONDITIONS)
     assert column(one, "ISM all e*")["dladiff"] == "0.100 (0.100 to 0.100)"
@@ -187,6 +196,10 @@ def test_other_tables() -> None:
     change = by_title(tables, "Change by protection: dreambooth")
     assert column(change, "ISM all e* from clean")["dladiff"] == "-0.200 (-0.200 to -0.200)"
     assert column(change, "ISM all e* from noise")["noise"] == "-"
+    less = by_title(tables, "dladiff less each method: dreambooth")
+    assert [row[0] for row in less.rows] == list(CONDITIONS[:-1])
+    assert column(less, "ISM all e*")["clean"] == column(change, "ISM all e* from clean")["dladiff"]
+    assert column(less, "ISM detected e*")["clean"] == "-0.400 (-0.400 to -0.400)"
 
 
 def test_preprocessing_shares_and_other_bases_get_tables_of_their_own() -> None:
