@@ -143,10 +143,13 @@ class LocalStorage:
                 probe.unlink(missing_ok=True)
 
     def delete(self, key: str) -> None:
-        """Remove a file; a missing one is no error."""
+        """Remove a file and the folders that it leaves empty, which name a person; a missing one is no error."""
         path = self._path(key)
         with _errors("delete", str(path)), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
+        with contextlib.suppress(OSError):  # not empty, or somebody else writes there
+            for folder in path.relative_to(self._root).parents[:-1]:
+                (self._root / folder).rmdir()
 
     def _path(self, key: str) -> Path:
         path = self._root / check_key(key)
@@ -212,10 +215,9 @@ def _tag(info: os.stat_result) -> str:
 @contextlib.contextmanager
 def _written_beside(path: Path, data: bytes | BinaryIO) -> Iterator[Path]:
     """Write bytes or an open file to a hidden file beside `path`, synced; it is gone afterwards whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.parent / f"{TEMP_PREFIX}{uuid.uuid4().hex}"
     try:
-        with temp.open("xb") as handle:
+        with _opened_beside(temp) as handle:
             if isinstance(data, bytes):
                 handle.write(data)
             else:
@@ -225,6 +227,16 @@ def _written_beside(path: Path, data: bytes | BinaryIO) -> Iterator[Path]:
         yield temp
     finally:
         temp.unlink(missing_ok=True)
+
+
+def _opened_beside(temp: Path) -> BinaryIO:
+    """Create a hidden file and its folders, which a `delete` beside us may take away in between."""
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            temp.parent.mkdir(parents=True, exist_ok=True)
+            return temp.open("xb")
+    temp.parent.mkdir(parents=True, exist_ok=True)
+    return temp.open("xb")
 
 
 def _publish(temp: Path, path: Path) -> None:

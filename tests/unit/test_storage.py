@@ -5,6 +5,7 @@ import os
 import resource
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,27 @@ def test_put_get_tag_delete(local: Storage, tmp_path: Path) -> None:
     local.delete("a/b.bin")
     assert local.tag("a/b.bin") is None
     assert files_under(tmp_path / "root") == []
+
+
+def test_delete_leaves_no_empty_folder_with_a_person_s_name(local: Storage, tmp_path: Path) -> None:
+    for key in ("starts/Ann/1", "starts/Ann/deep/2", "starts/Bob/1"):
+        local.put(key, b"x")
+    local.delete("starts/Ann/deep/2")
+    assert sorted(p.name for p in (tmp_path / "root/starts").rglob("*")) == ["1", "1", "Ann", "Bob"]
+    local.delete("starts/Ann/1")
+    assert sorted(p.name for p in (tmp_path / "root/starts").rglob("*")) == ["1", "Bob"]
+    local.delete("starts/Bob/1")
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_a_folder_that_one_empties_is_there_for_another(local: Storage) -> None:
+    def write_and_delete(i: int) -> None:
+        for n in range(200):
+            local.put(f"a/b/{i}-{n}", b"x")
+            local.delete(f"a/b/{i}-{n}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write_and_delete, range(4)))
 
 
 def test_get_file_copies_out(local: Storage, tmp_path: Path) -> None:
