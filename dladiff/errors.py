@@ -35,5 +35,9 @@ class NotFoundError(StorageError):
     """An object is not there (any more)."""
 
 
+class DamagedError(StorageError):
+    """A record of ours is not what it should be."""
+
+
 class BusyError(StorageError):
     """Storage is overloaded or out of reach for the moment; the same call may succeed later."""

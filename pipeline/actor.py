@@ -160,7 +160,8 @@ class ProtectIdentity:
             write_trace(self.target, work["identity"], work["part"], out.trace)
         self.metrics.worked(how["seconds"], out.peak_memory_bytes, out.device, out.steps)
         for row in rows.values():
-            row["reason"] = "; ".join(text for text in (row["reason"], lost, out.note) if text)
+            if row["status"] not in ("failed", "skipped"):  # these have a reason of their own
+                row["reason"] = "; ".join(text for text in (row["reason"], lost, out.note) if text)
         return self._commit(work, [row | how for row in rows.values()], how)
 
     def _commit(self, work: Row, rows: list[Row], how: Row) -> Row:

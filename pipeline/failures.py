@@ -18,7 +18,9 @@ def listed(storage: Storage, which: Retry) -> list[dict[str, Any]]:
         if which.takes(r.reason)
     ]
     for task, row in sorted(index.done.items()):
-        lost = [text for text in row.photo_reasons if task not in index.failed and which.takes(text)]
+        if task in index.failed or not row.key:  # a failure that `forget` took up
+            continue
+        lost = [text for text in row.photo_reasons if which.takes(text)]
         rows += [{"identity": row.identity, "part": row.part, "status": "photo", "reason": text} for text in lost]
     return rows
 

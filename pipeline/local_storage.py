@@ -199,9 +199,17 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        with (self._root / f"{TEMP_PREFIX}lock").open("ab") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+        folder = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with contextlib.ExitStack() as held:
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX)
+                except OSError:  # some network folders lock only files that are open for writing
+                    handle = held.enter_context((self._root / f"{TEMP_PREFIX}lock").open("ab"))
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+                yield
+        finally:
+            os.close(folder)
 
 
 def _may_hold(child: str, prefix: str) -> bool:

@@ -17,10 +17,9 @@ from pipeline.names import shown
 from pipeline.records import Index, Recorded, Task, key_of, now, read_index
 from pipeline.rows import PLAN, TODO
 from pipeline.sources import Identity, Photo, find_identities
-from pipeline.storage import Storage, local_path, open_storage
+from pipeline.storage import FOLDERS, Storage, local_path, open_storage
 
 LATEST = "plan/latest.json"
-FOLDERS = ("photos", "done", "failed", "starts", "plan", "manifest", "report", "traces")  # of an output
 CANDIDATES = 4  # clean photos to choose from, in units of clean_photos: the largest files, the best by their faces
 SECONDS_PER_PHOTO = {"tiny": 45.0, "sd21": 300.0}
 """Assumed where no earlier run of this output was measured: one actor, two encoders; not a promise."""

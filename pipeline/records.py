@@ -2,20 +2,21 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 import socket
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from dladiff.errors import StorageError
-from pipeline.names import task_name
+from dladiff.errors import DamagedError, StorageError
+from pipeline.names import shown, task_name
 from pipeline.rows import RECORDS, parquet
-from pipeline.storage import Entry, Storage
+from pipeline.storage import FOLDERS, Entry, Storage, open_storage
 
 READERS = 16  # records are small: their latency is hidden by reading that many at once
 JSON = "application/json"
@@ -23,6 +24,9 @@ INDEX = "manifest/records.parquet"
 RUNS_FACTOR = 3  # starts under other drivers may have ended with them: only that many times more are a crash loop
 
 RECORD = re.compile(r"(done|failed)/[^/.][^/]*\.json")  # what a file manager leaves beside them is none
+log = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 Record = dict[str, Any]
 Task = tuple[str, int]
 """Name of the identity; 0 for a whole identity, else the number of its part, from 1."""
@@ -31,6 +35,17 @@ Task = tuple[str, int]
 def now() -> str:
     """Return the time, UTC, as ISO 8601."""
     return datetime.now(UTC).isoformat()
+
+
+def existing(uri: str, *, begun: bool = True) -> Storage:
+    """Open the output of a run. Where nothing of one lies, raise StorageError; only warn if it need not have `begun`."""
+    storage = open_storage(uri)
+    if not any(True for folder in FOLDERS for _ in storage.list(f"{folder}/")):
+        fault = f"no run has written to {shown(uri)}; check the address"
+        if begun:
+            raise StorageError(fault)
+        log.warning("%s", fault)
+    return storage
 
 
 def key_of(identity: str, tags: Iterable[tuple[str, str]], config_digest: str) -> str:
@@ -42,7 +57,8 @@ def key_of(identity: str, tags: Iterable[tuple[str, str]], config_digest: str) -
 def commit(storage: Storage, record: Record, *, replaces: str | None = None) -> bool:
     """Write a commit record; whether it is ours that stands.
 
-    A record of another key is replaced; one of the same key wins over ours, unless its tag is `replaces`.
+    A record of another key, or a damaged one, is replaced; one of the same key wins over ours, unless its tag is
+    `replaces`.
     """
     place, data = f"done/{task_name(record['identity'], record.get('part', 0))}.json", _dump(record)
     for _ in range(8):
@@ -51,7 +67,7 @@ def commit(storage: Storage, record: Record, *, replaces: str | None = None) -> 
         tag = storage.tag(place)
         if tag is None:
             continue
-        if tag != replaces and load(storage, place).get("key") == record["key"]:
+        if tag != replaces and _replaceable(storage, place).get("key") == record["key"]:
             return False
         if storage.put_if_match(place, data, tag):
             return True
@@ -63,7 +79,7 @@ def fail(storage: Storage, record: Record) -> None:
     place = f"failed/{task_name(record['identity'], record.get('part', 0))}.json"
     before = 0
     if storage.tag(place) is not None:
-        old = load(storage, place)
+        old = _replaceable(storage, place)
         before = int(old.get("attempts", 0)) if old.get("key") == record["key"] else 0
     attempts = before + 1
     row = record.get("identity_row", {}) | {"attempts": attempts}
@@ -102,22 +118,36 @@ def clear_starts(storage: Storage, identity: str, part: int = 0) -> None:
 
 
 def load(storage: Storage, key: str) -> Record:
-    """Read one record. Raises StorageError when it is gone or no JSON object."""
+    """Read one record. Raises StorageError when it is gone, DamagedError when it is no JSON object."""
     try:
         record = json.loads(storage.get(key))
-        if not isinstance(record, dict):
-            raise ValueError("no object")
     except ValueError as error:
-        raise StorageError(f"{storage.uri_of(key)} is not JSON; delete it and run again") from error
+        raise DamagedError(f"{storage.uri_of(key)} is not JSON; delete it and run again") from error
+    if not isinstance(record, dict):
+        raise DamagedError(f"{storage.uri_of(key)} is no record; delete it and run again")
     return record
+
+
+def _replaceable(storage: Storage, key: str) -> Record:
+    """Read a record that ours may replace: a damaged one says nothing."""
+    try:
+        return load(storage, key)
+    except DamagedError:
+        return {}
 
 
 def load_many(storage: Storage, keys: Iterable[str]) -> Iterator[tuple[str, Record]]:
     """Yield (key, record) in the order given; at most READERS records are held at a time."""
-    waiting: list[tuple[str, Future[Record]]] = []
+    return _read_many(storage, keys, load)
+
+
+def _read_many(
+    storage: Storage, keys: Iterable[str], read: Callable[[Storage, str], Found]
+) -> Iterator[tuple[str, Found]]:
+    waiting: list[tuple[str, Future[Found]]] = []
     with ThreadPoolExecutor(READERS) as pool:
         for key in keys:
-            waiting.append((key, pool.submit(load, storage, key)))
+            waiting.append((key, pool.submit(read, storage, key)))
             if len(waiting) == READERS:
                 first, future = waiting.pop(0)
                 yield first, future.result()
@@ -159,6 +189,8 @@ class Index:
     done: dict[Task, Recorded] = field(default_factory=dict)
     failed: dict[Task, Recorded] = field(default_factory=dict)
     fresh: bool = False
+    damaged: dict[str, str] = field(default_factory=dict)
+    """Records that cannot be read, and why: their tasks count as not done, and a commit replaces them."""
 
     def standing(self) -> dict[Task, Recorded]:
         """Return the row that stands for each task, sorted: a failure record is newer than a commit beside it."""
@@ -179,13 +211,21 @@ def read_index(storage: Storage, last: Index | None = None) -> Index:
     index = Index(fresh=len(same) == len(entries) == len(known))
     for place in same:
         _file(index, known[place])
-    new = sorted(set(entries) - same)
-    for place, record in load_many(storage, new):
+
+    def read(storage: Storage, place: str) -> Recorded | DamagedError:
         try:
-            row = _row(place, entries[place].tag, record)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise StorageError(f"{storage.uri_of(place)} is no record; delete it and run again") from error
-        _file(index, row)
+            return _row(place, entries[place].tag, load(storage, place))
+        except (KeyError, TypeError, AttributeError, ValueError):
+            return DamagedError(f"{storage.uri_of(place)} is no record; delete it and run again")
+        except DamagedError as error:
+            return error
+
+    for place, row in _read_many(storage, sorted(set(entries) - same), read):
+        if isinstance(row, DamagedError):
+            index.damaged[place] = str(row)
+            log.warning("%s", shown(str(row)))
+        else:
+            _file(index, row)
     return index
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from dladiff.errors import ConfigError
+from dladiff.errors import ConfigError, StorageError
 from dladiff.settings import nearest
 from pipeline import manifest, records
 from pipeline.config import RunConfig
@@ -114,7 +114,10 @@ class _Found:
 
 def _find(storage: Storage, rule: Retention, config: RunConfig | None, unattended: bool, now: datetime) -> _Found:
     rows: dict[str, list[Recorded]] = defaultdict(list)
-    for row in read_index(storage).rows():
+    index = read_index(storage)
+    for fault in index.damaged.values():
+        raise StorageError(fault)  # whose it was is not known
+    for row in index.rows():
         rows[row.identity].append(row)
     present, gone = None, set[str]()
     if config is not None:

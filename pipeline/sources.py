@@ -12,7 +12,7 @@ from dladiff.errors import ConfigError
 from pipeline import layouts, released
 from pipeline.names import shown
 from pipeline.spool import Listed, Spool
-from pipeline.storage import Entry, Storage
+from pipeline.storage import FOLDERS, Entry, Storage
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ def find_identities(
     lists lie at the top, sets where an identity has A and B, VGGFace2 where all folders are named so, else folders,
     and flat for photos at the top. `lists` holds the release's lists where they are not among the photos.
     Keys under `exclude_prefix` (an output inside the input), hidden files and other extensions are no photos.
-    Memory holds one identity at a time. Raises ConfigError for an unknown layout or a bad list, StorageError.
+    Memory holds one identity at a time. Raises ConfigError for an unknown layout, a bad list, and photos under
+    `exclude_prefix` that no run put there; StorageError.
     """
     if layout not in LAYOUTS:
         raise ConfigError([f"layout: {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}"])
@@ -114,6 +115,9 @@ def _photos(storage: Storage, exclude_prefix: str | None) -> Iterator[Entry]:
     others: Counter[str] = Counter()
     for entry in storage.list():
         if skip and entry.key.startswith(skip):
+            if is_photo(entry.key) and entry.key.removeprefix(skip).partition("/")[0] not in FOLDERS:
+                place = shown(storage.uri_of(entry.key))
+                raise ConfigError([f"output: holds photos of the input ({place}); give another output"])
             continue
         if is_photo(entry.key):
             yield entry

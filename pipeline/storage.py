@@ -15,6 +15,7 @@ S3_OPTIONS = {
     "storage_class": "StorageClass",
 }
 """Names of the configuration to names of the request."""
+FOLDERS = ("photos", "done", "failed", "starts", "plan", "manifest", "report", "traces")  # what a run's output holds
 TEMP_PREFIX = ".tmp-"  # names that begin so are unfinished writes or locks, never objects
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pipeline.rows import parquet, table
 from pipeline.storage import Storage, read_uri
 
 SLACK = 1e-6  # [0, 1] units: far below one grey level
+FIGURES = 1e-3  # dB and [0, 1] units: rounding of a recorded figure
 LAYERS = ("finetuning_layer", "zero_shot_layer")
 READERS = 4  # photos decoded at a time: each may be large
 
@@ -35,8 +37,8 @@ class Verified:
 
 def verify(storage: Storage) -> Verified:
     """Check every photo of every commit record. Raises StorageError when the storage cannot be listed."""
-    result = Verified()
     index = read_index(storage)
+    result = Verified(faults=[*index.damaged.values()])
     named: set[str] = set()
     places = [row.place for _, row in sorted(index.done.items())]
     rows = (
@@ -79,7 +81,19 @@ def _check(storage: Storage, row: dict[str, Any], opened: dict[str, Storage]) ->
     source = _source(row, opened)
     if source is None:
         return "", False
-    return next(_excess(row, np.abs(stored.astype(np.int16) - source.astype(np.int16)).max(axis=2)), ""), True
+    change = np.abs(stored.astype(np.int16) - source.astype(np.int16))
+    return next(_excess(row, change.max(axis=2)), "") or _other_figure(row, change), True
+
+
+def _other_figure(row: dict[str, Any], change: Any) -> str:
+    """What of L-inf and PSNR is not what the record says."""
+    error = float(np.square(change, dtype=np.float64).mean()) / 255**2
+    found = {"linf": change.max(initial=0) / 255, "psnr": 10 * math.log10(1 / error) if error else None}
+    for name, value in found.items():
+        recorded = row.get(name)
+        if (value is None) != (recorded is None) or (value is not None and abs(value - recorded) > FIGURES):
+            return f"its {name} is {value}, recorded {recorded}"
+    return ""
 
 
 def _excess(row: dict[str, Any], change: Any) -> Iterator[str]:

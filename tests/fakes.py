@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dladiff.errors import ModelError
+from dladiff.quality import psnr
 from dladiff.service import IdentityOut, PhotoIn, PhotoOut
 
 STEPS = {"zero_shot_layer": {"perturbation": 50}}
@@ -42,7 +43,7 @@ class AddNoise:
             faces=[{"box": [0.0, 0.0, 9.0, 9.0], "landmarks": [[1.0, 2.0]] * 5, "score": 0.9}],
             linf=1 / 255,
             linf_face=1 / 255,
-            psnr=48.1,
+            psnr=psnr(photo.pixels, pixels),
             psnr_face=float("inf"),
             ssim=0.99,
             similarity=[{"encoder": "fake", "optimised": True, "before": 1.0, "after": 0.1}],

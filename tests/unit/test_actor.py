@@ -71,6 +71,8 @@ def test_a_clean_set_that_cannot_be_read_is_told(config: RunConfig, output: Stor
         result = call(config, clean=clean)
         assert result["status"] == "done"
         assert all(re.search(words, row["reason"]) for row in result["rows"])
+    open_storage(config.input).put("ann/1.png", b"")
+    assert ["clean set" in row["reason"] for row in call(config, clean=clean)["rows"]] == [True, False, True]
 
 
 def test_models_that_cannot_be_loaded_are_no_identitys_fault(

@@ -62,11 +62,28 @@ def test_no_identity_has_the_name_of_anothers_part(one: str, other: str) -> None
     assert len(names) == 3 * len({one, other})
 
 
-def test_a_record_that_is_no_object_is_named(storage: Storage) -> None:
-    for data in (b"{", b"[]"):
-        storage.put("done/x.json", data)
-        with pytest.raises(StorageError, match=r"done/x.json is not JSON; delete it"):
-            records.read_index(storage)
+DONE = {"identity": "x", "part": 0, "key": "k", "photos": []}
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"), [(b"{", "is not JSON"), (b"[]", "is no record"), (b'{"identity": "x"}', "is no record")]
+)
+def test_a_damaged_record_is_named_costs_only_its_own_and_is_replaced(
+    storage: Storage, data: bytes, fault: str
+) -> None:
+    assert records.commit(storage, DONE | {"identity": "ann"})
+    storage.put("done/x.json", data)
+    storage.put("failed/x.json", data)
+    index = records.read_index(storage)
+    assert {place: fault in text for place, text in index.damaged.items()} == {
+        "done/x.json": True,
+        "failed/x.json": True,
+    }
+    assert list(index.standing()) == [("ann", 0)] and not index.fresh
+    assert records.commit(storage, DONE)
+    records.fail(storage, DONE | {"identity_row": {}})
+    index = records.read_index(storage)
+    assert list(index.done) == [("ann", 0), ("x", 0)] and list(index.failed) == [("x", 0)] and index.damaged == {}
 
 
 def test_many_records_come_in_order(storage: Storage) -> None:
@@ -74,3 +91,12 @@ def test_many_records_come_in_order(storage: Storage) -> None:
     for key in keys:
         storage.put(key, b'{"k": "%s"}' % key.encode())
     assert [(k, r["k"]) for k, r in records.load_many(storage, keys)] == [(k, k) for k in keys]
+
+
+def test_an_address_without_a_run_is_told(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(StorageError, match=r"no run has written to .*; check the address"):
+        records.existing(str(tmp_path))
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done/x.json").write_text("{")
+    assert records.existing(str(tmp_path)).uri == str(tmp_path)

@@ -103,13 +103,16 @@ def test_status_asks_for_a_place_or_a_job(monkeypatch: pytest.MonkeyPatch) -> No
         assert code == 2 and told in err
 
 
-def test_status_and_failed_of_an_empty_output(tmp_path: Path) -> None:
+def test_status_and_failed_of_an_empty_output(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     code, out, _ = call("status", "--output", str(tmp_path), "--json")
     assert (code, json.loads(out)["done"]) == (0, 0)
+    assert caplog.messages == [f"no run has written to {tmp_path}; check the address"]
     assert call("failed", "--output", str(tmp_path))[0] == 0
     code, out, _ = call("failed", "--output", str(tmp_path), "--retry", "--json")
     assert (code, json.loads(out)) == (0, {"forgotten": 0})
-    assert call("verify", "--output", str(tmp_path))[0] == 0
+    for command in ("verify", "finalise"):
+        assert call(command, "--output", str(tmp_path))[0] == 3
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_output_that_is_not_there_yet_may_be_a_file_uri(photos: Path, tmp_path: Path) -> None:

@@ -89,6 +89,11 @@ def test_an_output_inside_the_input_is_left_out(tmp_path: Path) -> None:
     assert find(tmp_path, keys, exclude="out/") == {"a": "a/1.jpg", "outer": "outer/1.jpg"}
 
 
+def test_photos_where_the_output_goes_are_not_left_out_unsaid(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"output: holds photos of the input \(.*/b/1.jpg\); give another output"):
+        find(tmp_path, "a/1.jpg b/1.jpg b/photos/a/1.png", exclude="b")
+
+
 def test_photos_carry_uri_tag_and_size(tmp_path: Path) -> None:
     storage = open_storage(tmp_path, create=True)
     storage.put("a/1.jpg", b"1234")

@@ -73,6 +73,19 @@ def test_a_pixel_outside_its_bound_is_told_with_its_place(output: Storage) -> No
     assert "at x 5, y 3, bound 7.0/255" in verify(output).faults[0]
 
 
+def test_figures_that_are_not_the_files(output: Storage) -> None:
+    row = first_photo(output)
+    recorded(output, psnr=row["psnr"] + 0.5)
+    assert verify(output).faults[0] == f"{row['output_key']}: its psnr is {row['psnr']}, recorded {row['psnr'] + 0.5}"
+    recorded(output, psnr=row["psnr"], linf=18 / 255)
+    assert verify(output).faults[0].endswith(f"recorded {18 / 255}")
+    data = (open_storage(row["source_uri"].rpartition("/")[0])).get("1.png")
+    data = encode_png(decode(data, max_pixels=10**6).pixels)
+    output.put(row["output_key"], data)
+    recorded(output, output_sha256=hashlib.sha256(data).hexdigest())
+    assert "its linf is 0.0, recorded" in verify(output).faults[0]
+
+
 def test_a_source_that_changed_is_not_compared(output: Storage, tmp_path: Path) -> None:
     open_storage(tmp_path / "in").put("0/1.png", b"another photo")
     found = verify(output)
@@ -112,6 +125,7 @@ def test_a_photo_that_failed_alone_is_taken_up_again(tmp_path: Path) -> None:
     assert failures.forget(output, Retry(())) == 1
     index = records.read_index(output)
     assert {name: row.key for (name, _), row in index.done.items()} == {"ann": "", "bob": "k"}
+    assert failures.listed(output, Retry(())) == []
     with Lease(output), pytest.raises(StorageError, match="another run writes"):
         failures.forget(output, Retry(()))
 
@@ -121,8 +135,11 @@ def test_what_is_no_record_is_left_alone_or_told(output: Storage) -> None:
     output.put("failed/notes.txt", b"x")
     assert verify(output).faults == []
     output.put("done/zoe.json", b"{}")
-    with pytest.raises(StorageError, match=r"done/zoe\.json is no record; delete it"):
-        verify(output)
+    photos = len(list(output.list("photos/")))
+    output.put("photos/ann/x.png", b"")
+    found = verify(output)
+    assert found.faults == [f"{output.uri_of('done/zoe.json')} is no record; delete it and run again"]
+    assert (found.photos, found.orphans) == (photos, ["photos/ann/x.png"])
 
 
 def test_failures_of_a_reason_are_forgotten_with_their_starts(output: Storage) -> None:
