@@ -67,6 +67,8 @@ class LocalStorage:
             info = self._stat(key)
             if info is not None and stat.S_ISREG(info.st_mode):
                 yield Entry(key, info.st_size, _tag(info))
+            elif info is not None:
+                log.error("skipped %s: it is no regular file", shown(key))
 
     def get(self, key: str) -> bytes:
         """Return the bytes of a file."""
@@ -181,9 +183,9 @@ class LocalStorage:
                     continue
                 fault = key_fault(child)
                 if entry.is_symlink() and not self._is_inner_file(folder / entry.name):
-                    fault = "it is a link to a folder or out of the input"
-                if fault:
-                    log.warning("skipped %s: %s", shown(child), fault)
+                    fault = "it is a link to a folder, out of the input, or to nothing"
+                if fault:  # an error, which a quiet run tells too: a photo may go unprotected
+                    log.error("skipped %s: %s", shown(child), fault)
                 else:
                     found.append(child + "/" if entry.is_dir(follow_symlinks=False) else child)
         return tuple(sorted(found))

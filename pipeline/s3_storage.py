@@ -85,7 +85,7 @@ class S3Storage:
                         continue
                     fault = key_fault(key)
                     if fault:
-                        log.warning("skipped %s: %s", shown(key), fault)
+                        log.error("skipped %s: %s", shown(key), fault)
                     else:
                         yield Entry(key, item["Size"], item["ETag"].strip('"'))
 

@@ -125,4 +125,4 @@ def _photos(storage: Storage, exclude_prefix: str | None) -> Iterator[Entry]:
             others[kind or "no extension"] += 1
     if others:
         kinds = ", ".join(f"{shown(kind)} {count}" for kind, count in others.most_common(KINDS))
-        log.warning("left out %d files that are not read as photos: %s; convert them", others.total(), kinds)
+        log.error("left out %d files that are not read as photos: %s; convert them", others.total(), kinds)

@@ -157,6 +157,19 @@ def test_names_that_are_no_keys_are_skipped_and_logged(
     assert len(caplog.records) == 2
 
 
+def test_what_is_no_file_is_told_even_to_a_quiet_run(
+    local: Storage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.mkfifo(tmp_path / "root/pipe.jpg")
+    (tmp_path / "root/dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert list(local.list()) == []
+    assert sorted(caplog.messages) == [
+        "skipped dangling.jpg: it is a link to a folder, out of the input, or to nothing",
+        "skipped pipe.jpg: it is no regular file",
+    ]
+    assert {record.levelname for record in caplog.records} == {"ERROR"}
+
+
 def race(count: int, attempt: Callable[[int], bool]) -> list[int]:
     winners: list[int] = []
     barrier = threading.Barrier(count)
