@@ -22,7 +22,7 @@ from pipeline.storage import Storage
 
 
 def status(storage: Storage, index: Index | None = None) -> dict[str, Any]:
-    """Return done, failed, quarantined, left (of the latest plan), photos, photos an hour and of late, hours left.
+    """Return done, failed, quarantined, left (of the latest plan), photos and those lost in tasks that are done, rates.
 
     In tasks: identities, or parts of those that were split; the rates are of the latest run. Reads storage only, so any
     machine can ask.
@@ -49,6 +49,7 @@ def status(storage: Storage, index: Index | None = None) -> dict[str, Any]:
         "quarantined": counts["quarantined"],
         "left": left,
         "photos": sum(row.photos - row.failed_photos for row in done),
+        "lost_photos": sum(row.failed_photos for row in done),
         "photos_per_hour": round(rate, 1),
         "photos_per_hour_recent": round(recent / (RECENT.total_seconds() / 3600), 1),
         "hours_left": None if hours is None else round(hours, 2),
