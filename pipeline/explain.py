@@ -3,23 +3,24 @@
 import hashlib
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
 from dladiff.errors import ConfigError, NotFoundError, StorageError
 from pipeline.config import RunConfig
 from pipeline.manifest import GROUP, PHOTOS_KEY
-from pipeline.names import shown
+from pipeline.names import key_fault, shown
 from pipeline.page import asset, embedded, filled
 from pipeline.photos import UInt8, decode
 from pipeline.rows import parquet
-from pipeline.storage import Storage, open_storage, read_uri
+from pipeline.storage import Storage, local_path, open_storage, read_uri
 from pipeline.trace import Curve, curves_of
 
 MOST_CURVES = 24
@@ -30,21 +31,23 @@ STOPS = np.array([[24, 20, 60], [190, 60, 70], [255, 190, 70], [255, 255, 230]])
 
 @dataclass(frozen=True)
 class Explained:
-    """Where the page is, of which identity, and how far each weights' maps of the two photos agree (correlation)."""
+    """Where the page is, of whom, how far each weights' maps of the two photos agree (correlation); what to know."""
 
     page: str
     identity: str
     photos: int
     correlations: dict[str, float]
+    notes: list[str]
 
 
 def explain(photo: str, settings: RunConfig, html: Path) -> Explained:
-    """Find the photo in the run by its bytes, read the maps, write the page.
+    """Find the photo in the run by its address or else its bytes, read the maps, write the page.
 
     Works in this process, with the models of `settings`. Raises ConfigError, PhotoError, ModelError, StorageError.
     """
     storage, opened = open_storage(settings.output), dict[str, Storage]()
-    rows = _rows(storage, hashlib.sha256(_bytes(photo, opened)).hexdigest(), photo)
+    rows, others = _rows(storage, hashlib.sha256(_bytes(photo, opened)).hexdigest(), photo)
+    notes = _notes(rows[0], others, settings)
     from dladiff.explain import PHOTOS as BOTH
     from dladiff.explain import WEIGHTS, Pair, correlation
     from dladiff.explain import explain as read_maps
@@ -71,7 +74,8 @@ def explain(photo: str, settings: RunConfig, html: Path) -> Explained:
     curves = curves_of(storage, identity, MOST_CURVES)[0]
     page = render(rows[0], squares, cards, curves, protector.config.finetuning.prompt)
     open_storage(html.absolute().parent, create=True).put(html.name, page.encode(), "text/html; charset=utf-8")
-    return Explained(str(html), identity, len(pairs), {card["weights"]: round(card["agree"], 3) for card in cards})
+    agree = {card["weights"]: round(card["agree"], 3) for card in cards}
+    return Explained(str(html), identity, len(pairs), agree, notes)
 
 
 def render(row: Mapping[str, Any], squares: list[Any], cards: list[Any], curves: list[Curve], prompt: str) -> str:
@@ -81,22 +85,61 @@ def render(row: Mapping[str, Any], squares: list[Any], cards: list[Any], curves:
     return filled("explain.html.j2", css, **values)
 
 
-def _rows(storage: Storage, sha256: str, photo: str) -> list[dict[str, Any]]:
-    """Return the manifest's row of this photo first, then others of the same identity."""
+def _rows(storage: Storage, sha256: str, photo: str) -> tuple[list[dict[str, Any]], int]:
+    """Return the manifest's row of this photo, then others of its identity; and how many other identities hold it.
+
+    A row of this address is the photo's own, else one of these bytes; of several identities, the first by name.
+    """
     try:
         manifest = parquet(storage.get(PHOTOS_KEY))
     except NotFoundError as error:
         raise StorageError(f"{storage.uri} holds no {PHOTOS_KEY}; give the output of `dladiff protect`") from error
 
-    def having(column: str, value: str) -> list[dict[str, Any]]:
-        batches = (batch.filter(pc.equal(batch[column], value)) for batch in manifest.iter_batches(GROUP))
-        return [row for batch in batches for row in batch.to_pylist() if row["output_key"]]
+    def having(wanted: Callable[[pa.RecordBatch], pa.Array]) -> list[dict[str, Any]]:
+        batches = (batch.filter(wanted(batch)) for batch in manifest.iter_batches(GROUP))
+        return [row for batch in batches for row in batch.to_pylist()]
 
-    own = having("source_sha256", sha256)
-    if not own:
-        raise ConfigError([f"{shown(photo)}: no protected photo of this run was made from these bytes"])
-    others = [row for row in having("identity", own[0]["identity"]) if row["source_sha256"] != sha256]
-    return [own[0], *others[: MOST - 1]]
+    names = pa.array(_addresses(photo), pa.string())
+    found = having(
+        lambda rows: pc.or_kleene(pc.is_in(rows["source_uri"], names), pc.equal(rows["source_sha256"], sha256))
+    )
+    own, others = _own(found, sha256, photo)
+    same = having(lambda rows: pc.equal(rows["identity"], own["identity"]))
+    rest = [row for row in same if row["output_key"] and row["source_sha256"] != own["source_sha256"]]
+    return [own, *rest[: MOST - 1]], others
+
+
+def _own(found: list[dict[str, Any]], sha256: str, photo: str) -> tuple[dict[str, Any], int]:
+    """Choose of the rows of this address or of these bytes; and count the other identities that hold the photo."""
+    here = next((rows for name in _addresses(photo) if (rows := [r for r in found if r["source_uri"] == name])), [])
+    rows = sorted(here or found, key=lambda row: (row["source_sha256"] != sha256, row["identity"], row["source_uri"]))
+    done = [row for row in rows if row["output_key"]]
+    if not done:
+        why = "no protected photo of this run was made from these bytes"
+        why = f"this run did not protect it: {shown(here[0]['reason'] or '')}" if here else why
+        raise ConfigError([f"{shown(photo)}: {why}"])
+    holders = {row["identity"] for row in done if row["source_sha256"] == done[0]["source_sha256"]}
+    return done[0], len(holders) - 1
+
+
+def _addresses(photo: str) -> list[str]:
+    """Return how a manifest may name this photo: as given, with the links in the way to it followed, or its own too."""
+    path = local_path(photo)
+    if path is None:
+        return [photo]
+    found = (str(name) for name in (path.absolute(), path.parent.resolve() / path.name, path.resolve()))
+    return [name for name in found if key_fault(name[1:]) is None]  # others stand in no manifest
+
+
+def _notes(row: Mapping[str, Any], others: int, settings: RunConfig) -> list[str]:
+    notes = []
+    if others:
+        notes.append(
+            f"other identities that hold the same photo: {others}; give its address in the input to choose one"
+        )
+    if row["config_digest"] and row["config_digest"] != settings.config_digest():
+        notes.append("the photo was protected with other settings or weights; give the run's --config and --profile")
+    return notes
 
 
 def _bytes(photo: str, opened: dict[str, Storage]) -> bytes:

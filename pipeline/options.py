@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from pipeline.names import shown
+
 
 def finite(value: float | None) -> float | None:
     """Return a number; "nan" is none."""
@@ -30,9 +32,9 @@ PRICE = click.option(
 
 
 def tell(facts: Mapping[str, Any], as_json: bool) -> None:
-    """Print names and values, a line each, or as JSON."""
+    """Print names and values, a line each, fit for a terminal, or as JSON."""
     if as_json:
         click.echo(json.dumps(facts))
     else:
         for name, value in facts.items():
-            click.echo(f"{name.replace('_', ' ')}: {'-' if value is None else value}")
+            click.echo(shown(f"{name.replace('_', ' ')}: {'-' if value is None else value}"))

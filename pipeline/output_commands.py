@@ -104,7 +104,10 @@ def explain(photo: str, output: str, config: Path | None, profile: str | None, h
     from pipeline.explain import explain as call
 
     settings = run_config(config, {"input": photo, "output": output, "profile": profile})
-    tell(asdict(call(photo, settings, html)), as_json)
+    found = asdict(call(photo, settings, html))
+    for note in found.pop("notes"):
+        click.echo(f"note: {note}", err=True)
+    tell(found, as_json)
     return 0
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from dladiff.colour import describes_rgb
+from dladiff.colour import SPACES, grey_to_srgb, profile_fault, to_srgb
 from dladiff.errors import PhotoError
 
 UInt8 = npt.NDArray[np.uint8]
@@ -17,7 +17,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 ORIENTATION = 0x0112  # EXIF tag; values 1 to 8
-BITS_PER_SAMPLE = 258  # of a TIFF
+BITS_PER_SAMPLE, COMPRESSION, SAMPLES_PER_PIXEL, SAMPLE_FORMAT = 258, 259, 277, 339  # TIFF tags
+STRIPS, TILES = (273, 279), (324, 325)  # TIFF tags: where the parts of the pixels begin, and their bytes
+NUMBERS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}  # SAMPLE_FORMAT; else unsigned
+THROUGH = "grey converted to sRGB through its profile"
 GREY = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"}
 
 
@@ -48,7 +51,7 @@ def decode(data: bytes, *, max_pixels: int = 50_000_000, min_side: int = 64) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of large images; both are decided here
         try:
-            with _open(data) as image:
+            with _open(data, max_pixels) as image:
                 _check(image, max_pixels, min_side)
                 image.load()
                 return _to_rgb(image, _deep(image, data))
@@ -81,16 +84,40 @@ def encode_checked(pixels: UInt8, icc: bytes | None = None, alpha: UInt8 | None 
     return data
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
+        if what := _odd_tiff(data):
+            raise PhotoError(f"a TIFF with {what} is not supported; save it as an 8-bit or 16-bit PNG") from None
         if data.startswith(MAGIC):
             raise PhotoError("the file is truncated or damaged; copy it again from its source") from None
         raise PhotoError("not an image in a known format; convert it to JPEG or PNG") from None
     except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-        raise PhotoError(f"too large: more than {limit} megapixels; make it smaller") from None
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own limit, whatever max_pixels is
+        limit = f"{most // 1_000_000} megapixels" if most < max_pixels else f"max_pixels = {max_pixels}"
+        raise PhotoError(f"too large: more than {limit}; make it smaller") from None
+
+
+def _odd_tiff(data: bytes) -> str:
+    """Say what a TIFF that Pillow does not open holds; "" where it is none, or its pixels are not all there."""
+    file = io.BytesIO(data)
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(tags.next)
+        tags.load(file)
+        starts, lengths = (tags[tag] for tag in (STRIPS if STRIPS[0] in tags else TILES))
+        end = max(start + length for start, length in zip(starts, lengths, strict=True))
+        channels, bits = int(tags.get(SAMPLES_PER_PIXEL, 1)), int(max(tags.get(BITS_PER_SAMPLE, (1,))))
+        numbers = NUMBERS.get(tags.get(SAMPLE_FORMAT, (1,))[0], "unsigned")
+        compression = int(tags.get(COMPRESSION, 1))
+    except Exception:  # a hostile file makes Pillow raise nearly anything
+        return ""
+    if end > len(data):
+        return ""
+    if compression not in TiffImagePlugin.COMPRESSION_INFO:
+        return f"compression {compression}"
+    return f"{channels} x {bits} bits ({numbers}) a pixel"
 
 
 def _check(image: Image.Image, max_pixels: int, min_side: int) -> None:
@@ -113,52 +140,56 @@ def _deep(image: Image.Image, data: bytes) -> bool:
 
 
 def _to_rgb(image: Image.Image, deep: bool) -> Decoded:
-    notes = []
-    mode, icc = image.mode, image.info.get("icc_profile")
-    if image.format == "MPO":
-        notes.append("first picture of a multi-picture JPEG")
+    kind = "L" if image.mode in GREY else image.mode if image.mode in SPACES else "RGB"
+    icc, fault = _profile(image, kind)
     alpha: UInt8 | None = None
-    if mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.uint32)
-        grey = ((wide + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255, rounded to the nearest
-        pixels = np.repeat(grey[:, :, None], 3, axis=2)
-        notes.append("16-bit grey scaled to 8 bits")
-    elif mode in ("I", "F"):
-        raise PhotoError("32-bit pixels have no agreed range; convert it to an 8-bit or 16-bit image")
-    elif mode == "CMYK":
-        rgb, note = _from_cmyk(image, icc)
-        pixels = np.asarray(rgb)
-        notes.append(note)
-    elif image.has_transparency_data:
-        rgba = np.asarray(image.convert("RGBA"))
-        pixels, alpha = rgba[:, :, :3], rgba[:, :, 3]
+    if kind == "L":
+        pixels, alpha, note = _from_grey(image, icc)
+    elif kind == "CMYK":
+        pixels = np.asarray(to_srgb(image, icc) if icc else image.convert("RGB"))
+        note = "CMYK converted through its profile" if icc else "CMYK converted"
     else:
-        pixels = np.asarray(image.convert("RGB"))
-    if mode in GREY and not mode.startswith("I;16"):
-        notes.append("grey")
+        (pixels, alpha), note = _channels(image), "LAB converted" if kind == "LAB" else ""
+    first = "first picture of a multi-picture JPEG" if image.format == "MPO" else ""
+    lost = f"its colour profile {fault} and was left out" if fault else ""
     turn = _orientation(image)
-    if deep:
-        notes.append("16-bit colour cut to 8 bits")
     return Decoded(
         pixels=_upright(pixels, turn),
         alpha=None if alpha is None else _upright(alpha, turn),
-        icc=icc if mode not in GREY and mode != "CMYK" and describes_rgb(icc) else None,
-        note="; ".join(notes),
+        icc=icc if kind == "RGB" else None,
+        note="; ".join(text for text in (first, note, lost, "16-bit colour cut to 8 bits" if deep else "") if text),
     )
 
 
-def _from_cmyk(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, str]:
-    """CMYK to sRGB through its profile; Pillow has already undone the inversion Adobe writes in JPEG."""
-    if icc:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-            target = ImageCms.createProfile("sRGB")
-            done = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-            if done is not None:
-                return done, "CMYK converted through its profile"
-        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            return image.convert("RGB"), "CMYK converted without its profile, which is damaged"
-    return image.convert("RGB"), "CMYK converted"
+def _profile(image: Image.Image, kind: str) -> tuple[bytes | None, str]:
+    """The colour profile of pixels that are of a kind of SPACES, or else what is wrong with it, if there is one."""
+    if "icc_profile" not in image.info:
+        return None, ""
+    icc = image.info["icc_profile"]  # None where Pillow cannot put its pieces together
+    fault = profile_fault(icc, kind)
+    return (None, fault) if fault else (icc, "")
+
+
+def _channels(image: Image.Image) -> tuple[UInt8, UInt8 | None]:
+    """RGB and alpha, if any, of 8-bit pixels."""
+    if image.mode in ("I", "F"):
+        raise PhotoError("32-bit pixels have no agreed range; convert it to an 8-bit or 16-bit image")
+    if image.has_transparency_data:
+        rgba = np.asarray(image.convert("RGBA"))
+        return rgba[:, :, :3], rgba[:, :, 3]
+    return np.asarray(image.convert("RGB")), None
+
+
+def _from_grey(image: Image.Image, icc: bytes | None) -> tuple[UInt8, UInt8 | None, str]:
+    """Grey, through its profile if any: RGB, alpha if any, and what was done."""
+    if image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.uint16)
+        if icc:
+            return grey_to_srgb(wide, icc), None, f"16-bit {THROUGH}"
+        grey = ((wide.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255, rounded to the nearest
+        return np.repeat(grey[:, :, None], 3, axis=2), None, "16-bit grey scaled to 8 bits"
+    pixels, alpha = _channels(image)
+    return (grey_to_srgb(pixels[:, :, 0], icc), alpha, THROUGH) if icc else (pixels, alpha, "grey")
 
 
 def _orientation(image: Image.Image) -> int:

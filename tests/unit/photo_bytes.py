@@ -51,14 +51,22 @@ def lightness_profile() -> bytes:
     identity = struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
     ramp = bytes(range(256))
     lut = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + identity + ramp * 4 + clut + ramp * 3
-    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
-    tags = [(b"A2B0", lut), (b"A2B1", lut), (b"wtpt", white)]
+    return _profile(b"prtr", b"CMYK", b"Lab ", [(b"A2B0", lut), (b"A2B1", lut)])
+
+
+def grey_profile(gamma: float) -> bytes:
+    """A grey profile by hand (ICC.1, curveType of one u8Fixed8): luminance is level ** gamma."""
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(256 * gamma))
+    return _profile(b"mntr", b"GRAY", b"XYZ ", [(b"kTRC", curve)])
+
+
+def _profile(device: bytes, space: bytes, connection: bytes, tags: list[tuple[bytes, bytes]]) -> bytes:
+    tags = [*tags, (b"wtpt", b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061))]
     table, body, offset = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
     for name, content in tags:
-        content += b"\0" * (-len(content) % 4)
         table += name + struct.pack(">II", offset + len(body), len(content))
-        body += content
-    head = struct.pack(">I4sI4s4s4s", offset + len(body), b"lcms", 0x02400000, b"prtr", b"CMYK", b"Lab ")
+        body += content + b"\0" * (-len(content) % 4)
+    head = struct.pack(">I4sI4s4s4s", offset + len(body), b"lcms", 0x02400000, device, space, connection)
     head += b"\0" * 12 + b"acsp" + b"\0" * 28 + struct.pack(">3i", 63190, 65536, 54061)
     return head.ljust(128, b"\0") + table + body
 

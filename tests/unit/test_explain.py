@@ -1,6 +1,9 @@
 import hashlib
 import io
+import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import skimage.data
 import torch
+from click.testing import CliRunner
 from diffusers.models.attention_processor import Attention
 
 from dladiff import explain as method
@@ -15,17 +19,24 @@ from dladiff.config import method_config
 from dladiff.errors import ConfigError
 from dladiff.randomness import stream
 from dladiff.surrogate import Surrogate
+from pipeline.cli import main
 from pipeline.config import run_config
-from pipeline.explain import explain
+from pipeline.explain import _rows, explain
 from pipeline.photos import encode_png
 from pipeline.rows import PHOTOS
-from pipeline.storage import open_storage
+from pipeline.storage import Storage, open_storage
 from pipeline.trace import Trace, read_trace, trace_key, traces_of, write_trace
 
 NAME = "<b>a & b</b>"
 
 
-def photos(folder: Path) -> tuple[Path, Path]:
+def write_manifest(storage: Storage, rows: list[dict[str, Any]]) -> None:
+    manifest = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=PHOTOS), manifest)
+    storage.put("manifest/photos.parquet", manifest.getvalue())
+
+
+def photos(folder: Path, **more: str) -> tuple[Path, Path]:
     """An original beside the output of a run that holds its protected version: three grey levels of noise."""
     clean = np.ascontiguousarray(skimage.data.astronaut()[:256, 96:352])
     signs = np.random.default_rng(0).choice([-3, 3], clean.shape)
@@ -44,9 +55,7 @@ def photos(folder: Path) -> tuple[Path, Path]:
     }
     storage = open_storage(output, create=True)
     storage.put("photos/a/b.png", data)
-    manifest = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([row], schema=PHOTOS), manifest)
-    storage.put("manifest/photos.parquet", manifest.getvalue())
+    write_manifest(storage, [row | more])
     return source, output
 
 
@@ -76,6 +85,61 @@ def test_unknown_photo_is_refused(tmp_path: Path) -> None:
         explain(str(other), settings, tmp_path / "page.html")
     with pytest.raises(ConfigError, match="No such file"):
         explain(str(tmp_path / "absent.png"), settings, tmp_path / "page.html")
+
+
+def test_the_address_decides_and_then_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sha256 = hashlib.sha256(b"the same").hexdigest()
+    folder, storage = tmp_path.resolve() / "in", open_storage(tmp_path / "out", create=True)
+    rows = [
+        {"identity": name, "source_uri": uri, "source_sha256": sha256, "output_key": f"photos/{name}.png"}
+        for name, uri in (("zoe", f"{folder}/zoe/1 a.png"), ("bob", f"{folder}/bob/1.png"), ("eve", "s3://b/c/1.png"))
+    ]
+    lost = {"identity": "ann", "source_uri": f"{folder}/ann/1.png", "reason": "too small", "output_key": None}
+    rows += [lost | {"source_sha256": sha256}, lost | {"source_uri": f"{folder}/ann/2.png", "source_sha256": None}]
+    rows += [rows[0] | {"source_uri": f"{folder}/zoe/{n}.png", "source_sha256": str(n)} for n in range(9)]
+    write_manifest(storage, rows)
+    (folder / "zoe").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "one.png").symlink_to(folder / "zoe" / "1 a.png")
+    monkeypatch.chdir(tmp_path)
+    zoes = [
+        "in/zoe/1 a.png",
+        "./out/../in/zoe/1 a.png",
+        "link/zoe/1 a.png",
+        "one.png",
+        f"file://{folder}/zoe/1%20a.png",
+    ]
+    for photo, name in (("s3://b/c/1.png", "eve"), (f"{folder}/bob/1.png", "bob"), *((zoe, "zoe") for zoe in zoes)):
+        found, others = _rows(storage, sha256, photo)
+        assert (found[0]["identity"], found[0]["source_sha256"], others) == (name, sha256, 0), photo
+    assert [row["source_sha256"] for row in found] == [sha256, *"0123456"]
+    for photo in ("copy.png", os.fsdecode(b"\xff.png"), "s3://b/copy.png"):
+        found, others = _rows(storage, sha256, photo)
+        assert (found[0]["identity"], others) == ("bob", 2)
+    for photo in ("in/ann/1.png", "in/ann/2.png"):
+        with pytest.raises(ConfigError, match="did not protect it: too small"):
+            _rows(storage, sha256, photo)
+
+
+def test_command_tells_names_that_print_other_holders_and_other_settings(tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(json.dumps({"seed": 3, "method": {"finetuning": {"iter_ft": 1}}}))
+    digest = run_config(config, {"input": "-", "output": "-"}).config_digest()
+    source, output = photos(tmp_path, identity="a\x1b[2J", config_digest=digest)
+    (row,) = pq.read_table(output / "manifest" / "photos.parquet").to_pylist()
+    write_manifest(open_storage(output), [row | {"identity": "b"}, row, row | {"identity": "c"}])
+    page = tmp_path / "page.html"
+    call = ["explain", str(source), "--output", str(output), "--html", str(page), "--config", str(config)]
+    first = CliRunner().invoke(main, call)
+    assert first.exit_code == 0 and "identity: a\\x1b[2J\n" in first.stdout and "\x1b" not in first.output
+    holders = "note: other identities that hold the same photo: 2; give its address in the input to choose one\n"
+    assert first.stderr == holders
+    config.write_text(json.dumps({"seed": 4, "method": {"finetuning": {"iter_ft": 1}}}))
+    other = CliRunner().invoke(main, [*call, "--json"])
+    assert other.exit_code == 0 and json.loads(other.stdout)["identity"] == "a\x1b[2J"
+    assert other.stderr.removeprefix(holders) == (
+        "note: the photo was protected with other settings or weights; give the run's --config and --profile\n"
+    )
 
 
 def test_instance_map_is_the_mean_of_diffusers_own_attention_scores(monkeypatch: pytest.MonkeyPatch) -> None:

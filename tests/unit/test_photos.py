@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
@@ -14,7 +15,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 from dladiff.errors import PhotoError
 from pipeline import photos
 from pipeline.photos import Decoded, decode, encode_checked, encode_png
-from tests.unit.photo_bytes import animated, lightness_profile, png, rgb, saved, smooth
+from tests.unit.photo_bytes import animated, png, rgb, saved, smooth
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -128,47 +129,6 @@ def test_32_bit_pixels_are_refused() -> None:
             decode(saved(Image.fromarray(smooth()[:, :, 0].astype(dtype)), "TIFF"))
 
 
-def cmyk() -> Image.Image:
-    """The ramp as ink: C, M, Y are 255 minus R, G, B, and there is no black."""
-    inks = [ImageOps.invert(band) for band in rgb().split()]
-    return Image.merge("CMYK", [*inks, Image.new("L", (96, 64), 0)])
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
-def test_cmyk_without_a_profile(kind: str) -> None:
-    """With no black ink RGB is 255 - CMY. Pillow's JPEG writer inverts and marks as Adobe programs do."""
-    data = saved(cmyk(), kind, **({"quality": 97} if kind == "JPEG" else {}))
-    assert kind != "JPEG" or b"Adobe" in data[:700]
-    decoded = decode(data)
-    assert np.abs(decoded.pixels.astype(int) - smooth()).max() <= 6
-    assert decoded.note == "CMYK converted" and decoded.icc is None
-
-
-def test_cmyk_goes_through_its_profile() -> None:
-    image = Image.new("CMYK", (64, 64), (255, 0, 0, 0))
-    decoded = decode(saved(image, "TIFF", icc_profile=lightness_profile()))
-    # L* = 66.67 -> Y = ((L* + 16) / 116)^3 = 0.3620 -> sRGB 1.055 Y^(1/2.4) - 0.055 = 0.636 -> 162
-    assert np.abs(decoded.pixels.astype(int) - 162).max() <= 2
-    assert decoded.icc is None and decoded.note == "CMYK converted through its profile"
-    broken = decode(saved(image, "TIFF", icc_profile=b"broken"))
-    np.testing.assert_array_equal(broken.pixels[0, 0], [0, 255, 255])
-    assert "damaged" in broken.note
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
-def test_an_rgb_profile_is_kept_and_written(kind: str) -> None:
-    decoded = decode(saved(rgb(), kind, icc_profile=SRGB))
-    assert decoded.icc == SRGB
-    with Image.open(io.BytesIO(encode_png(decoded.pixels, decoded.icc))) as image:
-        assert image.info["icc_profile"] == SRGB
-
-
-def test_other_profiles_are_dropped() -> None:
-    assert decode(saved(rgb().convert("L"), "PNG", icc_profile=SRGB)).icc is None
-    assert decode(saved(rgb(), "PNG", icc_profile=lightness_profile())).icc is None
-    assert decode(saved(rgb(), "PNG", icc_profile=b"RGB nonsense")).icc is None
-
-
 def test_encoding_is_deterministic_and_drops_metadata() -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Make] = "camera"
@@ -212,13 +172,37 @@ def test_encode_refuses_what_is_no_photo() -> None:
         (saved(rgb().resize((63, 640)), "PNG"), "too small: 63 x 640 px"),
         (saved(rgb().resize((640, 1)), "PNG"), "too small"),
         (png(10_000, 5_001, 8, 2, b""), "too large: 10000 x 5001 px is more than max_pixels = 50000000"),
-        (png(60_000, 60_000, 8, 2, b""), "too large: more than 178 megapixels"),
+        (png(60_000, 60_000, 8, 2, b""), "too large: more than max_pixels = 50000000; make it smaller"),
     ],
 )
 def test_refusals_are_one_line(data: bytes, line: str) -> None:
     with pytest.raises(PhotoError, match=line) as caught:
         decode(data)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 160
+
+
+def tiff(pixels: np.ndarray, **options: Any) -> bytes:
+    out = io.BytesIO()
+    tifffile.imwrite(out, pixels, photometric="rgb", **options)
+    return out.getvalue()
+
+
+def test_a_tiff_of_another_kind_is_whole() -> None:
+    levels = smooth() / 255
+    for data, what in (
+        (tiff(levels.astype(np.float32)), r"3 x 32 bits \(floating-point\)"),
+        (tiff(levels.astype(np.float32), tile=(16, 16), byteorder=">"), r"3 x 32 bits \(floating-point\)"),
+        (tiff(levels.astype(np.float16), compression="zlib"), r"3 x 16 bits \(floating-point\)"),
+        (tiff(smooth().astype(np.uint32)), r"3 x 32 bits \(unsigned\)"),
+    ):
+        with pytest.raises(PhotoError, match=f"^a TIFF with {what} a pixel is not supported; save it as an 8-bit"):
+            decode(data)
+        with pytest.raises(PhotoError, match="truncated"):
+            decode(data[: len(data) // 2])
+    data = tiff(smooth())
+    at = data.index(struct.pack("<HHI", 259, 3, 1)) + 8  # TIFF 6.0: the tag Compression, one SHORT
+    with pytest.raises(PhotoError, match="a TIFF with compression 34712 is not supported"):
+        decode(data[:at] + struct.pack("<H", 34712) + data[at + 2 :])
 
 
 def test_a_phones_multi_picture_jpeg_is_a_photo() -> None:
@@ -231,6 +215,8 @@ def test_limits_count_exactly() -> None:
     assert decode(saved(rgb(), "PNG"), max_pixels=96 * 64).pixels.size == 96 * 64 * 3
     with pytest.raises(PhotoError, match="too large"):
         decode(saved(rgb(), "PNG"), max_pixels=96 * 64 - 1)
+    with pytest.raises(PhotoError, match="more than 178 megapixels; make"):  # Pillow's own limit is the lower one
+        decode(png(60_000, 60_000, 8, 2, b""), max_pixels=200_000_000)
     assert decode(saved(rgb().resize((8, 9)), "PNG"), min_side=8).pixels.shape == (9, 8, 3)
 
 
