@@ -1,13 +1,16 @@
 """The `dladiff` command: parse, call one function, return its exit code.
 
-0 all, 1 some failed, 2 usage, 3 storage or a fault of this program.
+0 all, 1 some failed or stopped before the end, 2 usage, 3 storage or a fault of this program.
 """
 
+import contextlib
 import functools
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -30,13 +33,30 @@ def main() -> None:
     """Protect portrait photos against diffusion-model customization."""
 
 
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, which is how timers, containers and clusters end a command, do what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _guarded(function: Command) -> Callable[..., None]:
     """Turn errors into one line each on stderr and an exit code; DLADIFF_DEBUG=1 keeps the traceback."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            code = function(*args, **kwargs)
+            with _ended_by_sigterm():
+                code = function(*args, **kwargs)
+        except KeyboardInterrupt:
+            click.echo("stopped: what is done is kept; the same command goes on from there", err=True)
+            code = 1
         except DladiffError as error:
             if os.environ.get("DLADIFF_DEBUG") == "1":
                 raise

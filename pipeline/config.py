@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,9 @@ import yaml
 from dladiff.config import MethodConfig, method_config
 from dladiff.errors import ConfigError
 from dladiff.settings import digest, nearest
+from pipeline.names import shown
 from pipeline.storage import S3_OPTIONS, address_fault
-from pipeline.weights import by_content
+from pipeline.weights import by_content, missing
 
 LAYOUTS = ("auto", "folders", "flat", "one", "sets", "celeba_hq", "vggface2")
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -130,6 +132,15 @@ class RunConfig:
         parts = {"method": by_content(self.method_config().to_dict()), "seed": self.seed, "max_pixels": self.max_pixels}
         return digest(parts)
 
+    def missing_weights(self) -> list[str]:
+        """Return what the settings name and this machine lacks, a line each; none with RAY_ADDRESS: its workers decide.
+
+        Raises StorageError for a model in a bucket that is out of reach.
+        """
+        if os.environ.get("RAY_ADDRESS"):
+            return []
+        return [f"{fault}; or name a cluster that has it in RAY_ADDRESS" for fault in missing(self.method_config())]
+
     def layout_name(self) -> str:
         """Return the layout, with `one_identity` applied."""
         return "one" if self.one_identity else self.layout
@@ -178,16 +189,47 @@ def run_config(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
 def read_yaml(file: Path, expected: str = "settings (name: value)", hint: str = "") -> dict[str, Any]:
     """Return the mapping that a YAML file holds; an empty one holds none. Raises ConfigError."""
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values, twice = _loaded(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError([f"{file}: {error.strerror or error}{hint}"]) from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, a tag that does not fit
         raise ConfigError([f"{file}: not YAML: {' '.join(str(error).split())}"]) from error
+    if twice:
+        raise ConfigError([f"{file}: {fault}" for fault in twice])
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError([f"{file}: expected {expected}, not a {type(values).__name__}"])
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Notes names that one mapping holds twice: YAML forbids them, and PyYAML takes the last without a word."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__(content)
+        self.twice: list[str] = []
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose a mapping as written; once `<<` is resolved, what it brought and what replaces it stand there too."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                line, name = key.start_mark.line + 1, (key.tag, key.value)
+                if name in lines:
+                    self.twice.append(f"{shown(key.value)}: is there twice (lines {lines[name]} and {line}); keep one")
+                lines.setdefault(name, line)
+        return node
+
+
+def _loaded(content: str) -> tuple[Any, list[str]]:
+    """Load YAML; return its value and a fault for each name that stands twice in its mapping."""
+    loader = _Loader(content)
+    try:
+        return loader.get_single_data(), loader.twice
+    finally:
+        loader.dispose()
 
 
 def _fault(key: str, value: Any) -> str | None:

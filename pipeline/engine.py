@@ -4,8 +4,10 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -103,14 +105,17 @@ def started() -> Iterator[Any]:
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
     if not address:
         options |= {"include_dashboard": False, "object_store_memory": 200_000_000}  # rows are small
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr), _handlers_kept():
         try:
             # what it says while it waits for a cluster is told at once
             with contextlib.nullcontext() if address else _without_log_level():
                 ray.init(**options)
+        except SystemExit as error:  # SIGTERM meanwhile: so Ray's own handler answers it
+            raise KeyboardInterrupt from error
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise StorageError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
         try:
+            _interrupted_by_sigterm()
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = False
             context.max_errored_blocks = 0
@@ -120,6 +125,23 @@ def started() -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
+
+
+def _interrupted_by_sigterm() -> None:
+    """Let SIGTERM end the work as Ctrl-C does: the handlers that ray.init has set print a stack trace first."""
+    if threading.current_thread() is threading.main_thread():  # in no other are there any, nor may we set one
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Put back at the end what answered SIGTERM before."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

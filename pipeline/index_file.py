@@ -1,17 +1,20 @@
 """Index files: a CSV or Parquet table that names each photo and the identity on it, as the input of a run."""
 
+import contextlib
 import csv
 import io
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from dladiff.errors import ConfigError, StorageError
+from dladiff.errors import BusyError, ConfigError, StorageError
 from pipeline.names import key_fault, shown
 from pipeline.sources import Identity, identities
-from pipeline.spool import Listed, Spool, Value, blob, text
+from pipeline.spool import Listed, Spool, blob, text
 from pipeline.storage import Storage, open_storage
 
 T = TypeVar("T")
@@ -21,6 +24,7 @@ COLUMNS = ("identity", "uri")
 ROLES = {"": "B", "protect": "B", "clean": "A", "ignore": "C"}  # to the marks of the spool
 MISSING = "missing"  # tag of a photo that is not there: it fails by itself, when it is read
 SHOWN_FAULTS = 5
+PAGE = 1000  # keys in one reply of S3 to a listing
 S3 = "s3://"
 
 Record = tuple[int, str, str, str]  # row number, identity, uri, role
@@ -35,9 +39,9 @@ def index_identities(uri: str) -> Iterator[Identity]:
     """Yield the identities of an index file (a path, file:// or s3://), sorted by name, photos sorted by URI.
 
     Columns identity, uri (relative to the index's folder, or absolute) and, optional, role: protect, clean or
-    ignore. Every folder that holds a photo is listed once for tags and sizes; a photo that is not there has the
-    tag "missing". A photo's key is its name in its folder. Raises ConfigError for faults of the file, at most five
-    of them listed, and StorageError.
+    ignore. Only what is named is looked at, for its tag and size; a photo that is not there, or cannot be looked at,
+    has the tag "missing". A photo's key is its name in its folder. Raises ConfigError for faults of the file, at most
+    five of them listed, and StorageError, where S3 is out of reach or not one photo can be looked at.
     """
     name = uri.rpartition("/")[2]
     storage = open_storage(uri.removesuffix(name) or ".")
@@ -122,31 +126,90 @@ def _address(uri: str, base: str) -> tuple[str, str | None]:
 
 
 def _look_up(spool: Spool) -> None:
-    """Give each photo that is there its size and tag: every folder is listed once."""
+    """Give each photo that is there its size and tag; what one row names wrongly is that row's fault alone."""
     spool.function("folder", lambda uri: uri.rpartition("/")[0])
-    spool.execute("CREATE TABLE place AS SELECT DISTINCT folder(uri) AS folder FROM photo")
+    spool.execute("CREATE TABLE place AS SELECT folder(uri) AS folder, count(*) AS named FROM photo GROUP BY 1")
     buckets: dict[str, Storage] = {}
-    for (folder,) in spool.execute("SELECT folder FROM place ORDER BY folder"):
-        spool.many("UPDATE photo SET size = ?, tag = ? WHERE uri = ?", _found(text(folder), buckets))
+    first: StorageError | None = None
+    for folder, named in spool.execute("SELECT folder, named FROM place ORDER BY folder"):
+        try:
+            _look_into(spool, text(folder), named, buckets)
+        except BusyError:  # the next run finds it: no row's fault
+            raise
+        except StorageError as error:
+            first = first or error
+    if first and not spool.holds("SELECT 1 FROM photo WHERE tag <> ?", blob(MISSING)):
+        raise first  # wrong credentials, say
 
 
-def _found(folder: str, buckets: dict[str, Storage]) -> Iterator[Sequence[Value]]:
-    """Size, tag and URI of each object directly in a folder."""
-    prefix = ""
-    if folder.startswith(S3):  # one client a bucket: making one takes longer than listing a folder
-        bucket, _, path = folder.removeprefix(S3).partition("/")
-        if bucket not in buckets:
-            buckets[bucket] = open_storage(S3 + bucket)
-        storage = buckets[bucket]
-        prefix = f"{path}/" if path else ""
-    elif Path(folder or "/").is_dir():
-        storage = open_storage(folder or "/")
-    else:
+def _look_into(spool: Spool, folder: str, named: int, buckets: dict[str, Storage]) -> None:
+    if not folder.startswith(S3):
+        _look_at_files(spool, folder)
         return
-    for entry in storage.list(prefix):
+    bucket, _, path = folder.removeprefix(S3).partition("/")
+    if bucket not in buckets:  # one client a bucket: making one takes longer than listing a folder
+        buckets[bucket] = open_storage(S3 + bucket)
+    with _unsaid():
+        _look_at_objects(spool, folder, f"{path}/" if path else "", named, buckets[bucket])
+
+
+def _look_at_files(spool: Spool, folder: str) -> None:
+    """One stat a photo: whatever else lies in the folder, or below it, is nobody's business."""
+    try:
+        storage = open_storage(folder or "/")
+    except (StorageError, RuntimeError):  # RuntimeError: a link to itself
+        return
+    for uri in _sought(spool, folder):
+        with contextlib.suppress(StorageError):  # not to be read: it is told when it is read
+            if tag := storage.tag(uri.rpartition("/")[2]):
+                _note(spool, uri, int(tag.partition("-")[0]), tag)
+
+
+def _look_at_objects(spool: Spool, folder: str, prefix: str, named: int, storage: Storage) -> None:
+    """List a folder of a bucket, which also lists what lies below it: for as many pages as it has photos at most.
+
+    Whoever was not met by then is asked for alone, so that neither many photos nor a large bucket cost many requests.
+    """
+    seen = found = 0
+    for entry in islice(storage.list(prefix), named * PAGE):
+        seen += 1
         name = entry.key.removeprefix(prefix)
-        if "/" not in name:
-            yield entry.size, blob(entry.tag), blob(f"{folder}/{name}")
+        found += 0 if "/" in name else _note(spool, f"{folder}/{name}", entry.size, entry.tag)
+        if found == named:
+            return
+    if seen < named * PAGE:
+        return
+    for uri in _sought(spool, folder):
+        key = prefix + uri.rpartition("/")[2]
+        for entry in islice(storage.list(key), PAGE):  # a request for the object itself would not tell its size
+            if entry.key == key:
+                _note(spool, uri, entry.size, entry.tag)
+                break
+
+
+def _sought(spool: Spool, folder: str) -> Iterator[str]:
+    """Photos directly in a folder that nobody has met yet; "0" comes after "/"."""
+    rows = "SELECT uri FROM photo WHERE uri > ? AND uri < ? AND folder(uri) = ? AND tag = ?"
+    for (uri,) in spool.execute(rows, blob(f"{folder}/"), blob(f"{folder}0"), blob(folder), blob(MISSING)):
+        yield text(uri)
+
+
+def _note(spool: Spool, uri: str, size: int, tag: str) -> int:
+    """Give a photo its size and tag; return 0 where the index names no such photo."""
+    found = "UPDATE photo SET size = ?, tag = ? WHERE uri = ? AND tag = ?"
+    return spool.execute(found, size, blob(tag), blob(uri), blob(MISSING)).rowcount
+
+
+@contextlib.contextmanager
+def _unsaid() -> Iterator[None]:
+    """Keep the listing of a bucket from telling of keys that it skips: the index names none of them."""
+    log = logging.getLogger("pipeline.s3_storage")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _opened(storage: Storage, name: str) -> BinaryIO:

@@ -38,7 +38,10 @@ class LocalStorage:
                 raise StorageError(f"no folder is named {shown(text)!r}; check the address")
             if create:
                 path.mkdir(parents=True, exist_ok=True)
-            self._root = path.resolve()
+            try:
+                self._root = path.resolve()
+            except RuntimeError as error:
+                raise StorageError(f"a link that leads to itself: {shown(text)}; check the address") from error
             if not self._root.exists():
                 raise StorageError(f"no such folder: {shown(text)}; check the address")
             if not self._root.is_dir():

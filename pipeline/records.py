@@ -38,7 +38,7 @@ def now() -> str:
 
 
 def existing(uri: str, *, begun: bool = True) -> Storage:
-    """Open the output of a run. Where nothing of one lies, raise StorageError; only warn if it need not have `begun`."""
+    """Open a run's output. Where nothing of one lies, raise StorageError, or only warn if it need not have `begun`."""
     storage = open_storage(uri)
     if not any(True for folder in FOLDERS for _ in storage.list(f"{folder}/")):
         fault = f"no run has written to {shown(uri)}; check the address"

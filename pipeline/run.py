@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dladiff.errors import StorageError
+from dladiff.errors import ConfigError, StorageError
 from pipeline import manifest, records
 from pipeline.actor import LATE
 from pipeline.config import RunConfig
@@ -86,6 +86,8 @@ def protect(
         plan = make_plan(config, retry=retry, folder=Path(folder))
         if not plan.todo and plan.index.fresh:
             return _summary(plan)
+        if plan.todo and (faults := config.missing_weights()):
+            raise ConfigError(faults)
         target = open_storage(config.output, create=True, s3=config.s3)
         with Lease(target) as lease:
             if _changed(target, plan):  # another run worked until the lease was ours

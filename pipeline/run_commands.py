@@ -52,6 +52,8 @@ def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None
     from pipeline.plan import estimate, make_plan
 
     found = make_plan(settings, retry=retry)
+    for fault in settings.missing_weights():
+        click.echo(f"note: {fault}", err=True)
     expected = estimate(settings, found, price)
     settled = found.settled()
     facts = {

@@ -1,20 +1,72 @@
 """What weights a configuration names, by content: so that exchanged files are new work and moved ones are not."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import dladiff
 from dladiff import packs
+from dladiff.architecture import read_architecture
 from dladiff.bundle import CHECKSUMS, Pins, parse_pins, quick_digest
 from dladiff.catalogue import locate
+from dladiff.config import MethodConfig
 from dladiff.errors import ModelError, NotFoundError
 from pipeline.storage import Storage, open_storage
 
 EMBEDDED = Path(dladiff.__file__).parent / "profiles" / "tiny"
+SHIPPED = "embedded:"  # begins the name of an encoder that comes with the package
 HASHED = 512 * 2**20  # bytes; of a larger file the size alone counts: a plan is not to read gigabytes
 SKIPPED = frozenset({".md", ".txt", ".png", ".jpg"})
 HELD = frozenset({".md", ".txt"})  # of a folder of class images
+
+
+def missing(method: MethodConfig) -> list[str]:
+    """Return what the method's settings name and this machine does not have, a line each; no weights are loaded.
+
+    Raises StorageError where a model's bucket is out of reach.
+    """
+    told: dict[str, list[str]] = {}
+    for setting, fault in _faults(method):  # `faces` are encoders, and the first one the detector: one line
+        told.setdefault(fault, []).append(setting)
+    return [f"{', '.join(dict.fromkeys(settings))}: {fault}" for fault, settings in told.items()]
+
+
+def _faults(method: MethodConfig) -> Iterator[tuple[str, str]]:
+    try:
+        if method.model.startswith("s3://"):
+            stored_pins(open_storage(method.model))
+        else:
+            read_architecture(locate(method.model))
+    except ModelError as error:
+        yield "model", str(error).removeprefix("method.model ")
+    for setting in ("encoders", "held_out"):
+        for name in getattr(method, setting):
+            if fault := _shipped_fault(name) if name.startswith(SHIPPED) else _found_fault(name):
+                yield setting, fault
+    if method.detector != "centerface" and (fault := _found_fault(method.detector)):
+        yield "detector", fault
+    if method.lpips and not Path(method.lpips).is_file():
+        yield "lpips", f"nothing at {method.lpips}: name an ONNX file"
+    images = method.finetuning.class_images
+    if images and not Path(images).is_dir():
+        yield "finetuning.class_images", f"no folder {images}: name a folder of photos of other people"
+
+
+def _shipped_fault(name: str) -> str | None:
+    known = sorted(file.stem for file in (EMBEDDED / "encoders").glob("*.onnx"))
+    short = name.removeprefix(SHIPPED)
+    return None if short in known else f"no embedded encoder named {short!r}; this package ships: {', '.join(known)}"
+
+
+def _found_fault(name: str) -> str | None:
+    try:
+        place = packs.located(name)
+    except ModelError as error:
+        return str(error)
+    if place.is_dir() and not name.startswith(packs.CLIP) and not any(place.glob("*.onnx")):
+        return f"no ONNX file in {place}: name an InsightFace pack folder, unpacked"
+    return None
 
 
 def by_content(method: dict[str, Any]) -> dict[str, Any]:
@@ -66,8 +118,8 @@ def faces(name: str) -> str:
 def fingerprint(name: str, skipped: frozenset[str] = SKIPPED) -> str:
     """Return a digest of the file or folder, or the name where there is none."""
     place = EMBEDDED / "bundle" if name == "embedded" else Path(name)
-    if name.startswith("embedded:"):
-        place = EMBEDDED / "encoders" / f"{Path(name.removeprefix('embedded:')).name}.onnx"
+    if name.startswith(SHIPPED):
+        place = EMBEDDED / "encoders" / f"{Path(name.removeprefix(SHIPPED)).name}.onnx"
     if not name or not place.exists():
         return name
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())

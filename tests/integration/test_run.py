@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import signal
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from pipeline.plan import Retry, make_plan
 from pipeline.run import Summary, protect
 from pipeline.storage import Storage, open_storage
 from pipeline.verify import verify
+from tests.faults.harness import Scene, check_storage, until
 from tests.unit.photo_bytes import flat_photo
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("collected"), pytest.mark.filterwarnings("ignore")]
@@ -216,3 +218,23 @@ def test_more_than_the_machine_has_is_told(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="is more than this machine has"):
             protect(replace(config, **asked))
     assert protect(config).done == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_told_to_end_says_so_in_one_line_and_goes_on_later(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    scene = Scene(str(tmp_path / "in"), str(tmp_path / "out"), tmp_path)
+    scene.fill("ann", "bob", "cleo")
+    process = scene.start()
+    until(scene.starts, "a start")
+    process.send_signal(number)
+    ended = scene.end(process)
+    assert (ended.code, ended.facts) == (1, {})
+    *before, last = ended.errors.splitlines()
+    assert last == "stopped: what is done is kept; the same command goes on from there"
+    assert all(": done" in line for line in before), ended.errors
+    assert scene.output.tag("lock.json") is None
+    again = scene.run()
+    assert (again.code, again.facts["done"] + again.facts["skipped"]) == (0, 3)
+    assert check_storage(scene.output) == {"protected": 6}

@@ -13,6 +13,8 @@ from botocore.response import StreamingBody
 
 from dladiff.bundle import damage, read_pins
 from dladiff.errors import ModelError, NotFoundError, StorageError
+from pipeline import index_file
+from pipeline.index_file import index_identities
 from pipeline.models import mirror, on_this_machine
 from pipeline.s3_storage import S3Storage
 from pipeline.sources import find_identities
@@ -53,6 +55,25 @@ def test_list_is_by_string_prefix(s3: S3Storage) -> None:
     beside.put("foreign", b"1")
     assert "foreign" not in [e.key for e in s3.list()]
     beside.close()
+
+
+def test_an_index_names_objects_and_one_wrong_bucket_ends_nothing(
+    s3: S3Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_file, "PAGE", 3)  # the photo of "many" is not among its first
+    for number in range(5):
+        s3.put(f"many/{number}.jpg", b"1")
+    s3.put("many/9.jpg", b"123")
+    s3.put("few/1.jpg", b"12")
+    rows = ["many/9.jpg", "few/1.jpg", "few/gone.jpg", "s3://missing-bucket/1.jpg", "/nonexist.jpg"]
+    s3.put("index.csv", "\n".join(["identity,uri", *(f"ann,{row}" for row in rows)]).encode())
+    (ann,) = index_identities(s3.uri_of("index.csv"))
+    tag = hashlib.md5(b"123", usedforsecurity=False).hexdigest()
+    assert {p.uri: (p.size, p.tag) for p in ann.photos if p.tag != "missing"} == {
+        s3.uri_of("many/9.jpg"): (3, tag),
+        s3.uri_of("few/1.jpg"): (2, s3.tag("few/1.jpg")),
+    }
+    assert len(ann.photos) == 5
 
 
 def test_more_than_one_page(s3: S3Storage) -> None:

@@ -51,7 +51,7 @@ def make_job(folder: Path, name: str, protector: str = "tests.fakes:AddNoise", *
 
 
 def test_job_runs_once_and_again_only_on_request(address: str, tmp_path: Path) -> None:
-    job, lines = make_job(tmp_path, "once"), list[str]()
+    job, lines = make_job(tmp_path, "once", faces=["/weights/of/the/workers"]), list[str]()
     first = submit.submit(job, address, follow=True, echo=lines.append)
     assert (first.status, first.exit_code, first.is_new) == ("SUCCEEDED", 0, True), "\n".join(lines)
     assert any("done 2" in line for line in lines)

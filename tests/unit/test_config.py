@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dladiff.errors import ConfigError
-from pipeline.config import RunConfig, run_config
+from pipeline.config import RunConfig, read_yaml, run_config
 
 GIVEN = {"input": "in", "output": "out"}
 
@@ -40,6 +40,29 @@ def test_a_file_that_is_no_settings_is_refused(tmp_path: Path, content: str) -> 
     file.write_text(content)
     with pytest.raises(ConfigError, match=r"run\.yaml"):
         run_config(file, GIVEN)
+
+
+def test_a_name_that_stands_twice_is_refused_with_its_lines(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: 1\nmethod:\n  zero_shot: {ths: 0.2, 'ths': 0.3}\n\n  zero_shot: {}\nseed: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        run_config(file, GIVEN)
+    assert caught.value.faults == [
+        f"{file}: ths: is there twice (lines 3 and 3); keep one",
+        f"{file}: zero_shot: is there twice (lines 3 and 5); keep one",
+        f"{file}: seed: is there twice (lines 1 and 6); keep one",
+    ]
+
+
+def test_the_same_name_in_two_mappings_and_over_a_merge_stands_once(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, x: 4}\nd: {1: int, '1': text}\n")
+    assert read_yaml(file) == {
+        "a": {"x": 1, "y": 2},
+        "b": {"x": 3, "y": 2},
+        "c": {"x": 4, "y": 2},
+        "d": {1: "int", "1": "text"},
+    }
 
 
 def test_digest_covers_what_decides_the_output_and_nothing_else() -> None:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,10 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dladiff.errors import ConfigError, StorageError
-from pipeline import index_file
 from pipeline.index_file import index_identities, is_index
 from pipeline.sources import Identity, Photo
-from pipeline.storage import Entry, open_storage
+from pipeline.storage import open_storage
 
 Rows = list[tuple[str, str, str]]
 
@@ -188,6 +187,24 @@ def test_an_empty_index_holds_nobody(tmp_path: Path) -> None:
     assert found(write(tmp_path / "index.csv", [])) == found(write(tmp_path / "index.parquet", [])) == {}
 
 
+def test_only_the_files_that_are_named_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    photo_files(tmp_path / "in", "1.jpg sub/2.jpg")
+    photo_files(tmp_path / "other", "3.jpg")
+    (tmp_path / "in" / "out.jpg").symlink_to(tmp_path / "other" / "3.jpg")
+    (tmp_path / "in" / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "in" / "pipe.jpg")
+    uris = ["/nonexist.jpg", "/etc/passwd", "1.jpg", "out.jpg", "loop/4.jpg", "pipe.jpg", f"{'long' * 100}.jpg"]
+    index = write(tmp_path / "in" / "index.csv", [("ann", uri, "") for uri in [*uris, "1.jpg/5.jpg"]])
+    monkeypatch.setattr(os, "scandir", lambda *_: pytest.fail("a folder was listed"))
+    (ann,) = index_identities(index)
+    there = {photo.uri: photo.size for photo in ann.photos if photo.tag != "missing"}
+    assert there == {f"{tmp_path}/in/1.jpg": 4, "/etc/passwd": Path("/etc/passwd").stat().st_size}
+    assert len(ann.photos) == 8
+    assert caplog.records == []
+
+
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=4).filter(str.strip)
 
 
@@ -203,42 +220,3 @@ def test_csv_and_parquet_agree_and_lose_nothing(tmp_path: Path, given: dict[int,
         mine = [(f"{tmp_path}/{uri}", role) for name, uri, role in rows if name == identity.name]
         assert [p.uri for p in identity.photos] == sorted(uri for uri, role in mine if role != "clean")
         assert [p.uri for p in identity.clean] == sorted(uri for uri, role in mine if role == "clean")
-
-
-class Bucket:
-    """The objects of s3://<name> under a prefix; counts its listings."""
-
-    def __init__(self, uri: str, objects: dict[str, bytes], listed: list[str]) -> None:
-        self.uri, self.objects, self.listed = uri, objects, listed
-
-    def get(self, key: str) -> bytes:
-        return self.objects[self.uri_of(key)]
-
-    def uri_of(self, key: str) -> str:
-        return f"{self.uri}/{key}"
-
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        self.listed.append(self.uri_of(prefix))
-        for uri, data in self.objects.items():
-            if uri.startswith(self.uri_of(prefix)):
-                yield Entry(uri.removeprefix(f"{self.uri}/"), len(data), "etag")
-
-
-@pytest.mark.parametrize("name", ["index.csv", "index.parquet"])
-def test_an_index_in_a_bucket_names_photos_of_several(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = [("ann", "a/1.jpg", ""), ("ann", "a/2.jpg", ""), ("ann", "s3://other/3.jpg", ""), ("bob", "b.jpg", "")]
-    data = Path(write(tmp_path / name, rows)).read_bytes()
-    objects = {f"s3://one/in/{name}": data} | dict.fromkeys(("s3://one/in/a/1.jpg", "s3://other/3.jpg"), b"12")
-    objects |= dict.fromkeys(("s3://one/in/b.jpg", "s3://one/in/x/a/2.jpg", "s3://other/x/3.jpg"), b"123")
-    listed: list[str] = []
-    monkeypatch.setattr(index_file, "open_storage", lambda uri: Bucket(uri.rstrip("/"), objects, listed))
-    ann, bob = index_identities(f"s3://one/in/{name}")
-    assert ann.photos == (
-        Photo("1.jpg", "s3://one/in/a/1.jpg", "etag", 2),
-        Photo("2.jpg", "s3://one/in/a/2.jpg", "missing", 0),
-        Photo("3.jpg", "s3://other/3.jpg", "etag", 2),
-    )
-    assert bob.photos == (Photo("b.jpg", "s3://one/in/b.jpg", "etag", 3),)
-    assert listed == ["s3://one/in/", "s3://one/in/a/", "s3://other/"]

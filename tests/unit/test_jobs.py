@@ -42,6 +42,12 @@ def test_jobs_of_the_repository(file: Path) -> None:
         assert (run.max_actors or 0) <= found.cluster.workers.max
 
 
+def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("name: x\nrun:\n  input: s3://a/in\n  output: s3://a/out\n  input: s3://b/in\n")
+    with pytest.raises(ConfigError, match=r"job\.yaml: input: is there twice \(lines 3 and 5\)"):
+        load_job(tmp_path / "job.yaml")
+
+
 def test_every_fault_at_once_with_the_nearest_name(tmp_path: Path) -> None:
     found = faults(
         tmp_path,

@@ -1,14 +1,18 @@
 """The command without Ray: what is planned, errors as one line each, exit codes, and what is not imported."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from pipeline import engine
 from pipeline.cli import main
 from pipeline.live import safe
 
@@ -58,6 +62,7 @@ def test_every_fault_is_a_line(photos: Path) -> None:
         ("patience_s: .nan", "patience_s: nan"),
         ("output: http://x/y", "output: unknown storage"),
         ("output: s3://", "names no bucket"),
+        ("seed: 1\nlimit: 2\nseed: 1", "seed: is there twice (lines 1 and 3)"),
     ],
 )
 def test_a_setting_that_cannot_be_is_bad_usage(photos: Path, tmp_path: Path, setting: str, told: str) -> None:
@@ -65,6 +70,53 @@ def test_a_setting_that_cannot_be_is_bad_usage(photos: Path, tmp_path: Path, set
     output = [] if setting.startswith("output") else ["--output", str(tmp_path / "out")]
     code, _, err = call("plan", "--input", str(photos), "--config", str(tmp_path / "run.yaml"), *output)
     assert code == 2 and told in err and err.startswith("error: "), err
+
+
+@pytest.mark.parametrize(
+    ("command", "word", "ends"),
+    [(["plan"], "note", 0), (["protect", "--dry-run"], "note", 0), (["protect"], "error", 2)],
+)
+def test_weights_that_are_not_here_are_told_before_anything_begins(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], word: str, ends: int
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(engine, "started", lambda: pytest.fail("Ray was started"))
+    (tmp_path / "run.yaml").write_text("method: {held_out: ['embedded:foo'], model: /nosuch}")
+    config = ["--config", str(tmp_path / "run.yaml"), "--faces", "/nosuch/pack"]
+    place = ["--input", str(photos), "--output", str(tmp_path / "out")]
+    code, out, err = call(*command, *place, *config)
+    assert (code, bool(out)) == (ends, ends == 0)
+    assert [line.split("; ")[0] for line in err.splitlines()] == [
+        f"{word}: model: /nosuch: no folder of the diffusers layout here, and no model fetched",
+        f"{word}: encoders, detector: nothing at /nosuch/pack: name an ONNX file, an InsightFace pack folder, "
+        "or a pack (buffalo_l)",
+        f"{word}: held_out: no embedded encoder named 'foo'",
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_a_cluster_lie_with_its_workers(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = ["--input", str(photos), "--output", str(tmp_path / "out"), "--faces", "/nosuch/pack"]
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert call("plan", *place)[0] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_told_to_end_says_so_in_one_line(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def struck(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    monkeypatch.setattr("pipeline.plan.make_plan", struck)
+    code, out, err = call("plan", "--input", str(photos), "--output", str(tmp_path / "out"))
+    assert (code, out, err) == (1, "", "stopped: what is done is kept; the same command goes on from there\n")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_price_is_a_number(photos: Path, tmp_path: Path) -> None:
