@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -149,8 +148,7 @@ def _look_into(spool: Spool, folder: str, named: int, buckets: dict[str, Storage
     bucket, _, path = folder.removeprefix(S3).partition("/")
     if bucket not in buckets:  # one client a bucket: making one takes longer than listing a folder
         buckets[bucket] = open_storage(S3 + bucket)
-    with _unsaid():
-        _look_at_objects(spool, folder, f"{path}/" if path else "", named, buckets[bucket])
+    _look_at_objects(spool, folder, f"{path}/" if path else "", named, buckets[bucket])
 
 
 def _look_at_files(spool: Spool, folder: str) -> None:
@@ -171,7 +169,7 @@ def _look_at_objects(spool: Spool, folder: str, prefix: str, named: int, storage
     Whoever was not met by then is asked for alone, so that neither many photos nor a large bucket cost many requests.
     """
     seen = found = 0
-    for entry in islice(storage.list(prefix), named * PAGE):
+    for entry in islice(storage.list(prefix, tell=False), named * PAGE):
         seen += 1
         name = entry.key.removeprefix(prefix)
         found += 0 if "/" in name else _note(spool, f"{folder}/{name}", entry.size, entry.tag)
@@ -181,7 +179,7 @@ def _look_at_objects(spool: Spool, folder: str, prefix: str, named: int, storage
         return
     for uri in _sought(spool, folder):
         key = prefix + uri.rpartition("/")[2]
-        for entry in islice(storage.list(key), PAGE):  # a request for the object itself would not tell its size
+        for entry in islice(storage.list(key, tell=False), PAGE):  # a request for the object itself tells no size
             if entry.key == key:
                 _note(spool, uri, entry.size, entry.tag)
                 break
@@ -198,18 +196,6 @@ def _note(spool: Spool, uri: str, size: int, tag: str) -> int:
     """Give a photo its size and tag; return 0 where the index names no such photo."""
     found = "UPDATE photo SET size = ?, tag = ? WHERE uri = ? AND tag = ?"
     return spool.execute(found, size, blob(tag), blob(uri), blob(MISSING)).rowcount
-
-
-@contextlib.contextmanager
-def _unsaid() -> Iterator[None]:
-    """Keep the listing of a bucket from telling of keys that it skips: the index names none of them."""
-    log = logging.getLogger("pipeline.s3_storage")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _opened(storage: Storage, name: str) -> BinaryIO:

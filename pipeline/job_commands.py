@@ -114,10 +114,10 @@ def status(output: str | None, name: str | None, address: str | None, watch: boo
         found = job_status(address, name)
         facts |= {"job": found.submission_id, "job_status": found.status.lower(), "exit_code": found.exit_code}
     if output is not None:
-        from pipeline.records import existing
+        from pipeline.records import open_run
         from pipeline.status import status as read
 
-        facts |= read(existing(output, begun=False))
+        facts |= read(open_run(output, begun=False))
     if not facts:
         raise ConfigError(["status: give --output URI, or --job NAME with --address, or both"])
     tell(facts, as_json)

@@ -56,7 +56,7 @@ class LocalStorage:
         """Return the absolute path of an object."""
         return str(self._root / check_key(key))
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, tell: bool = True) -> Iterator[Entry]:
         """Yield the regular files whose key begins with `prefix`, sorted by key as S3 sorts them."""
         top = check_prefix(prefix).rpartition("/")[0]
         if top and not self._path(top).is_dir():
@@ -65,12 +65,12 @@ class LocalStorage:
         while stack:
             key = stack.pop()
             if key.endswith("/") or not key:
-                stack += [c for c in reversed(self._children(key)) if _may_hold(c, prefix)]
+                stack += [c for c in reversed(self._children(key, tell)) if _may_hold(c, prefix)]
                 continue
             info = self._stat(key)
             if info is not None and stat.S_ISREG(info.st_mode):
                 yield Entry(key, info.st_size, _tag(info))
-            elif info is not None:
+            elif info is not None and tell:
                 log.error("skipped %s: it is no regular file", shown(key))
 
     def get(self, key: str) -> bytes:
@@ -171,7 +171,7 @@ class LocalStorage:
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def _children(self, key: str) -> tuple[str, ...]:
+    def _children(self, key: str, tell: bool) -> tuple[str, ...]:
         """Keys directly under the folder `key`, folders ending in "/", sorted so that whole keys come sorted."""
         folder = self._root / key
         found = []
@@ -187,9 +187,9 @@ class LocalStorage:
                 fault = key_fault(child)
                 if entry.is_symlink() and not self._is_inner_file(folder / entry.name):
                     fault = "it is a link to a folder, out of the input, or to nothing"
-                if fault:  # an error, which a quiet run tells too: a photo may go unprotected
+                if fault and tell:  # an error, which a quiet run tells too: a photo may go unprotected
                     log.error("skipped %s: %s", shown(child), fault)
-                else:
+                elif not fault:
                     found.append(child + "/" if entry.is_dir(follow_symlinks=False) else child)
         return tuple(sorted(found))
 

@@ -18,9 +18,9 @@ def failed(output: str, retry: bool, reason: tuple[str, ...], as_json: bool) -> 
     from pipeline import failures
     from pipeline.names import shown
     from pipeline.plan import Retry
-    from pipeline.records import existing
+    from pipeline.records import open_run
 
-    storage, which = existing(output, begun=False), Retry(reason)
+    storage, which = open_run(output, begun=False), Retry(reason)
     if retry:
         count = failures.forget(storage, which)
         click.echo(
@@ -42,9 +42,9 @@ def finalise(output: str, as_json: bool) -> int:
     """Build both manifests again from the records."""
     from pipeline.lease import Lease
     from pipeline.manifest import write_manifest
-    from pipeline.records import existing
+    from pipeline.records import open_run
 
-    storage = existing(output)
+    storage = open_run(output)
     with Lease(storage):
         photos, identities = write_manifest(storage, force=True)
     tell({"photos": photos, "identities": identities}, as_json)
@@ -56,10 +56,10 @@ def finalise(output: str, as_json: bool) -> int:
 def verify(output: str, as_json: bool) -> int:
     """Read every stored photo again: checksum, size, bound; exit code 1 on a fault."""
     from pipeline.names import shown
-    from pipeline.records import existing
+    from pipeline.records import open_run
     from pipeline.verify import verify as check
 
-    result = check(existing(output))
+    result = check(open_run(output))
     if as_json:
         click.echo(json.dumps(asdict(result)))
     else:

@@ -87,7 +87,7 @@ def make_plan(config: RunConfig, *, retry: Retry | None = None, folder: Path | N
 
     The plan and the work of the actors go to files in `folder`, if given. Raises ConfigError, StorageError.
     """
-    target = existing(config.output)
+    target = open_if_there(config.output)
     plan = Plan(read_index(target) if target else Index())
     if folder is not None:
         plan.plan_file, plan.todo_file = ParquetFile(folder, PLAN), ParquetFile(folder, TODO)
@@ -140,7 +140,7 @@ def write_plan(target: Storage, plan: Plan, run_id: str) -> None:
     target.put(LATEST, json.dumps(latest, indent=1).encode(), "application/json")
 
 
-def existing(uri: str) -> Storage | None:
+def open_if_there(uri: str) -> Storage | None:
     """Open the output, or return None for a folder that is not there yet: a plan does not make it."""
     path = local_path(uri)
     return None if path is not None and not path.exists() else open_storage(uri)

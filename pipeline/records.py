@@ -37,7 +37,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat()
 
 
-def existing(uri: str, *, begun: bool = True) -> Storage:
+def open_run(uri: str, *, begun: bool = True) -> Storage:
     """Open a run's output. Where nothing of one lies, raise StorageError, or only warn if it need not have `begun`."""
     storage = open_storage(uri)
     if not any(True for folder in FOLDERS for _ in storage.list(f"{folder}/")):

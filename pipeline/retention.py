@@ -115,8 +115,8 @@ class _Found:
 def _find(storage: Storage, rule: Retention, config: RunConfig | None, unattended: bool, now: datetime) -> _Found:
     rows: dict[str, list[Recorded]] = defaultdict(list)
     index = read_index(storage)
-    for fault in index.damaged.values():
-        raise StorageError(fault)  # whose it was is not known
+    if index.damaged:
+        raise StorageError(min(index.damaged.values()))  # whose it was is not known
     for row in index.rows():
         rows[row.identity].append(row)
     present, gone = None, set[str]()

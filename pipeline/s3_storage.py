@@ -70,11 +70,10 @@ class S3Storage:
         """Return s3://bucket/prefix/key."""
         return f"s3://{self._bucket}/{self._prefix}{check_key(key)}"
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, tell: bool = True) -> Iterator[Entry]:
         """Yield the objects whose key begins with `prefix`, page by page as the server sends them.
 
-        S3 sorts by key; some other servers list folder by folder. Keys a path cannot hold ("..", "//") are skipped
-        and logged.
+        S3 sorts by key; some other servers list folder by folder. Keys a path cannot hold ("..", "//") are skipped.
         """
         with self._errors(self.uri):
             pages = self._client().get_paginator("list_objects_v2")
@@ -84,9 +83,9 @@ class S3Storage:
                     if key.endswith("/") or not key or is_temporary(key):
                         continue
                     fault = key_fault(key)
-                    if fault:
+                    if fault and tell:
                         log.error("skipped %s: %s", shown(key), fault)
-                    else:
+                    elif not fault:
                         yield Entry(key, item["Size"], item["ETag"].strip('"'))
 
     def get(self, key: str) -> bytes:

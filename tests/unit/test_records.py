@@ -96,7 +96,7 @@ def test_many_records_come_in_order(storage: Storage) -> None:
 def test_an_address_without_a_run_is_told(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(StorageError, match=r"no run has written to .*; check the address"):
-        records.existing(str(tmp_path))
+        records.open_run(str(tmp_path))
     (tmp_path / "done").mkdir()
     (tmp_path / "done/x.json").write_text("{")
-    assert records.existing(str(tmp_path)).uri == str(tmp_path)
+    assert records.open_run(str(tmp_path)).uri == str(tmp_path)
