@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from dladiff.colour import describes_rgb
+from dladiff.colour import GREY, grey_to_srgb, profile_of
 from dladiff.errors import ConfigError, PhotoError
 from dladiff.pixels import Pixels
 from dladiff.service import PhotoIn, PhotoOut, Protector
@@ -22,7 +22,6 @@ __all__ = ["Photo", "ProtectedPhoto", "Similarity", "protect_photos"]
 Photo = Image.Image | NDArray[np.uint8]
 """A PIL image, or uint8 (height, width, 3) RGB."""
 MIN_SIDE = 64  # px, as in the batch
-GREY_LEVELS = 257  # of 16 bits in one of 8: 65535 / 257 = 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ class ProtectedPhoto:
     """One protected photo. Save `image` lossless (PNG): the figures hold for exactly these pixels."""
 
     image: Image.Image
-    """RGB, or RGBA where the photo had transparency; upright, with the photo's colour profile."""
+    """RGB, or RGBA where the photo had transparency; upright, with the photo's colour profile, a grey one's applied."""
     status: str
     """`protected`; `layer1_only` where no face was found; `failed` where then nothing is left to protect it."""
     reason: str
@@ -99,6 +98,8 @@ class _Read:
     pixels: Pixels
     alpha: NDArray[np.uint8] | None = None
     icc: bytes | None = None
+    lost: str = ""
+    """What is wrong with its colour profile."""
 
 
 def _read_all(name: str, photos: Iterable[Photo]) -> list[_Read]:
@@ -132,18 +133,16 @@ def _from_image(name: str, image: Image.Image) -> _Read:
     upright = image
     with contextlib.suppress(Exception):  # damaged EXIF is no reason to refuse a photo whose pixels are whole
         upright = ImageOps.exif_transpose(image)
-    icc = upright.info.get("icc_profile")
-    if upright.mode not in ("RGB", "RGBA", "P") or not describes_rgb(icc):
-        icc = None
+    icc, lost = profile_of(upright)
     if upright.mode.startswith("I;16"):
-        grey = ((np.asarray(upright).astype(np.uint32) + GREY_LEVELS // 2) // GREY_LEVELS).astype(np.uint8)
-        return _Read(np.repeat(grey[:, :, None], 3, axis=2))
+        return _Read(grey_to_srgb(np.asarray(upright).astype(np.uint16), icc), lost=lost)
     if upright.mode in ("I", "F", "CMYK", "LAB", "HSV", "YCbCr"):
         raise PhotoError(f'{name}: mode {upright.mode} is not supported; convert it with image.convert("RGB")')
-    if upright.has_transparency_data:
-        rgba = np.asarray(upright.convert("RGBA"))
-        return _Read(np.ascontiguousarray(rgba[:, :, :3]), rgba[:, :, 3], icc)
-    return _Read(np.asarray(upright.convert("RGB")), None, icc)
+    rgba = np.asarray(upright.convert("RGBA" if upright.has_transparency_data else "RGB"))
+    rgb, alpha = np.ascontiguousarray(rgba[:, :, :3]), rgba[:, :, 3] if rgba.shape[2] == 4 else None
+    if upright.mode in GREY:
+        return _Read(grey_to_srgb(rgb[:, :, 0], icc), alpha, lost=lost)
+    return _Read(rgb, alpha, icc, lost)
 
 
 def _result(photo: _Read, out: PhotoOut) -> ProtectedPhoto:
@@ -154,7 +153,7 @@ def _result(photo: _Read, out: PhotoOut) -> ProtectedPhoto:
     return ProtectedPhoto(
         image=image,
         status=out.status,
-        reason=out.reason,
+        reason="; ".join(text for text in (photo.lost, out.reason) if text),
         psnr=out.psnr,
         ssim=out.ssim,
         linf=out.linf,

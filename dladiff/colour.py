@@ -8,12 +8,23 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 SPACES = {"RGB": b"RGB ", "L": b"GRAY", "CMYK": b"CMYK", "LAB": b"Lab "}
-"""Colour space that a profile names, by the mode of the pixels it is for."""
+"""Colour space that a profile names (its bytes 16-19), by the mode of the pixels it is for."""
+GREY = frozenset({"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"})
+"""Modes of grey pixels."""
 
 
-def describes_rgb(icc: object) -> bool:
-    """Tell whether an ICC profile (bytes 16-19: colour space, 36-39: signature) is one of RGB pixels."""
-    return _whole(icc) and icc[16:20] == SPACES["RGB"]
+def kind_of(mode: str) -> str:
+    """Return the mode of SPACES whose profiles serve pixels of a mode of Pillow."""
+    return "L" if mode in GREY else mode if mode in SPACES else "RGB"
+
+
+def profile_of(image: Image.Image) -> tuple[bytes | None, str]:
+    """Return the profile of an image's pixels, or None and what is wrong with the one it has, if any."""
+    if "icc_profile" not in image.info:
+        return None, ""
+    icc = image.info["icc_profile"]  # None where Pillow cannot put its pieces together
+    fault = profile_fault(icc, kind_of(image.mode))
+    return (None, f"its colour profile {fault} and was left out") if fault else (icc, "")
 
 
 def profile_fault(icc: object, mode: str) -> str:
@@ -37,9 +48,13 @@ def to_srgb(image: Image.Image, icc: bytes, flags: ImageCms.Flags = ImageCms.Fla
     return done
 
 
-def grey_to_srgb(levels: NDArray[np.uint8] | NDArray[np.uint16], icc: bytes) -> NDArray[np.uint8]:
-    """Take grey (H, W) through its profile to sRGB (H, W, 3), every level once."""
-    ramp = np.arange(np.iinfo(levels.dtype).max + 1).astype(levels.dtype)
+def grey_to_srgb(levels: NDArray[np.uint8] | NDArray[np.uint16], icc: bytes | None) -> NDArray[np.uint8]:
+    """Take grey (H, W) through its profile, every level once, to sRGB (H, W, 3); without one, its levels are sRGB's."""
+    most = int(np.iinfo(levels.dtype).max)
+    if icc is None:
+        scale = most // 255  # of 16 bits 257, and rounded to the nearest
+        return np.repeat(((levels + np.uint32(scale // 2)) // scale).astype(np.uint8)[:, :, None], 3, axis=2)
+    ramp = np.arange(most + 1).astype(levels.dtype)
     # Unoptimised: Little CMS otherwise samples curves, and is up to ten levels off in the shadows of a linear one.
     table = np.asarray(to_srgb(Image.fromarray(ramp[None]), icc, ImageCms.Flags.NOOPTIMIZE))[0]
     out = np.empty((*levels.shape, 3), np.uint8)

@@ -24,8 +24,10 @@ from pipeline import (
     output_commands,
     run_commands,
 )
+from pipeline.names import shown
 
 Command = Callable[..., int]
+MOST_NAME = 200  # characters of a file's name in an error
 
 
 @click.group()
@@ -64,6 +66,12 @@ def _guarded(function: Command) -> Callable[..., None]:
             for line in lines:
                 click.echo(f"error: {' '.join(line.split())}", err=True)
             code = 3 if isinstance(error, StorageError) else 2
+        except OSError as error:  # of this machine: no permission, a name too long, no space
+            if os.environ.get("DLADIFF_DEBUG") == "1":
+                raise
+            where = f"{shown(os.fsdecode(error.filename))[:MOST_NAME]}: " if error.filename is not None else ""
+            click.echo(f"error: {where}{error.strerror or error}", err=True)
+            code = 3
         except Exception:  # a fault of this program: 1 would say that some photos failed
             traceback.print_exc()
             click.echo(

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dladiff.errors import ConfigError
-from pipeline.options import AS_JSON, JOB, tell
+from pipeline.options import AS_JSON, JOB, output_option, tell
 
 NAME = click.argument("name")
 ADDRESS = click.option(
@@ -88,7 +88,7 @@ def render(job: Path, output: Path) -> int:
     return 0
 
 
-@click.option("--output", help="Folder or s3://bucket/prefix of a run.")
+@output_option()
 @click.option("--job", "name", help="A submitted job, by the id that `dladiff jobs` lists; needs --address.")
 @click.option("--address", envvar="RAY_API_SERVER_ADDRESS", help="Dashboard of the job's cluster.")
 @click.option("--watch", is_flag=True, help="Look again until nothing is left or no run is at work; needs --output.")

@@ -33,10 +33,8 @@ class Lease:
     def __enter__(self) -> Self:
         """Take the lease. Raises StorageError that says who holds it."""
         if not self.storage.put_if_absent(LOCK, self._note()) and not self._take_over():
-            holder = self._held() or {}
             raise StorageError(
-                f"another run writes to {shown(self.storage.uri)}: host {shown(str(holder.get('host')))}, "
-                f"pid {holder.get('pid')}, since {shown(str(holder.get('time')))}; wait for it, "
+                f"another run writes to {shown(self.storage.uri)}: {_who(self._held() or {})}; wait for it, "
                 f"or {LEASE_S:.0f} s after its end"
             )
         self._thread.start()
@@ -95,6 +93,13 @@ class Lease:
                 self.storage.put_if_match(LOCK, self._note(), tag)
             except StorageError:
                 continue  # a passing fault; the next renewal comes before the lease expires
+
+
+def _who(held: dict[str, Any]) -> str:
+    """The holder, or that a foreign hand wrote the note."""
+    if not held.keys() >= {"host", "pid", "time"}:
+        return f"its {LOCK} does not say who"
+    return shown(f"host {held['host']}, pid {held['pid']}, since {held['time']}")
 
 
 def _is_dead(held: dict[str, Any]) -> bool:

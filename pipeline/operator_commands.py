@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dladiff.errors import ConfigError
-from pipeline.options import AS_JSON, JOB, METRICS, PRICE
+from pipeline.options import AS_JSON, JOB, METRICS, PRICE, output_option
 
 
 @JOB
@@ -48,7 +48,7 @@ def nightly(
 
 
 @click.option("--config", type=click.Path(path_type=Path), help="Settings of a run: its models and places.")
-@click.option("--output", help="Storage to try, without a configuration.")
+@output_option(help="Storage to try, without a configuration.")
 @click.option("--address", envvar="RAY_API_SERVER_ADDRESS", help="A Ray cluster to reach.")
 def doctor(config: Path | None, output: str | None, address: str | None) -> int:
     """Say what this machine has and lacks; exit code 1 when something is missing."""
@@ -61,7 +61,7 @@ def doctor(config: Path | None, output: str | None, address: str | None) -> int:
     return 0 if all(check.ok for check in checks) else 1
 
 
-@click.option("--output", help="Folder or s3://bucket/prefix of the run.")
+@output_option()
 @click.option("--input", help="Its photos: who is not there any more has left.")
 @click.option("--layout", help="How the input is read, as for protect.")
 @click.option("--lists", help="Folder or bucket of a collection's lists, as for protect.")

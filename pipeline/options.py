@@ -2,13 +2,16 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from pipeline.names import shown
+from pipeline.storage import address_fault
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def finite(value: float | None) -> float | None:
@@ -18,9 +21,21 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def output_option(**attributes: Any) -> Callable[[F], F]:
+    """Return the option of a run's output; the address itself is looked at before the command begins."""
+
+    def checked(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+        fault = address_fault(value) if value is not None else None
+        if fault:
+            raise click.BadParameter(fault)
+        return value
+
+    return click.option("--output", callback=checked, **{"help": "Folder or s3://bucket/prefix of a run."} | attributes)
+
+
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 JOB = click.argument("job", type=click.Path(path_type=Path))
-OUTPUT = click.option("--output", required=True, help="Folder or s3://bucket/prefix of a run.")
+OUTPUT = output_option(required=True)
 METRICS = click.option("--metrics", envvar="DLADIFF_METRICS", help="Serve progress to Prometheus at [HOST:]PORT.")
 PRICE = click.option(
     "--price",

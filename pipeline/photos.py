@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from dladiff.colour import SPACES, grey_to_srgb, profile_fault, to_srgb
+from dladiff.colour import grey_to_srgb, kind_of, profile_of, to_srgb
 from dladiff.errors import PhotoError
 
 UInt8 = npt.NDArray[np.uint8]
@@ -21,7 +21,6 @@ BITS_PER_SAMPLE, COMPRESSION, SAMPLES_PER_PIXEL, SAMPLE_FORMAT = 258, 259, 277, 
 STRIPS, TILES = (273, 279), (324, 325)  # TIFF tags: where the parts of the pixels begin, and their bytes
 NUMBERS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}  # SAMPLE_FORMAT; else unsigned
 THROUGH = "grey converted to sRGB through its profile"
-GREY = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +139,8 @@ def _deep(image: Image.Image, data: bytes) -> bool:
 
 
 def _to_rgb(image: Image.Image, deep: bool) -> Decoded:
-    kind = "L" if image.mode in GREY else image.mode if image.mode in SPACES else "RGB"
-    icc, fault = _profile(image, kind)
+    kind = kind_of(image.mode)
+    icc, lost = profile_of(image)
     alpha: UInt8 | None = None
     if kind == "L":
         pixels, alpha, note = _from_grey(image, icc)
@@ -151,7 +150,6 @@ def _to_rgb(image: Image.Image, deep: bool) -> Decoded:
     else:
         (pixels, alpha), note = _channels(image), "LAB converted" if kind == "LAB" else ""
     first = "first picture of a multi-picture JPEG" if image.format == "MPO" else ""
-    lost = f"its colour profile {fault} and was left out" if fault else ""
     turn = _orientation(image)
     return Decoded(
         pixels=_upright(pixels, turn),
@@ -159,15 +157,6 @@ def _to_rgb(image: Image.Image, deep: bool) -> Decoded:
         icc=icc if kind == "RGB" else None,
         note="; ".join(text for text in (first, note, lost, "16-bit colour cut to 8 bits" if deep else "") if text),
     )
-
-
-def _profile(image: Image.Image, kind: str) -> tuple[bytes | None, str]:
-    """The colour profile of pixels that are of a kind of SPACES, or else what is wrong with it, if there is one."""
-    if "icc_profile" not in image.info:
-        return None, ""
-    icc = image.info["icc_profile"]  # None where Pillow cannot put its pieces together
-    fault = profile_fault(icc, kind)
-    return (None, fault) if fault else (icc, "")
 
 
 def _channels(image: Image.Image) -> tuple[UInt8, UInt8 | None]:
@@ -184,12 +173,9 @@ def _from_grey(image: Image.Image, icc: bytes | None) -> tuple[UInt8, UInt8 | No
     """Grey, through its profile if any: RGB, alpha if any, and what was done."""
     if image.mode.startswith("I;16"):
         wide = np.asarray(image).astype(np.uint16)
-        if icc:
-            return grey_to_srgb(wide, icc), None, f"16-bit {THROUGH}"
-        grey = ((wide.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255, rounded to the nearest
-        return np.repeat(grey[:, :, None], 3, axis=2), None, "16-bit grey scaled to 8 bits"
+        return grey_to_srgb(wide, icc), None, f"16-bit {THROUGH}" if icc else "16-bit grey scaled to 8 bits"
     pixels, alpha = _channels(image)
-    return (grey_to_srgb(pixels[:, :, 0], icc), alpha, THROUGH) if icc else (pixels, alpha, "grey")
+    return grey_to_srgb(pixels[:, :, 0], icc), alpha, THROUGH if icc else "grey"
 
 
 def _orientation(image: Image.Image) -> int:

@@ -16,6 +16,7 @@ from dladiff.api import protect_photos
 from dladiff.errors import ConfigError, PhotoError
 from pipeline.photos import decode
 from tests.fakes import AddNoise
+from tests.unit.photo_bytes import grey_profile
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
 
@@ -87,7 +88,21 @@ def test_transparency_and_colour_profile_are_kept(spy: type[Spy]) -> None:
     assert np.array_equal(np.asarray(result.image)[:, :, 3], alpha)
     assert result.image.info["icc_profile"] == profile
     image.info["icc_profile"] = profile[:16] + b"GRAY" + profile[20:]  # of other pixels: the batch drops it too
-    assert "icc_profile" not in protect_photos([image])[0].image.info
+    (result,) = protect_photos([image])
+    assert "icc_profile" not in result.image.info
+    assert result.reason == "its colour profile does not fit its pixels and was left out"
+
+
+@pytest.mark.parametrize("kind", ["L", "LA", "I;16"])
+def test_a_grey_profile_is_applied_as_in_the_batch(spy: type[Spy], kind: str) -> None:
+    grey = Image.fromarray(pixels()[:, :, 0])
+    image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if kind == "I;16" else grey.convert(kind)
+    file = io.BytesIO()
+    image.save(file, "PNG", icc_profile=grey_profile(1.75))
+    (result,) = protect_photos([Image.open(file)])
+    expected = decode(file.getvalue()).pixels
+    assert np.array_equal(np.asarray(result.image)[:, :, :3], expected + 1)
+    assert (np.abs(expected.astype(int) - pixels()[:, :, :1]) > 5).any() and "icc_profile" not in result.image.info
 
 
 def test_sixteen_bits_are_scaled_not_clipped(spy: type[Spy]) -> None:

@@ -72,6 +72,24 @@ def test_a_setting_that_cannot_be_is_bad_usage(photos: Path, tmp_path: Path, set
     assert code == 2 and told in err and err.startswith("error: "), err
 
 
+@pytest.mark.parametrize("command", ["verify", "status", "failed", "finalise", "report", "retention"])
+@pytest.mark.parametrize(
+    ("address", "told"), [("", "is empty"), ("s3://", "no bucket"), ("ftp://a/b", "unknown storage")]
+)
+def test_an_address_that_cannot_be_is_bad_usage(command: str, address: str, told: str) -> None:
+    code, out, err = call(command, "--output", address)
+    assert (code, out) == (2, "") and told in err
+
+
+@pytest.mark.parametrize("setting", ["model", "detector", "lpips"])
+def test_a_name_longer_than_files_have_is_one_line(photos: Path, tmp_path: Path, setting: str) -> None:
+    (tmp_path / "run.yaml").write_text(f"method:\n  {setting}: {300 * 'a'}")
+    code, _, err = call(
+        "plan", "--input", str(photos), "--output", str(tmp_path / "out"), "--config", str(tmp_path / "run.yaml")
+    )
+    assert code == 3 and err.startswith("error: aaa") and err.endswith("aaa: File name too long\n")
+
+
 @pytest.mark.parametrize(
     ("command", "word", "ends"),
     [(["plan"], "note", 0), (["protect", "--dry-run"], "note", 0), (["protect"], "error", 2)],
