@@ -18,13 +18,11 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dladiff import packs
-from dladiff.catalogue import locate
-from dladiff.errors import ConfigError, DladiffError, StorageError
+from dladiff.errors import DladiffError, StorageError
 from pipeline.config import RunConfig
 from pipeline.index_file import is_index
 from pipeline.storage import TEMP_PREFIX, Storage, local_path, open_storage
-from pipeline.weights import fingerprint_model
+from pipeline.weights import missing
 
 PYTHON = (3, 11)
 LEAST_MEMORY_GIB = {"tiny": 4.0}
@@ -137,25 +135,12 @@ def _model(config: RunConfig) -> Check:
     """Whether the weights that the configuration names are there; none is read."""
     try:
         method = config.method_config()
-    except ConfigError as error:
-        return Check("models", False, str(error))
-    missing = []
-    try:
-        if method.model.startswith("s3://"):
-            fingerprint_model(method.model)
-        elif not (locate(method.model) / "unet").is_dir():
-            missing.append(f"method.model {method.model}: no folder of the diffusers layout (unet/, vae/, ...)")
+        lacking = missing(method)
     except DladiffError as error:
-        missing.append(str(error))
+        return Check("models", False, str(error))
+    if lacking:
+        return Check("models", False, f"{'; '.join(lacking)}; mount the weights here or set method to where they are")
     names = [*method.encoders, *method.held_out, method.detector]
-    for name in dict.fromkeys(names):
-        if name != "centerface" and not name.startswith("embedded:") and packs.find(name) is None:
-            missing.append(f"{name}: no such file or pack folder")
-    for name in (method.lpips, method.finetuning.class_images):
-        if name and not Path(name).exists():
-            missing.append(f"{name}: no such file or folder")
-    if missing:
-        return Check("models", False, f"{'; '.join(missing)}; mount the weights here or set method to where they are")
     return Check("models", True, f"{config.profile}: {method.model}, {len(names)} encoders and detectors")
 
 

@@ -1,5 +1,6 @@
 """Each check on a machine that has what it needs, and on one that lacks it: every fault says what to do."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pipeline import doctor as module
 from pipeline.config import RunConfig, run_config
 from pipeline.doctor import Check, doctor
 from pipeline.local_storage import LocalStorage
+from pipeline.weights import EMBEDDED
 
 
 @pytest.fixture
@@ -71,10 +73,10 @@ def test_models_that_are_missing(config: RunConfig, tmp_path: Path) -> None:
     method = {"model": str(tmp_path / "sd"), "encoders": [str(tmp_path / "pack")], "held_out": ["embedded:mobile"]}
     found = named(doctor(with_(config, profile="sd21", method=method)))
     assert not found["models"].ok
-    assert "no folder of the diffusers layout" in found["models"].text
-    assert f"{tmp_path / 'pack'}: no such file or pack folder" in found["models"].text
-    (tmp_path / "sd" / "unet").mkdir(parents=True)
-    (tmp_path / "pack").mkdir()
+    assert f"model: {tmp_path / 'sd'}" in found["models"].text
+    assert f"encoders: nothing at {tmp_path / 'pack'}" in found["models"].text
+    shutil.copytree(EMBEDDED / "bundle", tmp_path / "sd")
+    shutil.copytree(EMBEDDED / "encoders", tmp_path / "pack")
     assert named(doctor(with_(config, profile="sd21", method=method)))["models"].ok
 
 
