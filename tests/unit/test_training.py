@@ -1,4 +1,7 @@
-"""Training of the small encoders: export equals the network, AUC equals counting pairs, variation stays a face crop."""
+"""Training of the small encoders: export equals the network, AUC equals counting pairs, variation stays a face crop.
+
+And of another base: its weights are diffusers', what is saved loads as a base model.
+"""
 
 from pathlib import Path
 
@@ -6,10 +9,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.training_utils import compute_snr
 from torch.nn import functional
 
 from dladiff.faces import ARCFACE_TEMPLATE, alignment_matrix
 from dladiff.identity import load_encoder
+from dladiff.surrogate import EMBEDDED, Batch, Noise, Posterior, Surrogate
+from dladiff.training import base
 from dladiff.training.architectures import ARCHITECTURES, export
 from dladiff.training.data import align, varied
 from dladiff.training.distil import check_export, loss_of
@@ -70,3 +77,37 @@ def test_variations_differ_and_stay_near_the_alignment() -> None:
     assert len({crop.tobytes() for crop in crops}) == 40
     middle = [np.argwhere(crop.mean(2) > 120).mean(0) for crop in crops if (crop.mean(2) > 120).sum() > 100]
     assert np.abs(np.median(middle, axis=0) - 55.5).max() < 4
+
+
+def test_a_bases_loss_is_weighed_by_the_signal_to_noise_ratio() -> None:
+    scheduler = DDPMScheduler.from_pretrained(EMBEDDED / "scheduler")
+    t = torch.tensor([1, 10, 200, 700, 999])
+    ratio = compute_snr(scheduler, t)
+    found = base.weights(scheduler.alphas_cumprod, Noise(t, torch.empty(0), torch.empty(0)))
+    torch.testing.assert_close(found, torch.minimum(ratio, torch.tensor(5.0)) / ratio)
+
+
+def test_another_base_learns_and_loads_beside_the_profile_s_own_parts(tmp_path: Path) -> None:
+    surrogate = Surrogate("embedded", torch.device("cpu"))
+    pool = surrogate.encode_fixed(torch.rand(8, 3, 128, 128, generator=torch.Generator().manual_seed(0)), 8)
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_config(surrogate.unet.config)
+    said: list[dict[str, float]] = []
+
+    def save(mean: UNet2DConditionModel, found: dict[str, float]) -> None:
+        said.append(found)
+        base.write(tmp_path / "base", mean)
+        saved.update({k: v.half() for k, v in mean.state_dict().items()})
+
+    def draw() -> Batch:
+        return base.lesson(surrogate, Posterior(pool.mean.half(), pool.std.half()), 4, rng, generator)
+
+    saved: dict[str, torch.Tensor] = {}
+    base.train(surrogate, unet, draw, 1e-3, 2.0, save)
+    assert said[-1]["step"] > 1 and said[-1]["loss"] < 1
+    other = Surrogate(tmp_path / "base", torch.device("cpu"))
+    assert all(torch.equal(v.half(), saved[k]) for k, v in other.unet.state_dict().items())
+    assert not torch.equal(other.unet.conv_in.weight, surrogate.unet.conv_in.weight)
+    for part in (path for path in EMBEDDED.rglob("*.safetensors") if path.parent.name != "unet"):
+        assert (tmp_path / "base" / part.relative_to(EMBEDDED)).read_bytes() == part.read_bytes()
