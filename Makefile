@@ -29,6 +29,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m networks
 	$(BIN)/python -m pytest -q -m ray
 
 check: $(STAMP)

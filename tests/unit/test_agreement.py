@@ -12,6 +12,8 @@ from dladiff.randomness import stream
 from dladiff.surrogate import Surrogate
 from tests.bench.straight import Straight
 
+pytestmark = pytest.mark.networks
+
 CPU = torch.device("cpu")
 SIZE = 64
 

@@ -12,6 +12,8 @@ from dladiff.surrogate import Surrogate
 from tests.bench import gpu, speed
 from tests.bench.straight import Straight
 
+pytestmark = pytest.mark.networks
+
 SHORT = FinetuningConfig(iter_ft=2, iter_opt=2, iter_1=1, iter_2=1, iter_3=1, batch_photos=1)
 
 

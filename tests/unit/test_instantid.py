@@ -25,7 +25,7 @@ from dladiff.faces import CenterFaceDetector
 from dladiff.pixels import Pixels
 from tests.unit.model_layouts import write_layout
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers, at load
+pytestmark = [pytest.mark.networks, pytest.mark.filterwarnings("ignore")]  # warnings of diffusers, at load
 
 PROMPT = "a photo of sks person"
 ENCODER = str(TINY / "encoders" / "residual.onnx")

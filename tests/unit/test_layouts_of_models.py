@@ -90,6 +90,7 @@ def test_map_sides_are_those_that_a_pass_shows(surrogate: Surrogate) -> None:
     assert surrogate.map_sides(64) == sorted(seen, reverse=True)
 
 
+@pytest.mark.networks
 def test_layer_1_runs_and_stays_within_its_bound(layout: tuple[str, Path], surrogate: Surrogate) -> None:
     config = replace(
         method_config(layout[0], None, {}).finetuning,

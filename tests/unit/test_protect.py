@@ -20,6 +20,8 @@ from dladiff.trainer import Trainer
 from dladiff.zero_shot_layer import AlignedCanvas, Box, ImageCanvas, pasted
 from tests.golden.make_tiny import GOLDEN, SETTINGS, photo, run, summary
 
+pytestmark = pytest.mark.networks
+
 
 @pytest.fixture(scope="module")
 def protector() -> Protector:
