@@ -26,7 +26,7 @@ from dladiff.identity import IdentityEncoder
 from dladiff.service import named_encoder
 from dladiff.surrogate import Batch, Noise, Posterior, Surrogate
 from dladiff.text import Prompt
-from dladiff.training.data import align, load_crops
+from dladiff.training.data import align, mirrored, training_crops
 
 TOKENS = 4
 """Image tokens; diffusers' loader reads no other number for FaceID."""
@@ -56,17 +56,13 @@ class Pool:
 
 def read_pool(assets: Path, surrogate: Surrogate, encoder: IdentityEncoder, most: int) -> Pool:
     """Encode at most `most` crops, every second one mirrored."""
-    everything, matrix = load_crops(assets)
-    crops = [c for c in everything if not c.held_out]
-    crops = [crops[i] for i in np.linspace(0, len(crops) - 1, min(most, len(crops))).astype(int)]
+    crops, matrix = training_crops(assets, most)
     means, stds, embeddings = [], [], []
-    for start in range(0, len(crops), 16):
-        pixels = [c.pixels() for c in crops[start : start + 16]]
-        pixels = [p[:, ::-1] if (start + i) % 2 else p for i, p in enumerate(pixels)]
-        faces = np.stack([align(np.ascontiguousarray(p), matrix) for p in pixels])
+    for pixels in mirrored(crops, 16):
+        faces = np.stack([align(p, matrix) for p in pixels])
         with torch.no_grad():
             embeddings.append(encoder(torch.from_numpy(faces).permute(0, 3, 1, 2).float() / 255))
-        found = surrogate.encode_fixed(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255, 16)
+        found = surrogate.encode_fixed(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, 16)
         means.append(found.mean.half())
         stds.append(found.std.half())
     people: dict[str, list[int]] = defaultdict(list)

@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 
 from dladiff.surrogate import EMBEDDED, Batch, Noise, Posterior, Surrogate
 from dladiff.text import Prompt
-from dladiff.training.data import load_crops
+from dladiff.training.data import mirrored, training_crops
 
 CAPTIONS = ("a photo of person", "a photo of a person", "a portrait of a person", "a close-up photo of person")
 NO_TEXT = 0.1
@@ -33,13 +33,9 @@ MEMORY = 0.995
 
 def encoded(assets: Path, surrogate: Surrogate, most: int) -> Posterior:
     """Encode at most `most` crops of the people not held out, every second one mirrored; kept as fp16."""
-    crops = [c for c in load_crops(assets)[0] if not c.held_out]
-    crops = [crops[i] for i in np.linspace(0, len(crops) - 1, min(most, len(crops))).astype(int)]
     means, stds = [], []
-    for start in range(0, len(crops), 16):
-        pixels = [c.pixels() for c in crops[start : start + 16]]
-        pixels = [p[:, ::-1] if i % 2 else p for i, p in enumerate(pixels)]
-        found = surrogate.encode_fixed(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255, 16)
+    for pixels in mirrored(training_crops(assets, most)[0], 16):
+        found = surrogate.encode_fixed(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, 16)
         means.append(found.mean.half())
         stds.append(found.std.half())
     return Posterior(torch.cat(means), torch.cat(stds))
@@ -55,7 +51,7 @@ def lesson(surrogate: Surrogate, pool: Posterior, size: int, rng: np.random.Gene
     return Batch(latents, noise, Prompt(captions[torch.from_numpy(caption)]))
 
 
-def weights(alphas: Tensor, noise: Noise) -> Tensor:
+def snr_weights(alphas: Tensor, noise: Noise) -> Tensor:
     """Return each image's weight, `b`: min(SNR, MOST_SNR) / SNR, where SNR = a_t / (1 - a_t)."""
     ratio = alphas[noise.t] / (1 - alphas[noise.t])
     return ratio.clamp(max=MOST_SNR) / ratio
@@ -81,7 +77,7 @@ def train(
         with torch.autocast("cpu", torch.bfloat16):
             predicted = surrogate.predict(unet, batch.latents, batch.noise, batch.prompt)
         error = (predicted.float() - batch.noise.latent).square().mean((1, 2, 3))
-        loss = (error * weights(surrogate.alphas, batch.noise)).mean()
+        loss = (error * snr_weights(surrogate.alphas, batch.noise)).mean()
         optimiser.zero_grad(set_to_none=True)
         value = float(loss.detach())
         loss.backward()  # type: ignore[no-untyped-call]

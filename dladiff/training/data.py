@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,20 @@ def load_crops(assets: Path) -> tuple[list[Crop], npt.NDArray[np.float64]]:
         for name, person, held in meta["files"]
     ]
     return crops, np.asarray(matrix, np.float64)
+
+
+def training_crops(assets: Path, most: int) -> tuple[list[Crop], npt.NDArray[np.float64]]:
+    """Return at most `most` crops of the people not held out, spread over them, and the matrix of `load_crops`."""
+    everything, matrix = load_crops(assets)
+    crops = [c for c in everything if not c.held_out]
+    return [crops[i] for i in np.linspace(0, len(crops) - 1, min(most, len(crops))).astype(int)], matrix
+
+
+def mirrored(crops: list[Crop], size: int) -> Iterator[Image]:
+    """Decode `size` crops at a time, an even number, to [b, side, side, 3]; every second one is mirrored."""
+    for start in range(0, len(crops), size):
+        pixels = [c.pixels() for c in crops[start : start + size]]
+        yield np.stack([p[:, ::-1] if i % 2 else p for i, p in enumerate(pixels)])
 
 
 def align(pixels: Image, matrix: npt.NDArray[np.float64]) -> Image:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from dladiff.onnx_session import onnx_session
 from dladiff.training.architectures import ARCHITECTURES, Network, export
-from dladiff.training.data import Crop, Image, align, load_crops, varied
+from dladiff.training.data import Crop, Image, align, training_crops, varied
 
 TEACHERS = {
     "mobile": ("mobilefacenet_relu6", "Apache-2.0"),
@@ -61,9 +61,7 @@ def make_pool(assets: Path, teacher: Teacher, most: int) -> Pool:
 
     Takes at most `most` crops, spread over the people.
     """
-    everything, matrix = load_crops(assets)
-    crops = [c for c in everything if not c.held_out]
-    crops = [crops[i] for i in np.linspace(0, len(crops) - 1, min(most, len(crops))).astype(int)]
+    crops, matrix = training_crops(assets, most)
     targets: list[Tensor] = []
     for start in range(0, len(crops), 32):
         batch = np.stack([align(c.pixels(), matrix) for c in crops[start : start + 32]])

@@ -83,7 +83,7 @@ def test_a_bases_loss_is_weighed_by_the_signal_to_noise_ratio() -> None:
     scheduler = DDPMScheduler.from_pretrained(EMBEDDED / "scheduler")
     t = torch.tensor([1, 10, 200, 700, 999])
     ratio = compute_snr(scheduler, t)
-    found = base.weights(scheduler.alphas_cumprod, Noise(t, torch.empty(0), torch.empty(0)))
+    found = base.snr_weights(scheduler.alphas_cumprod, Noise(t, torch.empty(0), torch.empty(0)))
     torch.testing.assert_close(found, torch.minimum(ratio, torch.tensor(5.0)) / ratio)
 
 
