@@ -69,7 +69,9 @@ def _guarded(function: Command) -> Callable[..., None]:
         except OSError as error:  # of this machine: no permission, a name too long, no space
             if os.environ.get("DLADIFF_DEBUG") == "1":
                 raise
-            where = f"{shown(os.fsdecode(error.filename))[:MOST_NAME]}: " if error.filename is not None else ""
+            where = (
+                f"{shown(os.fsdecode(error.filename))[:MOST_NAME]}: " if isinstance(error.filename, str | bytes) else ""
+            )
             click.echo(f"error: {where}{error.strerror or error}", err=True)
             code = 3
         except Exception:  # a fault of this program: 1 would say that some photos failed

@@ -13,6 +13,7 @@ from dladiff import packs
 from dladiff.errors import ConfigError, ModelError
 from dladiff.evaluation.names import ATTACKS, PREPROCESSING, PURIFIERS
 from dladiff.settings import nearest
+from pipeline.storage import address_fault
 from pipeline.weights import faces, fingerprint
 
 VERSION = 2  # of what a row measures; raised when that changes, so that older rows are done again
@@ -83,6 +84,11 @@ class EvaluateConfig:
         given = {name: value for name in LEAST if (value := getattr(self, name)) is not None}
         faults = [f"{name}: {value} is less than {LEAST[name]}" for name, value in given.items() if value < LEAST[name]]
         faults += [f"--share: {share} is outside 1..100" for share in self.shares if not 1 <= share <= 100]
+        places = {"--output": self.output, "--results": self.results}
+        places |= {f"--compare {name}": uri for name, uri in self.compare.items()}
+        if self.references is not None:
+            places["--references"] = self.references
+        faults += [f"{option}: {fault}" for option, uri in places.items() if (fault := address_fault(uri))]
         for name in (self.name, *self.compare):
             if not NAME.fullmatch(name) or name in DERIVED:
                 faults.append(f"--compare: {name!r} is no name of a method: letters, digits, _ . -, not clean or noise")

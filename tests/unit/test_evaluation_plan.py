@@ -163,6 +163,14 @@ def test_settings_are_checked_at_once() -> None:
         )
     text = str(caught.value)
     assert all(part in text for part in ("count: 0", "--share: 0", "'clean'", "'dladiff'", "seeds"))
+    with pytest.raises(ConfigError) as caught:
+        EvaluateConfig(output="", results="ftp://a/b", compare={"aspl": "s3://"}, references="")
+    assert [fault.partition(":")[0] for fault in caught.value.faults] == [
+        "--output",
+        "--results",
+        "--compare aspl",
+        "--references",
+    ]
 
 
 def test_settings_survive_the_way_to_a_worker() -> None:
