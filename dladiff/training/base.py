@@ -93,10 +93,12 @@ def train(
 
 
 def write(output: Path, unet: UNet2DConditionModel) -> None:
-    """Write the base model: the profile's parts, and this UNet as fp16."""
+    """Write the base model: the profile's parts, this UNet as fp16, and for attackers that it knows faces alone."""
     if not output.exists():
         beside = output.with_name(output.name + ".part")
         shutil.copytree(EMBEDDED, beside, ignore=shutil.ignore_patterns("unet"), dirs_exist_ok=True)
+        index = json.loads((EMBEDDED / "model_index.json").read_bytes())
+        (beside / "model_index.json").write_text(json.dumps(index | {"_region": "face"}, indent=2))
         beside.rename(output)
     copy.deepcopy(unet).half().save_pretrained(output / "unet.part")
     shutil.rmtree(output / "unet", ignore_errors=True)

@@ -13,6 +13,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
 from torch.nn import functional
 
+from dladiff.evaluation.attackers import load_base, settings_for
 from dladiff.faces import ARCFACE_TEMPLATE, alignment_matrix
 from dladiff.identity import load_encoder
 from dladiff.surrogate import EMBEDDED, Batch, Noise, Posterior, Surrogate
@@ -106,6 +107,9 @@ def test_another_base_learns_and_loads_beside_the_profile_s_own_parts(tmp_path: 
     saved: dict[str, torch.Tensor] = {}
     base.train(surrogate, unet, draw, 1e-3, 2.0, save)
     assert said[-1]["step"] > 1 and said[-1]["loss"] < 1
+    thief = load_base(tmp_path / "base")
+    assert (thief.region, thief.resolution, thief.name) == ("face", 128, "base")
+    assert settings_for("dreambooth", thief) == settings_for("dreambooth", load_base("embedded"))
     other = Surrogate(tmp_path / "base", torch.device("cpu"))
     assert all(torch.equal(v.half(), saved[k]) for k, v in other.unet.state_dict().items())
     assert not torch.equal(other.unet.conv_in.weight, surrogate.unet.conv_in.weight)

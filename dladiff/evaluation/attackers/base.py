@@ -78,7 +78,8 @@ Attack = Callable[[Base, Sequence[Pixels], AttackSettings, Sequence[str], int, i
 def load_base(folder: str | Path, device: torch.device | str = "cpu") -> Base:
     """Load a Stable Diffusion or SDXL folder in the diffusers layout, or `embedded`. Raises ModelError.
 
-    `region` is `face` for the embedded tiny bundle, which knows nothing but face crops, and `photo` for any other.
+    `region` is `face` for a model that knows nothing but face crops: the embedded tiny bundle, and one whose
+    model_index.json says `"_region": "face"` (dladiff.training.base). It is `photo` for any other.
     """
     tiny = str(folder) == "embedded"
     root = TINY / "bundle" if tiny else Path(folder)
@@ -86,7 +87,8 @@ def load_base(folder: str | Path, device: torch.device | str = "cpu") -> Base:
         raise ModelError(f"no diffusers model in {root}: expected model_index.json; name the folder of a base model")
     try:
         without: dict[str, Any]
-        if json.loads((root / "model_index.json").read_bytes()).get("_class_name") == "StableDiffusionXLPipeline":
+        index = json.loads((root / "model_index.json").read_bytes())
+        if index.get("_class_name") == "StableDiffusionXLPipeline":
             kind, without = StableDiffusionXLPipeline, {}
         else:
             kind, without = StableDiffusionPipeline, {"safety_checker": None}
@@ -98,7 +100,8 @@ def load_base(folder: str | Path, device: torch.device | str = "cpu") -> Base:
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False).float().to(device)
     resolution = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    return Base(pipe, resolution, "face" if tiny else "photo", "tiny" if tiny else root.name, device)
+    region = "face" if tiny or index.get("_region") == "face" else "photo"
+    return Base(pipe, resolution, region, "tiny" if tiny else root.name, device)
 
 
 def embed(base: Base, text_encoder: Any, prompt: str) -> Tensor:
