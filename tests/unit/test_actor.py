@@ -182,11 +182,11 @@ class Flaky:
         self.left = times
         real = getattr(LocalStorage, name)
 
-        def operation(storage: LocalStorage, *arguments: Any) -> Any:
+        def operation(storage: LocalStorage, *arguments: Any, **options: Any) -> Any:
             if self.left:
                 self.left -= 1
                 raise BusyError("S3 is overloaded")
-            return real(storage, *arguments)
+            return real(storage, *arguments, **options)
 
         monkeypatch.setattr(LocalStorage, name, operation)
 

@@ -71,10 +71,10 @@ def test_requests_of_a_task_are_those_of_the_formula(tmp_path: Path, monkeypatch
     asked: Counter[str] = Counter()
 
     def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(self: LocalStorage, *args: Any) -> Any:
+        def call(self: LocalStorage, *args: Any, **options: Any) -> Any:
             if not (args and str(args[0]).startswith("manifest/")):  # once a run
                 asked[name] += 1
-            return real(self, *args)
+            return real(self, *args, **options)
 
         return call
 

@@ -126,6 +126,7 @@ def test_a_command_that_is_told_to_end_says_so_in_one_line(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     def struck(*_: object, **__: object) -> None:
         os.kill(os.getpid(), number)
@@ -135,6 +136,7 @@ def test_a_command_that_is_told_to_end_says_so_in_one_line(
     code, out, err = call("plan", "--input", str(photos), "--output", str(tmp_path / "out"))
     assert (code, out, err) == (1, "", "stopped: what is done is kept; the same command goes on from there\n")
     assert signal.getsignal(signal.SIGTERM) is before
+    signal.signal(signal.SIGINT, interrupt)
 
 
 def test_a_price_is_a_number(photos: Path, tmp_path: Path) -> None:
