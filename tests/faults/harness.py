@@ -74,9 +74,18 @@ class Scene:
         environment = os.environ | {"DLADIFF_FAKE_SECONDS": str(self.seconds)} | self.environment
         environment["PYTHONPATH"] = str(Path(__file__).parents[2])
         command = [sys.executable, "-m", "pipeline", "protect", "--config", str(config), "--json"]
-        return subprocess.Popen(
-            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-        )
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+        try:
+            return subprocess.Popen(
+                command,
+                env=environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def end(self, process: "subprocess.Popen[str]") -> Ended:
         """Wait for a run's end."""
