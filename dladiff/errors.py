@@ -35,6 +35,10 @@ class NotFoundError(StorageError):
     """An object is not there (any more)."""
 
 
+class TooLargeError(StorageError):
+    """An object has more bytes than the caller reads."""
+
+
 class DamagedError(StorageError):
     """A record of ours is not what it should be."""
 

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from dladiff.errors import NotFoundError, StorageError
 from pipeline.names import key_fault, shown
-from pipeline.storage import TEMP_PREFIX, Entry, check_key, check_prefix, is_temporary
+from pipeline.storage import MAX_OBJECT, TEMP_PREFIX, Entry, check_key, check_prefix, is_temporary, too_large
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +73,20 @@ class LocalStorage:
             elif info is not None and tell:
                 log.error("skipped %s: it is no regular file", shown(key))
 
-    def get(self, key: str) -> bytes:
-        """Return the bytes of a file."""
+    def get(self, key: str, limit: int | None = None) -> bytes:
+        """Return the bytes of a file, at most `limit` of them: a sparse file of terabytes is refused before it is read."""
         path = self._path(key)
         with _errors("read", str(path)):
             if not path.is_file():
                 raise NotFoundError(f"no such file: {shown(str(path))}; was it moved during the run?")
-            return path.read_bytes()
+            limit = MAX_OBJECT if limit is None else limit
+            if path.stat().st_size > limit:
+                raise too_large(str(path), limit)
+            with path.open("rb") as handle:
+                data = handle.read(limit + 1)  # it may grow while it is read
+            if len(data) > limit:
+                raise too_large(str(path), limit)
+            return data
 
     def get_file(self, key: str, file: Path) -> None:
         """Copy a file out."""

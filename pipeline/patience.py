@@ -40,9 +40,9 @@ class PatientStorage:
         """Yield the objects whose key begins with `prefix`; the whole listing is taken before the first is given."""
         yield from self._try(lambda: [*self.inner.list(prefix, tell=tell)])
 
-    def get(self, key: str) -> bytes:
-        """Return the bytes of an object."""
-        return self._try(lambda: self.inner.get(key))
+    def get(self, key: str, limit: int | None = None) -> bytes:
+        """Return the bytes of an object, at most `limit` of them."""
+        return self._try(lambda: self.inner.get(key, limit))
 
     def get_file(self, key: str, file: Path) -> None:
         """Write the bytes of an object to a local file."""

@@ -17,11 +17,12 @@ from botocore.config import Config
 
 from dladiff.errors import BusyError, NotFoundError, StorageError
 from pipeline.names import key_fault, shown
-from pipeline.storage import S3_OPTIONS, Entry, check_key, check_prefix, is_temporary
+from pipeline.storage import MAX_OBJECT, S3_OPTIONS, Entry, check_key, check_prefix, is_temporary, too_large
 
 log = logging.getLogger(__name__)
 
 TRIES = 7  # of one request: standard backoff, half a minute in all on average
+CHUNK = 1 << 20  # bytes read at a time
 READ_TRIES = 3  # boto3 retries a request, but not a reply that breaks off half way
 CONFLICT_TRIES = 5  # S3 answers 409 when two conditional writes of one key overlap: try again
 LOST = {"PreconditionFailed", "412"}
@@ -88,13 +89,14 @@ class S3Storage:
                     elif not fault:
                         yield Entry(key, item["Size"], item["ETag"].strip('"'))
 
-    def get(self, key: str) -> bytes:
-        """Return the bytes of an object."""
+    def get(self, key: str, limit: int | None = None) -> bytes:
+        """Return the bytes of an object, at most `limit` of them, whatever length the server announces."""
+        limit = MAX_OBJECT if limit is None else limit
         with self._errors(self.uri_of(key)):
             for _ in range(READ_TRIES - 1):
                 with contextlib.suppress(*BROKEN_OFF):
-                    return self._read(key)
-            return self._read(key)
+                    return self._read(key, limit)
+            return self._read(key, limit)
 
     def get_file(self, key: str, file: Path) -> None:
         """Download an object, a large one in ranges at a time, each tried again where it breaks off."""
@@ -166,8 +168,17 @@ class S3Storage:
             self._made.close()
             self._made = None
 
-    def _read(self, key: str) -> bytes:
-        return bytes(self._client().get_object(**self._at(key))["Body"].read())
+    def _read(self, key: str, limit: int) -> bytes:
+        reply = self._client().get_object(**self._at(key))
+        with contextlib.closing(reply["Body"]) as body:
+            if reply.get("ContentLength", 0) > limit:
+                raise too_large(self.uri_of(key), limit)
+            data = bytearray()
+            while chunk := body.read(CHUNK):
+                data += chunk
+                if len(data) > limit:
+                    raise too_large(self.uri_of(key), limit)
+        return bytes(data)
 
     def _put_if(self, key: str, data: bytes, condition: dict[str, Any]) -> bool:
         with self._errors(self.uri_of(key)):

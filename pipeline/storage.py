@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-from dladiff.errors import StorageError
+from dladiff.errors import StorageError, TooLargeError
 from pipeline.names import key_fault, shown
 
 S3_OPTIONS = {
@@ -16,6 +16,7 @@ S3_OPTIONS = {
 }
 """Names of the configuration to names of the request."""
 FOLDERS = ("photos", "done", "failed", "starts", "plan", "manifest", "report", "traces")  # what a run's output holds
+MAX_OBJECT = 2 * 2**30  # bytes of one object held in memory: the largest is the manifest of millions of photos
 TEMP_PREFIX = ".tmp-"  # names that begin so are unfinished writes or locks, never objects
 
 
@@ -46,8 +47,12 @@ class Storage(Protocol):
         """
         ...
 
-    def get(self, key: str) -> bytes:
-        """Return the bytes of an object; NotFoundError when it is missing."""
+    def get(self, key: str, limit: int | None = None) -> bytes:
+        """Return the bytes of an object.
+
+        Reads at most `limit` bytes (None: MAX_OBJECT) and raises TooLargeError for a larger object, NotFoundError for
+        a missing one.
+        """
         ...
 
     def get_file(self, key: str, file: Path) -> None:
@@ -130,7 +135,9 @@ def address_fault(uri: str) -> str | None:
     return None if named else f"{shown(uri)} names no bucket; use s3://bucket/prefix"
 
 
-def read_uri(uri: str, opened: dict[str, Storage], opener: Callable[[str], Storage] | None = None) -> bytes:
+def read_uri(
+    uri: str, opened: dict[str, Storage], opener: Callable[[str], Storage] | None = None, limit: int | None = None
+) -> bytes:
     """Return the bytes at a full address; `opened` keeps the storages (buckets, folders) opened before.
 
     Raises StorageError like `get`.
@@ -140,7 +147,12 @@ def read_uri(uri: str, opened: dict[str, Storage], opener: Callable[[str], Stora
     place, name = (bucket, uri[len(bucket) + 1 :]) if uri.startswith("s3://") else uri.rpartition("/")[::2]
     if place not in opened:
         opened[place] = (opener or open_storage)(place or "/")
-    return opened[place].get(name)
+    return opened[place].get(name, limit)
+
+
+def too_large(where: str, limit: int) -> TooLargeError:
+    """Return the error for an object that has more bytes than `limit`."""
+    return TooLargeError(f"{shown(where)} has more than {limit} bytes; make it smaller or raise the limit")
 
 
 def check_key(key: str) -> str:

@@ -45,7 +45,7 @@ class Synthetic:
                     digest = hashlib.md5(f"{self.seed} {key}".encode(), usedforsecurity=False).hexdigest()
                     yield Entry(key, 20_000 + int(digest[:4], 16), digest)
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, limit: int | None = None) -> bytes:
         raise NotImplementedError("the collection is only listed")
 
     def put(self, key: str, data: bytes, content_type: str | None = None) -> None:

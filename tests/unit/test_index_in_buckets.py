@@ -21,7 +21,7 @@ class Bucket:
         self.uri, self.objects, self.listed = uri, objects, listed
         self.met = [] if met is None else met
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, limit: int | None = None) -> bytes:
         return self.objects[self.uri_of(key)]
 
     def uri_of(self, key: str) -> str:
