@@ -15,13 +15,14 @@ from dladiff.errors import BusyError, ConfigError, DladiffError, ModelError, Not
 from pipeline import records
 from pipeline.config import RunConfig
 from pipeline.index_file import is_index
+from pipeline.latest import unchanged
 from pipeline.manifest import GROUP
 from pipeline.metrics import ActorMetrics
 from pipeline.models import on_this_machine
 from pipeline.names import escape, shown, stem
 from pipeline.patience import PatientStorage
 from pipeline.photos import Decoded, decode, encode_checked
-from pipeline.rows import brief, finite, finite_similarity, parquet, reasons
+from pipeline.rows import brief, finite, finite_similarity, reasons
 from pipeline.storage import Storage, open_storage, read_uri
 from pipeline.trace import write_trace
 
@@ -83,9 +84,9 @@ class ProtectIdentity:
         return self.opened["output"]
 
     def _planned(self, place: Row) -> Row:
-        """Return the work at a row of a stored plan, which is fetched once."""
+        """Return the work at a row of a stored plan, which is fetched once, and must be the one the driver wrote."""
         if place["plan"] not in self.plans:
-            self.plans = {place["plan"]: parquet(self.target.get(place["plan"]))}
+            self.plans = {place["plan"]: unchanged(self.target, place)}
         group, row = divmod(place["row"], GROUP)
         text = self.plans[place["plan"]].read_row_group(group, columns=["work"])["work"][row].as_py()
         work: Row = json.loads(text)
