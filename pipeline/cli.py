@@ -25,6 +25,7 @@ from pipeline import (
     run_commands,
 )
 from pipeline.names import shown
+from pipeline.private import chosen_umask, private_process
 
 Command = Callable[..., int]
 MOST_NAME = 200  # characters of a file's name in an error
@@ -48,12 +49,17 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _guarded(function: Command) -> Callable[..., None]:
-    """Turn errors into one line each on stderr and an exit code; DLADIFF_DEBUG=1 keeps the traceback."""
+def _guarded(function: Command, *, private: bool) -> Callable[..., None]:
+    """Turn errors into one line each on stderr and an exit code; DLADIFF_DEBUG=1 keeps the traceback.
+
+    A `private` command handles people's photos: what it writes is not for other users of the machine.
+    """
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
+            if private:
+                private_process(chosen_umask())
             with _ended_by_sigterm():
                 code = function(*args, **kwargs)
         except KeyboardInterrupt:
@@ -109,19 +115,22 @@ def models() -> None:
     """The Stable Diffusion models of the profiles: list, check, fetch, mirror."""
 
 
-def _add(function: Command, group: click.Group = main) -> None:
+def _add(function: Command, group: click.Group = main, *, private: bool = False) -> None:
     params: list[click.Parameter] = list(reversed(getattr(function, "__click_params__", [])))
     name = function.__name__.rstrip("_")
-    group.add_command(click.Command(name, params=params, callback=_guarded(function), help=function.__doc__))
+    group.add_command(
+        click.Command(name, params=params, callback=_guarded(function, private=private), help=function.__doc__)
+    )
 
 
 for _command in (
     *run_commands.COMMANDS,
     *output_commands.COMMANDS,
-    *job_commands.COMMANDS,
     *operator_commands.COMMANDS,
     *evaluation_commands.COMMANDS,
 ):
-    _add(_command)
+    _add(_command, private=True)
+for _about_jobs in job_commands.COMMANDS:
+    _add(_about_jobs)
 for _about_models in model_commands.COMMANDS:
     _add(_about_models, models)

@@ -14,6 +14,7 @@ from dladiff.config import MethodConfig, method_config
 from dladiff.errors import ConfigError
 from dladiff.settings import digest, nearest
 from pipeline.names import shown
+from pipeline.private import chosen_umask, umask_fault
 from pipeline.storage import S3_OPTIONS, address_fault
 from pipeline.weights import by_content, missing
 
@@ -40,6 +41,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "lists": (str, type(None)),
     "s3": (dict,),
     "trace": (bool,),
+    "umask": (str, int),
     "protector": (str,),
 }
 _LEAST = {
@@ -104,6 +106,9 @@ class RunConfig:
     """How objects are kept in an output bucket: server_side_encryption, kms_key_id, storage_class."""
     trace: bool = False
     """Keep the losses and similarities of every step in `traces/`, for `dladiff report` and `dladiff explain`."""
+    umask: str | int = field(default_factory=chosen_umask)
+    """Rights that new files and folders of a local output do not get, in octal: '077' leaves them to their owner, '027'
+    lets the group read. Where it is not set, `DLADIFF_UMASK` decides, which every other command takes too."""
     protector: str = "dladiff.service:Protector"
     """module:class that does the work; not a setting of the command line."""
 
@@ -247,6 +252,8 @@ def _fault(key: str, value: Any) -> str | None:
         return f"{key}: {fault}"
     if key == "layout" and value not in LAYOUTS:
         return f"{key}: {value!r} is unknown{nearest(value, list(LAYOUTS))}; choose one of {', '.join(LAYOUTS)}"
+    if key == "umask" and (fault := umask_fault(value)):
+        return f"umask: {fault}"
     if key == "s3":
         return _s3_fault(value)
     if key == "faces" and not all(isinstance(item, str) for item in value):

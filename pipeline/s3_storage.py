@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from botocore.config import Config
 
 from dladiff.errors import BusyError, NotFoundError, StorageError
 from pipeline.names import key_fault, shown
-from pipeline.storage import MAX_OBJECT, S3_OPTIONS, Entry, check_key, check_prefix, is_temporary, too_large
+from pipeline.storage import MAX_OBJECT, S3_OPTIONS, Entry, Leftover, check_key, check_prefix, is_temporary, too_large
 
 log = logging.getLogger(__name__)
 
@@ -257,6 +258,42 @@ class S3Storage:
         url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "S3"
         parts = urlsplit(url)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else "S3"
+
+    def unfinished(self, prefix: str = "") -> Iterator[Leftover]:
+        """Yield uploads in parts that were not completed, hidden objects, and the empty objects that name folders."""
+        whole = self._prefix + check_prefix(prefix)
+        at = {"Bucket": self._bucket, "Prefix": whole}
+        with self._errors(self.uri):
+            for page in self._client().get_paginator("list_multipart_uploads").paginate(**at):
+                for item in page.get("Uploads", []):
+                    key = item["Key"].removeprefix(self._prefix)
+                    if item["Key"].startswith(whole):
+                        yield Leftover(key, _seconds_since(item["Initiated"], page), item["UploadId"])
+            for page in self._client().get_paginator("list_objects_v2").paginate(**at):
+                for item in page.get("Contents", []):
+                    key = item["Key"].removeprefix(self._prefix)
+                    if key.endswith("/") and not item["Size"]:
+                        yield Leftover(key, float("inf"))
+                    elif is_temporary(key):
+                        yield Leftover(key, _seconds_since(item["LastModified"], page))
+
+    def discard(self, left: Leftover) -> None:
+        """Abort an upload in parts, or remove an object."""
+        at = {"Bucket": self._bucket, "Key": self._prefix + left.key}
+        with self._errors(f"{self.uri}/{left.key}"):
+            try:
+                if left.upload:
+                    self._client().abort_multipart_upload(**at, UploadId=left.upload)
+                else:
+                    self._client().delete_object(**at)
+            except boto_errors.ClientError as exc:
+                if _code(exc) not in MISSING | {"NoSuchUpload"}:
+                    raise
+
+
+def _seconds_since(then: datetime, reply: Mapping[str, Any]) -> float:
+    now = parsedate_to_datetime(reply["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return float((now - then).total_seconds())
 
 
 def _code(exc: boto_errors.ClientError) -> str:
