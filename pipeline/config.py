@@ -14,7 +14,7 @@ from dladiff.config import MethodConfig, method_config
 from dladiff.errors import ConfigError
 from dladiff.settings import digest, nearest
 from pipeline.names import shown
-from pipeline.private import chosen_umask, umask_fault
+from pipeline.private import chosen_umask, octal, umask_fault
 from pipeline.storage import S3_OPTIONS, address_fault
 from pipeline.weights import by_content, missing
 
@@ -106,7 +106,7 @@ class RunConfig:
     """How objects are kept in an output bucket: server_side_encryption, kms_key_id, storage_class."""
     trace: bool = False
     """Keep the losses and similarities of every step in `traces/`, for `dladiff report` and `dladiff explain`."""
-    umask: str | int = field(default_factory=chosen_umask)
+    umask: str = field(default_factory=chosen_umask)
     """Rights that new files and folders of a local output do not get, in octal: '077' leaves them to their owner, '027'
     lets the group read. Where it is not set, `DLADIFF_UMASK` decides, which every other command takes too."""
     protector: str = "dladiff.service:Protector"
@@ -175,7 +175,7 @@ def run_config(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
         if key in known and (fault := _fault(key, value)):
             faults.append(fault)
         elif key in known:
-            good[key] = tuple(value) if key == "faces" else value
+            good[key] = tuple(value) if key == "faces" else octal(value) if key == "umask" else value
     config = RunConfig(**{"input": "", "output": "", **good})
     if config.max_actors is not None and config.max_actors < config.min_actors:
         faults.append(f"max_actors: {config.max_actors} is less than min_actors = {config.min_actors}")

@@ -79,7 +79,7 @@ class EvaluateConfig:
     """Most actors."""
     max_starts: int = 4
     """Starts of a row without an end before it counts as failed."""
-    umask: str | int = field(default_factory=chosen_umask)
+    umask: str = field(default_factory=chosen_umask)
     """Rights that new files of local results do not get, in octal: that of `DLADIFF_UMASK`."""
 
     def __post_init__(self) -> None:

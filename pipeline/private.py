@@ -24,28 +24,28 @@ def chosen_umask() -> str:
 
 def umask_fault(value: str | int) -> str | None:
     """Return what is wrong with a umask: octal text, or a number."""
-    if not isinstance(value, str) or _OCTAL.fullmatch(value):
-        group, others = divmod(umask_bits(value), 0o10)
+    if _OCTAL.fullmatch(octal(value)):
+        group, others = divmod(int(octal(value), 8), 0o10)
         if group in _DIGITS and others in _DIGITS:
             return None
     return f"{value!r} is no umask: two octal digits of 0, 2 and 7; write '077' (the owner alone) or '027' (its group)"
 
 
-def umask_bits(value: str | int) -> int:
-    """Return a umask as a number."""
-    return int(value, 8) if isinstance(value, str) else value
+def octal(value: str | int) -> str:
+    """Return a umask as octal text; YAML reads 027 without quotes as a number."""
+    return value if isinstance(value, str) else f"{value:03o}"
 
 
-def private_process(umask: str | int) -> None:
+def private_process(umask: str) -> None:
     """Set the umask of this process, and forbid core dumps for good: a core holds the photos in memory."""
-    os.umask(umask_bits(umask))
+    os.umask(int(umask, 8))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 @contextlib.contextmanager
-def private_files(umask: str | int) -> Iterator[None]:
+def private_files(umask: str) -> Iterator[None]:
     """Set the umask of this process for a while."""
-    before = os.umask(umask_bits(umask))
+    before = os.umask(int(umask, 8))
     try:
         yield
     finally:

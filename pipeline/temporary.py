@@ -13,6 +13,7 @@ from pathlib import Path
 
 PREFIX = "dladiff-"
 SHORT_PREFIX, SHORT_PLACE = "dl-", Path("/tmp")  # for sockets: the path of one may have 107 characters at most
+LOCK = ".tmp-lock"  # hidden where the folder is used as storage
 STALE_S = 86_400.0  # seconds: without /proc, an unlocked folder of a process that is gone is removed after a day
 _ENDED = ("Z", "X")  # states of a process that runs no more
 
@@ -21,7 +22,7 @@ _ENDED = ("Z", "X")  # states of a process that runs no more
 def temporary_folder(*, prefix: str = PREFIX, parent: Path | None = None, short: bool = False) -> Iterator[Path]:
     """Make a folder (mode 0700) in `parent`, by default the system's temporary folder; remove it at the end.
 
-    Its name holds the process and the start of it, and the process holds a lock on it. So the next call with the same
+    Its name holds the process and the start of it, and the process holds a lock in it. So the next call with the same
     prefix and parent knows the folders that a killed process left, and removes them. `short` makes a path of at most 35
     characters. Raises OSError.
     """
@@ -32,7 +33,7 @@ def temporary_folder(*, prefix: str = PREFIX, parent: Path | None = None, short:
     _remove_stale(place, prefix)
     pid = os.getpid()
     folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{pid}-{_start_of(pid) or 0}-", dir=place))
-    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    held = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         _lock(held)
         yield folder
@@ -56,8 +57,19 @@ def _remove_if_stale(folder: Path, pid: int, start: int) -> None:
     try:
         info = os.fstat(held)
         own = stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()
-        if own and _is_gone(pid, start, time.time() - info.st_mtime) and _lock(held):
+        if own and _is_gone(pid, start, time.time() - info.st_mtime) and not _is_locked(held):
             shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(held)
+
+
+def _is_locked(folder: int) -> bool:
+    try:
+        held = os.open(LOCK, os.O_RDWR | os.O_NOFOLLOW, dir_fd=folder)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _lock(held)
     finally:
         os.close(held)
 
@@ -87,7 +99,7 @@ def _start_of(pid: int) -> int | None:
 
 
 def _lock(held: int) -> bool:
-    """Lock a folder unless another process holds it, such as one of another container that shares the place."""
+    """Lock a file unless another process holds it, such as one of another container that shares the place."""
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -172,9 +172,7 @@ def _cells(key: str, data: bytes) -> list[bytes]:
 
 def files(folder: Path) -> dict[str, bytes]:
     """Return the bytes of everything in a folder by its path; of folders, and of links, none."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
 
 
 def objects(storage: Storage) -> dict[str, bytes]:
