@@ -74,7 +74,7 @@ class LocalStorage:
                 log.error("skipped %s: it is no regular file", shown(key))
 
     def get(self, key: str, limit: int | None = None) -> bytes:
-        """Return the bytes of a file, at most `limit` of them: a sparse file of terabytes is refused before it is read."""
+        """Return the bytes of a file, at most `limit` of them: a larger one is refused before it is read."""
         path = self._path(key)
         with _errors("read", str(path)):
             if not path.is_file():

@@ -1,6 +1,5 @@
 """Jobs on a real head that the test starts: submitted once, followed, refused, resumed, stopped."""
 
-import os
 import shutil
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pipeline.jobs import Job, load_job
 from pipeline.storage import open_storage
 from tests import shown
 from tests.integration.heads import started_head
+from tests.integration.tokens import ray_token
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,17 +27,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    before, os.environ["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE"), "disabled"
     folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets below it may have 107 characters
     try:
-        with started_head(folder, tmp_path_factory.mktemp("head") / "head.log") as address:
+        with ray_token(), started_head(folder, tmp_path_factory.mktemp("head") / "head.log") as address:
             yield address
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if before is None:
-            del os.environ["RAY_AUTH_MODE"]
-        else:
-            os.environ["RAY_AUTH_MODE"] = before
 
 
 def make_job(folder: Path, name: str, protector: str = "tests.fakes:AddNoise", **settings: object) -> Job:
