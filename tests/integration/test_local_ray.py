@@ -100,7 +100,7 @@ def listening(pids: set[int]) -> set[tuple[str, int]]:
     for pid in pids:
         for handle in Path(f"/proc/{pid}/fd").glob("*"):
             try:
-                inodes.add(os.readlink(handle))
+                inodes.add(str(handle.readlink()))
             except FileNotFoundError:
                 continue
     found = set()

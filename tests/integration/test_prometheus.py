@@ -26,8 +26,8 @@ from PIL import Image
 from pipeline import submit
 from pipeline.jobs import load_job
 from tests.integration.heads import started_head
-from tests.integration.tokens import ray_token
 from tests.integration.ports import free_ports
+from tests.integration.tokens import ray_token
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
 CLUSTER = Path(__file__).resolve().parents[2] / "cluster" / "prometheus"
