@@ -160,14 +160,14 @@ def test_a_crash_loop_ends_in_quarantine(config: RunConfig, output: Storage) -> 
 def test_a_full_disk_stops_the_run_and_leaves_nothing_half_written(
     config: RunConfig, output: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = local_storage._publish
+    real = local_storage.publish
 
     def full(temp: Path, path: Path) -> None:
         if path.suffix == ".png":
             raise OSError(errno.ENOSPC, "No space left on device")
         real(temp, path)
 
-    monkeypatch.setattr(local_storage, "_publish", full)
+    monkeypatch.setattr(local_storage, "publish", full)
     result = call(config)
     assert result["status"] == "storage"
     assert "disk full" in result["reason"]
@@ -221,10 +221,10 @@ def test_an_outage_without_end_stops_the_run_and_blames_no_photo(
 def test_no_permission_to_one_photo_is_its_own_fault(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     real = LocalStorage.get
 
-    def denied(storage: LocalStorage, key: str) -> bytes:
+    def denied(storage: LocalStorage, key: str, limit: int | None = None) -> bytes:
         if key == "ann/1.png":
             raise StorageError("no permission to read ann/1.png")
-        return real(storage, key)
+        return real(storage, key, limit)
 
     monkeypatch.setattr(LocalStorage, "get", denied)
     result = call(config)
