@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from dladiff.errors import BusyError, ConfigError, StorageError
 from pipeline.addresses import OUTSIDE, S3, address_of, place_of, root_faults, roots_of
 from pipeline.index_formats import Record, csv_records, parquet_records
-from pipeline.names import short, shown
+from pipeline.names import is_utf8, short, shown
 from pipeline.sources import Identity, identities
 from pipeline.spool import Listed, Spool, blob, text
 from pipeline.storage import Storage, open_storage
@@ -123,7 +123,7 @@ def _rows(records: Iterator[Record], where: _Where, faults: _Faults, refused: _F
     for number, identity, uri, role in records:
         if not identity.strip():
             faults.add(f"row {number}: identity is empty")
-        elif not identity.isascii() and not _is_utf8(identity):
+        elif not is_utf8(identity):
             faults.add(f"row {number}: identity {short(identity)!r} is not UTF-8")
         elif not uri.strip():
             faults.add(f"row {number}: uri is empty")
@@ -138,13 +138,6 @@ def _rows(records: Iterator[Record], where: _Where, faults: _Faults, refused: _F
                 refused.add(f"row {number}: uri {short(uri)!r} is refused: {fault}")
                 address = uri if short(uri) == uri else f"{short(uri)} (row {number})"  # fit for a manifest
             yield Listed(identity, mark, address.rpartition("/")[2], 0, tag, address)
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        return bool(name.encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def _look_up(spool: Spool, where: _Where) -> None:

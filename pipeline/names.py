@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import re
-import unicodedata
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -60,11 +59,18 @@ def key_fault(key: str) -> str | None:
         return "it holds a NUL or a backslash"
     if key.startswith("/"):
         return "it is absolute"
-    if any(part in ("", ".", "..") for part in key.split("/")):
+    if any(part in f"/{key}/" for part in ("//", "/./", "/../")):
         return 'it has an empty, "." or ".." part'
-    if any(unicodedata.category(c) == "Cs" for c in key):
-        return "it is not UTF-8"
-    return None
+    return None if is_utf8(key) else "it is not UTF-8"
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text has no lone surrogate, which is what Python makes of bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def shown(text: str) -> str:
