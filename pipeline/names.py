@@ -15,7 +15,7 @@ PROGRAM = ("pipeline", "dladiff")  # the top loggers of this program
 _USER = re.compile(  # all lengths are bounded, so that a hostile text of megabytes takes linear time
     r"""(\b[a-z][a-z0-9+.-]{0,20}:/{1,2})"""  # one slash: pathlib has removed the other
     r"""(?:[^\s/?\#"'<>]{0,512}@"""  # user, or user:password, up to the last @ before the path
-    r"""|[^\s/?\#"'<>:]{0,512}:(?!\d{1,5}(?:[/?\#]|$))[^\s"'<>]{0,512}@)""",  # a password with a slash; no port
+    r"""|[^\s/?\#"'<>:]{0,512}:(?!\d{1,5}(?:[/?]|$))[^\s"'<>]{0,512}@)""",  # a password with a slash; no port
     re.IGNORECASE,
 )
 _QUERY = re.compile(
