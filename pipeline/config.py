@@ -38,6 +38,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "max_photos_per_task": (int,),
     "patience_s": (int, float),
     "lists": (str, type(None)),
+    "allow_roots": (list, tuple),
     "s3": (dict,),
     "trace": (bool,),
     "protector": (str,),
@@ -75,6 +76,8 @@ class RunConfig:
     """How photos become identities: auto, folders, flat, one, sets, celeba_hq, vggface2."""
     lists: str | None = None
     """Folder or s3://bucket/prefix of a collection's own lists, where they do not lie beside the photos."""
+    allow_roots: tuple[str, ...] = ()
+    """Folders of this machine in which an index file may name photos, beside its own folder."""
     one_identity: bool = False
     """All photos are one identity: the same as layout `one`."""
     limit: int | None = None
@@ -170,7 +173,7 @@ def run_config(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
         if key in known and (fault := _fault(key, value)):
             faults.append(fault)
         elif key in known:
-            good[key] = tuple(value) if key == "faces" else value
+            good[key] = tuple(value) if key in ("faces", "allow_roots") else value
     config = RunConfig(**{"input": "", "output": "", **good})
     if config.max_actors is not None and config.max_actors < config.min_actors:
         faults.append(f"max_actors: {config.max_actors} is less than min_actors = {config.min_actors}")
@@ -249,9 +252,18 @@ def _fault(key: str, value: Any) -> str | None:
         return f"{key}: {value!r} is unknown{nearest(value, list(LAYOUTS))}; choose one of {', '.join(LAYOUTS)}"
     if key == "s3":
         return _s3_fault(value)
+    if key == "allow_roots" and (fault := _roots_fault(value)):
+        return f"{key}: {fault}"
     if key == "faces" and not all(isinstance(item, str) for item in value):
         return f"{key}: expected a list of folders, not {value!r}"
     return None
+
+
+def _roots_fault(value: Any) -> str | None:
+    """Whether the folders are there is checked where the index is read: a job may name folders of the cluster."""
+    if any(not isinstance(root, str) or not root or (root.startswith("s3://")) for root in value):
+        return f"expected a list of folders, not {value!r}"
+    return next((fault for root in value if (fault := address_fault(root))), None)
 
 
 def _s3_fault(value: dict[Any, Any]) -> str | None:

@@ -121,7 +121,7 @@ def _find(storage: Storage, rule: Retention, config: RunConfig | None, unattende
         rows[row.identity].append(row)
     present, gone = None, set[str]()
     if config is not None:
-        present = {identity.name for identity in identities(config, storage)}
+        present = {identity.name for identity in identities(config, storage, whole=True)}
         gone = rows.keys() - present
         _refuse_doubtful(len(gone), len(rows), config, unattended)
     sizes, limit = _stored(storage), now - timedelta(days=rule.protected_days)

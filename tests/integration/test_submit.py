@@ -113,3 +113,19 @@ def test_wrong_address_id_and_places_are_one_line(address: str, tmp_path: Path) 
     job = make_job(tmp_path, "relative", output="out")
     with pytest.raises(ConfigError, match="relative to no folder"):
         submit.submit(job, address)
+
+
+def test_a_password_in_an_address_is_not_shown(tmp_path: Path) -> None:
+    make_job(tmp_path, "secret")
+    address = "http://user:5ec4e7@127.0.0.1:1"
+    for words in (["submit", str(tmp_path / "secret.yaml")], ["jobs"], ["doctor", "--output", str(tmp_path)]):
+        found = CliRunner().invoke(main, [*words, "--address", address])
+        assert found.exit_code != 0
+        assert "http://***@127.0.0.1:1" in found.output
+        assert "5ec4e7" not in found.output
+
+
+def test_allowed_roots_are_places_of_the_cluster(address: str, tmp_path: Path) -> None:
+    job = make_job(tmp_path, "roots", allow_roots=["photos"])
+    with pytest.raises(ConfigError, match=r"run.allow_roots: 'photos' is relative to no folder"):
+        submit.submit(job, address)
