@@ -22,6 +22,7 @@ from pipeline.models import on_this_machine
 from pipeline.names import escape, redacted, shown, stem
 from pipeline.patience import PatientStorage
 from pipeline.photos import Decoded, decode, encode_checked
+from pipeline.private import private_process
 from pipeline.rows import brief, finite, finite_similarity, parquet, reasons
 from pipeline.storage import Storage, open_storage
 from pipeline.trace import write_trace
@@ -40,6 +41,7 @@ class ProtectIdentity:
 
     def __init__(self, run: dict[str, Any], run_id: str, digest: str, deadline: float | None = None) -> None:
         self.config = RunConfig(**{**run, "faces": tuple(run["faces"])})
+        private_process(self.config.umask)
         self.run_id = run_id
         self.digest = digest  # of the driver, which may see other files than the workers
         self.deadline = deadline  # seconds since the epoch; no task is begun after it

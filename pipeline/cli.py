@@ -25,6 +25,7 @@ from pipeline import (
     run_commands,
 )
 from pipeline.names import redacted, short
+from pipeline.private import chosen_umask, private_process
 
 Command = Callable[..., int]
 
@@ -75,12 +76,17 @@ def _trace_if_asked() -> None:
         click.echo(redacted(traceback.format_exc()), err=True, nl=False)
 
 
-def _guarded(function: Command) -> Callable[..., None]:
-    """Turn errors into one line each on stderr and an exit code; DLADIFF_DEBUG=1 prints the traceback before it."""
+def _guarded(function: Command, *, private: bool) -> Callable[..., None]:
+    """Turn errors into one line each on stderr and an exit code; DLADIFF_DEBUG=1 prints the traceback before it.
+
+    A `private` command handles people's photos: what it writes is not for other users of the machine.
+    """
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
+            if private:
+                private_process(chosen_umask())
             with _ended_by_sigterm():
                 code = function(*args, **kwargs)
         except KeyboardInterrupt:
@@ -132,19 +138,22 @@ def models() -> None:
     """The Stable Diffusion models of the profiles: list, check, fetch, mirror."""
 
 
-def _add(function: Command, group: click.Group = main) -> None:
+def _add(function: Command, group: click.Group = main, *, private: bool = False) -> None:
     params: list[click.Parameter] = list(reversed(getattr(function, "__click_params__", [])))
     name = function.__name__.rstrip("_")
-    group.add_command(click.Command(name, params=params, callback=_guarded(function), help=function.__doc__))
+    group.add_command(
+        click.Command(name, params=params, callback=_guarded(function, private=private), help=function.__doc__)
+    )
 
 
 for _command in (
     *run_commands.COMMANDS,
     *output_commands.COMMANDS,
-    *job_commands.COMMANDS,
     *operator_commands.COMMANDS,
     *evaluation_commands.COMMANDS,
 ):
-    _add(_command)
+    _add(_command, private=True)
+for _about_jobs in job_commands.COMMANDS:
+    _add(_about_jobs)
 for _about_models in model_commands.COMMANDS:
     _add(_about_models, models)

@@ -6,7 +6,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +22,7 @@ from pipeline.config import RunConfig
 from pipeline.index_file import is_index
 from pipeline.names import shown
 from pipeline.storage import TEMP_PREFIX, Storage, local_path, open_storage
+from pipeline.temporary import temporary_folder
 from pipeline.weights import missing
 
 PYTHON = (3, 11)
@@ -176,8 +176,8 @@ def _storage(uri: str) -> list[Check]:
     while not folder.exists():  # the run will make it
         folder = folder.parent
     try:
-        with tempfile.TemporaryDirectory(prefix=TEMP_PREFIX, dir=folder) as own:
-            return _probed(own, uri)
+        with temporary_folder(prefix=TEMP_PREFIX, parent=folder) as own:
+            return _probed(str(own), uri)
     except OSError as error:
         return [Check("storage", False, f"{folder}: {error.strerror}; give a folder that this user may write to")]
 

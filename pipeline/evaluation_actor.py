@@ -20,6 +20,7 @@ from pipeline.evaluation_models import EvaluationModels
 from pipeline.names import redacted
 from pipeline.patience import PatientStorage
 from pipeline.photos import UInt8, decode, encode_png
+from pipeline.private import private_process
 from pipeline.storage import Storage, open_storage, read_uri
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class EvaluateIdentity:
 
     def __init__(self, config: dict[str, Any], run_id: str) -> None:
         self.config, self.run_id = from_dict(config), run_id
+        private_process(self.config.umask)
         self.opened: dict[str, Storage] = {}
         self.references: dict[str, tuple[Embeddings, int]] = {}
         self.models = EvaluationModels(self.config)

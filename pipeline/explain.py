@@ -18,7 +18,9 @@ from pipeline.config import RunConfig
 from pipeline.manifest import GROUP, PHOTOS_KEY
 from pipeline.names import key_fault, shown
 from pipeline.page import asset, embedded, filled
+from pipeline.pages import announce, mark
 from pipeline.photos import UInt8, decode
+from pipeline.private import private_files
 from pipeline.rows import parquet
 from pipeline.storage import Storage, local_path, open_storage, read_uri
 from pipeline.trace import Curve, curves_of
@@ -72,16 +74,22 @@ def explain(photo: str, settings: RunConfig, html: Path) -> Explained:
     squares = [(f"{name} photo", embedded(_webp(found.squares[name]))) for name in BOTH]
     identity = rows[0]["identity"]
     curves = curves_of(storage, identity, MOST_CURVES)[0]
-    page = render(rows[0], squares, cards, curves, protector.config.finetuning.prompt)
-    open_storage(html.absolute().parent, create=True).put(html.name, page.encode(), "text/html; charset=utf-8")
+    page = render(rows[0], squares, cards, curves, protector.config.finetuning.prompt, mark(storage.uri))
+    with private_files(settings.umask):
+        noted = announce(open_storage(settings.output, s3=settings.s3), "explain", html, [identity])
+        open_storage(html.absolute().parent, create=True).put(html.name, page.encode(), "text/html; charset=utf-8")
+        noted()
     agree = {card["weights"]: round(card["agree"], 3) for card in cards}
     return Explained(str(html), identity, len(pairs), agree, notes)
 
 
-def render(row: Mapping[str, Any], squares: list[Any], cards: list[Any], curves: list[Curve], prompt: str) -> str:
+def render(
+    row: Mapping[str, Any], squares: list[Any], cards: list[Any], curves: list[Curve], prompt: str, mark: str
+) -> str:
     """Return the page: self-contained, every value escaped, no connection allowed by its own policy."""
     css = asset("report.css", "curves.css", "explain.css")
     values: dict[str, Any] = {"row": row, "squares": squares, "cards": cards, "curves": curves, "prompt": prompt}
+    values["mark"] = mark  # of the output, by which `dladiff retention` knows the page
     return filled("explain.html.j2", css, **values)
 
 

@@ -9,18 +9,17 @@ import importlib
 import os
 import secrets
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dladiff.errors import StorageError
+from pipeline.temporary import temporary_folder
 
 CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 OBJECT_STORE = 200_000_000  # bytes; rows are small
 SOCKET_PATH = 107  # bytes that the system allows for the path of a Unix socket
 SESSION = len("/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # what Ray adds to the folder
-FALLBACK = Path("/tmp")  # where TMPDIR is too long for sockets
 
 
 @contextlib.contextmanager
@@ -36,14 +35,14 @@ def local_ray() -> Iterator[dict[str, Any]]:
         CLUSTERS: "0",  # the node's address is loopback, on Linux too
     }
     # Ray gives its own folder mode 0777; the one above it keeps others out
-    with tempfile.TemporaryDirectory(prefix="dladiff-", dir=_parent(), ignore_cleanup_errors=True) as folder:
-        with _environment(settings):
-            yield {
-                "address": "local",  # never a cluster that an earlier `ray start` recorded on this machine
-                "include_dashboard": False,
-                "object_store_memory": OBJECT_STORE,
-                "_temp_dir": str(Path(folder) / "r"),
-            }
+    with temporary_folder(short=True) as folder, _environment(settings):
+        _check_length(folder)
+        yield {
+            "address": "local",  # never a cluster that an earlier `ray start` recorded on this machine
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE,
+            "_temp_dir": str(folder / "r"),
+        }
 
 
 def check_authenticated() -> None:
@@ -53,12 +52,9 @@ def check_authenticated() -> None:
         raise StorageError("Ray started without authentication; run dladiff in a process that has not used Ray before")
 
 
-def _parent() -> str:
-    """Return the folder for temporary files, or a shorter one where Ray's sockets would not fit."""
-    for place in (Path(tempfile.gettempdir()), FALLBACK):
-        if len(os.fsencode(place)) + len("/dladiff-12345678") + SESSION <= SOCKET_PATH and place.is_dir():
-            return str(place)
-    raise StorageError(f"the path {tempfile.gettempdir()} is too long for Ray's sockets; set TMPDIR to a shorter one")
+def _check_length(folder: Path) -> None:
+    if len(os.fsencode(folder)) + SESSION > SOCKET_PATH:
+        raise StorageError(f"the path {folder} is too long for Ray's sockets; set TMPDIR to a shorter one")
 
 
 @contextlib.contextmanager

@@ -6,17 +6,18 @@ import fcntl
 import os
 import shutil
 import stat
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from dladiff.errors import NotFoundError, StorageError
+from pipeline.local_leftovers import clock, leftovers, remove
 from pipeline.names import key_fault, shown
 from pipeline.storage import (
     MAX_OBJECT,
     TEMP_PREFIX,
     Entry,
+    Leftover,
     Skipped,
     check_key,
     check_prefix,
@@ -154,13 +155,8 @@ class LocalStorage:
         info = self._stat(check_key(key))
         if info is None:
             return None
-        probe = self._root / f"{TEMP_PREFIX}{uuid.uuid4().hex}"
-        with file_errors("write", str(probe)):
-            try:
-                probe.touch(exist_ok=False)
-                return probe.stat().st_mtime - info.st_mtime
-            finally:
-                probe.unlink(missing_ok=True)
+        with file_errors("write", str(self._root)):
+            return clock(self._root) - info.st_mtime
 
     def delete(self, key: str) -> None:
         """Remove a file and the folders that it leaves empty, which name a person; a missing one is no error."""
@@ -269,6 +265,19 @@ class LocalStorage:
                 yield
         finally:
             os.close(folder)
+
+    def unfinished(self, prefix: str = "") -> Iterator[Leftover]:
+        """Yield hidden files of writes that did not end, and empty folders; links are not followed."""
+        above = check_prefix(prefix).rpartition("/")[0]
+        top = self._path(above) if above else self._root
+        with file_errors("list", str(top)):
+            yield from leftovers(self._root, top, prefix)
+
+    def discard(self, left: Leftover) -> None:
+        """Remove a hidden file or an empty folder, and the folders that it leaves empty."""
+        with file_errors("delete", str(self._root / left.key)):
+            if self._inner((self._root / left.key).parent) is not None:  # no link was put there since
+                remove(self._root, left)
 
 
 def _may_hold(child: str, prefix: str) -> bool:

@@ -133,19 +133,21 @@ def _chosen(job: Job, only: Sequence[str]) -> list[Tenant]:
 def _run(tenant: Tenant, protect: Protect, now: Clock, deadline: datetime | None) -> TenantOutcome:
     started, clock = _stamp(now()), time.monotonic()
     counts: dict[str, int] = {}
-    trace = ""
+    trace, missed = "", list[str]()
     try:
         summary = protect(tenant.run, deadline=deadline)
         counts = {name: getattr(summary, name) for name in (*COUNTS, "lost_photos")}
         code, reason = summary.exit_code, ""
         if tenant.retention is not None:
-            due = retain(tenant.run.output, tenant.retention, tenant.run, really=True, unattended=True, now=now)
-            counts |= {"deleted": len(due), "deleted_photos": sum(one.photos for one in due)}
+            found = retain(tenant.run.output, tenant.retention, tenant.run, really=True, unattended=True, now=now)
+            counts |= {"deleted": len(found.due), "deleted_photos": sum(one.photos for one in found.due)}
+            missed = found.missed
         if code:
             reason = f"dladiff failed --output {shown(tenant.run.output)} says what failed and why"
         if summary.left:
             late = f"{summary.left} identities are left for the next window"
             reason = f"{late}; {reason}" if summary.failed or summary.quarantined or summary.lost_photos else late
+        reason = "; ".join([reason] * bool(reason) + [f"retention did not reach {line}" for line in missed])
     except DladiffError as error:
         code, reason = 3 if isinstance(error, StorageError) else 2, redacted(" ".join(str(error).split()))
     except Exception as error:  # a fault of ours with one tenant's photos is no reason to leave the others out

@@ -8,7 +8,7 @@ quotes, so that no name makes a cell of its own where the separator is another o
 import csv
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from dladiff.errors import NotFoundError, StorageError
 from dladiff.evaluation.intervals import Estimate, mean_over_people
@@ -65,15 +65,30 @@ def opinions(ratings: Iterable[Rating]) -> dict[tuple[str, str, str], Estimate]:
 
 def add_rating(results: Storage, rating: Rating) -> None:
     """Append a rating, whoever else appends at the same time; a face counts once a rater. Raises StorageError."""
+
+    def added(rows: list[Rating]) -> list[Rating]:
+        known = {(row["rater"], row["face"]) for row in rows}
+        return rows if (rating["rater"], rating["face"]) in known else [*rows, rating]
+
+    _change(results, added)
+
+
+def keep_ratings(results: Storage, kept: Callable[[str], bool]) -> None:
+    """Remove the ratings of faces of people who are not `kept`. Raises StorageError."""
+    _change(results, lambda rows: [row for row in rows if kept(row["identity"])])
+
+
+def _change(results: Storage, change: Callable[[list[Rating]], list[Rating]]) -> None:
     for _ in range(50):
         tag = results.tag(RATINGS)
         rows = read_ratings(results) if tag else []
-        if any((row["rater"], row["face"]) == (rating["rater"], rating["face"]) for row in rows):
+        changed = change(rows)
+        if changed == rows:
             return
         out = io.StringIO(newline="")
-        writer = csv.DictWriter(out, COLUMNS, quoting=csv.QUOTE_ALL)
+        writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore", quoting=csv.QUOTE_ALL)
         writer.writeheader()
-        writer.writerows({name: _guarded(row[name]) for name in COLUMNS} for row in [*rows, rating])
+        writer.writerows({name: _guarded(row[name]) for name in COLUMNS} for row in changed)
         data = out.getvalue().encode()
         if results.put_if_match(RATINGS, data, tag) if tag else results.put_if_absent(RATINGS, data):
             return

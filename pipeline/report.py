@@ -1,7 +1,6 @@
 """`dladiff report`: one HTML file that shows what was done to the photos and what it bought; it sends nothing."""
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,20 +12,20 @@ from urllib.parse import quote
 
 from dladiff.errors import ConfigError, StorageError
 from pipeline.page import asset, embedded, filled
+from pipeline.pages import PICTURE, REPORT, announce, mark
 from pipeline.report_data import LISTED, Encoder, Facts, Series, gather
 from pipeline.report_pictures import FACTOR, pictures
 from pipeline.report_sample import Person, Row, listed, or_least, similarity
 from pipeline.storage import Storage, open_storage
 from pipeline.trace import Curve, curves_of
 
-KEY = "report/index.html"
+KEY = REPORT
 EMBEDDED = 200  # photos whose pictures lie in the page itself: some 10 to 15 MB
 PEOPLE = 500  # identities named, at most, unless the photos shown are of more
 OPEN = 12  # photos that lie open when the page does: the identities from the worst on
 TRACED, CHARTS = 50, 8  # identities whose curves are drawn, and curves of one: at most some 2 MB
 FEW = 24  # up to that many photos the pictures are large
 SIDE, SIDE_FEW = 320, 640  # px, longest side of a picture
-PICTURE = re.compile(r"\d{5}-\w+\.webp")  # beside a page
 READERS = 2  # photos decoded at a time: each may be large
 
 Sink = Callable[[str, bytes], str]
@@ -76,6 +75,7 @@ def write_report(
     rows = facts.sample.rows()
     linked, folder = len(rows) > EMBEDDED, f"{Path(key).stem}_files"
     written: set[str] = set()
+    noted = announce(storage, "report", html or REPORT, _named(facts, rows))
     sink = partial(_beside, target, folder, written) if linked else _embedded
     opened: dict[str, Storage] = {}
     side = SIDE_FEW if len(rows) <= FEW else SIDE
@@ -87,7 +87,14 @@ def write_report(
     for entry in list(target.list(f"{folder}/")):  # of a page before: it may have shown what this one is not to
         if PICTURE.fullmatch(entry.key.removeprefix(f"{folder}/")) and entry.key not in written:
             target.delete(entry.key)
+    noted()
     return Written(target.uri_of(key), len(cards), facts.photos.total(), len(page))
+
+
+def _named(facts: Facts, rows: list[Row]) -> set[str]:
+    """The people whom the page names."""
+    people = listed(facts.people.values(), {row["identity"] for row in rows}, PEOPLE)
+    return {person.name for person in people} | {row["identity"] for row in facts.lost}
 
 
 def render(facts: Facts, groups: list[Group], output: str, *, linked: bool, originals: bool) -> str:
@@ -107,6 +114,7 @@ def render(facts: Facts, groups: list[Group], output: str, *, linked: bool, orig
         kinds=[kind for kind in kinds if kind.after.values],
         histograms=_histograms(facts, kinds),
         output=output,
+        mark=mark(output),
         linked=linked,
         originals=originals,
         factor=FACTOR,

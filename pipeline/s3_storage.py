@@ -7,7 +7,9 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from email.utils import parsedate_to_datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +24,7 @@ from pipeline.storage import (
     MAX_OBJECT,
     S3_OPTIONS,
     Entry,
+    Leftover,
     Skipped,
     bucket_fault,
     check_key,
@@ -98,15 +101,19 @@ class S3Storage:
 
     def _items(self, prefix: str) -> Iterator[dict[str, Any]]:
         """Objects as the server describes them, over all pages."""
+        for page in self._pages(prefix):
+            yield from page.get("Contents", [])
+
+    def _pages(self, prefix: str) -> Iterator[dict[str, Any]]:
+        """Replies to a listing; StorageError where they would never end."""
         where: dict[str, str] = {"Bucket": self._bucket, "Prefix": prefix}
         tokens, empty = set[int](), 0
         for _ in range(MAX_PAGES):
             page = self._client().list_objects_v2(**where)
-            items = page.get("Contents", [])
-            yield from items
+            yield page
             if not page.get("IsTruncated"):
                 return
-            token, empty = page.get("NextContinuationToken"), 0 if items else empty + 1
+            token, empty = page.get("NextContinuationToken"), 0 if page.get("Contents") else empty + 1
             if not token or hash(token) in tokens:
                 raise StorageError(self._endless("sends a page again that it sent before"))
             if empty > MAX_EMPTY_PAGES:
@@ -290,3 +297,40 @@ class S3Storage:
 
     def _errors(self, where: str) -> contextlib.AbstractContextManager[None]:
         return s3_errors(where, self._bucket)
+
+    def unfinished(self, prefix: str = "") -> Iterator[Leftover]:
+        """Yield uploads in parts that were not completed, hidden objects, and the empty objects that name folders."""
+        whole = self._prefix + check_prefix(prefix)
+        at = {"Bucket": self._bucket, "Prefix": whole}
+        with self._errors(self.uri):
+            uploads = self._client().get_paginator("list_multipart_uploads").paginate(**at)
+            for page in islice(uploads, MAX_PAGES):
+                for item in page.get("Uploads", []):
+                    key = item["Key"].removeprefix(self._prefix)
+                    if item["Key"].startswith(whole):
+                        yield Leftover(key, _seconds_since(item["Initiated"], page), item["UploadId"])
+            for page in self._pages(whole):
+                for item in page.get("Contents", []):
+                    key = item["Key"].removeprefix(self._prefix)
+                    if key.endswith("/") and not item["Size"]:
+                        yield Leftover(key, float("inf"))
+                    elif is_temporary(key):
+                        yield Leftover(key, _seconds_since(item["LastModified"], page))
+
+    def discard(self, left: Leftover) -> None:
+        """Abort an upload in parts, or remove an object."""
+        at = {"Bucket": self._bucket, "Key": self._prefix + left.key}
+        with self._errors(f"{self.uri}/{left.key}"):
+            try:
+                if left.upload:
+                    self._client().abort_multipart_upload(**at, UploadId=left.upload)
+                else:
+                    self._client().delete_object(**at)
+            except boto_errors.ClientError as exc:
+                if code_of(exc) not in MISSING | {"NoSuchUpload"}:
+                    raise
+
+
+def _seconds_since(then: datetime, reply: Mapping[str, Any]) -> float:
+    now = parsedate_to_datetime(reply["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return float((now - then).total_seconds())

@@ -20,7 +20,8 @@ S3_OPTIONS = {
     "storage_class": "StorageClass",
 }
 """Names of the configuration to names of the request."""
-FOLDERS = ("photos", "done", "failed", "starts", "plan", "manifest", "report", "traces")  # what a run's output holds
+FOLDERS = ("photos", "done", "failed", "starts", "plan", "manifest", "report", "traces", "pages")
+"""What a run's output holds."""
 MAX_OBJECT = 2 * 2**30  # bytes of one object held in memory: the largest is the manifest of millions of photos
 SKIPPED_SHOWN = 20  # lines about objects that one listing skips, about a screen; the others are counted
 BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")  # what boto3 accepts; a key or a password is none
@@ -34,6 +35,17 @@ class Entry:
     key: str
     size: int
     tag: str
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What a writer that died left: a hidden file, an upload in parts, or an empty folder, whose key ends in "/"."""
+
+    key: str
+    age: float
+    """Seconds since it was begun, by the storage's own clock; infinite where no writer can need it."""
+    upload: str = ""
+    """Id of an upload in parts that was not completed."""
 
 
 class Storage(Protocol):
@@ -97,6 +109,14 @@ class Storage(Protocol):
 
     def uri_of(self, key: str) -> str:
         """Return the full address of an object."""
+        ...
+
+    def unfinished(self, prefix: str = "") -> Iterator[Leftover]:
+        """Yield what writers left below a prefix and `list` does not show."""
+        ...
+
+    def discard(self, left: Leftover) -> None:
+        """Remove what `unfinished` yielded; a missing one is no error."""
         ...
 
 

@@ -2,11 +2,9 @@
 
 import asyncio
 import itertools
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,6 +13,7 @@ from dladiff.errors import ConfigError, StorageError
 from pipeline.config import RunConfig
 from pipeline.jobs import Job
 from pipeline.names import short, shown
+from pipeline.temporary import temporary_folder
 
 POLL_S = 2.0
 PATIENCE_S = 120.0  # how long a waiting command bears a head that does not answer
@@ -146,13 +145,13 @@ def _client(address: str) -> Any:
 def _start(client: Any, job: Job, name: str) -> bool:
     """Submit; False when the id was taken meanwhile. The settings travel as the job's working folder."""
     file, text = settings_file(job)
-    with tempfile.TemporaryDirectory(prefix="dladiff-") as folder:
-        (Path(folder) / file).write_text(text, encoding="utf-8")
+    with temporary_folder() as folder:
+        (folder / file).write_text(text, encoding="utf-8")
         try:
             client.submit_job(
                 entrypoint=entrypoint(job),
                 submission_id=name,
-                runtime_env={"working_dir": folder, "env_vars": environment(job)},
+                runtime_env={"working_dir": str(folder), "env_vars": environment(job)},
                 metadata={"job_name": job.name},
                 entrypoint_num_cpus=0,  # the driver waits most of the time; a GPU-less head has no CPU to give
             )

@@ -144,7 +144,7 @@ def test_a_local_run_lets_nobody_in(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
         folder = Path(ray._private.worker._global_node.get_session_dir_path()).parents[1]
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        assert folder.name.startswith("dladiff-")
+        assert folder.name.startswith("dl-")
     assert [summary.done for summary in ended] == [1]
     assert not folder.exists()
     assert os.environ.get("RAY_AUTH_TOKEN") != token
