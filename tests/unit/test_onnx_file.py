@@ -1,5 +1,6 @@
 """ONNX files that somebody made to break the reader: one line each, and little time and memory."""
 
+import itertools
 import mmap
 import resource
 import struct
@@ -109,7 +110,7 @@ def test_real_tensors_are_read_as_onnx_reads_them(kind: str) -> None:
 
 def doubled(first: str, count: int = 40) -> list[Node]:
     names = [first, *(f"c{i}" for i in range(count))]
-    return [node("Concat", [a, a], [b], axis=0) for a, b in zip(names, names[1:], strict=False)]
+    return [node("Concat", [a, a], [b], axis=0) for a, b in itertools.pairwise(names)]
 
 
 @pytest.mark.parametrize(
