@@ -37,12 +37,12 @@ def closure(needs: Iterable[str], extras: set[str], found: dict[str, str], seen:
     for text in needs:
         need = Requirement(text)
         name = canonicalize_name(need.name)
-        told = f"{name}[{','.join(sorted(need.extras))}]"
+        key = f"{name}[{','.join(sorted(need.extras))}]"
         if need.marker and not any(need.marker.evaluate({"extra": extra}) for extra in extras or {""}):
             continue
-        if told in seen:
+        if key in seen:
             continue
-        seen.add(told)
+        seen.add(key)
         try:
             found[name] = Version(version(name)).public  # without +cpu
         except PackageNotFoundError:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dladiff.errors import ModelError
-from dladiff.model_json import MAX_JSON, parsed, read_object, told
+from dladiff.model_json import MAX_JSON, parsed, quoted, read_object
 
 SUPPORTED = "supported are SD 1.x, SD 2.x and SDXL text-to-image models"
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -85,7 +85,7 @@ def _architecture(root: Path) -> Architecture:
     if vae.get("_class_name") != "AutoencoderKL" or vae.get("shift_factor") is not None:
         faults.append(f"vae is {_kind(vae)}, not an AutoencoderKL without shift_factor")
     if found.prediction not in PREDICTIONS:
-        faults.append(f"scheduler: the model predicts {told(found.prediction)}, not {' or '.join(PREDICTIONS)}")
+        faults.append(f"scheduler: the model predicts {quoted(found.prediction)}, not {' or '.join(PREDICTIONS)}")
     if faults:
         raise ModelError(f"the model in {root} is not supported: {'; '.join(faults)}; {SUPPORTED}")
     return found
@@ -108,7 +108,7 @@ def weight_faults(root: Path) -> dict[str, str]:
             named = {str(name) for name in mapped.values()} if isinstance(mapped, dict) else set()
             where, strange = f"{part}/{index.name}", [name for name in sorted(named) if not _is_weights(name)]
             if strange or not named:
-                what = told(strange[0]) if strange else "nothing"
+                what = quoted(strange[0]) if strange else "nothing"
                 faults[where] = f"{where} names {what}, which is no file of weights beside it"
                 continue
             names = sorted(named)
@@ -122,17 +122,17 @@ def size_fault(config: dict[str, Any], depth: int = 0) -> str | None:
     for name, value in config.items():
         if isinstance(value, dict):
             if depth >= MAX_DEPTH:
-                return f"is nested too deep in {told(name)}"
+                return f"is nested too deep in {quoted(name)}"
             if fault := size_fault(value, depth + 1):
                 return fault
             continue
         values = value if isinstance(value, list) else [value]
         if len(values) > MAX_LAYERS:
-            return f"has {len(values)} entries in {told(name)}"
+            return f"has {len(values)} entries in {quoted(name)}"
         most = MAX_LAYERS if name in LAYERS else MAX_NUMBER
         large = [v for v in values if isinstance(v, int | float) and not abs(v) <= most]
         if large or (name in LAYERS and any(isinstance(v, list) for v in values)):
-            return f"has {told(name)} {told(large[0] if large else values)}, at most {most} is read"
+            return f"has {quoted(name)} {quoted(large[0] if large else values)}, at most {most} is read"
     return None
 
 
@@ -145,7 +145,7 @@ def foreign_part(index: dict[str, Any]) -> str | None:
         return "the pipeline"
     for name, entry in index.items():
         if isinstance(entry, list) and entry and entry[0] not in LIBRARIES:
-            return told(name)
+            return quoted(name)
     return None
 
 
@@ -166,7 +166,7 @@ def map_sides(unet: dict[str, Any], side: int) -> list[int]:
 def _parts(root: Path, index: dict[str, Any]) -> list[str]:
     """Return a line for each part that the model lacks altogether."""
     if not _has(index, "unet"):
-        other = next((f" but a {told(index[name][1])}" for name in ("transformer", "prior") if _has(index, name)), "")
+        other = next((f" but a {quoted(index[name][1])}" for name in ("transformer", "prior") if _has(index, name)), "")
         return [f"{_kind(index)} has no unet{other}"]
     paths = ["unet/config.json", "vae/config.json", "text_encoder/config.json", "tokenizer"]
     if _has(index, "text_encoder_2"):
@@ -187,20 +187,20 @@ def _unet_faults(unet: dict[str, Any], found: Architecture) -> list[str]:
     if channels != (found.latent_channels, found.latent_channels):
         kinds = {9: " (an inpainting model)", 8: " (an editing model)", 7: " (an upscaler)", 5: " (a depth model)"}
         faults.append(
-            f"unet takes {told(channels[0])} channels and gives {told(channels[1])}{kinds.get(channels[0], '')}, "
+            f"unet takes {quoted(channels[0])} channels and gives {quoted(channels[1])}{kinds.get(channels[0], '')}, "
             f"not the {found.latent_channels} of the vae's latents"
         )
     extra = unet.get("addition_embed_type"), unet.get("class_embed_type"), unet.get("encoder_hid_dim_type")
     if extra != ("text_time" if found.text_encoders == 2 else None, None, None):
         faults.append(
-            f"unet's conditioning {told([e for e in extra if e])} does not go with {found.text_encoders} encoder(s)"
+            f"unet's conditioning {quoted([e for e in extra if e])} does not go with {found.text_encoders} encoder(s)"
         )
     return faults
 
 
 def _text_faults(texts: list[dict[str, Any]], unet: dict[str, Any], found: Architecture) -> list[str]:
     faults = [
-        f"text encoder {number} is {told((text.get('architectures') or ['of unknown kind'])[0])}, not a {kind}"
+        f"text encoder {number} is {quoted((text.get('architectures') or ['of unknown kind'])[0])}, not a {kind}"
         for number, (text, kind) in enumerate(zip(texts, TEXT_ENCODERS, strict=False), 1)
         if kind not in (text.get("architectures") or [])
     ]
@@ -240,4 +240,4 @@ def _config(root: Path, path: str) -> dict[str, Any]:
 
 
 def _kind(config: dict[str, Any]) -> str:
-    return f"a {told(config.get('_class_name', 'model of unknown kind'))}"
+    return f"a {quoted(config.get('_class_name', 'model of unknown kind'))}"

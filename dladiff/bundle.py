@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dladiff.errors import ModelError
-from dladiff.model_json import MAX_JSON, parsed, told
+from dladiff.model_json import MAX_JSON, parsed, quoted
 
 CHECKSUMS = "checksums.json"
 """Name of the file that pins the others; written last, so that its presence means a whole copy."""
@@ -78,7 +78,7 @@ def parse_pins(text: str | bytes, where: str) -> Pins:
     strange = [path for path in files if not needed(path)]
     if strange or not files:
         raise ModelError(
-            f"{where}: names {told(repr(strange[0]))}, which no model needs" if strange else f"{where}: names no file"
+            f"{where}: names {quoted(repr(strange[0]))}, which no model needs" if strange else f"{where}: names no file"
         )
     sha256, size = ({path: entry[i] for path, entry in files.items()} for i in (0, 1))
     return Pins(sha256=sha256, size=size, **about)  # type: ignore[arg-type]

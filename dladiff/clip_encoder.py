@@ -15,7 +15,7 @@ from dladiff.architecture import size_fault
 from dladiff.bundle import file_sha256
 from dladiff.errors import ModelError
 from dladiff.identity import IdentityEncoder
-from dladiff.model_json import read_object, told
+from dladiff.model_json import quoted, read_object
 from dladiff.packs import CLIP, located
 
 LICENCE = "unknown: see the model card"
@@ -50,7 +50,7 @@ def load_clip_encoder(name: str) -> IdentityEncoder:
     settings = read_object(folder / "config.json", SAVED)
     if settings.get("model_type") not in ("clip_vision_model", "clip"):
         raise ModelError(
-            f"{folder} is no CLIP vision tower: model_type {told(settings.get('model_type'))!r} in config.json"
+            f"{folder} is no CLIP vision tower: model_type {quoted(settings.get('model_type'))!r} in config.json"
         )
     if fault := size_fault(settings):
         raise ModelError(f"{folder} {fault}: it is no CLIP vision tower; {SAVED}")

@@ -8,7 +8,7 @@ from dladiff.errors import ModelError
 
 MAX_JSON = 16 * 2**20
 """Most bytes of one: the largest known, a tokenizer of 49,408 entries, has 4 MB."""
-MAX_TOLD = 80
+MAX_QUOTED = 80
 """Characters of a foreign value in a message."""
 
 
@@ -36,7 +36,7 @@ def parsed(text: str | bytes) -> Any:
         raise ValueError("nested too deep") from error
 
 
-def told(value: Any) -> str:
+def quoted(value: Any) -> str:
     """Return a foreign value fit for one line of a message."""
     text = "".join(c if c.isprintable() else "?" for c in str(value))
-    return text if len(text) <= MAX_TOLD else f"{text[:MAX_TOLD]}..."
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."

@@ -121,8 +121,8 @@ class OnnxNetwork(nn.Module):
                 return found
             return OPERATORS[operator](inputs, attributes)
         except FAULTS as error:
-            told = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ModelError(f"{where} of {self.path}: {told}") from error
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"{where} of {self.path}: {why}") from error
 
     def _keep(self, name: str, tensor: Tensor) -> None:
         if tensor.is_floating_point():

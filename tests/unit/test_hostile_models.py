@@ -16,7 +16,7 @@ from dladiff.bundle import CHECKSUMS, parse_pins, read_pins
 from dladiff.catalogue import EMBEDDED
 from dladiff.clip_encoder import load_clip_encoder
 from dladiff.errors import ModelError
-from dladiff.model_json import MAX_JSON, told
+from dladiff.model_json import MAX_JSON, quoted
 from dladiff.surrogate import Surrogate
 from pipeline.cli import main
 from tests.unit.model_layouts import change_json
@@ -229,5 +229,5 @@ def test_clip_towers_of_brackets(settings: bytes, why: str, tmp_path: Path) -> N
 
 
 def test_foreign_text_stays_on_its_line() -> None:
-    assert told("a\nb\x1b[2J") == "a?b?[2J"
-    assert len(told("x" * 10**6)) < 100
+    assert quoted("a\nb\x1b[2J") == "a?b?[2J"
+    assert len(quoted("x" * 10**6)) < 100
