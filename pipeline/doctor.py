@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from dladiff.errors import DladiffError, StorageError
 from pipeline.config import RunConfig
 from pipeline.index_file import is_index
+from pipeline.names import shown
 from pipeline.storage import TEMP_PREFIX, Storage, local_path, open_storage
 from pipeline.temporary import temporary_folder
 from pipeline.weights import missing
@@ -34,11 +35,15 @@ ANSWER_S = 10.0
 
 @dataclass(frozen=True)
 class Check:
-    """One line: `ok` and what was found, or what to do."""
+    """One line: `ok` and what was found, or what to do; without secrets."""
 
     name: str
     ok: bool
     text: str
+
+    def __post_init__(self) -> None:
+        """Redact what was found: endpoints, proxies and addresses may hold a password."""
+        object.__setattr__(self, "text", shown(self.text))
 
     def line(self) -> str:
         """Return the line as it is printed."""
@@ -227,8 +232,9 @@ def _clock(uri: str) -> Check:
 
 
 def _server_skew(uri: str) -> float:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    url = endpoint or f"https://{urlsplit(uri).netloc}.s3.amazonaws.com"
+    from pipeline.s3_errors import custom_endpoint  # it imports botocore
+
+    url = custom_endpoint() or f"https://{uri.removeprefix('s3://').partition('/')[0]}.s3.amazonaws.com"
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"AWS_ENDPOINT_URL {url} is no http address")
     request = urllib.request.Request(url, method="HEAD")
@@ -249,8 +255,9 @@ def _file_skew(folder: Path) -> float:
 
 def _ray(address: str) -> Check:
     """Whether a head answers: the Jobs API of an http address, or the port of a Ray address."""
-    split = urlsplit(address if "://" in address else f"ray://{address}")
+    address = address if "://" in address else f"ray://{address}"  # so that a password in it is known for one
     try:
+        split = urlsplit(address)
         if split.scheme.startswith("http"):
             from pipeline.submit import jobs
 

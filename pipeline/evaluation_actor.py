@@ -17,6 +17,7 @@ from dladiff.errors import BusyError, ConfigError, DladiffError, ModelError, Not
 from pipeline import records
 from pipeline.evaluation_config import ENCODER_ONLY, from_dict
 from pipeline.evaluation_models import EvaluationModels
+from pipeline.names import redacted
 from pipeline.patience import PatientStorage
 from pipeline.photos import UInt8, decode, encode_png
 from pipeline.private import private_process
@@ -55,7 +56,7 @@ class EvaluateIdentity:
         except StorageError as error:
             result = {"status": "storage", "reason": str(error)}
         except BaseException as error:  # a row that raised would end the run or vanish
-            result = self._failed(work, f"{type(error).__name__}: {error}", traceback.format_exc())
+            result = self._failed(work, redacted(f"{type(error).__name__}: {error}"), traceback.format_exc())
         names = ("key", "identity", "condition", "attack", "preprocessing")
         about = {name: work[name] for name in names} | {"seconds": round(time.monotonic() - clock, 1)}
         return {"result": json.dumps({"reason": ""} | about | result)}
@@ -85,7 +86,7 @@ class EvaluateIdentity:
         return {"status": record["status"], "reason": record["reason"]}
 
     def _failed(self, work: Row, reason: str, trace: str) -> Row:
-        record = _about(work) | {"status": "failed", "reason": reason, "traceback": trace}
+        record = _about(work) | {"status": "failed", "reason": reason, "traceback": redacted(trace)}
         try:
             self.results.put(f"failed/{work['key']}.json", json.dumps(record).encode())
         except DladiffError as error:

@@ -102,11 +102,12 @@ def explain(photo: str, output: str, config: Path | None, profile: str | None, h
     """Show what a surrogate sees in PHOTO (a file or URI of a run's input) and in its protected version."""
     from pipeline.config import run_config
     from pipeline.explain import explain as call
+    from pipeline.names import shown
 
     settings = run_config(config, {"input": photo, "output": output, "profile": profile})
     found = asdict(call(photo, settings, html))
     for note in found.pop("notes"):
-        click.echo(f"note: {note}", err=True)
+        click.echo(f"note: {shown(note)}", err=True)
     tell(found, as_json)
     return 0
 

@@ -36,9 +36,9 @@ class PatientStorage:
         """Return the full address of an object."""
         return self.inner.uri_of(key)
 
-    def list(self, prefix: str = "", *, tell: bool = True) -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, tell: bool = True, whole: bool = True) -> Iterator[Entry]:
         """Yield the objects whose key begins with `prefix`; the whole listing is taken before the first is given."""
-        yield from self._try(lambda: [*self.inner.list(prefix, tell=tell)])
+        yield from self._try(lambda: [*self.inner.list(prefix, tell=tell, whole=whole)])
 
     def get(self, key: str, limit: int | None = None) -> bytes:
         """Return the bytes of an object, at most `limit` of them."""

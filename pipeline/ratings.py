@@ -1,7 +1,13 @@
-"""ratings.csv: what people say of generated faces, one row a rating."""
+"""ratings.csv: what people say of generated faces, one row a rating.
+
+The file is made to be opened in a spreadsheet, which computes a cell that begins like a formula. So an apostrophe is
+written before such a text, which spreadsheets show as text, and taken away when the file is read. Every cell stands in
+quotes, so that no name makes a cell of its own where the separator is another one.
+"""
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable
 
 from dladiff.errors import NotFoundError, StorageError
@@ -11,6 +17,8 @@ from pipeline.storage import Storage
 RATINGS = "ratings.csv"
 COLUMNS = ("rater", "face", "identity", "attack", "condition", "prompt", "score", "time")
 SCORES = ("1", "2", "3", "4", "5")
+FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+"""Beginnings that a spreadsheet may compute, full-width ones too, with any apostrophes before them."""
 
 Rating = dict[str, str]
 
@@ -22,14 +30,28 @@ def read_ratings(results: Storage) -> list[Rating]:
     except NotFoundError:
         return []
     except UnicodeDecodeError as error:
-        raise StorageError(f"{results.uri_of(RATINGS)} is not UTF-8; mend or delete it") from error
+        raise StorageError(f"{results.uri_of(RATINGS)} is not UTF-8; repair or delete it") from error
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    rows = list(reader)
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise StorageError(f"{results.uri_of(RATINGS)} is no CSV file ({error}); repair or delete it") from error
     if not set(COLUMNS) <= set(reader.fieldnames or ()) or any(
-        row.get("score") not in SCORES or None in row.values() for row in rows
+        row.get("score") not in SCORES or None in row or None in row.values() for row in rows
     ):
-        raise StorageError(f"{results.uri_of(RATINGS)}: a row has no score 1 to 5 or lacks a column; mend or delete it")
-    return rows
+        raise StorageError(
+            f"{results.uri_of(RATINGS)}: a row has no score 1 to 5 or lacks a column; repair or delete it"
+        )
+    return [{name: _plain(value) for name, value in row.items()} for row in rows]
+
+
+def _guarded(value: str) -> str:
+    """Return a cell's text that no spreadsheet computes; `_plain` gives the value back."""
+    return f"'{value}" if FORMULA.match(value) else value
+
+
+def _plain(value: str) -> str:
+    return value[1:] if value.startswith("'") and FORMULA.match(value) else value
 
 
 def opinions(ratings: Iterable[Rating]) -> dict[tuple[str, str, str], Estimate]:
@@ -64,9 +86,9 @@ def _change(results: Storage, change: Callable[[list[Rating]], list[Rating]]) ->
         if changed == rows:
             return
         out = io.StringIO(newline="")
-        writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore")
+        writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore", quoting=csv.QUOTE_ALL)
         writer.writeheader()
-        writer.writerows(changed)
+        writer.writerows({name: _guarded(row[name]) for name in COLUMNS} for row in changed)
         data = out.getvalue().encode()
         if results.put_if_match(RATINGS, data, tag) if tag else results.put_if_absent(RATINGS, data):
             return

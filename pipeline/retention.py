@@ -150,7 +150,7 @@ def _find(storage: Storage, rule: Retention, config: RunConfig | None, unattende
         rows[row.identity].append(row)
     present, here = None, None
     if config is not None:
-        present = {identity.name for identity in identities(config, storage)}
+        present = {identity.name for identity in identities(config, storage, whole=True)}
         here = set(map(escape, present))
     stored = held(storage, here)
     known = {escape(name): name for name in rows}

@@ -8,6 +8,7 @@ import pytest
 from dladiff.errors import StorageError
 from pipeline import forget, records
 from pipeline.names import escape
+from pipeline.ratings import read_ratings
 from pipeline.retention import Retained, Retention, retain
 from pipeline.storage import open_storage
 from pipeline.verify import verify
@@ -68,7 +69,7 @@ def test_who_stays_loses_nothing_but_what_shows_several_people(scene: Scene, mon
     assert {name for name in rows.values()} == {*STAYS, *LEFT}
     left = files(Path(scene.results.uri))
     assert not [key for key in left if key.startswith(("sheets", "tables", "results.parquet"))]
-    assert {line.split(",")[2] for line in left["ratings.csv"].decode().splitlines()[1:]} == set(STAYS)
+    assert {row["identity"] for row in read_ratings(scene.results)} == set(STAYS)
     assert verify(scene.output).faults == verify(scene.output).orphans == []
     again = gone(scene)
     assert (again.due, again.outside, again.missed) == ([], [], [])

@@ -1,9 +1,12 @@
 """Retention on a real folder: who is due, what goes, what stays, what is refused, and that a cut-off one goes on."""
 
+import errno
 import io
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -207,6 +210,23 @@ def test_a_wrong_or_missing_input_deletes_nothing(storage: Storage, photos: Path
         retain(storage.uri, GONE, config(storage, tmp_path / "not there"), really=True)
     with pytest.raises(ConfigError, match="--gone: needs the input"):
         retain(storage.uri, GONE, really=True)
+    assert keys(storage) == before
+
+
+def test_a_person_whose_folder_cannot_be_read_has_not_left(
+    storage: Storage, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path) == photos / "ann":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    before = keys(storage)
+    with pytest.raises(StorageError, match="no permission to list"):
+        retain(storage.uri, GONE, config(storage, photos), really=True)
     assert keys(storage) == before
 
 
