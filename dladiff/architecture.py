@@ -4,12 +4,12 @@ Supported: a UNet2DConditionModel on the latents of an AutoencoderKL, with one C
 (SDXL). Anything else is refused by the name of the part that is different, before gigabytes are loaded.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dladiff.errors import ModelError
+from dladiff.model_json import MAX_JSON, parsed, quoted, read_object
 
 SUPPORTED = "supported are SD 1.x, SD 2.x and SDXL text-to-image models"
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -17,8 +17,20 @@ TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 """Classes of `text_encoder` and, in SDXL, `text_encoder_2`."""
 SCALING = 0.18215
 """What AutoencoderKL takes where the configuration names no scaling_factor: SD 1.x and 2.x."""
-MAX_HEAD = 100_000_000
-"""Most bytes of the head of a safetensors file, as its format says."""
+MAX_HEAD = MAX_JSON
+"""Most bytes of the head of a safetensors file that are read: 40 times that of SDXL's UNet, the longest known."""
+WEIGHTS = frozenset({".safetensors"})
+"""Endings of the files of weights that an index may name."""
+MAX_NAME = 200
+"""Characters of such a file's name: no file system takes more than 255 bytes."""
+MAX_NUMBER = 100_000
+"""Largest number of a configuration that is a size: CLIP's vocabulary has 49,408 entries."""
+MAX_LAYERS = 128
+"""Most layers of a kind, and most blocks: the text encoder of SDXL has 32. A loader builds what a file asks for."""
+MAX_DEPTH = 4
+"""Most configurations inside one another: CLIP's has its vision tower's inside."""
+LIBRARIES = (None, "diffusers", "transformers")
+LAYERS = ("layers_per_block", "num_hidden_layers", "transformer_layers_per_block")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +50,30 @@ class Architecture:
 
 def read_architecture(root: Path) -> Architecture:
     """Read a folder in the diffusers layout. Raises ModelError that names every part which is missing or different."""
+    try:
+        return _architecture(root)
+    except (TypeError, AttributeError, ValueError, LookupError, OverflowError) as error:
+        raise ModelError(f"the model in {root} has settings of a wrong type; fetch it again") from error
+
+
+def _architecture(root: Path) -> Architecture:
     if not (root / "model_index.json").is_file():
         raise ModelError(
             f"no diffusers model in {root}: expected model_index.json; name the folder that holds it, "
             "or fetch a known model: dladiff models fetch PROFILE"
         )
     index = _config(root, "model_index.json")
+    if foreign := foreign_part(index):
+        raise ModelError(f"the model in {root} names code of its own for {foreign}, which is never run; {SUPPORTED}")
     if faults := _parts(root, index):
         raise ModelError(f"the model in {root} is not supported: {'; '.join(faults)}; {SUPPORTED}")
     unet, vae = _config(root, "unet/config.json"), _config(root, "vae/config.json")
     scheduler = _config(root, "scheduler/scheduler_config.json")
     names = ["text_encoder"] + ["text_encoder_2"] * _has(index, "text_encoder_2")
     texts = [_config(root, f"{name}/config.json") for name in names]
+    for name, config in zip(["unet", "vae", *names], [unet, vae, *texts], strict=True):
+        if fault := size_fault(config):
+            raise ModelError(f"the model in {root} is not supported: {name} {fault}; {SUPPORTED}")
     found = Architecture(
         context=unet.get("cross_attention_dim", 1280),
         latent_channels=vae.get("latent_channels", 4),
@@ -61,7 +85,7 @@ def read_architecture(root: Path) -> Architecture:
     if vae.get("_class_name") != "AutoencoderKL" or vae.get("shift_factor") is not None:
         faults.append(f"vae is {_kind(vae)}, not an AutoencoderKL without shift_factor")
     if found.prediction not in PREDICTIONS:
-        faults.append(f"scheduler: the model predicts {found.prediction}, not {' or '.join(PREDICTIONS)}")
+        faults.append(f"scheduler: the model predicts {quoted(found.prediction)}, not {' or '.join(PREDICTIONS)}")
     if faults:
         raise ModelError(f"the model in {root} is not supported: {'; '.join(faults)}; {SUPPORTED}")
     return found
@@ -81,10 +105,48 @@ def weight_faults(root: Path) -> dict[str, str]:
         names = [f"{stem}.safetensors"]
         if not (root / part / names[0]).is_file() and index.is_file():
             mapped = _config(root, f"{part}/{index.name}").get("weight_map", {})
-            names = sorted({Path(str(name)).name for name in mapped.values()})
+            named = {str(name) for name in mapped.values()} if isinstance(mapped, dict) else set()
+            where, strange = f"{part}/{index.name}", [name for name in sorted(named) if not _is_weights(name)]
+            if strange or not named:
+                what = quoted(strange[0]) if strange else "nothing"
+                faults[where] = f"{where} names {what}, which is no file of weights beside it"
+                continue
+            names = sorted(named)
         paths = [f"{part}/{name}" for name in names]
         faults |= {path: fault for path in paths if (fault := _weight_fault(root / path, path))}
     return faults
+
+
+def size_fault(config: dict[str, Any], depth: int = 0) -> str | None:
+    """Return what a configuration has too much of, or None. A loader builds the network before it reads weights."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            if depth >= MAX_DEPTH:
+                return f"is nested too deep in {quoted(name)}"
+            if fault := size_fault(value, depth + 1):
+                return fault
+            continue
+        values = value if isinstance(value, list) else [value]
+        if len(values) > MAX_LAYERS:
+            return f"has {len(values)} entries in {quoted(name)}"
+        most = MAX_LAYERS if name in LAYERS else MAX_NUMBER
+        large = [v for v in values if isinstance(v, int | float) and not abs(v) <= most]
+        if large or (name in LAYERS and any(isinstance(v, list) for v in values)):
+            return f"has {quoted(name)} {quoted(large[0] if large else values)}, at most {most} is read"
+    return None
+
+
+def foreign_part(index: dict[str, Any]) -> str | None:
+    """Return the first part of a model_index.json that is of no class of diffusers or transformers, None without one.
+
+    diffusers loads such a class from a Python file in the folder.
+    """
+    if not isinstance(index.get("_class_name", ""), str):
+        return "the pipeline"
+    for name, entry in index.items():
+        if isinstance(entry, list) and entry and entry[0] not in LIBRARIES:
+            return quoted(name)
+    return None
 
 
 def map_sides(unet: dict[str, Any], side: int) -> list[int]:
@@ -104,7 +166,7 @@ def map_sides(unet: dict[str, Any], side: int) -> list[int]:
 def _parts(root: Path, index: dict[str, Any]) -> list[str]:
     """Return a line for each part that the model lacks altogether."""
     if not _has(index, "unet"):
-        other = next((f" but a {index[name][1]}" for name in ("transformer", "prior") if _has(index, name)), "")
+        other = next((f" but a {quoted(index[name][1])}" for name in ("transformer", "prior") if _has(index, name)), "")
         return [f"{_kind(index)} has no unet{other}"]
     paths = ["unet/config.json", "vae/config.json", "text_encoder/config.json", "tokenizer"]
     if _has(index, "text_encoder_2"):
@@ -123,22 +185,22 @@ def _unet_faults(unet: dict[str, Any], found: Architecture) -> list[str]:
     faults = []
     channels = unet.get("in_channels", 4), unet.get("out_channels", 4)
     if channels != (found.latent_channels, found.latent_channels):
-        told = {9: " (an inpainting model)", 8: " (an editing model)", 7: " (an upscaler)", 5: " (a depth model)"}
+        kinds = {9: " (an inpainting model)", 8: " (an editing model)", 7: " (an upscaler)", 5: " (a depth model)"}
         faults.append(
-            f"unet takes {channels[0]} channels and gives {channels[1]}{told.get(channels[0], '')}, "
+            f"unet takes {quoted(channels[0])} channels and gives {quoted(channels[1])}{kinds.get(channels[0], '')}, "
             f"not the {found.latent_channels} of the vae's latents"
         )
     extra = unet.get("addition_embed_type"), unet.get("class_embed_type"), unet.get("encoder_hid_dim_type")
     if extra != ("text_time" if found.text_encoders == 2 else None, None, None):
         faults.append(
-            f"unet's conditioning {[e for e in extra if e]} does not go with {found.text_encoders} encoder(s)"
+            f"unet's conditioning {quoted([e for e in extra if e])} does not go with {found.text_encoders} encoder(s)"
         )
     return faults
 
 
 def _text_faults(texts: list[dict[str, Any]], unet: dict[str, Any], found: Architecture) -> list[str]:
     faults = [
-        f"text encoder {number} is {(text.get('architectures') or ['of unknown kind'])[0]}, not a {kind}"
+        f"text encoder {number} is {quoted((text.get('architectures') or ['of unknown kind'])[0])}, not a {kind}"
         for number, (text, kind) in enumerate(zip(texts, TEXT_ENCODERS, strict=False), 1)
         if kind not in (text.get("architectures") or [])
     ]
@@ -153,31 +215,29 @@ def _text_faults(texts: list[dict[str, Any]], unet: dict[str, Any], found: Archi
     return faults
 
 
-def _weight_fault(file: Path, told: str) -> str | None:
+def _is_weights(name: str) -> bool:
+    return Path(name).name == name and Path(name).suffix in WEIGHTS and len(name) <= MAX_NAME
+
+
+def _weight_fault(file: Path, path: str) -> str | None:
     """A safetensors file is eight bytes, a head of that length in JSON, and the data that the head lays out."""
-    if not file.is_file():
-        return f"{told} is missing"
-    size = file.stat().st_size
     try:
+        if not file.is_file():
+            return f"{path} is missing"
+        size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            head = json.loads(stream.read(length)) if length <= min(MAX_HEAD, size) else {}
-        end = max(entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{told} is no safetensors file, or its head was cut off"
+            head = parsed(stream.read(length)) if length <= min(MAX_HEAD, size) else {}
+        end = max(int(entry["data_offsets"][1]) for name, entry in head.items() if name != "__metadata__")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
+        return f"{path} is no safetensors file, or its head was cut off"
     whole = 8 + length + end
-    return None if size == whole else f"{told} has {size} of {whole} bytes: a copy that ended half way"
+    return None if size == whole else f"{path} has {size} of {whole} bytes: a copy that ended half way"
 
 
 def _config(root: Path, path: str) -> dict[str, Any]:
-    try:
-        found = json.loads((root / path).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{root / path} cannot be read as JSON; fetch the model again") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{root / path} is no configuration; fetch the model again")
-    return found
+    return read_object(root / path)
 
 
 def _kind(config: dict[str, Any]) -> str:
-    return f"a {config.get('_class_name', 'model of unknown kind')}"
+    return f"a {quoted(config.get('_class_name', 'model of unknown kind'))}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dladiff.errors import ModelError
+from dladiff.model_json import MAX_JSON, parsed, quoted
 
 CHECKSUMS = "checksums.json"
 """Name of the file that pins the others; written last, so that its presence means a whole copy."""
@@ -67,15 +68,17 @@ class Pins:
 def parse_pins(text: str | bytes, where: str) -> Pins:
     """Read the content of a `checksums.json`. Raises ModelError where it is not one or names a file of no use."""
     try:
-        found: Mapping[str, Any] = json.loads(text)
+        if len(text) > MAX_JSON:
+            raise ValueError("too large")
+        found: Mapping[str, Any] = parsed(text)
         files = {str(path): (str(entry["sha256"]), int(entry["bytes"])) for path, entry in found["files"].items()}
         about = {name: str(found[name]) for name in ("source", "revision", "licence")}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ModelError(f"{where}: not a list of checksums; mirror the model again: dladiff models mirror") from error
     strange = [path for path in files if not needed(path)]
     if strange or not files:
         raise ModelError(
-            f"{where}: names {strange[0]!r}, which no model needs" if strange else f"{where}: names no file"
+            f"{where}: names {quoted(repr(strange[0]))}, which no model needs" if strange else f"{where}: names no file"
         )
     sha256, size = ({path: entry[i] for path, entry in files.items()} for i in (0, 1))
     return Pins(sha256=sha256, size=size, **about)  # type: ignore[arg-type]
@@ -84,7 +87,10 @@ def parse_pins(text: str | bytes, where: str) -> Pins:
 def read_pins(root: Path) -> Pins | None:
     """Return what the folder's `checksums.json` says, None without one. Raises ModelError."""
     file = root / CHECKSUMS
-    return parse_pins(file.read_bytes(), str(file)) if file.is_file() else None
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        return parse_pins(stream.read(MAX_JSON + 1), str(file))
 
 
 def make_pins(root: Path, source: str = "", revision: str = "", licence: str = "") -> Pins:

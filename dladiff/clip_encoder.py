@@ -4,7 +4,6 @@ IP-Adapter FaceID-Plus aligns the face as InsightFace does, at 224 px, and shows
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dladiff.architecture import size_fault
 from dladiff.bundle import file_sha256
 from dladiff.errors import ModelError
 from dladiff.identity import IdentityEncoder
+from dladiff.model_json import quoted, read_object
 from dladiff.packs import CLIP, located
 
 LICENCE = "unknown: see the model card"
+SAVED = "name a folder saved by transformers"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """OpenAI's, and transformers' where the folder holds no preprocessor_config.json."""
 
@@ -45,32 +47,38 @@ def load_clip_encoder(name: str) -> IdentityEncoder:
     from transformers import CLIPVisionModelWithProjection
 
     folder = located(name)
-    settings = _json(folder / "config.json")
+    settings = read_object(folder / "config.json", SAVED)
     if settings.get("model_type") not in ("clip_vision_model", "clip"):
-        raise ModelError(f"{folder} is no CLIP vision tower: model_type {settings.get('model_type')!r} in config.json")
+        raise ModelError(
+            f"{folder} is no CLIP vision tower: model_type {quoted(settings.get('model_type'))!r} in config.json"
+        )
+    if fault := size_fault(settings):
+        raise ModelError(f"{folder} {fault}: it is no CLIP vision tower; {SAVED}")
     try:
         model, missed = CLIPVisionModelWithProjection.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # transformers and safetensors raise a class of their own for every kind of fault
-        raise ModelError(f"{folder} cannot be loaded as a CLIP vision tower: {str(error).splitlines()[0]}") from error
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{folder} cannot be loaded as a CLIP vision tower: {why}") from error
     if missed["missing_keys"] or missed["mismatched_keys"]:
         lost = sorted(missed["missing_keys"])[:1] or [str(missed["mismatched_keys"][0])]
         raise ModelError(f"{folder} lacks weights of a CLIP vision tower with projection: {lost[0]}; fetch it again")
-    crop = int(model.config.image_size)
     given = folder / "preprocessor_config.json"
-    processor = _json(given) if given.is_file() else {}
-    tower = ClipTower(model.float(), tuple(processor.get("image_mean", MEAN)), tuple(processor.get("image_std", STD)))
-    short = folder.resolve().name
+    processor = read_object(given, SAVED) if given.is_file() else {}
+    try:
+        crop = int(model.config.image_size)
+        mean, std = _three(processor.get("image_mean", MEAN)), _three(processor.get("image_std", STD))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{given} has no image_mean and image_std of three numbers; {SAVED}") from error
+    tower, short = ClipTower(model.float(), mean, std), folder.resolve().name
     return IdentityEncoder(tower, f"{CLIP}{short}", _digest(folder), LICENCE, mean=0.0, std=1.0, crop=crop)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is missing or damaged; name a folder saved by transformers") from error
-    return values if isinstance(values, dict) else {}
+def _three(values: Any) -> tuple[float, ...]:
+    """Return three numbers. Raises TypeError, ValueError."""
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
 
 
 def _digest(folder: Path) -> str:

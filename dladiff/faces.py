@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from dladiff.bundle import file_sha256
 from dladiff.errors import ModelError, PhotoError
+from dladiff.onnx_file import load_model
 from dladiff.onnx_session import onnx_session, session_options
 from dladiff.pixels import Pixels
 
@@ -177,6 +178,7 @@ class ScrfdDetector(_LookingDetector):
         path = Path(path)
         if not path.is_file():
             raise ModelError(f"no face detector at {path}: name an SCRFD ONNX file")
+        load_model(path)  # refuses what onnxruntime would read: weights in any other file
         super().__init__(path, min_face_px, threshold)
         self.name = path.stem
         try:

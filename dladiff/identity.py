@@ -12,7 +12,8 @@ from torch.nn import functional
 from dladiff.bundle import file_sha256
 from dladiff.errors import ModelError
 from dladiff.faces import CROP
-from dladiff.onnx_import import MAX_BYTES, OnnxNetwork, check_parity, load_model
+from dladiff.onnx_file import MAX_BYTES, load_model
+from dladiff.onnx_import import OnnxNetwork, check_parity
 
 UNKNOWN_LICENCE = "unknown: see the pack's own licence"
 

@@ -7,16 +7,22 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dladiff.errors import ModelError
-from dladiff.onnx_operators import OPERATORS, Attributes, RefusedError
+from dladiff.onnx_file import attributes_of, read_tensor
+from dladiff.onnx_operators import BY_VALUE, OPERATORS, Attributes, Inputs, RefusedError
 from dladiff.onnx_session import onnx_session
 
-MAX_BYTES = 1_000_000_000
-"""Largest file read: the largest known recognition model is a quarter of it."""
+MAX_NODES = 10_000
+"""Most nodes of a graph: IResNet-100 has under 1,000."""
+MAX_VALUE = 256 * 2**20
+"""Most bytes of one value while the parity check's two faces are read: 40 times the largest of IResNet-100."""
+MAX_VALUES = 8 * 2**30
+"""Most bytes of all values of that check, one after another: what bounds its time."""
+FAULTS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, RefusedError)
+"""What PyTorch and the operators raise for shapes and settings that do not fit."""
 PARITY = 0.9999
 """Lowest cosine to onnxruntime's output that is still the same network."""
 
@@ -32,7 +38,7 @@ class OnnxNetwork(nn.Module):
         self._integers: dict[str, Tensor] = {}
         self._buffer_of: dict[str, str] = {}
         for tensor in graph.initializer:
-            self._keep(tensor.name, _tensor(tensor, path))
+            self._keep(tensor.name, read_tensor(tensor, path))
         inputs = [value for value in graph.input if value.name not in self._constants()]
         if len(inputs) != 1 or len(graph.output) != 1:
             raise ModelError(f"{path} has {len(inputs)} inputs and {len(graph.output)} outputs; one of each is needed")
@@ -40,6 +46,8 @@ class OnnxNetwork(nn.Module):
         self.input_shape = tuple(d.dim_value or None for d in inputs[0].type.tensor_type.shape.dim)
         if inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
             raise ModelError(f"the input of {path} is not float32")
+        if len(graph.node) > MAX_NODES:
+            raise ModelError(f"{path} has {len(graph.node)} nodes; at most {MAX_NODES} are read")
         self._steps: list[tuple[str, str, list[str], list[str], Attributes]] = []
         for index, node in enumerate(graph.node):
             self._add(index, node)
@@ -68,13 +76,53 @@ class OnnxNetwork(nn.Module):
         if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
             known = ", ".join(sorted(OPERATORS))
             raise ModelError(f"{self.path} uses operator {node.op_type} in {where}, which is not supported: {known}")
-        attributes = {a.name: _attribute(a, self.path) for a in node.attribute}
+        if not node.output:
+            raise ModelError(f"{where} of {self.path} has no output")
+        attributes = attributes_of(node, self.path)
         names = list(node.input)
         if all(name in self._integers or name in self._buffer_of for name in names if name):
-            constants = {name: self._constant(name) for name in names if name}
-            self._keep(node.output[0], self._compute(node.op_type, where, constants, names, attributes))
+            inputs = [self._constant(name) if name else None for name in names]
+            self._keep(node.output[0], self._outlined(node.op_type, where, inputs, attributes))
         else:
             self._steps.append((node.op_type, where, names, list(node.output), attributes))
+
+    def outline(self, shape: tuple[int, ...]) -> None:
+        """Go through the graph with shapes alone, for an input of `shape`. Raises ModelError.
+
+        Nothing of the network's width is computed or allocated, so that a graph that would fill the memory, or uses a
+        value before it is there, is refused first.
+        """
+        values: dict[str, Tensor] = {**self._constants(), self.input_name: torch.empty(shape, device="meta")}
+        total = 0
+        for operator, where, names, outputs, attributes in self._steps:
+            if absent := [name for name in names if name and name not in values]:
+                raise ModelError(f"{where} of {self.path} uses {absent[0][:80]!r} before a node gives it")
+            inputs = [values[name] if name else None for name in names]
+            found = self._outlined(operator, where, inputs, attributes)
+            total += _size(found)
+            if total > MAX_VALUES:
+                raise ModelError(f"{self.path} computes more than {MAX_VALUES} bytes for two faces: no face network")
+            values[outputs[0]] = found
+        if self.output_name not in values:
+            raise ModelError(f"no node of {self.path} gives its output {self.output_name[:80]!r}")
+
+    def _outlined(self, operator: str, where: str, inputs: Inputs, attributes: Attributes) -> Tensor:
+        """Return a node's value, without its numbers ("meta") where it depends on the network's input."""
+        shapes = [
+            tensor if tensor is None or (i and operator in BY_VALUE) else tensor.to("meta")
+            for i, tensor in enumerate(inputs)
+        ]
+        try:
+            found = OPERATORS[operator](shapes, attributes)
+            if _size(found) > MAX_VALUE:
+                shape = "x".join(map(str, found.shape))
+                raise RefusedError(f"its value {shape} has more than {MAX_VALUE} bytes")
+            if operator == "Shape" or any(tensor is not None and tensor.is_meta for tensor in inputs):
+                return found
+            return OPERATORS[operator](inputs, attributes)
+        except FAULTS as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"{where} of {self.path}: {why}") from error
 
     def _keep(self, name: str, tensor: Tensor) -> None:
         if tensor.is_floating_point():
@@ -99,26 +147,12 @@ class OnnxNetwork(nn.Module):
         return unused[::-1]
 
 
-def load_model(path: Path) -> Any:
-    """Read an ONNX file. Raises ModelError: missing, too large, damaged, or with weights in other files."""
-    if not path.is_file():
-        raise ModelError(f"no model at {path}: name an ONNX file")
-    if path.stat().st_size > MAX_BYTES:
-        raise ModelError(f"{path} is {path.stat().st_size} bytes; at most {MAX_BYTES} are read")
-    try:
-        model = onnx.load_model(str(path), load_external_data=False)
-    except Exception as error:  # protobuf raises a class of its own
-        raise ModelError(f"{path} is not a readable ONNX file") from error
-    if not model.graph.node or not model.graph.output:
-        raise ModelError(f"{path} holds no ONNX graph")
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        raise ModelError(f"{path} keeps weights in other files; save it as one file (onnx.save_model does by default)")
-    return model
-
-
 def check_parity(network: OnnxNetwork, sample: Tensor) -> None:
     """Compare with onnxruntime on `sample` (b ...). Raises ModelError below cosine 0.9999 or when either cannot run."""
     batch = network.input_shape[0] or len(sample)
+    if not 0 < batch <= len(sample):
+        raise ModelError(f"{network.path} takes {batch} faces at a time; export it with a batch of any size")
+    network.outline(tuple(sample.shape))
     try:
         session = onnx_session(network.path)
         expected = np.concatenate(
@@ -141,14 +175,5 @@ def check_parity(network: OnnxNetwork, sample: Tensor) -> None:
         raise ModelError(f"{network.path} as PyTorch differs from onnxruntime: cosine {cosine.min():.5f}")
 
 
-def _tensor(proto: Any, path: Path) -> Tensor:
-    if proto.data_location == onnx.TensorProto.EXTERNAL:
-        raise ModelError(f"{path} keeps weights in other files; save it as one file")
-    return torch.from_numpy(np.array(numpy_helper.to_array(proto)))
-
-
-def _attribute(proto: Any, path: Path) -> Any:
-    if proto.type == onnx.AttributeProto.TENSOR:
-        return _tensor(proto.t, path)
-    value = onnx.helper.get_attribute_value(proto)
-    return value.decode() if isinstance(value, bytes) else value
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -251,3 +251,5 @@ OPERATORS: dict[str, Operator] = {
     "Unsqueeze": _unsqueeze,
 }
 """By ONNX name."""
+BY_VALUE = frozenset({"Clip", "Pad", "ReduceMean", "Reshape", "Squeeze", "Unsqueeze"})
+"""Operators whose inputs but the first are read as numbers: limits, shapes, axes."""

@@ -94,8 +94,11 @@ class Surrogate:
             if architecture.text_encoders == 2:
                 self.encoders.append(_text_encoder(CLIPTextModelWithProjection, root, "_2"))
             scheduler = DDPMScheduler.from_pretrained(root, subfolder="scheduler", local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise ModelError(f"the model in {root} cannot be loaded: {str(error).splitlines()[0]}") from error
+        except ModelError:
+            raise
+        except Exception as error:  # diffusers, safetensors and tokenizers raise classes of their own for damage
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"the model in {root} cannot be loaded: {why}") from error
         if self.reduced:
             self.vae.bfloat16()  # it never learns, so it needs no fp32 masters; norms between two bf16 layers cost most
         self.vae.to(memory_format=torch.channels_last)  # forwards a fifth to a half faster; the UNet gains nothing

@@ -42,6 +42,7 @@ RUN_RULES = {
     "preset": ", ".join(f"`{name}`" for name in presets.PRESETS),
     "layout": ", ".join(f"`{name}`" for name in run.LAYOUTS),
     "s3": ", ".join(f"`{name}`" for name in S3_OPTIONS),
+    "umask": "two octal digits of 0, 2 and 7, in quotes",
 } | {name: f"at least {least}" for name, least in run._LEAST.items()}
 CLUSTER_RULES = {"cloud": ", ".join(f"`{name}`" for name in jobs.CLOUDS)}
 RETENTION_RULES = {"records": ", ".join(f"`{name}`" for name in retention.RECORDS)}

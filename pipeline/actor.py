@@ -13,17 +13,19 @@ import pyarrow.parquet as pq
 
 from dladiff.errors import BusyError, ConfigError, DladiffError, ModelError, NotFoundError, PhotoError, StorageError
 from pipeline import records
+from pipeline.addresses import read_allowed, roots_of
 from pipeline.config import RunConfig
 from pipeline.index_file import is_index
 from pipeline.latest import unchanged
 from pipeline.manifest import GROUP
 from pipeline.metrics import ActorMetrics
 from pipeline.models import on_this_machine
-from pipeline.names import escape, shown, stem
+from pipeline.names import escape, redacted, shown, stem
 from pipeline.patience import PatientStorage
 from pipeline.photos import Decoded, decode, encode_checked
+from pipeline.private import private_process
 from pipeline.rows import brief, finite, finite_similarity, reasons
-from pipeline.storage import Storage, open_storage, read_uri
+from pipeline.storage import Storage, open_storage
 from pipeline.trace import write_trace
 
 STREAMS = 8  # photos read, encoded or written at a time
@@ -40,6 +42,7 @@ class ProtectIdentity:
 
     def __init__(self, run: dict[str, Any], run_id: str, digest: str, deadline: float | None = None) -> None:
         self.config = RunConfig(**{**run, "faces": tuple(run["faces"])})
+        private_process(self.config.umask)
         self.run_id = run_id
         self.digest = digest  # of the driver, which may see other files than the workers
         self.deadline = deadline  # seconds since the epoch; no task is begun after it
@@ -61,19 +64,18 @@ class ProtectIdentity:
             work = self._planned(work) if "plan" in work else work
             result = self._attempt(work)
         except (ModelError, ConfigError) as error:
-            result = {"status": "fatal", "reason": str(error)}
+            result = {"status": "fatal", "reason": _line(error)}
         except StorageError as error:  # a photo's own fault was noted with the photo: this one is the run's
             result = {"status": "storage", "reason": str(error)}
         except BaseException as error:  # a row that raised would end the run or vanish
             if "photos" in work:
-                result = self._failed(work, "failed", _line(error), traceback.format_exc())
+                result = self._failed(work, "failed", _line(error), redacted(traceback.format_exc()))
             else:  # the stored plan itself
                 result = {"status": "storage", "reason": _line(error)}
         photos = len(work.get("photos", ()))
         common = {"identity": work.get("identity", ""), "photos": photos, "failed_photos": photos}
         seconds = round(time.monotonic() - started, 3)
-        result = common | {"reason": "", "seconds": seconds, "rows": []} | result
-        self.metrics.finished(result)
+        self.metrics.finished(result := common | {"reason": "", "seconds": seconds, "rows": []} | result)
         return {"result": json.dumps(result)}
 
     @property
@@ -88,9 +90,8 @@ class ProtectIdentity:
         if place["plan"] not in self.plans:
             self.plans = {place["plan"]: unchanged(self.target, place)}
         group, row = divmod(place["row"], GROUP)
-        text = self.plans[place["plan"]].read_row_group(group, columns=["work"])["work"][row].as_py()
-        work: Row = json.loads(text)
-        return work
+        column = self.plans[place["plan"]].read_row_group(group, columns=["work"])["work"]
+        return dict(json.loads(column[row].as_py()))
 
     def _open(self, uri: str) -> Storage:
         return PatientStorage(open_storage(uri, s3=self.config.s3), self.config.patience_s, self.metrics.retried)
@@ -216,8 +217,11 @@ class ProtectIdentity:
 
     def _bytes(self, photo: Row) -> bytes:
         """Read from the input, or for a photo of an index file from wherever its address points."""
+        if "refused" in photo:
+            raise PhotoError(f"the index names it by an address that is refused: {photo['refused']}")
         if is_index(self.config.input):
-            return read_uri(photo["uri"], self.opened, self._open)
+            roots = roots_of(self.config.input, self.config.allow_roots)
+            return read_allowed(photo["uri"], roots, self.opened, self._open)
         if "input" not in self.opened:
             self.opened["input"] = self._open(self.config.input)
         return self.opened["input"].get(photo["key"])
@@ -292,5 +296,5 @@ class ProtectIdentity:
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = redacted(" ".join(str(error).split()))
     return text if isinstance(error, DladiffError) else f"{type(error).__name__}: {text}"

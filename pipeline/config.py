@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from dladiff.config import MethodConfig, method_config
 from dladiff.errors import ConfigError
 from dladiff.settings import digest, nearest
 from pipeline.names import shown
+from pipeline.private import chosen_umask, octal, umask_fault
 from pipeline.storage import S3_OPTIONS, address_fault
 from pipeline.weights import by_content, missing
 
@@ -38,8 +39,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "max_photos_per_task": (int,),
     "patience_s": (int, float),
     "lists": (str, type(None)),
+    "allow_roots": (list, tuple),
     "s3": (dict,),
     "trace": (bool,),
+    "umask": (str, int),
     "protector": (str,),
 }
 _LEAST = {
@@ -75,6 +78,8 @@ class RunConfig:
     """How photos become identities: auto, folders, flat, one, sets, celeba_hq, vggface2."""
     lists: str | None = None
     """Folder or s3://bucket/prefix of a collection's own lists, where they do not lie beside the photos."""
+    allow_roots: tuple[str, ...] = ()
+    """Folders of this machine in which an index file may name photos, beside its own folder."""
     one_identity: bool = False
     """All photos are one identity: the same as layout `one`."""
     limit: int | None = None
@@ -104,6 +109,9 @@ class RunConfig:
     """How objects are kept in an output bucket: server_side_encryption, kms_key_id, storage_class."""
     trace: bool = False
     """Keep the losses and similarities of every step in `traces/`, for `dladiff report` and `dladiff explain`."""
+    umask: str = field(default_factory=chosen_umask)
+    """Rights that new files and folders of a local output do not get, in octal: '077' leaves them to their owner, '027'
+    lets the group read. Where it is not set, `DLADIFF_UMASK` decides, which every other command takes too."""
     protector: str = "dladiff.service:Protector"
     """module:class that does the work; not a setting of the command line."""
 
@@ -170,7 +178,7 @@ def run_config(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
         if key in known and (fault := _fault(key, value)):
             faults.append(fault)
         elif key in known:
-            good[key] = tuple(value) if key == "faces" else value
+            good[key] = tuple(value) if key in ("faces", "allow_roots") else octal(value) if key == "umask" else value
     config = RunConfig(**{"input": "", "output": "", **good})
     if config.max_actors is not None and config.max_actors < config.min_actors:
         faults.append(f"max_actors: {config.max_actors} is less than min_actors = {config.min_actors}")
@@ -243,15 +251,29 @@ def _fault(key: str, value: Any) -> str | None:
         return f"{key}: {value} is more than {_MOST[key]}"
     if key == "gpus_per_actor" and value > 1 and value % 1 != 0:
         return f"{key}: {value} is no part of one GPU and no whole number of them"
-    if key in ("input", "output", "lists") and value and (fault := address_fault(value)):
-        return f"{key}: {fault}"
     if key == "layout" and value not in LAYOUTS:
         return f"{key}: {value!r} is unknown{nearest(value, list(LAYOUTS))}; choose one of {', '.join(LAYOUTS)}"
     if key == "s3":
         return _s3_fault(value)
+    if key in _CHECKS and (value or key == "umask") and (fault := _CHECKS[key](value)):
+        return f"{key}: {fault}"
     if key == "faces" and not all(isinstance(item, str) for item in value):
         return f"{key}: expected a list of folders, not {value!r}"
     return None
+
+
+def _roots_fault(value: Any) -> str | None:
+    """Whether the folders are there is checked where the index is read: a job may name folders of the cluster."""
+    if any(not isinstance(root, str) or not root or (root.startswith("s3://")) for root in value):
+        return f"expected a list of folders, not {value!r}"
+    return next((fault for root in value if (fault := address_fault(root))), None)
+
+
+_CHECKS: dict[str, Callable[[Any], str | None]] = {
+    **dict.fromkeys(("input", "output", "lists"), address_fault),
+    "umask": umask_fault,
+    "allow_roots": _roots_fault,
+}
 
 
 def _s3_fault(value: dict[Any, Any]) -> str | None:

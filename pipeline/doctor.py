@@ -6,7 +6,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -21,7 +20,9 @@ from urllib.parse import urlsplit
 from dladiff.errors import DladiffError, StorageError
 from pipeline.config import RunConfig
 from pipeline.index_file import is_index
+from pipeline.names import shown
 from pipeline.storage import TEMP_PREFIX, Storage, local_path, open_storage
+from pipeline.temporary import temporary_folder
 from pipeline.weights import missing
 
 PYTHON = (3, 11)
@@ -34,11 +35,15 @@ ANSWER_S = 10.0
 
 @dataclass(frozen=True)
 class Check:
-    """One line: `ok` and what was found, or what to do."""
+    """One line: `ok` and what was found, or what to do; without secrets."""
 
     name: str
     ok: bool
     text: str
+
+    def __post_init__(self) -> None:
+        """Redact what was found: endpoints, proxies and addresses may hold a password."""
+        object.__setattr__(self, "text", shown(self.text))
 
     def line(self) -> str:
         """Return the line as it is printed."""
@@ -171,8 +176,8 @@ def _storage(uri: str) -> list[Check]:
     while not folder.exists():  # the run will make it
         folder = folder.parent
     try:
-        with tempfile.TemporaryDirectory(prefix=TEMP_PREFIX, dir=folder) as own:
-            return _probed(own, uri)
+        with temporary_folder(prefix=TEMP_PREFIX, parent=folder) as own:
+            return _probed(str(own), uri)
     except OSError as error:
         return [Check("storage", False, f"{folder}: {error.strerror}; give a folder that this user may write to")]
 
@@ -227,8 +232,9 @@ def _clock(uri: str) -> Check:
 
 
 def _server_skew(uri: str) -> float:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    url = endpoint or f"https://{urlsplit(uri).netloc}.s3.amazonaws.com"
+    from pipeline.s3_errors import custom_endpoint  # it imports botocore
+
+    url = custom_endpoint() or f"https://{uri.removeprefix('s3://').partition('/')[0]}.s3.amazonaws.com"
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"AWS_ENDPOINT_URL {url} is no http address")
     request = urllib.request.Request(url, method="HEAD")
@@ -249,8 +255,9 @@ def _file_skew(folder: Path) -> float:
 
 def _ray(address: str) -> Check:
     """Whether a head answers: the Jobs API of an http address, or the port of a Ray address."""
-    split = urlsplit(address if "://" in address else f"ray://{address}")
+    address = address if "://" in address else f"ray://{address}"  # so that a password in it is known for one
     try:
+        split = urlsplit(address)
         if split.scheme.startswith("http"):
             from pipeline.submit import jobs
 

@@ -182,6 +182,7 @@ def write_textfile(folder: Path, outcome: Outcome) -> Path:
     path = folder / f"dladiff_{outcome.tenant}.prom"
     try:
         write_to_textfile(str(path), _registry(outcome, _last_success(path)))
+        path.chmod(0o644)  # the exporter is another user; it holds no name of a person
     except OSError as error:
         raise StorageError(f"{path} cannot be written ({error.strerror}); give a folder that is there") from error
     return path

@@ -15,6 +15,7 @@ from typing import Any
 from dladiff.errors import ConfigError, DladiffError, ModelError, StorageError
 from pipeline.actor import ProtectIdentity
 from pipeline.config import RunConfig
+from pipeline.local_ray import check_authenticated, local_ray
 from pipeline.manifest import ParquetFile
 from pipeline.storage import Storage
 
@@ -96,32 +97,29 @@ def _rows(ray: Any, todo: ParquetFile, target: Storage, run_id: str) -> Any:
 
 @contextlib.contextmanager
 def started() -> Iterator[Any]:
-    """Start Ray, or join RAY_ADDRESS, quietly and without usage statistics; shut it down at the end.
+    """Start a private Ray, or join RAY_ADDRESS, quietly and without usage statistics; shut it down at the end.
 
     Meanwhile what is printed goes to stderr: Ray tells of dead actors on stdout, which is our answer's.
     """
-    address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side writes to the terminal otherwise
-    if not address:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private instance; set before Ray reads it
-    import ray
-    import ray.data
+    joined = bool(os.environ.get("RAY_ADDRESS"))
+    with contextlib.redirect_stdout(sys.stderr), _handlers_kept(), _options(joined) as options:
+        import ray
+        import ray.data
 
-    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
-    if not address:
-        options |= {"include_dashboard": False, "object_store_memory": 200_000_000}  # rows are small
-    with contextlib.redirect_stdout(sys.stderr), _handlers_kept():
         try:
             # what it says while it waits for a cluster is told at once
-            with contextlib.nullcontext() if address else _without_log_level():
-                ray.init(**options)
+            with contextlib.nullcontext() if joined else _without_log_level():
+                ray.init(**options, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
         except SystemExit as error:  # SIGTERM meanwhile: so Ray's own handler answers it
             raise KeyboardInterrupt from error
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise StorageError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
         try:
+            if not joined:
+                check_authenticated()
             _interrupted_by_sigterm()
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = False
@@ -132,6 +130,11 @@ def started() -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
+
+
+def _options(joined: bool) -> contextlib.AbstractContextManager[dict[str, Any]]:
+    """Options of `ray.init`: those of a private Ray, or none where a cluster is joined."""
+    return contextlib.nullcontext({}) if joined else local_ray()
 
 
 def _interrupted_by_sigterm() -> None:

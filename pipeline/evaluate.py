@@ -17,6 +17,7 @@ from pipeline.evaluation_config import EvaluateConfig, missing
 from pipeline.evaluation_plan import Row, make_plan
 from pipeline.lease import Lease
 from pipeline.live import safe
+from pipeline.pages import EVALUATION, announce, mark_results
 from pipeline.results import write_results
 from pipeline.storage import open_storage
 
@@ -72,6 +73,9 @@ def evaluate(
         found.done, found.left = len(plan.rows) - len(todo), len(todo)
         return found
     with Lease(storage) as lease:
+        mark_results(storage, (open_storage(uri).uri for uri in config.runs.values()))
+        for uri in config.runs.values():
+            announce(open_storage(uri), EVALUATION, storage.uri, plan.identities)
         if todo and not tables_only:
             with closing(_results(config, todo)) as stream:
                 _follow(stream, len(todo), lease, console or Console(stderr=True, emoji=False))

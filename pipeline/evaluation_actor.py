@@ -17,9 +17,11 @@ from dladiff.errors import BusyError, ConfigError, DladiffError, ModelError, Not
 from pipeline import records
 from pipeline.evaluation_config import ENCODER_ONLY, from_dict
 from pipeline.evaluation_models import EvaluationModels
+from pipeline.names import redacted
 from pipeline.originals import Originals, named
 from pipeline.patience import PatientStorage
 from pipeline.photos import UInt8, decode, encode_png
+from pipeline.private import private_process
 from pipeline.storage import Storage, open_storage, read_uri
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class EvaluateIdentity:
 
     def __init__(self, config: dict[str, Any], run_id: str) -> None:
         self.config, self.run_id = from_dict(config), run_id
+        private_process(self.config.umask)
         self.opened: dict[str, Storage] = {}
         self.sources: Originals | None = None
         self.references: dict[str, tuple[Embeddings, int]] = {}
@@ -55,7 +58,7 @@ class EvaluateIdentity:
         except StorageError as error:
             result = {"status": "storage", "reason": str(error)}
         except BaseException as error:  # a row that raised would end the run or vanish
-            result = self._failed(work, f"{type(error).__name__}: {error}", traceback.format_exc())
+            result = self._failed(work, redacted(f"{type(error).__name__}: {error}"), traceback.format_exc())
         names = ("key", "identity", "condition", "attack", "preprocessing")
         about = {name: work[name] for name in names} | {"seconds": round(time.monotonic() - clock, 1)}
         return {"result": json.dumps({"reason": ""} | about | result)}
@@ -85,7 +88,7 @@ class EvaluateIdentity:
         return {"status": record["status"], "reason": record["reason"]}
 
     def _failed(self, work: Row, reason: str, trace: str) -> Row:
-        record = _about(work) | {"status": "failed", "reason": reason, "traceback": trace}
+        record = _about(work) | {"status": "failed", "reason": reason, "traceback": redacted(trace)}
         try:
             self.results.put(f"failed/{work['key']}.json", json.dumps(record).encode())
         except DladiffError as error:

@@ -69,8 +69,8 @@ def evaluate(
 @AS_JSON
 def mos(action: str, results: str, port: int, faces: int, as_json: bool) -> int:
     """Collect opinions of generated faces on a local page (serve), or sum them up (summary)."""
-    from pipeline.mos import serve
     from pipeline.mos import summary as sum_up
+    from pipeline.mos_server import serve
     from pipeline.names import shown
     from pipeline.ratings import RATINGS
     from pipeline.storage import open_storage

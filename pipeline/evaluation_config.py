@@ -13,6 +13,7 @@ from dladiff import packs
 from dladiff.errors import ConfigError, ModelError
 from dladiff.evaluation.names import ATTACKS, PREPROCESSING, PURIFIERS
 from dladiff.settings import nearest
+from pipeline.private import chosen_umask
 from pipeline.storage import address_fault
 from pipeline.weights import faces, fingerprint
 
@@ -81,6 +82,8 @@ class EvaluateConfig:
     """Most actors."""
     max_starts: int = 4
     """Starts of a row without an end before it counts as failed."""
+    umask: str = field(default_factory=chosen_umask)
+    """Rights that new files of local results do not get, in octal: that of `DLADIFF_UMASK`."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError with every fault."""

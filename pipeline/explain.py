@@ -21,7 +21,9 @@ from pipeline.manifest import GROUP, PHOTOS_KEY
 from pipeline.names import key_fault, shown
 from pipeline.originals import CHANGED, MOST_PHOTO, Originals, originals, stored_limit, why
 from pipeline.page import asset, embedded, filled
+from pipeline.pages import announce, mark
 from pipeline.photos import UInt8, decode
+from pipeline.private import private_files
 from pipeline.rows import NO_PARQUET, PHOTOS, Row, parquet
 from pipeline.storage import Storage, local_path, open_storage, read_uri
 from pipeline.trace import Curve, curves_of
@@ -76,8 +78,11 @@ def explain(photo: str, settings: RunConfig, html: Path, inputs: Sequence[str] =
     squares = [(f"{name} photo", embedded(_webp(found.squares[name]))) for name in BOTH]
     identity = rows[0]["identity"]
     curves = _curves(storage, identity, notes)
-    page = render(rows[0], squares, cards, curves, protector.config.finetuning.prompt)
-    open_storage(html.absolute().parent, create=True).put(html.name, page.encode(), "text/html; charset=utf-8")
+    page = render(rows[0], squares, cards, curves, protector.config.finetuning.prompt, mark(storage.uri))
+    with private_files(settings.umask):
+        noted = announce(open_storage(settings.output, s3=settings.s3), "explain", html, [identity])
+        open_storage(html.absolute().parent, create=True).put(html.name, page.encode(), "text/html; charset=utf-8")
+        noted()
     agree = {card["weights"]: round(card["agree"], 3) for card in cards}
     return Explained(str(html), identity, len(pairs), agree, notes)
 
@@ -90,10 +95,13 @@ def _curves(storage: Storage, identity: str, notes: list[str]) -> list[Curve]:
         return []
 
 
-def render(row: Mapping[str, Any], squares: list[Any], cards: list[Any], curves: list[Curve], prompt: str) -> str:
+def render(
+    row: Mapping[str, Any], squares: list[Any], cards: list[Any], curves: list[Curve], prompt: str, mark: str
+) -> str:
     """Return the page: self-contained, every value escaped, no connection allowed by its own policy."""
     css = asset("report.css", "curves.css", "explain.css")
     values: dict[str, Any] = {"row": row, "squares": squares, "cards": cards, "curves": curves, "prompt": prompt}
+    values["mark"] = mark  # of the output, by which `dladiff retention` knows the page
     return filled("explain.html.j2", css, **values)
 
 

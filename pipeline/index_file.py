@@ -1,32 +1,33 @@
 """Index files: a CSV or Parquet table that names each photo and the identity on it, as the input of a run."""
 
 import contextlib
-import csv
+import functools
 import io
-import math
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, TypeVar
-from urllib.parse import unquote, urlsplit
+from typing import BinaryIO
+from urllib.parse import unquote
 
 from dladiff.errors import BusyError, ConfigError, StorageError
-from pipeline.names import key_fault, shown
+from pipeline.addresses import OUTSIDE, S3, address_of, place_of, root_faults, roots_of
+from pipeline.index_formats import Record, csv_records, parquet_records
+from pipeline.names import is_utf8, short, shown
 from pipeline.sources import Identity, identities
 from pipeline.spool import Listed, Spool, blob, text
 from pipeline.storage import Storage, open_storage
 
-T = TypeVar("T")
-
 EXTENSIONS = (".csv", ".parquet")
-COLUMNS = ("identity", "uri")
 ROLES = {"": "B", "protect": "B", "clean": "A", "ignore": "C"}  # to the marks of the spool
 MISSING = "missing"  # tag of a photo that is not there: it fails by itself, when it is read
+REFUSED = "refused: "  # begins the tag of a photo whose address is refused; the reason follows
 SHOWN_FAULTS = 5
 PAGE = 1000  # keys in one reply of S3 to a listing
-S3 = "s3://"
+FOLDERS_KNOWN = 4096  # folders whose place is remembered: rows of one folder usually follow each other
 
-Record = tuple[int, str, str, str]  # row number, identity, uri, role
+log = logging.getLogger(__name__)
 
 
 def is_index(uri: str) -> bool:
@@ -34,24 +35,39 @@ def is_index(uri: str) -> bool:
     return uri.lower().endswith(EXTENSIONS)
 
 
-def index_identities(uri: str) -> Iterator[Identity]:
+def index_identities(uri: str, allow_roots: Sequence[str] = ()) -> Iterator[Identity]:
     """Yield the identities of an index file (a path, file:// or s3://), sorted by name, photos sorted by URI.
 
     Columns identity, uri (relative to the index's folder, or absolute) and, optional, role: protect, clean or
     ignore. Only what is named is looked at, for its tag and size; a photo that is not there, or cannot be looked at,
-    has the tag "missing". A photo's key is its name in its folder. Raises ConfigError for faults of the file, at most
-    five of them listed, and StorageError, where S3 is out of reach or not one photo can be looked at.
+    has the tag "missing". One whose address is malformed has a tag that begins with "refused: ", and so has a file
+    outside of the index's folder and of `allow_roots`; objects of any bucket may be named, since credentials guard
+    them. Refused rows are logged, at most five of them. A photo's key is its name in its folder. Raises ConfigError
+    for faults of the file, at most five of them listed, and StorageError, where S3 is out of reach or not one photo
+    can be looked at.
     """
+    if faults := root_faults(allow_roots):
+        raise ConfigError(faults)
     name = uri.rpartition("/")[2]
     storage = open_storage(uri.removesuffix(name) or ".")
     name = unquote(name) if uri.startswith("file://") else name
+    where = _Where(shown(storage.uri_of(name)), storage.uri, roots_of(uri, allow_roots))
     with Spool() as spool:
         with _opened(storage, name) as handle:
-            read = _parquet if name.lower().endswith(".parquet") else _csv
-            _fill(spool, read(handle, shown(storage.uri_of(name))), storage.uri, shown(storage.uri_of(name)))
+            read = parquet_records if name.lower().endswith(".parquet") else csv_records
+            _fill(spool, read(handle, where.index), where)
         spool.execute("DELETE FROM photo WHERE mark = 'C'")
-        _look_up(spool)
+        _look_up(spool, where)
         yield from identities(spool.rows(), str)
+
+
+@dataclass(frozen=True)
+class _Where:
+    """The index as messages name it, its folder, and the folders of this machine that its rows may name."""
+
+    index: str
+    base: str
+    roots: tuple[Path, ...]
 
 
 class _Faults:
@@ -68,22 +84,30 @@ class _Faults:
         else:
             self.more += 1
 
+    def lines(self) -> list[str]:
+        return self.first + ([f"{self.where}: {self.more} more faults"] if self.more else [])
+
     def raise_any(self) -> None:
         if self.first:
-            raise ConfigError(self.first + ([f"{self.where}: {self.more} more faults"] if self.more else []))
+            raise ConfigError(self.lines())
+
+    def log_any(self) -> None:
+        for line in self.lines():
+            log.error("%s", line)
 
 
-def _fill(spool: Spool, records: Iterator[Record], base: str, where: str) -> None:
+def _fill(spool: Spool, records: Iterator[Record], where: _Where) -> None:
     """Spool the records, each photo once. Raises ConfigError when any is faulty or two contradict each other."""
-    faults = _Faults(where)
-    spool.add(_rows(records, base, faults))
+    faults, refused = _Faults(where.index), _Faults(where.index)
+    spool.add(_rows(records, where, faults, refused))
+    refused.log_any()
     faults.raise_any()
     spool.execute("CREATE INDEX by_uri ON photo (uri, name, mark)")
     twice = "SELECT uri, min({0}), max({0}) FROM photo GROUP BY uri HAVING min({0}) <> max({0})"
     for uri, one, other in spool.execute(twice.format("name")):
-        faults.add(f"uri {shown(text(uri))}: is listed for {shown(text(one))!r} and for {shown(text(other))!r}")
+        faults.add(f"uri {short(text(uri))}: is listed for {short(text(one))!r} and for {short(text(other))!r}")
     for uri, *_ in spool.execute(twice.format("mark")):
-        faults.add(f"uri {shown(text(uri))}: is listed with two roles")
+        faults.add(f"uri {short(text(uri))}: is listed with two roles")
     faults.raise_any()
     spool.execute(
         "DELETE FROM photo WHERE EXISTS"
@@ -91,76 +115,88 @@ def _fill(spool: Spool, records: Iterator[Record], base: str, where: str) -> Non
     )
 
 
-def _rows(records: Iterator[Record], base: str, faults: _Faults) -> Iterator[Listed]:
+def _rows(records: Iterator[Record], where: _Where, faults: _Faults, refused: _Faults) -> Iterator[Listed]:
+    @functools.lru_cache(FOLDERS_KNOWN)
+    def is_outside(folder: str) -> bool:
+        return not folder.startswith(S3) and place_of(folder or "/", where.roots) is None
+
     for number, identity, uri, role in records:
-        address, fault = _address(uri, base)
         if not identity.strip():
             faults.add(f"row {number}: identity is empty")
+        elif not is_utf8(identity):
+            faults.add(f"row {number}: identity {short(identity)!r} is not UTF-8")
         elif not uri.strip():
             faults.add(f"row {number}: uri is empty")
-        elif role.strip() not in ROLES:
-            faults.add(f"row {number}: role {shown(role)!r} is unknown; use protect, clean or ignore")
-        elif fault:
-            faults.add(f"row {number}: uri {shown(uri)!r} is refused: {fault}")
+        elif (mark := ROLES.get(role.strip())) is None:
+            faults.add(f"row {number}: role {short(role)!r} is unknown; use protect, clean or ignore")
         else:
-            yield Listed(identity, ROLES[role.strip()], address.rpartition("/")[2], 0, MISSING, address)
+            address, fault = address_of(uri, where.base)
+            if not fault and is_outside(address.rpartition("/")[0]):
+                fault = OUTSIDE
+            tag = f"{REFUSED}{fault}" if fault else MISSING
+            if fault and mark != ROLES["ignore"]:
+                refused.add(f"row {number}: uri {short(uri)!r} is refused: {fault}")
+                address = uri if short(uri) == uri else f"{short(uri)} (row {number})"  # fit for a manifest
+            yield Listed(identity, mark, address.rpartition("/")[2], 0, tag, address)
 
 
-def _address(uri: str, base: str) -> tuple[str, str | None]:
-    """The absolute address of a photo, and why it is refused, if it is."""
-    if uri.startswith(S3):
-        bucket, _, key = uri.removeprefix(S3).partition("/")
-        return uri, key_fault(key) if bucket else "it names no bucket"
-    if uri.startswith("file://"):
-        parts = urlsplit(uri)
-        if parts.netloc not in ("", "localhost"):
-            return uri, "it names another host"
-        uri = unquote(uri.removeprefix("file://").removeprefix(parts.netloc))
-    elif "://" in uri and not uri.startswith("/"):
-        return uri, "its scheme is unknown; use a path, file:// or s3://"
-    if uri.startswith("/"):
-        return uri, key_fault(uri[1:])
-    relative = uri.removeprefix("./")
-    return f"{base.rstrip('/')}/{relative}", key_fault(relative)
-
-
-def _look_up(spool: Spool) -> None:
+def _look_up(spool: Spool, where: _Where) -> None:
     """Give each photo that is there its size and tag; what one row names wrongly is that row's fault alone."""
     spool.function("folder", lambda uri: uri.rpartition("/")[0])
-    spool.execute("CREATE TABLE place AS SELECT folder(uri) AS folder, count(*) AS named FROM photo GROUP BY 1")
-    buckets: dict[str, Storage] = {}
+    named = "SELECT folder(uri) AS folder, count(*) AS named FROM photo WHERE tag = ? GROUP BY 1"
+    spool.execute(f"CREATE TABLE place AS {named}", blob(MISSING))
+    opened: dict[str, Storage] = {}  # one client a bucket: making one takes longer than listing a folder
+    refused = _Faults(where.index)
     first: StorageError | None = None
-    for folder, named in spool.execute("SELECT folder, named FROM place ORDER BY folder"):
+    for folder, count in spool.execute("SELECT folder, named FROM place ORDER BY folder"):
         try:
-            _look_into(spool, text(folder), named, buckets)
+            if text(folder).startswith(S3):
+                _look_into(spool, text(folder), count, opened)
+            else:
+                _look_at_files(spool, text(folder), where.roots, opened, refused)
         except BusyError:  # the next run finds it: no row's fault
             raise
         except StorageError as error:
             first = first or error
-    if first and not spool.holds("SELECT 1 FROM photo WHERE tag <> ?", blob(MISSING)):
+    refused.log_any()
+    marks = blob(MISSING), len(REFUSED), blob(REFUSED)
+    if first and not spool.holds("SELECT 1 FROM photo WHERE tag <> ? AND substr(tag, 1, ?) <> ?", *marks):
         raise first  # wrong credentials, say
 
 
-def _look_into(spool: Spool, folder: str, named: int, buckets: dict[str, Storage]) -> None:
-    if not folder.startswith(S3):
-        _look_at_files(spool, folder)
-        return
+def _look_into(spool: Spool, folder: str, named: int, opened: dict[str, Storage]) -> None:
     bucket, _, path = folder.removeprefix(S3).partition("/")
-    if bucket not in buckets:  # one client a bucket: making one takes longer than listing a folder
-        buckets[bucket] = open_storage(S3 + bucket)
-    _look_at_objects(spool, folder, f"{path}/" if path else "", named, buckets[bucket])
+    if S3 + bucket not in opened:
+        opened[S3 + bucket] = open_storage(S3 + bucket)
+    _look_at_objects(spool, folder, f"{path}/" if path else "", named, opened[S3 + bucket])
 
 
-def _look_at_files(spool: Spool, folder: str) -> None:
+def _look_at_files(
+    spool: Spool, folder: str, roots: Sequence[Path], opened: dict[str, Storage], refused: _Faults
+) -> None:
     """One stat a photo: whatever else lies in the folder, or below it, is nobody's business."""
-    try:
-        storage = open_storage(folder or "/")
-    except (StorageError, RuntimeError):  # RuntimeError: a link to itself
-        return
+
+    def tag_in(place: tuple[Path, str]) -> str | None:
+        root, key = str(place[0]), place[1]
+        if root not in opened:
+            opened[root] = open_storage(root)
+        return opened[root].tag(key)
+
+    place = place_of(folder or "/", roots)
     for uri in _sought(spool, folder):
-        with contextlib.suppress(StorageError):  # not to be read: it is told when it is read
-            if tag := storage.tag(uri.rpartition("/")[2]):
-                _note(spool, uri, int(tag.partition("-")[0]), tag)
+        name, tag = uri.rpartition("/")[2], None
+        try:
+            tag = tag_in((place[0], f"{place[1]}/{name}".removeprefix("/"))) if place else None
+        except StorageError:  # a link that leaves the root, into another or into none; or not to be read
+            found = place_of(uri, roots)
+            if found is None:
+                refused.add(f"uri {short(uri)!r} is refused: {OUTSIDE}")
+                _note(spool, uri, 0, REFUSED + OUTSIDE)
+            else:
+                with contextlib.suppress(StorageError):  # not to be read: it is told when it is read
+                    tag = tag_in(found)
+        if tag:
+            _note(spool, uri, int(tag.partition("-")[0]), tag)
 
 
 def _look_at_objects(spool: Spool, folder: str, prefix: str, named: int, storage: Storage) -> None:
@@ -207,62 +243,3 @@ def _opened(storage: Storage, name: str) -> BinaryIO:
         return path.open("rb")
     except OSError as error:
         raise StorageError(f"cannot read {shown(str(path))}: {error.strerror}; check --input") from error
-
-
-def _columns(found: Sequence[str], where: str) -> list[int | None]:
-    """Places of the columns identity, uri and role; only the last may be absent."""
-    missing = [name for name in COLUMNS if name not in found]
-    if missing:
-        names = ", ".join(shown(name[:80]) for name in found[:20]) or "none"
-        raise ConfigError([f"{where}: column {' and '.join(missing)} is missing; found: {names}"])
-    return [found.index(name) if name in found else None for name in (*COLUMNS, "role")]
-
-
-def _csv(handle: BinaryIO, where: str) -> Iterator[Record]:
-    """Records of a CSV file; the header is row 1."""
-    with io.TextIOWrapper(handle, encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines, strict=True)
-        try:
-            places = _columns([name.strip() for name in next(reader, [])], where)
-            for number, fields in enumerate(reader, 2):
-                if fields:
-                    values = ["" if p is None or p >= len(fields) else fields[p] for p in places]
-                    yield number, values[0], values[1], values[2]
-        except csv.Error as error:
-            raise ConfigError([f"{where}, line {reader.line_num}: not CSV ({error}); save it as CSV UTF-8"]) from error
-        except UnicodeDecodeError as error:
-            place = f"{where}, after line {reader.line_num}"
-            raise ConfigError([f"{place}: not UTF-8; save it as CSV UTF-8"]) from error
-
-
-def _parquet(handle: BinaryIO, where: str) -> Iterator[Record]:
-    """Records of a Parquet file; the first is row 1."""
-    import pyarrow.parquet as pq
-
-    file = _read(lambda: pq.ParquetFile(handle), where)
-    names: list[str] = file.schema_arrow.names
-    columns = [names[place] if place is not None else None for place in _columns(names, where)]
-    batches = _read(lambda: file.iter_batches(columns=[name for name in columns if name]), where)
-    number = 0
-    while (batch := _read(lambda: next(batches, None), where)) is not None:
-        empty = [None] * batch.num_rows
-        values = [batch.column(name).to_pylist() if name else empty for name in columns]
-        for identity, uri, role in zip(*values, strict=True):
-            number += 1
-            yield number, _text(identity), _text(uri), _text(role)
-
-
-def _read(step: Callable[[], T], where: str) -> T:
-    """Run a step of reading Parquet; pyarrow's errors are ValueError and OSError."""
-    try:
-        return step()
-    except (ValueError, OSError) as error:
-        reason = shown(" ".join(str(error).split())[:200])
-        raise ConfigError([f"{where}: not a Parquet file that can be read: {reason}; write it again"]) from error
-
-
-def _text(value: object) -> str:
-    """The text of a cell: whole numbers are names too, None and NaN are empty."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return str(value)

@@ -3,25 +3,32 @@
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import shutil
 import stat
-import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from dladiff.errors import NotFoundError, StorageError
+from pipeline.local_leftovers import clock, leftovers, remove
 from pipeline.names import key_fault, shown
-from pipeline.storage import MAX_OBJECT, TEMP_PREFIX, Entry, check_key, check_prefix, is_temporary, too_large
+from pipeline.storage import (
+    MAX_OBJECT,
+    TEMP_PREFIX,
+    Entry,
+    Leftover,
+    Skipped,
+    check_key,
+    check_prefix,
+    check_room,
+    is_temporary,
+    too_large,
+)
+from pipeline.whole_files import CHUNK, file_errors, publish, sync_folder, written_beside
 
-log = logging.getLogger(__name__)
-
+GONE = {errno.ENOENT, errno.ENOTDIR}
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class LocalStorage:
@@ -33,7 +40,7 @@ class LocalStorage:
     def __init__(self, root: str | Path, *, create: bool = False) -> None:
         text = str(root)
         path = Path(text).expanduser() if text.startswith("~/") else Path(text)
-        with _errors("open", text):
+        with file_errors("open", text):
             if not text or "\0" in text:
                 raise StorageError(f"no folder is named {shown(text)!r}; check the address")
             if create:
@@ -56,34 +63,36 @@ class LocalStorage:
         """Return the absolute path of an object."""
         return str(self._root / check_key(key))
 
-    def list(self, prefix: str = "", *, tell: bool = True) -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, tell: bool = True, whole: bool = True) -> Iterator[Entry]:
         """Yield the regular files whose key begins with `prefix`, sorted by key as S3 sorts them."""
         top = check_prefix(prefix).rpartition("/")[0]
-        if top and not self._path(top).is_dir():
-            return
-        stack = [f"{top}/" if top else ""]
+        with file_errors("list", prefix):
+            if top and not self._path(top).is_dir():
+                return
+        skipped, stack = Skipped(self.uri, tell), [f"{top}/" if top else ""]
         while stack:
             key = stack.pop()
-            if key.endswith("/") or not key:
-                stack += [c for c in reversed(self._children(key, tell)) if _may_hold(c, prefix)]
-                continue
-            info = self._stat(key)
-            if info is not None and stat.S_ISREG(info.st_mode):
-                yield Entry(key, info.st_size, _tag(info))
-            elif info is not None and tell:
-                log.error("skipped %s: it is no regular file", shown(key))
+            try:
+                if key.endswith("/") or not key:
+                    stack += [c for c in reversed(self._children(key, skipped)) if _may_hold(c, prefix)]
+                elif entry := self._entry(key, skipped):
+                    yield entry
+            except OSError as error:
+                if why := self._unlisted(key, error, whole=whole or key in ("", f"{top}/")):
+                    skipped.add(key, why)
+        skipped.end()
 
     def get(self, key: str, limit: int | None = None) -> bytes:
-        """Return the bytes of a file, at most `limit` of them: a sparse file of terabytes is refused before it is read."""
+        """Return the bytes of a file, at most `limit` of them: a larger one is refused before it is read."""
+        limit = MAX_OBJECT if limit is None else limit
         path = self._path(key)
-        with _errors("read", str(path)):
-            if not path.is_file():
-                raise NotFoundError(f"no such file: {shown(str(path))}; was it moved during the run?")
-            limit = MAX_OBJECT if limit is None else limit
-            if path.stat().st_size > limit:
+        with file_errors("read", str(path)), self._opened(path) as handle:
+            size = os.fstat(handle.fileno()).st_size
+            if size > limit:
                 raise too_large(str(path), limit)
-            with path.open("rb") as handle:
-                data = handle.read(limit + 1)  # it may grow while it is read
+            data = handle.read(size + 1)
+            if len(data) > size:  # it grows while it is read
+                data += handle.read(limit + 1 - len(data))
             if len(data) > limit:
                 raise too_large(str(path), limit)
             return data
@@ -91,27 +100,27 @@ class LocalStorage:
     def get_file(self, key: str, file: Path) -> None:
         """Copy a file out."""
         path = self._path(key)
-        with _errors("read", str(path)):
-            if not path.is_file():
-                raise NotFoundError(f"no such file: {shown(str(path))}; was it moved during the run?")
-            shutil.copyfile(path, file)
+        with file_errors("read", str(path)), self._opened(path) as source:
+            check_room(file, os.fstat(source.fileno()).st_size)
+            with file.open("wb") as target:
+                shutil.copyfileobj(source, target, CHUNK)
 
     def put(self, key: str, data: bytes, content_type: str | None = None) -> None:
         """Write a file whole: beside it, fsync, then rename. A folder has no place for `content_type`."""
         path = self._path(key)
-        with _errors("write", str(path)), _written_beside(path, data) as temp:
-            _publish(temp, path)
+        with file_errors("write", str(path)), written_beside(path, data) as temp:
+            publish(temp, path)
 
     def put_file(self, key: str, file: Path) -> None:
         """Copy a file in: beside its place, fsync, then rename."""
         path = self._path(key)
-        with _errors("write", str(path)), file.open("rb") as source, _written_beside(path, source) as temp:
-            _publish(temp, path)
+        with file_errors("write", str(path)), file.open("rb") as source, written_beside(path, source) as temp:
+            publish(temp, path)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write a file unless there is one, by a hard link, which fails when the name is taken."""
         path = self._path(key)
-        with _errors("write", str(path)), _written_beside(path, data) as temp:
+        with file_errors("write", str(path)), written_beside(path, data) as temp:
             try:
                 os.link(temp, path)
             except FileExistsError:
@@ -122,18 +131,18 @@ class LocalStorage:
                 with self._lock():  # exFAT and some network folders have no hard links
                     if os.path.lexists(path):
                         return False
-                    _publish(temp, path)
-            _sync_folder(path.parent)
+                    publish(temp, path)
+            sync_folder(path.parent)
             return True
 
     def put_if_match(self, key: str, data: bytes, tag: str) -> bool:
         """Replace a file if its tag is still `tag`, under the folder's lock."""
         path = self._path(key)
-        with _errors("write", str(path)), self._lock():
+        with file_errors("write", str(path)), self._lock():
             if self.tag(key) != tag:
                 return False
-            with _written_beside(path, data) as temp:
-                _publish(temp, path)
+            with written_beside(path, data) as temp:
+                publish(temp, path)
             return True
 
     def tag(self, key: str) -> str | None:
@@ -146,18 +155,13 @@ class LocalStorage:
         info = self._stat(check_key(key))
         if info is None:
             return None
-        probe = self._root / f"{TEMP_PREFIX}{uuid.uuid4().hex}"
-        with _errors("write", str(probe)):
-            try:
-                probe.touch(exist_ok=False)
-                return probe.stat().st_mtime - info.st_mtime
-            finally:
-                probe.unlink(missing_ok=True)
+        with file_errors("write", str(self._root)):
+            return clock(self._root) - info.st_mtime
 
     def delete(self, key: str) -> None:
         """Remove a file and the folders that it leaves empty, which name a person; a missing one is no error."""
         path = self._path(key)
-        with _errors("delete", str(path)), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with file_errors("delete", str(path)), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
         with contextlib.suppress(OSError):  # not empty, or somebody else writes there
             for folder in path.relative_to(self._root).parents[:-1]:
@@ -165,49 +169,88 @@ class LocalStorage:
 
     def _path(self, key: str) -> Path:
         path = self._root / check_key(key)
-        with _errors("open", str(path)):
-            if not self._inside(path):
+        with file_errors("open", str(path)):
+            if self._inner(path) is None:
                 raise StorageError(f"refused {shown(str(path))}: a link leads out of the folder; copy the file in")
         return path
 
+    @contextlib.contextmanager
+    def _opened(self, path: Path) -> Iterator[BinaryIO]:
+        """Open a regular file for reading, whatever another process puts in its place meanwhile.
+
+        Where a link leads is decided before, so the last part of the path is no link (O_NOFOLLOW); opening a pipe does
+        not wait for its writer (O_NONBLOCK).
+        """
+        gone = NotFoundError(f"no such file: {shown(str(path))}; was it moved during the run?")
+        real = self._inner(path)
+        if real is None:
+            raise gone
+        try:
+            number = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno in (*GONE, errno.ELOOP):
+                raise gone from error
+            raise
+        with os.fdopen(number, "rb") as handle:
+            if not stat.S_ISREG(os.fstat(number).st_mode):
+                raise gone
+            yield handle
+
     def _stat(self, key: str) -> os.stat_result | None:
         path = self._path(key)
-        with _errors("read", str(path)):
+        with file_errors("read", str(path)):
             try:
                 return path.stat()
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def _children(self, key: str, tell: bool) -> tuple[str, ...]:
+    def _children(self, key: str, skipped: Skipped) -> tuple[str, ...]:
         """Keys directly under the folder `key`, folders ending in "/", sorted so that whole keys come sorted."""
-        folder = self._root / key
         found = []
-        with _errors("list", str(folder)):
-            try:
-                entries = list(os.scandir(folder))
-            except FileNotFoundError:
-                return ()
-            for entry in entries:
-                child = key + entry.name
-                if is_temporary(entry.name):
-                    continue
-                fault = key_fault(child)
-                if entry.is_symlink() and not self._is_inner_file(folder / entry.name):
-                    fault = "it is a link to a folder, out of the input, or to nothing"
-                if fault and tell:  # an error, which a quiet run tells too: a photo may go unprotected
-                    log.error("skipped %s: %s", shown(child), fault)
-                elif not fault:
-                    found.append(child + "/" if entry.is_dir(follow_symlinks=False) else child)
+        for entry in list(os.scandir(f"{self._root}/{key}")):  # pathlib would look at each of thousands of parts
+            child = key + entry.name
+            if is_temporary(entry.name):
+                continue
+            if fault := key_fault(child):
+                skipped.add(child, fault)
+            elif entry.is_symlink() and not self._is_inner_file(self._root / child):
+                skipped.add(child, "it is a link to a folder, out of the input, or to nothing")
+            else:
+                found.append(child + "/" if entry.is_dir(follow_symlinks=False) else child)
         return tuple(sorted(found))
 
-    def _is_inner_file(self, link: Path) -> bool:
-        return self._inside(link) and link.is_file()
+    def _entry(self, key: str, skipped: Skipped) -> Entry | None:
+        """A listed file. Only a link is resolved: `_children` came to it through no link."""
+        path = f"{self._root}/{key}"
+        info = os.lstat(path)
+        if stat.S_ISLNK(info.st_mode):
+            info = Path(path).stat()
+        if stat.S_ISREG(info.st_mode):
+            return Entry(key, info.st_size, _tag(info))
+        skipped.add(key, "it is no regular file")
+        return None
 
-    def _inside(self, path: Path) -> bool:
+    def _unlisted(self, key: str, error: OSError, *, whole: bool) -> str:
+        """Why a folder or file is left out of a listing; "" where nothing is to be said. Raises StorageError."""
+        if error.errno == errno.ENAMETOOLONG:
+            return f"its path is longer than the system allows ({len(key)} characters); move it up"
+        if error.errno in GONE and key:
+            return "" if whole else "it vanished while the folder was listed"
+        if whole:
+            with file_errors("list", str(self._root / key)):
+                raise error
+        return f"it cannot be read ({error.strerror or type(error).__name__}); check its owner and mode"
+
+    def _is_inner_file(self, link: Path) -> bool:
+        return link.is_file() and self._inner(link) is not None  # the system follows 40 links at most, `resolve` all
+
+    def _inner(self, path: Path) -> Path | None:
+        """Where a path leads in the end; None where a link leads out of the folder or to itself."""
         try:
-            return path.resolve().is_relative_to(self._root)
-        except RuntimeError:  # a link that leads to itself
-            return False
+            real = path.resolve()
+        except RuntimeError:  # a link that leads to itself, or over a thousand others
+            return None
+        return real if real.is_relative_to(self._root) else None
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
@@ -223,6 +266,19 @@ class LocalStorage:
         finally:
             os.close(folder)
 
+    def unfinished(self, prefix: str = "") -> Iterator[Leftover]:
+        """Yield hidden files of writes that did not end, and empty folders; links are not followed."""
+        above = check_prefix(prefix).rpartition("/")[0]
+        top = self._path(above) if above else self._root
+        with file_errors("list", str(top)):
+            yield from leftovers(self._root, top, prefix)
+
+    def discard(self, left: Leftover) -> None:
+        """Remove a hidden file or an empty folder, and the folders that it leaves empty."""
+        with file_errors("delete", str(self._root / left.key)):
+            if self._inner((self._root / left.key).parent) is not None:  # no link was put there since
+                remove(self._root, left)
+
 
 def _may_hold(child: str, prefix: str) -> bool:
     return child.startswith(prefix) or (child.endswith("/") and prefix.startswith(child))
@@ -230,68 +286,3 @@ def _may_hold(child: str, prefix: str) -> bool:
 
 def _tag(info: os.stat_result) -> str:
     return f"{info.st_size}-{info.st_mtime_ns}"
-
-
-@contextlib.contextmanager
-def _written_beside(path: Path, data: bytes | BinaryIO) -> Iterator[Path]:
-    """Write bytes or an open file to a hidden file beside `path`, synced; it is gone afterwards whatever happens."""
-    temp = path.parent / f"{TEMP_PREFIX}{uuid.uuid4().hex}"
-    try:
-        with _opened_beside(temp) as handle:
-            if isinstance(data, bytes):
-                handle.write(data)
-            else:
-                shutil.copyfileobj(data, handle, 1 << 20)
-            handle.flush()
-            os.fsync(handle.fileno())
-        yield temp
-    finally:
-        temp.unlink(missing_ok=True)
-
-
-def _opened_beside(temp: Path) -> BinaryIO:
-    """Create a hidden file and its folders, which a `delete` beside us may take away in between."""
-    for _ in range(100):
-        with contextlib.suppress(FileNotFoundError, FileExistsError):
-            temp.parent.mkdir(parents=True, exist_ok=True)
-            return temp.open("xb")
-    temp.parent.mkdir(parents=True, exist_ok=True)
-    return temp.open("xb")
-
-
-def _publish(temp: Path, path: Path) -> None:
-    """Rename `temp` to `path` with a newer mtime: the kernel's clock ticks in ms, and tags must differ."""
-    now = time.time_ns()
-    with contextlib.suppress(FileNotFoundError):
-        now = max(now, path.stat().st_mtime_ns + 1)
-    os.utime(temp, ns=(now, now))
-    temp.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut; some network folders refuse it, and then nothing can be done."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-@contextlib.contextmanager
-def _errors(action: str, where: str) -> Iterator[None]:
-    """Turn an OSError into a StorageError of one line that says what to do."""
-    try:
-        yield
-    except OSError as exc:
-        place = shown(where)
-        if exc.errno in FULL:
-            line = f"disk full: cannot {action} {place}; free some space and run again, finished work is kept"
-        elif exc.errno in DENIED:
-            line = f"no permission to {action} {place}; check the owner and mode of the folder"
-        elif exc.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-            line = f"cannot {action} {place}: a file and a folder are in each other's place; choose another folder"
-        else:
-            line = f"cannot {action} {place}: {exc.strerror or type(exc).__name__}; check the disk or the mount"
-        raise StorageError(line) from exc

@@ -1,7 +1,6 @@
 """The Parquet manifest, built from the records alone, and the sweep that leaves no orphan behind."""
 
 import re
-import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from pipeline.names import escape
 from pipeline.records import INDEX, Index, Record, Recorded, load_many, read_index
 from pipeline.rows import IDENTITIES, PHOTOS, RECORDS, table
 from pipeline.storage import Storage
+from pipeline.temporary import temporary_folder
 
 PHOTOS_KEY, IDENTITIES_KEY = "manifest/photos.parquet", "manifest/identities.parquet"
 FILES = {PHOTOS_KEY: PHOTOS, IDENTITIES_KEY: IDENTITIES}
@@ -72,13 +72,13 @@ def write_manifest(storage: Storage, index: Index | None = None, *, force: bool 
     if index.fresh and not force and all(storage.tag(key) is not None for key in FILES):
         standing = index.standing()
         return sum(row.photos for row in standing.values()), len({name for name, _ in standing})
-    with tempfile.TemporaryDirectory(prefix="dladiff-") as folder:
-        photos, identities = (ParquetFile(Path(folder), schema) for schema in FILES.values())
+    with temporary_folder() as folder:
+        photos, identities = (ParquetFile(folder, schema) for schema in FILES.values())
         for rows, row in merged(storage, index):
             for photo in rows:
                 photos.add(photo)
             identities.add(row)
-        known = ParquetFile(Path(folder), RECORDS)
+        known = ParquetFile(folder, RECORDS)
         for entry in index.rows():
             known.add(asdict(entry))
         for key, file in zip(FILES, (photos, identities), strict=True):
@@ -89,8 +89,8 @@ def write_manifest(storage: Storage, index: Index | None = None, *, force: bool 
 
 def write_rows(storage: Storage, key: str, rows: Iterable[Mapping[str, Any]], schema: Any) -> None:
     """Store rows as one Parquet file."""
-    with tempfile.TemporaryDirectory(prefix="dladiff-") as folder:
-        file = ParquetFile(Path(folder), schema)
+    with temporary_folder() as folder:
+        file = ParquetFile(folder, schema)
         for row in rows:
             file.add(row)
         file.put(storage, key)

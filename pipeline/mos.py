@@ -1,32 +1,21 @@
-"""`dladiff mos`: generated faces in random order on a local page, and what people say of them."""
+"""What people are asked to rate and what they said: generated faces in random order, mean opinion scores."""
 
 import hashlib
-import http.server
-import json
 import random
-from collections.abc import Callable, Iterable
-from functools import lru_cache, partial
-from typing import Any, cast
-from urllib.parse import urlsplit
+from collections.abc import Iterable
+from typing import Any
 
-from dladiff.errors import ConfigError, DladiffError, NotFoundError, StorageError
-from dladiff.evaluation.ratings import SCALE, krippendorff_alpha
-from pipeline.names import shown
-from pipeline.page import asset, filled, policy
-from pipeline.photos import decode, encode_png
-from pipeline.ratings import SCORES, Rating, add_rating, opinions, read_ratings
+from dladiff.errors import ConfigError, NotFoundError, StorageError
+from dladiff.evaluation.ratings import krippendorff_alpha
+from pipeline.ratings import Rating, add_rating, opinions, read_ratings
 from pipeline.records import now
 from pipeline.results import sound_rows
 from pipeline.rows import NO_PARQUET, RESULTS, columns, parquet
 from pipeline.storage import Storage
 
-HOST = "127.0.0.1"  # faces of real people: this machine alone
 FACES = 50  # of each method and attack, as the paper asked its ten raters
-MAX_BODY = 2048
-MAX_NAME = 60
 
 Face = dict[str, str]
-Reply = tuple[int, str, bytes]
 
 
 def faces_of(results: Storage, most: int = FACES, seed: int = 0) -> list[Face]:
@@ -100,102 +89,6 @@ class Session:
         return self.next(rater)
 
 
-def serve(results: Storage, port: int = 8765, *, most: int = FACES, said: Callable[[str], None] = print) -> None:
-    """Serve the page until the program is ended. Raises ConfigError, StorageError (the port is taken)."""
-    server = make_server(Session(results, faces_of(results, most)), port)
-    said(f"http://{HOST}:{server.server_address[1]}/  (end with Ctrl-C)")
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        said("ended; ratings are kept")
-    finally:
-        server.server_close()
-
-
-def make_server(session: Session, port: int) -> http.server.ThreadingHTTPServer:
-    """Return the server, on this machine's own address only; port 0 takes a free one."""
-    try:
-        return http.server.ThreadingHTTPServer((HOST, port), partial(_Handler, session))
-    except OSError as error:
-        raise StorageError(f"port {port} cannot be taken ({error.strerror}); give another --port") from error
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    """GET / and /face/SIGN.png, POST /next and /rate; other hosts and kinds of body are refused."""
-
-    timeout = 30  # s that a request may take to arrive
-
-    def __init__(self, session: Session, *args: Any, **kwargs: Any) -> None:
-        self.session = session
-        super().__init__(*args, **kwargs)
-
-    def do_GET(self) -> None:
-        """Answer with the page or a face."""
-        self._answer(self._get)
-
-    def do_POST(self) -> None:
-        """Answer with the next face, after storing a rating where one is sent."""
-        self._answer(self._post)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: the terminal is the user's."""
-
-    def _answer(self, find: Callable[[], Reply]) -> None:
-        """Reply, whatever happens; the Host check keeps pages that rename themselves to this address out."""
-        port = cast(tuple[str, int], self.server.server_address)[1]
-        if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):
-            status, kind, body = _error(403, "wrong host")
-        else:
-            try:
-                status, kind, body = find()
-            except (ValueError, KeyError, TypeError, RecursionError):
-                status, kind, body = _error(400, "not a request of this page")
-            except NotFoundError:
-                status, kind, body = _error(404, "this face is gone")
-            except DladiffError as error:
-                status, kind, body = _error(500, str(error))
-            except TimeoutError:
-                status, kind, body = _error(408, "the request did not come to its end")
-        self.send_response(status)
-        for name, value in {
-            "Content-Type": kind,
-            "Content-Length": str(len(body)),
-            "Cache-Control": "no-store",
-            "X-Content-Type-Options": "nosniff",
-            "Content-Security-Policy": _page()[1],
-        }.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def _get(self) -> Reply:
-        path = urlsplit(self.path).path
-        if path == "/":
-            return 200, "text/html; charset=utf-8", _page()[0].encode()
-        if path.startswith("/face/") and path.endswith(".png"):
-            face = self.session.faces[path.removeprefix("/face/").removesuffix(".png")]["face"]
-            pixels = decode(self.session.results.get(face), max_pixels=2048 * 2048, min_side=1).pixels
-            return 200, "image/png", encode_png(pixels)
-        return _error(404, "no such page")
-
-    def _post(self) -> Reply:
-        size = int(self.headers.get("Content-Length") or 0)
-        if self.headers.get("Content-Type") != "application/json" or not 0 < size <= MAX_BODY:
-            return _error(415, "expected a small JSON body")  # which other sites' pages cannot send unasked
-        sent = json.loads(self.rfile.read(size))
-        rater = shown(str(sent["rater"])).strip()[:MAX_NAME]
-        if not rater:
-            raise ValueError("no name")
-        if self.path == "/next":
-            return _json(self.session.next(rater))
-        if self.path == "/rate":
-            face, score = sent["face"], sent["score"]
-            if type(face) is not str or type(score) is not int or str(score) not in SCORES:
-                raise ValueError("no rating")
-            return _json(self.session.rate(rater, face, score))
-        return _error(404, "no such page")
-
-
 def summary(results: Storage) -> list[dict[str, Any]]:
     """Mean opinion score of each attack, condition and prompt with its interval, raters, and agreement.
 
@@ -229,19 +122,3 @@ def agreement(ratings: Iterable[Rating]) -> float | None:
     for row in ratings:
         units.setdefault(row["face"], []).append(float(row["score"]))
     return krippendorff_alpha(units)
-
-
-@lru_cache
-def _page() -> tuple[str, str]:
-    """The page and its policy: its own style, script and faces, nothing else."""
-    css, js = asset("mos.css"), asset("mos.js")
-    own = policy(css, js, "'self'")
-    return filled("mos.html.j2", css, js, scale=SCALE), f"{own}; connect-src 'self'; frame-ancestors 'none'"
-
-
-def _json(value: dict[str, Any]) -> Reply:
-    return 200, "application/json", json.dumps(value).encode()
-
-
-def _error(status: int, text: str) -> Reply:
-    return status, "application/json", json.dumps({"error": text}).encode()

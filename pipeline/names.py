@@ -1,12 +1,29 @@
-"""Names as data: identity and photo names become key-safe ids, and storage keys are checked before use."""
+"""Names as data: identity and photo names become key-safe ids, storage keys are checked, messages hold no secrets."""
 
 import hashlib
-import unicodedata
+import logging
+import re
 from pathlib import PurePosixPath
+from typing import Any
 from urllib.parse import quote
 
 MAX_ID = 120  # characters; an id, a digest and an extension together stay under the 255 bytes of a file name
 KEPT = 100  # characters of a longer name that stay readable
+MOST_SHOWN = 200  # characters of a name or address in a message: two lines of a terminal
+PROGRAM = ("pipeline", "dladiff")  # the top loggers of this program
+
+_USER = re.compile(  # all lengths are bounded, so that a hostile text of megabytes takes linear time
+    r"""(\b[a-z][a-z0-9+.-]{0,20}:/{1,2})"""  # one slash: pathlib has removed the other
+    r"""(?:[^\s/?\#"'<>]{0,512}@"""  # user, or user:password, up to the last @ before the path
+    r"""|[^\s/?\#"'<>:]{0,512}:(?!\d{1,5}(?:[/?]|$))[^\s"'<>]{0,512}@)""",  # a password with a slash; no port
+    re.IGNORECASE,
+)
+_QUERY = re.compile(
+    r"""([?&;](?:x-(?:amz|goog)-(?:signature|credential|security-token)|signature|awsaccesskeyid|googleaccessid|sig"""
+    r"""|(?:[a-z]+[-_])?token|api[-_]?key|(?:client[-_]?)?secret|passw(?:or)?d)=)[^&\s\#"'<>]+""",
+    re.IGNORECASE,
+)
+_KEY_ID = re.compile(r"(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])")
 
 
 def escape(identity: str) -> str:
@@ -42,13 +59,60 @@ def key_fault(key: str) -> str | None:
         return "it holds a NUL or a backslash"
     if key.startswith("/"):
         return "it is absolute"
-    if any(part in ("", ".", "..") for part in key.split("/")):
+    if any(part in f"/{key}/" for part in ("//", "/./", "/../")):
         return 'it has an empty, "." or ".." part'
-    if any(unicodedata.category(c) == "Cs" for c in key):
-        return "it is not UTF-8"
-    return None
+    return None if is_utf8(key) else "it is not UTF-8"
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text has no lone surrogate, which is what Python makes of bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def shown(text: str) -> str:
-    """Return `text` fit for one line of a message: characters that do not print are written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    """Return `text` fit for one line of a message: without secrets, characters that do not print as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in redacted(text))
+
+
+def short(text: str, most: int = MOST_SHOWN) -> str:
+    """Return `shown` text of at most `most` characters: of a longer one the beginning and the end."""
+    line = shown(text)
+    return line if len(line) <= most else f"{line[: most - most // 4 - 3]}...{line[-(most // 4) :]}"
+
+
+def redacted(text: str) -> str:
+    """Return `text` with its secrets replaced by "***".
+
+    Secrets are the user and password of any URL, the query values that authorise a request (presigned addresses,
+    tokens), and AWS access key ids.
+    """
+    if "@" in text:
+        text = _USER.sub(r"\1***@", text)
+    if "=" in text:
+        text = _QUERY.sub(r"\1***", text)
+    return _KEY_ID.sub("***", text)
+
+
+def redact_logs() -> None:
+    """Redact every log record of this program, whatever handler prints it, with its traceback.
+
+    A filter on the loggers "pipeline" and "dladiff" would not see the records of the loggers below them.
+    """
+    make = logging.getLogRecordFactory()
+    if getattr(make, "redacts", False):
+        return
+
+    def record(name: str, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        made = make(name, *args, **kwargs)
+        if name.partition(".")[0] in PROGRAM:
+            made.msg, made.args = redacted(made.getMessage()), ()
+            if made.exc_info:
+                made.exc_text = redacted(logging.Formatter().formatException(made.exc_info))
+        return made
+
+    record.redacts = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(record)

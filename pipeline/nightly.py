@@ -13,7 +13,7 @@ from dladiff.settings import nearest
 from pipeline.config import RunConfig
 from pipeline.driver_metrics import Outcome, push, write_textfile
 from pipeline.jobs import Job, Tenant
-from pipeline.names import shown
+from pipeline.names import redacted, shown
 from pipeline.retention import retain
 from pipeline.run import Summary, protect
 
@@ -133,27 +133,29 @@ def _chosen(job: Job, only: Sequence[str]) -> list[Tenant]:
 def _run(tenant: Tenant, protect: Protect, now: Clock, deadline: datetime | None) -> TenantOutcome:
     started, clock = _stamp(now()), time.monotonic()
     counts: dict[str, int] = {}
-    trace = ""
+    trace, missed = "", list[str]()
     try:
         summary = protect(tenant.run, deadline=deadline)
         counts = {name: getattr(summary, name) for name in (*COUNTS, "lost_photos")}
         code, reason = summary.exit_code, ""
         if tenant.retention is not None:
-            due = retain(tenant.run.output, tenant.retention, tenant.run, really=True, unattended=True, now=now)
-            counts |= {"deleted": len(due), "deleted_photos": sum(one.photos for one in due)}
+            found = retain(tenant.run.output, tenant.retention, tenant.run, really=True, unattended=True, now=now)
+            counts |= {"deleted": len(found.due), "deleted_photos": sum(one.photos for one in found.due)}
+            missed = found.missed
         if code:
             reason = f"dladiff failed --output {shown(tenant.run.output)} says what failed and why"
         if summary.left:
             late = f"{summary.left} identities are left for the next window"
             reason = f"{late}; {reason}" if summary.failed or summary.quarantined or summary.lost_photos else late
+        reason = "; ".join([reason] * bool(reason) + [f"retention did not reach {line}" for line in missed])
     except DladiffError as error:
-        code, reason = 3 if isinstance(error, StorageError) else 2, " ".join(str(error).split())
+        code, reason = 3 if isinstance(error, StorageError) else 2, redacted(" ".join(str(error).split()))
     except Exception as error:  # a fault of ours with one tenant's photos is no reason to leave the others out
         code, reason = (
             3,
-            f"{type(error).__name__}: {' '.join(str(error).split())}; its traceback is in the JSON summary",
+            f"{type(error).__name__}: {redacted(' '.join(str(error).split()))}; its traceback is in the JSON summary",
         )
-        trace = traceback.format_exc()
+        trace = redacted(traceback.format_exc())
     seconds = round(time.monotonic() - clock, 1)
     return TenantOutcome(
         tenant=tenant.name,
@@ -184,7 +186,7 @@ def _told(outcome: TenantOutcome, ended: datetime, pushgateway: str | None, text
         try:
             tell()
         except StorageError as error:
-            notes.append(str(error))
+            notes.append(redacted(str(error)))  # the gateway's address may hold a password
     return notes
 
 

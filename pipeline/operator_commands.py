@@ -74,8 +74,12 @@ def doctor(config: Path | None, output: str | None, address: str | None) -> int:
 def retention(
     config: Path | None, gone: bool, older_than: int | None, records: str, yes: bool, as_json: bool, **places: Any
 ) -> int:
-    """Delete protected photos and records that are no longer wanted; the input is never touched."""
+    """Delete protected photos and records that are no longer wanted; the input is never touched.
+
+    Exit code 1: something that shows people who left was not reached; a line says what.
+    """
     from pipeline.config import run_config
+    from pipeline.names import shown
     from pipeline.retention import Retention, retain
 
     asked = config is not None or places["input"] is not None
@@ -84,15 +88,20 @@ def retention(
     if not output:
         raise ConfigError(["output: is missing; give --output URI"])
     rule = Retention(gone=gone, protected_days=older_than or 0, records=records)
-    due = retain(output, rule, run, really=yes)
+    found = retain(output, rule, run, really=yes)
+    code = 1 if found.missed and yes else 0
     if as_json:
-        click.echo(json.dumps({"deleted": yes, "identities": [asdict(one) for one in due]}))
-        return 0
-    for one in due:
-        click.echo(f"{'deleted' if yes else 'would delete'}: {one.line()}")
-    end = "" if yes or not due else "; nothing was deleted: --yes deletes"
-    click.echo(f"{len(due)} identities, {sum(one.photos for one in due)} photos{end}")
-    return 0
+        facts = {"identities": [asdict(one) for one in found.due], "outside": found.outside, "missed": found.missed}
+        click.echo(json.dumps({"deleted": yes} | facts))
+        return code
+    did = "deleted" if yes else "would delete"
+    for line in (*(one.line() for one in found.due), *(f"what shows them in {shown(o)}" for o in found.outside)):
+        click.echo(f"{did}: {line}")
+    for line in found.missed:
+        click.echo(f"not reached: {line}")
+    end = "" if yes or not (found.due or found.outside) else "; nothing was deleted: --yes deletes"
+    click.echo(f"{len(found.due)} identities, {sum(one.photos for one in found.due)} photos{end}")
+    return code
 
 
 COMMANDS = (nightly, retention, doctor)

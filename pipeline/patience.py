@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dladiff.errors import BusyError
-from pipeline.storage import Entry, Storage
+from pipeline.storage import Entry, Leftover, Storage
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,9 @@ class PatientStorage:
         """Return the full address of an object."""
         return self.inner.uri_of(key)
 
-    def list(self, prefix: str = "", *, tell: bool = True) -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, tell: bool = True, whole: bool = True) -> Iterator[Entry]:
         """Yield the objects whose key begins with `prefix`; the whole listing is taken before the first is given."""
-        yield from self._try(lambda: [*self.inner.list(prefix, tell=tell)])
+        yield from self._try(lambda: [*self.inner.list(prefix, tell=tell, whole=whole)])
 
     def get(self, key: str, limit: int | None = None) -> bytes:
         """Return the bytes of an object, at most `limit` of them."""
@@ -75,6 +75,14 @@ class PatientStorage:
     def delete(self, key: str) -> None:
         """Remove an object; a missing one is no error."""
         self._try(lambda: self.inner.delete(key))
+
+    def unfinished(self, prefix: str = "") -> Iterator[Leftover]:
+        """Yield what writers left; the whole listing is taken before the first is given."""
+        yield from self._try(lambda: [*self.inner.unfinished(prefix)])
+
+    def discard(self, left: Leftover) -> None:
+        """Remove what `unfinished` yielded."""
+        self._try(lambda: self.inner.discard(left))
 
     def _try(self, call: Callable[[], T]) -> T:
         deadline, wait = time.monotonic() + self.patience_s, FIRST_S

@@ -12,7 +12,7 @@ from typing import Any
 
 from dladiff.errors import ConfigError
 from pipeline.config import RunConfig
-from pipeline.index_file import MISSING, index_identities, is_index
+from pipeline.index_file import MISSING, REFUSED, index_identities, is_index
 from pipeline.latest import LATEST as LATEST
 from pipeline.manifest import ParquetFile, write_rows
 from pipeline.names import shown
@@ -174,12 +174,14 @@ def write_plan(target: Storage, plan: Plan, run_id: str) -> None:
 def inputs_of(config: RunConfig) -> tuple[str, ...]:
     """Return the folders or bucket prefixes that a run reads its photos below; of an index file, its folder first.
 
+    Photos of an index file in other buckets are left out: `Prefixes` has these.
+
     Raises StorageError for an input that is not there.
     """
     if not is_index(config.input):
         return (open_storage(config.input).uri,)
     folder = config.input.removesuffix(config.input.rpartition("/")[2]) or "."
-    return tuple(open_storage(root).uri for root in (folder, *getattr(config, "allow_roots", ())))
+    return tuple(open_storage(root).uri for root in (folder, *config.allow_roots))
 
 
 def open_if_there(uri: str) -> Storage | None:
@@ -188,14 +190,17 @@ def open_if_there(uri: str) -> Storage | None:
     return None if path is not None and not path.exists() else open_storage(uri)
 
 
-def identities(config: RunConfig, target: Storage | None) -> Iterator[Identity]:
-    """List the input's identities, whatever the limit; an output inside the input is left out."""
+def identities(config: RunConfig, target: Storage | None, *, whole: bool = False) -> Iterator[Identity]:
+    """List the input's identities, whatever the limit; an output inside the input is left out.
+
+    With `whole` a folder that cannot be read raises StorageError, else it is logged and skipped.
+    """
     if is_index(config.input):
-        return index_identities(config.input)
+        return index_identities(config.input, config.allow_roots)
     source = open_storage(config.input)
     lists = open_storage(config.lists) if config.lists else None
     inside = _inside(source, target) if target else None
-    return find_identities(source, layout=config.layout_name(), exclude_prefix=inside, lists=lists)
+    return find_identities(source, layout=config.layout_name(), exclude_prefix=inside, lists=lists, whole=whole)
 
 
 def _inside(source: Storage, target: Storage) -> str | None:
@@ -284,4 +289,11 @@ def _candidates(identity: Identity, clean_photos: int, *, split: bool) -> tuple[
 
 
 def _listed(photos: Sequence[Photo]) -> list[dict[str, Any]]:
-    return [{"key": p.key, "uri": p.uri} | ({"missing": True} if p.tag == MISSING else {}) for p in photos]
+    return [{"key": p.key, "uri": p.uri} | _fault(p.tag) for p in photos]
+
+
+def _fault(tag: str) -> dict[str, Any]:
+    """What the actor is told of a photo that the index names and nobody can read."""
+    if tag.startswith(REFUSED):
+        return {"refused": tag.removeprefix(REFUSED)}
+    return {"missing": True} if tag == MISSING else {}

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from dladiff.errors import ConfigError
 from pipeline.layouts import row, warn_left_out
-from pipeline.names import shown
+from pipeline.names import short, shown
 from pipeline.spool import Listed, Spool, Value, blob, text
 from pipeline.storage import Entry, Storage
 
@@ -157,7 +157,7 @@ def _locate(places: Sequence[Storage], names: Sequence[str]) -> dict[str, tuple[
         found = at_top | found
         if len(found) == len(names):
             break
-        for entry in place.list():
+        for entry in place.list(whole=False):
             folder, _, name = entry.key.rpartition("/")
             if name in names and name not in found and ("/" not in folder or folder.endswith("/Anno")):
                 found[name] = (place, entry.key)
@@ -181,7 +181,7 @@ def _lines(place: Storage, key: str) -> Iterator[tuple[int, str]]:
 
 def _malformed(place: Storage, key: str, number: int, line: str, expected: str) -> ConfigError:
     where = f"{shown(place.uri_of(key))}, line {number}"
-    return ConfigError([f"{where}: expected {expected}, not {shown(line[:80])!r}; take the file of the release"])
+    return ConfigError([f"{where}: expected {expected}, not {short(line, 80)!r}; take the file of the release"])
 
 
 def _shown(value: bytes) -> str:

@@ -18,6 +18,9 @@ Manifest = dict[str, Any]
 SETTINGS = "/etc/dladiff/"
 JOB_LABEL = "dladiff-job"  # our own: KubeRay sets app.kubernetes.io/name on its pods
 USER = 1000  # of cluster/Dockerfile
+SCRATCH = {"tmp": "/tmp", "home": "/home/dladiff"}
+"""What a container may write: Ray's sessions and temporary files; models and caches. KubeRay adds /dev/shm."""
+SCRATCH_GIB = 32  # of the node's disk for each; the largest model, SDXL in fp32, has 14
 GRACE_S = 120  # what a spot machine gives between its notice and its end
 TTL_S = 600  # a finished job's cluster stays this long, for its logs
 RAY_METRICS, DRIVER_METRICS = 8080, 9109
@@ -169,7 +172,7 @@ def _cron_job(job: Job) -> Manifest:
         "env": [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", "valueFrom": token}],
         "resources": _resources(1, 1),
         "securityContext": _contained(),
-        "volumeMounts": [{"name": "settings", "mountPath": SETTINGS, "readOnly": True}],
+        "volumeMounts": [{"name": "settings", "mountPath": SETTINGS, "readOnly": True}, *_scratch()],
     }
     pod = _pod(job, container) | {"automountServiceAccountToken": False}
     template = {"metadata": {"labels": _labels(job)}, "spec": pod}
@@ -197,7 +200,7 @@ def _cluster_spec(job: Job) -> Manifest:
         "enableInTreeAutoscaling": autoscaled,
     }
     if autoscaled:
-        sidecar = {"resources": _resources(1, 1), "securityContext": _contained()}
+        sidecar = {"resources": _resources(1, 1), "securityContext": _contained(), "volumeMounts": _scratch()}
         spec["autoscalerOptions"] = {"version": "v2", "idleTimeoutSeconds": 120, **sidecar}
     spec["headGroupSpec"] = {
         "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},  # no actor beside the driver
@@ -229,7 +232,7 @@ def _head(job: Job) -> Manifest:
 
 
 def _container(job: Job, name: str, ports: dict[str, int], resources: Manifest) -> Manifest:
-    mounts = [{"name": "settings", "mountPath": SETTINGS, "readOnly": True}]
+    mounts = [{"name": "settings", "mountPath": SETTINGS, "readOnly": True}, *_scratch()]
     if job.cluster.models:
         mounts.append({"name": "models", "mountPath": "/models", "readOnly": True})
     return {
@@ -265,12 +268,19 @@ def _pod(job: Job, container: Manifest) -> Manifest:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],
-        "volumes": [{"name": "settings", "configMap": {"name": _name(job)}}],
+        "volumes": [
+            {"name": "settings", "configMap": {"name": _name(job)}},
+            *({"name": name, "emptyDir": {"sizeLimit": f"{SCRATCH_GIB}Gi"}} for name in SCRATCH),
+        ],
     }
 
 
 def _contained() -> Manifest:
-    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    return {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+
+
+def _scratch() -> list[Manifest]:
+    return [{"name": name, "mountPath": path} for name, path in SCRATCH.items()]
 
 
 def _resources(cpus: int, memory_gib: int, gpus: int = 0) -> Manifest:

@@ -1,7 +1,6 @@
 """`dladiff report`: one HTML file that shows what was done to the photos and what it bought; it sends nothing."""
 
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,20 +14,20 @@ from dladiff.errors import ConfigError, StorageError
 from pipeline.originals import Originals
 from pipeline.originals import originals as below
 from pipeline.page import asset, embedded, filled
+from pipeline.pages import PICTURE, REPORT, announce, mark
 from pipeline.report_data import LISTED, Encoder, Facts, Series, gather
 from pipeline.report_pictures import FACTOR, pictures
 from pipeline.report_sample import Person, Row, listed, or_least, similarity
 from pipeline.storage import Storage, open_storage
 from pipeline.trace import Curve, curves_of
 
-KEY = "report/index.html"
+KEY = REPORT
 EMBEDDED = 200  # photos whose pictures lie in the page itself: some 10 to 15 MB
 PEOPLE = 500  # identities named, at most, unless the photos shown are of more
 OPEN = 12  # photos that lie open when the page does: the identities from the worst on
 TRACED, CHARTS = 50, 8  # identities whose curves are drawn, and curves of one: at most some 2 MB
 FEW = 24  # up to that many photos the pictures are large
 SIDE, SIDE_FEW = 320, 640  # px, longest side of a picture
-PICTURE = re.compile(r"\d{5}-\w+\.webp")  # beside a page
 READERS = 2  # photos decoded at a time: each may be large
 
 Sink = Callable[[str, bytes], str]
@@ -86,6 +85,7 @@ def write_report(
     rows = facts.sample.rows()
     linked, folder = len(rows) > EMBEDDED, f"{Path(key).stem}_files"
     written: set[str] = set()
+    noted = announce(storage, "report", html or REPORT, _named(facts, rows))
     sink = partial(_beside, target, folder, written) if linked else _embedded
     side = SIDE_FEW if len(rows) <= FEW else SIDE
     with ThreadPoolExecutor(READERS) as pool:
@@ -96,6 +96,7 @@ def write_report(
     for entry in list(target.list(f"{folder}/")):  # of a page before: it may have shown what this one is not to
         if PICTURE.fullmatch(entry.key.removeprefix(f"{folder}/")) and entry.key not in written:
             target.delete(entry.key)
+    noted()
     return Written(target.uri_of(key), len(cards), facts.photos.total(), len(page), _notes(sources, facts, cards))
 
 
@@ -109,6 +110,12 @@ def _notes(sources: Originals | None, facts: Facts, cards: list[Row]) -> list[st
     if facts.damaged:
         notes.append(f"rows of the manifests that are damaged and left out: {facts.damaged}; run `dladiff finalise`")
     return notes
+
+
+def _named(facts: Facts, rows: list[Row]) -> set[str]:
+    """The people whom the page names."""
+    people = listed(facts.people.values(), {row["identity"] for row in rows}, PEOPLE)
+    return {person.name for person in people} | {row["identity"] for row in facts.lost}
 
 
 def render(facts: Facts, groups: list[Group], output: str, *, linked: bool, originals: bool) -> str:
@@ -128,6 +135,7 @@ def render(facts: Facts, groups: list[Group], output: str, *, linked: bool, orig
         kinds=[kind for kind in kinds if kind.after.values],
         histograms=_histograms(facts, kinds),
         output=output,
+        mark=mark(output),
         linked=linked,
         originals=originals,
         factor=FACTOR,

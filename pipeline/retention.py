@@ -4,19 +4,26 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from urllib.parse import unquote
 
-from dladiff.errors import ConfigError, StorageError
+import pyarrow as pa
+
+from dladiff.errors import ConfigError, DamagedError, NotFoundError, StorageError
 from dladiff.settings import nearest
 from pipeline import manifest, records
 from pipeline.config import RunConfig
+from pipeline.forget import Who, forget
 from pipeline.lease import Lease
+from pipeline.leftovers import OWNED, Held, held, sweep
 from pipeline.names import escape, shown
 from pipeline.plan import LATEST, identities
+from pipeline.private import chosen_umask, private_files
 from pipeline.records import Recorded, load, read_index
 from pipeline.rows import PLAN, parquet
-from pipeline.storage import Storage, open_storage
+from pipeline.storage import FOLDERS, TEMP_PREFIX, Storage, open_storage
 from pipeline.trace import traces_of
 
 RECORDS = ("delete", "keep")
@@ -65,6 +72,17 @@ class Due:
         return f"{shown(self.identity)}: {self.why}; {self.photos} photos, {self.bytes / 1e6:.1f} MB, {records}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Retained:
+    """What was deleted, or would be."""
+
+    due: list[Due]
+    outside: list[str]
+    """Addresses of pages that show them and of evaluation results that hold them, beside the records."""
+    missed: list[str]
+    """What shows them and was not reached, a line each that says what to do."""
+
+
 def retain(
     output: str,
     rule: Retention,
@@ -73,7 +91,7 @@ def retain(
     really: bool = False,
     unattended: bool = False,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> list[Due]:
+) -> Retained:
     """Return what `rule` says is to be deleted from an output; with `really`, delete it and build the manifests.
 
     `config` names the input, which is listed to know who left it; without one, age alone decides and every record
@@ -87,29 +105,40 @@ def retain(
         raise ConfigError(faults)
     storage = open_storage(output)
     if not really:
-        return _find(storage, rule, config, unattended, now()).due
-    storage = open_storage(output, s3=config.s3 if config else None)
-    with Lease(storage) as lease:
         found = _find(storage, rule, config, unattended, now())
+        outside = forget(storage, found.who(rule), really=False)
+        return Retained(due=found.due, outside=outside.deleted, missed=outside.missed)
+    storage = open_storage(output, s3=config.s3 if config else None)
+    with private_files(config.umask if config else chosen_umask()), Lease(storage) as lease:
+        found = _find(storage, rule, config, unattended, now())
+        outside = forget(storage, found.who(rule), really=True)
         if found.due:
             _delete(storage, (entry.key for entry in storage.list("report/")))  # it shows pictures of them
         if found.present is not None and rule.records == "delete":
             _forget_plans(storage, found.present)
         for one in found.due:
             lease.check()
-            _remove(storage, one, found.rows[one.identity], now())
+            _remove(storage, one, found, now())
         lease.check()
-        manifest.write_manifest(storage)
-    return found.due
+        manifest.write_manifest(storage, force=bool(found.due))
+        left = sweep(storage, (*(f"{folder}/" for folder in FOLDERS), TEMP_PREFIX)) if rule.gone else []
+    return Retained(due=found.due, outside=outside.deleted, missed=outside.missed + left)
 
 
 @dataclass(frozen=True)
 class _Found:
-    """Who is due, the records of everybody, and who is in the input, if it was asked."""
+    """Who is due, the records of everybody, what is stored, and who is in the input, if it was asked."""
 
     due: list[Due]
     rows: dict[str, list[Recorded]]
+    held: dict[str, Held]
+    folders: dict[str, str]
+    """Escaped name of everybody who is due."""
     present: set[str] | None
+
+    def who(self, rule: Retention) -> Who:
+        """Return whom pages and results beside the records are to forget."""
+        return Who(self.present if rule.gone else None, {one.identity for one in self.due})
 
 
 def _find(storage: Storage, rule: Retention, config: RunConfig | None, unattended: bool, now: datetime) -> _Found:
@@ -119,22 +148,36 @@ def _find(storage: Storage, rule: Retention, config: RunConfig | None, unattende
         raise StorageError(min(index.damaged.values()))  # whose it was is not known
     for row in index.rows():
         rows[row.identity].append(row)
-    present, gone = None, set[str]()
+    present, here = None, None
     if config is not None:
-        present = {identity.name for identity in identities(config, storage)}
-        gone = rows.keys() - present
-        _refuse_doubtful(len(gone), len(rows), config, unattended)
-    sizes, limit = _stored(storage), now - timedelta(days=rule.protected_days)
-    due = []
-    for name, own in sorted(rows.items()):
-        count, size = sizes[escape(name)]
-        finished = _finished(own)
-        left, old = rule.gone and name in gone, rule.protected_days > 0 and finished is not None and finished <= limit
-        forgotten = name in gone and rule.records == "delete"
-        if (left or old) and (count or forgotten):
-            why = "left the input" if left else f"protected on {finished:%Y-%m-%d}"
-            due.append(Due(identity=name, why=why, photos=count, bytes=size, forgotten=forgotten))
-    return _Found(due, rows, present)
+        present = {identity.name for identity in identities(config, storage, whole=True)}
+        here = set(map(escape, present))
+    stored = held(storage, here)
+    known = {escape(name): name for name in rows}
+    known |= {folder: _name(folder) for folder in stored.keys() - known.keys()}
+    gone = known.keys() - here if here is not None else set()
+    if config is not None:
+        _refuse_doubtful(len(gone), len(known), config, unattended)
+    limit, due = now - timedelta(days=rule.protected_days), []
+    for folder, name in sorted(known.items(), key=lambda pair: pair[1]):
+        finished, one = _finished(rows.get(name, [])), stored[folder]
+        left, old = rule.gone and folder in gone, rule.protected_days > 0 and finished is not None and finished <= limit
+        forgotten = folder in gone and rule.records == "delete"
+        if (left or old) and (forgotten or one.photos or _pictures(one)):
+            why = f"protected on {finished:%Y-%m-%d}" if finished and not left else "left the input"
+            due.append(Due(identity=name, why=why, photos=one.photos, bytes=one.bytes, forgotten=forgotten))
+    return _Found(due, rows, stored, {name: folder for folder, name in known.items()}, present)
+
+
+def _name(folder: str) -> str:
+    """The name behind an escaped one, for messages; a shortened one stands for itself."""
+    name = unquote(folder, errors="surrogateescape")
+    return name if escape(name) == folder else folder
+
+
+def _pictures(one: Held) -> list[str]:
+    """Keys of what is deleted even where records stay."""
+    return [key for key in one.keys if key.startswith(("photos/", "traces/"))]
 
 
 def _refuse_doubtful(gone: int, recorded: int, config: RunConfig, unattended: bool) -> None:
@@ -159,29 +202,19 @@ def _finished(rows: list[Recorded]) -> datetime | None:
     return max(map(datetime.fromisoformat, ends), default=None)
 
 
-def _stored(storage: Storage) -> dict[str, tuple[int, int]]:
-    """Photos and bytes by escaped identity."""
-    found: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
-    for entry in storage.list("photos/"):
-        folder = entry.key.split("/")[1]
-        count, size = found[folder]
-        found[folder] = count + 1, size + entry.size
-    return found
-
-
-def _remove(storage: Storage, one: Due, rows: list[Recorded], now: datetime) -> None:
+def _remove(storage: Storage, one: Due, found: _Found, now: datetime) -> None:
     """Delete what is due. What a rerun looks for goes last, so that one that is cut off can be run again."""
-    photos = [entry.key for entry in storage.list(f"photos/{escape(one.identity)}/")]
-    photos += traces_of(storage, one.identity)
+    rows, own = found.rows.get(one.identity, []), found.held[found.folders[one.identity]]
     if one.forgotten:
-        _delete(storage, photos)
-        for row in rows:
-            records.clear_starts(storage, one.identity, row.part)
-        _delete(storage, (row.place for row in rows))
-    else:
-        for row in rows:
-            _strip(storage, row, now)
-        _delete(storage, photos)
+        keys = [*own.keys, *(row.place for row in rows)]
+        for folder in OWNED:
+            _delete(storage, dict.fromkeys(key for key in keys if key.startswith(f"{folder}/")))
+        return
+    for row in rows:
+        _strip(storage, row, now)
+    _delete(storage, traces_of(storage, one.identity))
+    _delete(storage, (entry.key for entry in storage.list(f"photos/{found.folders[one.identity]}/")))
+    _delete(storage, _pictures(own))
 
 
 def _strip(storage: Storage, row: Recorded, now: datetime) -> None:
@@ -199,12 +232,18 @@ def _strip(storage: Storage, row: Recorded, now: datetime) -> None:
 
 def _forget_plans(storage: Storage, present: set[str]) -> None:
     """Plans name people: earlier ones go, and those who left are taken out of the latest, which `status` reads."""
-    latest = load(storage, LATEST)["plan"] if storage.tag(LATEST) is not None else None
-    plans = [entry.key for entry in storage.list("plan/") if entry.key.endswith(".parquet")]
+    latest = None
+    with suppress(NotFoundError, DamagedError):
+        latest = load(storage, LATEST).get("plan")
+    plans = [entry.key for entry in storage.list("plan/") if entry.key != LATEST]
     _delete(storage, (key for key in plans if key != latest))
     if latest in plans:
-        rows = parquet(storage.get(latest)).read().to_pylist()
-        kept = [row for row in rows if row["identity"] in present]
+        try:
+            rows = parquet(storage.get(latest)).read().to_pylist()
+            kept = [row for row in rows if row["identity"] in present]
+        except (pa.ArrowException, KeyError):
+            storage.delete(latest)  # damaged: the next run writes another
+            return
         if len(kept) < len(rows):
             manifest.write_rows(storage, latest, kept, PLAN)
 

@@ -1,14 +1,12 @@
 """The chain: plan, subtract what is done, hand the rest to Ray Data task by task, build the manifest."""
 
 import shlex
-import tempfile
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -23,9 +21,11 @@ from pipeline.lease import Lease
 from pipeline.live import Actors
 from pipeline.names import shown
 from pipeline.plan import Plan, Retry, make_plan, write_plan
+from pipeline.private import private_files
 from pipeline.progress import Progress
 from pipeline.records import Recorded
 from pipeline.storage import Storage, open_storage
+from pipeline.temporary import temporary_folder
 
 WORST = ("quarantined", "failed", LATE, "done", "skipped")
 """What an identity counts as when its parts ended differently: the first of these that occurs."""
@@ -82,8 +82,8 @@ def protect(
     line an identity on a terminal too.
     Raises ConfigError or ModelError (exit code 2), StorageError (3).
     """
-    with tempfile.TemporaryDirectory(prefix="dladiff-") as folder:
-        plan = make_plan(config, retry=retry, folder=Path(folder))
+    with private_files(config.umask), temporary_folder() as folder:
+        plan = make_plan(config, retry=retry, folder=folder)
         if not plan.todo and plan.index.fresh:
             return _summary(plan)
         if plan.todo and (faults := config.missing_weights()):
@@ -91,7 +91,7 @@ def protect(
         target = open_storage(config.output, create=True, s3=config.s3)
         with Lease(target) as lease:
             if _changed(target, plan):  # another run worked until the lease was ours
-                plan = make_plan(config, retry=retry, folder=Path(folder))
+                plan = make_plan(config, retry=retry, folder=folder)
             watch = _Watch(console or Console(stderr=True, emoji=False), metrics or DriverMetrics(), deadline, verbose)
             return _run(config, plan, target, lease, watch)
 

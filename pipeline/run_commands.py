@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dladiff.errors import ConfigError
+from pipeline.names import shown
 from pipeline.options import AS_JSON, METRICS, PRICE, tell
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def _settings(function: Command) -> Command:
         click.option("--seed", type=int, help="Seed of every random stream (0)."),
         click.option("--layout", help="auto (the default), folders, flat, one, sets, celeba_hq or vggface2."),
         click.option("--lists", help="Folder or bucket of a collection's lists, if not beside the photos."),
+        click.option("--allow-root", "allow_roots", multiple=True, help="Folder an index may name too; repeatable."),
         click.option("--one-identity", is_flag=True, default=None, help="All photos are one person."),
         click.option("--faces", multiple=True, help="InsightFace pack, by name or folder; repeatable."),
         click.option("--retry-failed", is_flag=True, help="Take failed and quarantined identities up again."),
@@ -53,7 +55,7 @@ def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None
 
     found = make_plan(settings, retry=retry)
     for fault in settings.missing_weights():
-        click.echo(f"note: {fault}", err=True)
+        click.echo(f"note: {shown(fault)}", err=True)
     expected = estimate(settings, found, price)
     settled = found.settled()
     facts = {

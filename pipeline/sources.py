@@ -45,7 +45,12 @@ class Identity:
 
 
 def find_identities(
-    storage: Storage, *, layout: str = "auto", exclude_prefix: str | None = None, lists: Storage | None = None
+    storage: Storage,
+    *,
+    layout: str = "auto",
+    exclude_prefix: str | None = None,
+    lists: Storage | None = None,
+    whole: bool = False,
 ) -> Iterator[Identity]:
     """List `storage` once and yield its identities, sorted by name, each with its photos sorted by key.
 
@@ -56,12 +61,14 @@ def find_identities(
     lists lie at the top, sets where an identity has A and B, VGGFace2 where all folders are named so, else folders,
     and flat for photos at the top. `lists` holds the release's lists where they are not among the photos.
     Keys under `exclude_prefix` (an output inside the input), hidden files and other extensions are no photos.
+    A folder that cannot be read is logged, counted and skipped; with `whole` it raises StorageError, for a caller to
+    whom an identity that is not listed has left.
     Memory holds one identity at a time. Raises ConfigError for an unknown layout, a bad list, and photos under
     `exclude_prefix` that no run put there; StorageError.
     """
     if layout not in LAYOUTS:
         raise ConfigError([f"layout: {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}"])
-    return _find(storage, layout, exclude_prefix, lists)
+    return _find(storage, layout, _photos(storage, exclude_prefix, whole), lists)
 
 
 def identities(rows: Iterable[Listed], uri_of: Callable[[str], str]) -> Iterator[Identity]:
@@ -85,9 +92,8 @@ def _hidden(key: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in key.split("/"))
 
 
-def _find(storage: Storage, layout: str, exclude_prefix: str | None, lists: Storage | None) -> Iterator[Identity]:
+def _find(storage: Storage, layout: str, photos: Iterator[Entry], lists: Storage | None) -> Iterator[Identity]:
     places = [lists, storage] if lists else [storage]
-    photos = _photos(storage, exclude_prefix)
     root = storage.uri.rstrip("/").rpartition("/")[2] or "all"
     with Spool() as spool:
         if layout == "celeba_hq" or (layout == "auto" and released.has_celeba_hq(storage)):
@@ -109,11 +115,11 @@ def _find(storage: Storage, layout: str, exclude_prefix: str | None, lists: Stor
         yield from identities(spool.rows(), storage.uri_of)
 
 
-def _photos(storage: Storage, exclude_prefix: str | None) -> Iterator[Entry]:
+def _photos(storage: Storage, exclude_prefix: str | None, whole: bool) -> Iterator[Entry]:
     """Yield the photos; say in the end how many files look like pictures and are left out, hidden ones apart."""
     skip = f"{exclude_prefix.strip('/')}/" if exclude_prefix and exclude_prefix.strip("/") else None
     others: Counter[str] = Counter()
-    for entry in storage.list():
+    for entry in storage.list(whole=whole):
         if skip and entry.key.startswith(skip):
             if is_photo(entry.key) and entry.key.removeprefix(skip).partition("/")[0] not in FOLDERS:
                 place = shown(storage.uri_of(entry.key))

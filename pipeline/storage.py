@@ -1,13 +1,18 @@
 """Storage: list, get, put, put-if-absent and compare-and-swap, on a local folder or on S3, behind one Protocol."""
 
+import logging
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from dladiff.errors import StorageError, TooLargeError
-from pipeline.names import key_fault, shown
+from pipeline.names import key_fault, short, shown
+
+log = logging.getLogger(__name__)
 
 S3_OPTIONS = {
     "server_side_encryption": "ServerSideEncryption",
@@ -15,8 +20,11 @@ S3_OPTIONS = {
     "storage_class": "StorageClass",
 }
 """Names of the configuration to names of the request."""
-FOLDERS = ("photos", "done", "failed", "starts", "plan", "manifest", "report", "traces")  # what a run's output holds
+FOLDERS = ("photos", "done", "failed", "starts", "plan", "manifest", "report", "traces", "pages")
+"""What a run's output holds."""
 MAX_OBJECT = 2 * 2**30  # bytes of one object held in memory: the largest is the manifest of millions of photos
+SKIPPED_SHOWN = 20  # lines about objects that one listing skips, about a screen; the others are counted
+BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")  # what boto3 accepts; a key or a password is none
 TEMP_PREFIX = ".tmp-"  # names that begin so are unfinished writes or locks, never objects
 
 
@@ -27,6 +35,17 @@ class Entry:
     key: str
     size: int
     tag: str
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What a writer that died left: a hidden file, an upload in parts, or an empty folder, whose key ends in "/"."""
+
+    key: str
+    age: float
+    """Seconds since it was begun, by the storage's own clock; infinite where no writer can need it."""
+    upload: str = ""
+    """Id of an upload in parts that was not completed."""
 
 
 class Storage(Protocol):
@@ -40,10 +59,11 @@ class Storage(Protocol):
         """The prefix as `open_storage` takes it."""
         ...
 
-    def list(self, prefix: str = "", *, tell: bool = True) -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, tell: bool = True, whole: bool = True) -> Iterator[Entry]:
         """Yield the objects whose key begins with `prefix`, in the order the back end lists them, none held back.
 
-        What no key can name is skipped, and logged if `tell`.
+        An object that no key can name is skipped, and logged if `tell`. A folder that cannot be read, other than the
+        first, raises StorageError if `whole`, since records or people would seem to be gone; else it is skipped too.
         """
         ...
 
@@ -91,6 +111,36 @@ class Storage(Protocol):
         """Return the full address of an object."""
         ...
 
+    def unfinished(self, prefix: str = "") -> Iterator[Leftover]:
+        """Yield what writers left below a prefix and `list` does not show."""
+        ...
+
+    def discard(self, left: Leftover) -> None:
+        """Remove what `unfinished` yielded; a missing one is no error."""
+        ...
+
+
+class Skipped:
+    """Objects that one listing leaves out: the first are logged by name, all are counted.
+
+    Each is an error, which a quiet run shows too: a photo may stay unprotected.
+    """
+
+    def __init__(self, where: str, tell: bool) -> None:
+        self.where, self.tell = where, tell
+        self.count = 0
+
+    def add(self, key: str, why: str) -> None:
+        """Skip one object."""
+        self.count += 1
+        if self.tell and self.count <= SKIPPED_SHOWN:
+            log.error("skipped %s: %s", short(key), why)
+
+    def end(self) -> None:
+        """Say how many were not logged by name."""
+        if self.tell and self.count > SKIPPED_SHOWN:
+            log.error("skipped %d more in %s, %d in all", self.count - SKIPPED_SHOWN, shown(self.where), self.count)
+
 
 def open_storage(uri: str | Path, *, create: bool = False, s3: Mapping[str, str] | None = None) -> Storage:
     """Open a folder (a path or file:// URI) or an s3://bucket/prefix.
@@ -129,10 +179,20 @@ def local_path(uri: str | Path) -> Path | None:
 def address_fault(uri: str) -> str | None:
     """Return what is wrong with an address itself, wherever it leads."""
     try:
-        named = local_path(uri) is not None or urlsplit(uri).netloc
+        is_folder = local_path(uri) is not None
     except StorageError as error:
         return str(error)
-    return None if named else f"{shown(uri)} names no bucket; use s3://bucket/prefix"
+    return None if is_folder else bucket_fault(uri)
+
+
+def bucket_fault(uri: str) -> str | None:
+    """Return why an address is refused as s3://bucket/prefix; credentials in it are a fault, and are not shown."""
+    bucket = uri.removeprefix("s3://").partition("/")[0]
+    if not bucket:
+        return f"{short(uri)} names no bucket; use s3://bucket/prefix"
+    if "@" in bucket or (":" in bucket and "@" in uri):  # a secret key may hold a slash
+        return f"{short(uri)} holds credentials; use s3://bucket/prefix and set AWS_ACCESS_KEY_ID or AWS_PROFILE"
+    return None if BUCKET.fullmatch(bucket) else f"{short(uri)} names no valid bucket; use s3://bucket/prefix"
 
 
 def read_uri(
@@ -142,9 +202,11 @@ def read_uri(
 
     Raises StorageError like `get`.
     """
-    split = urlsplit(uri)
-    bucket = f"s3://{split.netloc}"
-    place, name = (bucket, uri[len(bucket) + 1 :]) if uri.startswith("s3://") else uri.rpartition("/")[::2]
+    if uri.startswith("s3://"):
+        bucket, _, name = uri.removeprefix("s3://").partition("/")
+        place = f"s3://{bucket}"
+    else:
+        place, _, name = uri.rpartition("/")
     if place not in opened:
         opened[place] = (opener or open_storage)(place or "/")
     return opened[place].get(name, limit)
@@ -153,6 +215,16 @@ def read_uri(
 def too_large(where: str, limit: int) -> TooLargeError:
     """Return the error for an object that has more bytes than `limit`."""
     return TooLargeError(f"{shown(where)} has more than {limit} bytes; make it smaller or raise the limit")
+
+
+def check_room(file: Path, size: int) -> None:
+    """Raise StorageError where the disk has no room for `size` bytes at `file`: nothing is begun that cannot end."""
+    try:
+        free = shutil.disk_usage(file.parent).free
+    except OSError as error:
+        raise StorageError(f"cannot write {shown(str(file))}: {error.strerror}; check the disk") from error
+    if size > free:
+        raise StorageError(f"disk full: {shown(str(file))} needs {size} bytes, {free} are free; free some space")
 
 
 def check_key(key: str) -> str:

@@ -2,11 +2,9 @@
 
 import asyncio
 import itertools
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,9 +12,12 @@ import yaml
 from dladiff.errors import ConfigError, StorageError
 from pipeline.config import RunConfig
 from pipeline.jobs import Job
+from pipeline.names import short, shown
+from pipeline.temporary import temporary_folder
 
 POLL_S = 2.0
 PATIENCE_S = 120.0  # how long a waiting command bears a head that does not answer
+MOST_ANSWER = 300  # characters of the head's own words in a message
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 Echo = Callable[[str], None]
 
@@ -121,6 +122,7 @@ def _check_places(job: Job) -> None:
     if job.run is not None:
         runs.append(("run", job.run))
     places = [(f"{where}.{key}", getattr(run, key)) for where, run in runs for key in ("input", "output", "lists")]
+    places += [(f"{where}.allow_roots", root) for where, run in runs for root in run.allow_roots]
     faults = [
         f"{where}: {place!r} is relative to no folder of the cluster; give s3://bucket/prefix, or a full path on a "
         "file system that every node mounts"
@@ -143,13 +145,13 @@ def _client(address: str) -> Any:
 def _start(client: Any, job: Job, name: str) -> bool:
     """Submit; False when the id was taken meanwhile. The settings travel as the job's working folder."""
     file, text = settings_file(job)
-    with tempfile.TemporaryDirectory(prefix="dladiff-") as folder:
-        (Path(folder) / file).write_text(text, encoding="utf-8")
+    with temporary_folder() as folder:
+        (folder / file).write_text(text, encoding="utf-8")
         try:
             client.submit_job(
                 entrypoint=entrypoint(job),
                 submission_id=name,
-                runtime_env={"working_dir": folder, "env_vars": environment(job)},
+                runtime_env={"working_dir": str(folder), "env_vars": environment(job)},
                 metadata={"job_name": job.name},
                 entrypoint_num_cpus=0,  # the driver waits most of the time; a GPU-less head has no CPU to give
             )
@@ -165,7 +167,7 @@ def _known(address: str, name: str) -> Any:
     statuses = _statuses(client)
     if name not in statuses:
         ours = ", ".join(sorted(n for n in statuses if n.startswith("dladiff-"))) or "none"
-        raise ConfigError([f"{name}: no such job on {address}; there are: {ours}"])
+        raise ConfigError([f"{name}: no such job on {shown(address)}; there are: {ours}"])
     return client
 
 
@@ -247,8 +249,8 @@ def _asked(question: Callable[[], Any]) -> Any:
 
 def _out_of_reach(address: str, error: Exception) -> StorageError:
     hint = "give the dashboard's address, for example http://head:8265"
-    return StorageError(f"no Ray cluster answers at {address} ({_line(error)}); {hint}")
+    return StorageError(f"no Ray cluster answers at {shown(address)} ({_line(error)}); {hint}")
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return short(" ".join(str(error).split()), MOST_ANSWER)

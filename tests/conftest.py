@@ -1,6 +1,7 @@
 """Fixtures of every tier: where the test assets are."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,12 @@ def assets() -> Path:
     if os.environ.get("DLADIFF_REQUIRE_ASSETS") == "1":
         pytest.fail(sentence)
     pytest.skip(sentence)
+
+
+@pytest.fixture(autouse=True)
+def _umask_kept() -> Iterator[None]:
+    """Commands and workers set the umask of their process, which here is that of all tests."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)

@@ -4,6 +4,7 @@ import os
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,4 +81,13 @@ class Slow(AddNoise):
         if identity == "swallows":
             resource.setrlimit(resource.RLIMIT_AS, (6_000_000_000, resource.getrlimit(resource.RLIMIT_AS)[1]))
             bytearray(8_000_000_000)
+        return super().protect_identity(identity, photos, clean)
+
+
+class WaitsAtGate(AddNoise):
+    """Works once the file DLADIFF_FAKE_GATE is there."""
+
+    def protect_identity(self, identity: str, photos: Sequence[PhotoIn], clean: Sequence[Any]) -> IdentityOut:
+        while not Path(os.environ["DLADIFF_FAKE_GATE"]).exists():
+            time.sleep(0.05)
         return super().protect_identity(identity, photos, clean)

@@ -1,6 +1,7 @@
 "use strict";
 const at = (id) => document.getElementById(id);
 let rater = "", face = null, busy = true;
+history.replaceState(null, "", "/"); // the cookie has the token now: keep it out of the history and of screenshots
 
 async function ask(path, body) {
   busy = true;
@@ -9,6 +10,7 @@ async function ask(path, body) {
       method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body),
     });
     const found = await reply.json();
+    if (reply.status === 403) throw new Error("open the address again that the terminal shows");
     if (!reply.ok) throw new Error(found.error);
     at("error").textContent = "";
     show(found);

@@ -31,7 +31,8 @@ from dladiff.config import ZeroShotConfig
 from dladiff.evaluation.intervals import paired_change
 from dladiff.faces import Face, ScrfdDetector
 from dladiff.identity import IdentityEncoder, encoder_from_pack, load_encoder
-from dladiff.onnx_import import OnnxNetwork, load_model
+from dladiff.onnx_file import load_model
+from dladiff.onnx_import import OnnxNetwork
 from dladiff.pixels import Pixels, to_float, to_uint8
 from dladiff.quality import psnr
 from dladiff.randomness import stream

@@ -13,6 +13,7 @@ import pytest
 from pipeline.storage import open_storage
 from tests.faults.harness import Scene, check_storage, check_sums, until
 from tests.faults.proxy import FaultyProxy
+from tests.integration.tokens import ray_token
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 PEOPLE = ("ann", "bob", "cleo", "dora")
@@ -200,10 +201,14 @@ def test_s3_refuses_writes_and_is_mended(bucket: tuple[Scene, FaultyProxy]) -> N
 def test_node_removed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("DLADIFF_FAKE_SECONDS", "4")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    with ray_token():
+        _node_removed(scene, Cluster)
+
+
+def _node_removed(scene: Scene, kind: type) -> None:
+    cluster = kind(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         nodes = [cluster.add_node(num_cpus=1, object_store_memory=100_000_000) for _ in range(2)]
         scene.seconds = 4

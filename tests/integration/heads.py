@@ -21,7 +21,11 @@ READY_S = 90
 
 @contextlib.contextmanager
 def started_head(folder: str, log: Path) -> Iterator[str]:
-    """Start a head in its own process group and yield its dashboard; end that group, and no other Ray."""
+    """Start a head in its own process group and yield its dashboard; end that group, and no other Ray.
+
+    It asks for the token of `tests.integration.tokens.ray_token`, which is to be entered before.
+    """
+    assert os.environ.get("RAY_AUTH_MODE") == "token"
     names = (
         "dashboard-port", "port", "node-manager-port", "object-manager-port", "dashboard-agent-listen-port",
         "dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port", "ray-client-server-port",
@@ -36,7 +40,6 @@ def started_head(folder: str, log: Path) -> Iterator[str]:
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),  # the fake protector
         "DLADIFF_FAKE_SECONDS": "300",  # of the protector Slow: its job runs for as long as the test wants
-        "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nothing is left to drain
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import metrics
 from tests.integration.ports import free_ports
+from tests.integration.tokens import ray_token
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 PATIENCE_S = 60
@@ -18,15 +19,15 @@ PATIENCE_S = 60
 
 @pytest.fixture
 def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     import ray
 
     (port,) = free_ports(1)
     options = {"include_dashboard": False, "object_store_memory": 200_000_000, "log_to_driver": False}
-    ray.init(num_cpus=1, _metrics_export_port=port, **options)
-    yield port
-    ray.shutdown()
+    with ray_token():
+        ray.init(address="local", num_cpus=1, _metrics_export_port=port, **options)
+        yield port
+        ray.shutdown()
 
 
 def scrape(port: int) -> dict[tuple[str, str], float]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.mos import Session, faces_of, make_server
+from pipeline.mos import Session, faces_of
+from pipeline.mos_server import make_server
 from pipeline.ratings import read_ratings
 from pipeline.results import write_results
 from tests.evaluated import evaluated
@@ -26,7 +27,7 @@ def page(tmp_path: Path) -> Iterator[tuple[str, Any]]:
     server = make_server(Session(results, faces_of(results)), 0)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/", results
+    yield server.address, results
     server.shutdown()
     server.server_close()
     thread.join()
@@ -54,6 +55,9 @@ def test_six_faces_by_keyboard_and_mouse(browser: Any, page: tuple[str, Any]) ->
 
     address, results = page
     browser.get(address)
+    site = address.partition("?")[0]
+    assert browser.current_url == site  # no token in the address bar and the history
+    assert browser.execute_script("return document.cookie") == ""
     assert not browser.find_element("id", "rate").is_displayed()
     browser.find_element("id", "rater").send_keys("rita 5", Keys.ENTER)
     ready(browser, 0)
@@ -77,11 +81,12 @@ def test_six_faces_by_keyboard_and_mouse(browser: Any, page: tuple[str, Any]) ->
     sent = []
     for entry in browser.get_log("performance"):
         event = json.loads(entry["message"])["message"]
-        if event["method"] == "Network.requestWillBeSent" and event["params"]["documentURL"] == address:
+        if event["method"] == "Network.requestWillBeSent" and event["params"]["documentURL"].startswith(site):
             sent.append(event["params"]["request"]["url"])
     assert sent
-    assert all(url.startswith(address) for url in sent)
-    browser.get(address)
+    assert all(url.startswith(site) for url in sent)
+    assert [url for url in sent if "token" in url] == [address]
+    browser.get(site)  # the cookie is enough
     browser.find_element("id", "rater").send_keys("rita 5", Keys.ENTER)
     WebDriverWait(browser, 20).until(lambda b: b.find_element("id", "done").is_displayed())
 
@@ -92,3 +97,10 @@ def test_the_page_fits_a_phone(browser: Any, page: tuple[str, Any]) -> None:
     )
     browser.get(page[0])
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+
+
+def test_a_browser_without_the_token_sees_nothing(browser: Any, page: tuple[str, Any]) -> None:
+    browser.delete_all_cookies()
+    browser.get(page[0].partition("?")[0])
+    assert not browser.find_elements("id", "rater")
+    assert "forbidden" in browser.page_source

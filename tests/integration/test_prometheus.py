@@ -27,6 +27,7 @@ from pipeline import submit
 from pipeline.jobs import load_job
 from tests.integration.heads import started_head
 from tests.integration.ports import free_ports
+from tests.integration.tokens import ray_token
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
 CLUSTER = Path(__file__).resolve().parents[2] / "cluster" / "prometheus"
@@ -124,12 +125,12 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str,
     """The dashboard of a head that passes metrics on every second, its folder, and the driver's port for /metrics."""
     prometheus()
     (driver,) = free_ports(1)
-    told = {"RAY_AUTH_MODE": "disabled", "RAY_metrics_report_interval_ms": "1000"}
+    told = {"RAY_metrics_report_interval_ms": "1000"}
     for name, value in (told | {"DLADIFF_METRICS": f"127.0.0.1:{driver}"}).items():
         monkeypatch.setenv(name, value)
     folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets below it may have 107 characters
     try:
-        with started_head(folder, tmp_path / "head.log") as address:
+        with ray_token(), started_head(folder, tmp_path / "head.log") as address:
             yield address, Path(folder), driver
     finally:
         shutil.rmtree(folder, ignore_errors=True)

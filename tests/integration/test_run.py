@@ -139,6 +139,20 @@ def test_second_driver_is_refused(tmp_path: Path) -> None:
         protect(configured(str(tmp_path / "in"), str(tmp_path / "out")))
 
 
+@pytest.mark.parametrize(("umask", "folders"), [("077", 0o700), ("027", 0o750)])
+def test_who_may_read_the_output_of_a_run(tmp_path: Path, umask: str, folders: int) -> None:
+    """Files of the driver and of the actors: in each, the workers' umask is that of the run."""
+    open_storage(str(tmp_path / "in"), create=True).put("ann/1.png", flat_photo(90))
+    os.umask(0o022)
+    config = replace(configured(str(tmp_path / "in"), str(tmp_path / "out")), umask=umask)
+    assert protect(config).done == 1
+    modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "out", *(tmp_path / "out").rglob("*"))}
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {folders}
+    assert {mode for path, mode in modes.items() if path.is_file()} == {folders & 0o666}
+    names = {path.name for path in modes}
+    assert {"ann.json", "photos.parquet", "latest.json"} < names and any(name.endswith(".png") for name in names)
+
+
 def test_output_that_is_the_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is the input itself"):
         protect(configured(str(tmp_path), str(tmp_path)))

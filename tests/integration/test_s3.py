@@ -13,7 +13,7 @@ from botocore.response import StreamingBody
 
 from dladiff.bundle import damage, read_pins
 from dladiff.errors import ModelError, NotFoundError, StorageError
-from pipeline import index_file
+from pipeline import index_file, s3_storage
 from pipeline.index_file import index_identities
 from pipeline.models import mirror, on_this_machine
 from pipeline.originals import named
@@ -66,15 +66,18 @@ def test_an_index_names_objects_and_one_wrong_bucket_ends_nothing(
         s3.put(f"many/{number}.jpg", b"1")
     s3.put("many/9.jpg", b"123")
     s3.put("few/1.jpg", b"12")
-    rows = ["many/9.jpg", "few/1.jpg", "few/gone.jpg", "s3://missing-bucket/1.jpg", "/nonexist.jpg"]
+    rows = ["many/9.jpg", "few/1.jpg", "few/gone.jpg", "s3://missing-bucket/1.jpg", "/etc/passwd"]
     s3.put("index.csv", "\n".join(["identity,uri", *(f"ann,{row}" for row in rows)]).encode())
     (ann,) = index_identities(s3.uri_of("index.csv"))
     tag = hashlib.md5(b"123", usedforsecurity=False).hexdigest()
-    assert {p.uri: (p.size, p.tag) for p in ann.photos if p.tag != "missing"} == {
+    assert {p.uri: (p.size, p.tag) for p in ann.photos if p.size} == {
         s3.uri_of("many/9.jpg"): (3, tag),
         s3.uri_of("few/1.jpg"): (2, s3.tag("few/1.jpg")),
     }
     assert len(ann.photos) == 5
+    assert [p.uri for p in ann.photos if p.tag.startswith("refused: ")] == ["/etc/passwd"]
+    (allowed,) = index_identities(s3.uri_of("index.csv"), ["/etc"])  # an index in a bucket has no folder here
+    assert [p.uri for p in allowed.photos if p.size and p.uri.startswith("/")] == ["/etc/passwd"]
 
 
 def test_more_than_one_page(s3: S3Storage) -> None:
@@ -192,6 +195,23 @@ def test_a_file_of_any_size_is_put_whole(s3: S3Storage, tmp_path: Path) -> None:
         file.write_bytes(bytes(range(256)) * (size // 256))
         s3.put_file("big", file)
         assert s3.get("big") == file.read_bytes()
+
+
+def test_a_large_object_comes_in_parts(s3: S3Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_storage, "PART", 1 << 20)
+    data = b"".join(i.to_bytes(4, "big") for i in range(700_000))
+    s3.put("large", data)
+    broken = []
+
+    def cut(parsed: dict[str, Any], **_: object) -> None:
+        if not broken:
+            parsed["Body"] = StreamingBody(io.BytesIO(b"who"), content_length=5)
+            broken.append(1)
+
+    s3._client().meta.events.register("after-call.s3.GetObject", cut)
+    s3.get_file("large", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == data
+    assert broken
 
 
 def test_age_is_by_the_servers_clock(s3: S3Storage, monkeypatch: pytest.MonkeyPatch) -> None:

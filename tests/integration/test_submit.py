@@ -1,6 +1,5 @@
 """Jobs on a real head that the test starts: submitted once, followed, refused, resumed, stopped."""
 
-import os
 import shutil
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pipeline.jobs import Job, load_job
 from pipeline.storage import open_storage
 from tests import shown
 from tests.integration.heads import started_head
+from tests.integration.tokens import ray_token
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,17 +27,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    before, os.environ["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE"), "disabled"
     folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets below it may have 107 characters
     try:
-        with started_head(folder, tmp_path_factory.mktemp("head") / "head.log") as address:
+        with ray_token(), started_head(folder, tmp_path_factory.mktemp("head") / "head.log") as address:
             yield address
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if before is None:
-            del os.environ["RAY_AUTH_MODE"]
-        else:
-            os.environ["RAY_AUTH_MODE"] = before
 
 
 def make_job(folder: Path, name: str, protector: str = "tests.fakes:AddNoise", **settings: object) -> Job:
@@ -117,4 +112,20 @@ def test_wrong_address_id_and_places_are_one_line(address: str, tmp_path: Path) 
         submit.jobs("http://127.0.0.1:1")
     job = make_job(tmp_path, "relative", output="out")
     with pytest.raises(ConfigError, match="relative to no folder"):
+        submit.submit(job, address)
+
+
+def test_a_password_in_an_address_is_not_shown(tmp_path: Path) -> None:
+    make_job(tmp_path, "secret")
+    address = "http://user:5ec4e7@127.0.0.1:1"
+    for words in (["submit", str(tmp_path / "secret.yaml")], ["jobs"], ["doctor", "--output", str(tmp_path)]):
+        found = CliRunner().invoke(main, [*words, "--address", address])
+        assert found.exit_code != 0
+        assert "http://***@127.0.0.1:1" in found.output
+        assert "5ec4e7" not in found.output
+
+
+def test_allowed_roots_are_places_of_the_cluster(address: str, tmp_path: Path) -> None:
+    job = make_job(tmp_path, "roots", allow_roots=["photos"])
+    with pytest.raises(ConfigError, match=r"run.allow_roots: 'photos' is relative to no folder"):
         submit.submit(job, address)

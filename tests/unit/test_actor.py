@@ -14,9 +14,11 @@ import pytest
 from dladiff.errors import BusyError, StorageError
 from pipeline import local_storage, patience, records
 from pipeline.actor import ProtectIdentity
+from pipeline.addresses import OUTSIDE
 from pipeline.config import RunConfig
 from pipeline.local_storage import LocalStorage
 from pipeline.manifest import ParquetFile
+from pipeline.plan import _listed, identities
 from pipeline.rows import TODO
 from pipeline.storage import Storage, open_storage
 from tests.fakes import AddNoise
@@ -188,14 +190,14 @@ def test_a_crash_loop_ends_in_quarantine(config: RunConfig, output: Storage) -> 
 def test_a_full_disk_stops_the_run_and_leaves_nothing_half_written(
     config: RunConfig, output: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = local_storage._publish
+    real = local_storage.publish
 
     def full(temp: Path, path: Path) -> None:
         if path.suffix == ".png":
             raise OSError(errno.ENOSPC, "No space left on device")
         real(temp, path)
 
-    monkeypatch.setattr(local_storage, "_publish", full)
+    monkeypatch.setattr(local_storage, "publish", full)
     result = call(config)
     assert result["status"] == "storage"
     assert "disk full" in result["reason"]
@@ -249,11 +251,55 @@ def test_an_outage_without_end_stops_the_run_and_blames_no_photo(
 def test_no_permission_to_one_photo_is_its_own_fault(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     real = LocalStorage.get
 
-    def denied(storage: LocalStorage, key: str) -> bytes:
+    def denied(storage: LocalStorage, key: str, limit: int | None = None) -> bytes:
         if key == "ann/1.png":
             raise StorageError("no permission to read ann/1.png")
-        return real(storage, key)
+        return real(storage, key, limit)
 
     monkeypatch.setattr(LocalStorage, "get", denied)
     result = call(config)
     assert [row["status"] for row in result["rows"]] == ["protected", "failed", "protected"]
+
+
+def test_a_photo_whose_address_the_index_may_not_name_fails_alone(config: RunConfig, output: Storage) -> None:
+    (Path(config.input) / "index.csv").write_text("identity,uri\nann,ann/0.png\nann,/etc/passwd\nann,http://[bad\n")
+    config = replace(config, input=f"{config.input}/index.csv")
+    (ann,) = identities(config, output)
+    result = call(config, photos=_listed(ann.photos))
+    assert {row["source_uri"].rpartition("/")[2]: (row["status"], row["reason"]) for row in result["rows"]} == {
+        "0.png": ("protected", ""),
+        "passwd": ("failed", f"the index names it by an address that is refused: {OUTSIDE}"),
+        "[bad": (
+            "failed",
+            "the index names it by an address that is refused: its scheme is unknown; use a path, file:// or s3://",
+        ),
+    }
+    record = records.load(output, "done/ann.json")
+    assert [photo["source_uri"] for photo in record["photos"] if photo.get("source_sha256")] == [
+        f"{Path(config.input).parent}/ann/0.png"
+    ]
+
+
+def test_a_link_that_is_put_in_after_the_plan_is_not_read(config: RunConfig, output: Storage, tmp_path: Path) -> None:
+    index = Path(config.input) / "index.csv"
+    index.write_text("identity,uri\nann,ann/0.png\nann,ann/1.png\nann,ann/2.png\n")
+    photo = Path(config.input) / "ann/1.png"
+    secret = photo.rename(tmp_path / "secret.png")
+    photo.symlink_to(secret)
+    photos = [{"key": f"{i}.png", "uri": f"{config.input}/ann/{i}.png"} for i in range(3)]
+    linked = call(replace(config, input=str(index)), photos=photos)["rows"][1]
+    assert (linked["status"], OUTSIDE in linked["reason"]) == ("failed", True)
+    allowed = call(replace(config, input=str(index), allow_roots=(str(tmp_path),)), photos=photos, key="k2")
+    assert [row["status"] for row in allowed["rows"]] == ["protected"] * 3
+
+
+def test_secrets_in_an_error_of_the_method_are_not_stored(
+    config: RunConfig, output: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise ValueError("no answer from http://user:5ec4e7@host")
+
+    monkeypatch.setattr(AddNoise, "protect_identity", fails)
+    assert call(config)["reason"] == "ValueError: no answer from http://***@host"
+    assert b"5ec4e7" not in output.get("failed/ann.json")
+    assert b"Traceback" in output.get("failed/ann.json")

@@ -181,9 +181,18 @@ def test_wrong_weights_are_told(base, adapter, tmp_path):
         seen_faces([], "")
 
 
-def test_a_pickled_adapter_is_read_as_tensors_alone(adapter, tmp_path):
-    torch.save(adapter_weights(adapter, FACEID), tmp_path / "weights.bin")
-    assert (
-        adapter_weights(str(tmp_path), FACEID)["image_proj"].keys()
-        == adapter_weights(adapter, FACEID)["image_proj"].keys()
-    )
+def test_a_pickled_adapter_is_converted_and_read_by_no_run(adapter, tmp_path):
+    from dladiff.evaluation.convert_adapter import convert
+
+    file = tmp_path / "weights.bin"
+    torch.save(adapter_weights(adapter, FACEID), file)
+    with pytest.raises(ModelError, match=r"weights\.bin is a pickle.*convert_adapter"):
+        adapter_weights(str(tmp_path), FACEID)
+    assert convert(file, tmp_path / "weights.safetensors") > 0
+    made = adapter_weights(str(tmp_path / "weights.safetensors"), FACEID)
+    for part, tensors in adapter_weights(adapter, FACEID).items():
+        assert tensors.keys() == made[part].keys()
+        assert all(torch.equal(tensor, made[part][name]) for name, tensor in tensors.items())
+    torch.save({"other": torch.ones(1)}, file)
+    with pytest.raises(ValueError, match="neither image_proj nor ip_adapter"):
+        convert(file, tmp_path / "none.safetensors")

@@ -6,7 +6,8 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
-from importlib.util import find_spec
+from importlib.metadata import version
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -155,25 +156,86 @@ def test_ray_up_file_fits_rays_own_schema() -> None:
     assert not re.search(r"(?i)aws_secret|access_key", (CLUSTER / "aws.yaml").read_text())
 
 
-def test_lock_has_what_is_needed_in_the_versions_of_make() -> None:
-    def pins(path: Path) -> dict[str, str]:
-        lines = (line.partition("==") for line in path.read_text().splitlines() if not line.startswith("#"))
-        return {canonicalize_name(name): pin.strip() for name, equal, pin in lines if equal}
+AGAIN = "run .venv/bin/python cluster/lock.py > cluster/lock.txt"
 
-    locked, ours = pins(CLUSTER / "lock.txt"), pins(ROOT / "constraints.txt")
-    needed = [Requirement(r) for r in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]]
-    again = "run .venv/bin/python cluster/lock.py > cluster/lock.txt"
-    assert {canonicalize_name(r.name) for r in needed} <= locked.keys(), again
-    assert [r for r in needed if not r.specifier.contains(locked[canonicalize_name(r.name)])] == [], again
-    assert [name for name, pin in ours.items() if locked.get(name, pin) != pin] == [], again
-    assert {"grpcio", "urllib3", "pydantic"} <= locked.keys()  # what is needed by what is needed
+
+def locked() -> dict[str, tuple[str, list[str]]]:
+    """Version and hashes of each package; every line must be a pin with hashes, as --require-hashes asks."""
+    found = {}
+    text = (CLUSTER / "lock.txt").read_text().replace("\\\n", " ")
+    for line in (line for line in text.splitlines() if not line.startswith("#")):
+        match = re.fullmatch(r"([a-z0-9-]+)==([\w.]+)((?:\s+--hash=sha256:[0-9a-f]{64})+)", line)
+        assert match, line
+        assert match[1] not in found, line
+        found[match[1]] = match[2], re.findall("sha256:([0-9a-f]+)", match[3])
+    return found
+
+
+def closure() -> dict[str, str]:
+    """What is installed here of what this package needs, by cluster/lock.py."""
+    spec = spec_from_file_location("lock", CLUSTER / "lock.py")
+    assert spec is not None and spec.loader is not None
+    lock = module_from_spec(spec)
+    spec.loader.exec_module(lock)
+    needed: dict[str, str] = lock.needed()
+    return needed
+
+
+def test_lock_has_what_is_needed_in_the_versions_of_make() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    pins = {name: pin for name, (pin, _) in locked().items()}
+    lines = (line.partition("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
+    ours = {canonicalize_name(name): pin for name, equal, pin in lines if equal and not name.startswith("#")}
+    needed = [Requirement(r) for r in (*project["project"]["dependencies"], *project["build-system"]["requires"])]
+    assert [r.name for r in needed if not r.specifier.contains(pins[canonicalize_name(r.name)])] == [], AGAIN
+    assert [name for name, pin in ours.items() if pins.get(name, pin) != pin] == [], AGAIN
+    installed = closure()
+    assert {"grpcio", "urllib3", "pydantic", "torch"} <= installed.keys()  # what is needed by what is needed
+    assert installed.keys() - pins.keys() == set(), AGAIN
+
+
+def test_lock_has_a_hash_of_both_processors() -> None:
+    found = locked()
+    for name in ("numpy", "torch", "pyarrow", "pillow"):  # a wheel for each
+        assert len(set(found[name][1])) >= 2, AGAIN
+    assert {"nvidia-cublas", "triton", "cuda-toolkit"} <= found.keys()  # of torch on PyPI, not of the one for the CPU
+
+
+def test_installed_packages_and_pins_keep_the_lower_bounds() -> None:
+    """The bounds exclude versions with known faults (docs/decisions/0014-supply-chain.md, which names each of them)."""
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    page = (ROOT / "docs" / "decisions" / "0014-supply-chain.md").read_text()
+    stated = dict(re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|", page, re.M))
+    bounds = {Requirement(text).name: Requirement(text).specifier for text in needed}
+    assert {name: str(bounds[name]) for name in stated} == {name: f">={version}" for name, version in stated.items()}
+    assert {"torch", "transformers", "diffusers", "onnx", "pillow", "pyarrow", "ray", "jinja2"} <= stated.keys()
+    assert [name for name, specifier in bounds.items() if not specifier.contains(version(name))] == []
 
 
 def test_image_is_not_root_and_pinned() -> None:
     lines = (CLUSTER / "Dockerfile").read_text().splitlines()
     users = [line.split()[1] for line in lines if line.startswith("USER ")]
     assert users == [f"{render.USER}:{render.USER}"]
-    assert any(line.startswith("RUN pip install") and "-c lock.txt" in line for line in lines)
+    installs = [line for line in lines if "pip install" in line]
+    assert [line.partition("--no-cache-dir ")[2] for line in installs] == [
+        "--require-hashes -r lock.txt",
+        "--no-deps --no-build-isolation .",
+    ]
+    assert f"HOME={render.SCRATCH['home']}" in " ".join(lines)
     for line in lines:
         if line.startswith("COPY "):
             assert all((ROOT / name).exists() for name in line.split()[1:-1])
+
+
+@pytest.mark.parametrize(
+    "base, code", [("python:3.11", 1), ("python@sha256", 1), ("python:3.11@sha256:0a", 0), ("", 1)]
+)
+def test_image_is_built_on_a_digest_alone(base: str, code: int) -> None:
+    (command,) = (
+        line.removeprefix("RUN ")
+        for line in (CLUSTER / "Dockerfile").read_text().splitlines()
+        if line.startswith("RUN case")
+    )
+    done = subprocess.run(["sh", "-c", command], env={"BASE": base}, capture_output=True, text=True)
+    assert done.returncode == code
+    assert ("--build-arg BASE=" in done.stderr) == bool(code)

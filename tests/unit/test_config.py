@@ -19,6 +19,16 @@ def test_options_win_over_yaml(tmp_path: Path) -> None:
     assert config.method_config().zero_shot.ths == 0.2
 
 
+def test_roots_of_an_index_are_folders_and_decide_no_byte() -> None:
+    config = run_config(None, GIVEN)
+    allowed = run_config(None, GIVEN | {"allow_roots": ["/data", "photos"]})
+    assert allowed.allow_roots == ("/data", "photos")
+    assert allowed.config_digest() == config.config_digest()
+    for wrong in ("/data", [""], ["s3://bucket/x"], [3], ["gs://x"]):
+        with pytest.raises(ConfigError, match="allow_roots: "):
+            run_config(None, GIVEN | {"allow_roots": wrong})
+
+
 def test_all_faults_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         run_config(None, {"profil": "tiny", "seed": "x", "limit": 0, "layout": "folder", "profile": "tny"})

@@ -27,7 +27,7 @@ class Bucket:
     def uri_of(self, key: str) -> str:
         return f"{self.uri}/{key}"
 
-    def list(self, prefix: str = "", *, tell: bool = True) -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, tell: bool = True, whole: bool = True) -> Iterator[Entry]:
         self.listed.append(self.uri_of(prefix))
         if self.uri == "s3://typo":
             raise StorageError("no such bucket: typo")
@@ -109,7 +109,7 @@ def test_keys_that_a_listing_skips_are_not_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Telling(Bucket):
-        def list(self, prefix: str = "", *, tell: bool = True) -> Iterator[Entry]:
+        def list(self, prefix: str = "", *, tell: bool = True, whole: bool = True) -> Iterator[Entry]:
             if tell:
                 logging.getLogger("pipeline.s3_storage").error("skipped %s", prefix)
             return super().list(prefix)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel
+from safetensors.torch import save_file
 from skimage.data import astronaut
 from torch import Tensor
 from torch.nn import functional
@@ -73,14 +74,19 @@ def settings(
     base: Base, weights: dict[str, dict[str, Tensor]], tmp_path_factory: pytest.TempPathFactory
 ) -> AttackSettings:
     folder = tmp_path_factory.mktemp("instantid")
-    torch.save(weights, folder / "ip-adapter.bin")
+    flat = {f"{part}.{name}": tensor for part, tensors in weights.items() for name, tensor in tensors.items()}
+    save_file(flat, folder / "ip-adapter.safetensors")
     torch.manual_seed(2)
     control = ControlNetModel.from_unet(base.pipe.unet)
     for parameter in control.parameters():
         if not parameter.any():  # a fresh ControlNet says nothing
             torch.nn.init.normal_(parameter, std=0.05)
     control.save_pretrained(folder / "ControlNetModel")
-    files = {"adapter": str(folder / "ip-adapter.bin"), "control": str(folder / "ControlNetModel"), "encoder": ENCODER}
+    files = {
+        "adapter": str(folder / "ip-adapter.safetensors"),
+        "control": str(folder / "ControlNetModel"),
+        "encoder": ENCODER,
+    }
     return replace(settings_for("instantid", base), sampling_steps=2, **files)
 
 
@@ -182,9 +188,9 @@ def test_wrong_weights_are_told(base, settings, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="cannot be loaded"):
         identity_net(str(tmp_path))
-    torch.save({"image_proj": {"norm.weight": torch.ones(3)}, "ip_adapter": {}}, tmp_path / "other.bin")
+    save_file({"image_proj.norm.weight": torch.ones(3)}, tmp_path / "other.safetensors")
     with pytest.raises(ModelError, match="is no InstantID"):
-        with_identity(base, replace(settings, adapter=str(tmp_path / "other.bin")))
+        with_identity(base, replace(settings, adapter=str(tmp_path / "other.safetensors")))
     with pytest.raises(ModelError, match="dreambooth does not attack"):
         settings_for("dreambooth", base)
 

@@ -17,6 +17,7 @@ from pipeline.render import render, text, write
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
+DOCKERFILE = (ROOT / "cluster" / "Dockerfile").read_text().splitlines()
 RUN = {"input": "s3://a/in", "output": "s3://a/out"}
 Manifest = dict[str, Any]
 
@@ -167,6 +168,7 @@ def test_pods_are_contained_and_carry_no_secret(job: Job, manifest: Manifest) ->
             assert container["resources"]["requests"] == container["resources"]["limits"]
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     for variables in inside(manifest, "env"):
         for variable in variables:
             assert ("value" in variable) != ("valueFrom" in variable)
@@ -174,6 +176,22 @@ def test_pods_are_contained_and_carry_no_secret(job: Job, manifest: Manifest) ->
                 assert "value" not in variable
     assert manifest["kind"] != "Secret"
     assert not re.search(r"(?i)aws_secret|password", yaml.safe_dump(manifest))
+
+
+@pytest.mark.parametrize("job, manifest", PARAMETERS)
+def test_root_file_systems_are_read_only_and_what_is_written_is_mounted(job: Job, manifest: Manifest) -> None:
+    """Ray writes below /tmp, models and caches go below HOME; KubeRay's init container copies these mounts."""
+    home = next(line.split()[1] for line in DOCKERFILE if line.startswith("ENV HOME")).removeprefix("HOME=")
+    for pod in pods(manifest):
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        beside = [*inside(manifest, "autoscalerOptions")] if manifest["kind"] != "CronJob" else []
+        for container in [*pod["containers"], *beside]:
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+            for path in ("/tmp", home):
+                assert not mounts[path].get("readOnly")
+                assert set(volumes[mounts[path]["name"]]["emptyDir"]) == {"sizeLimit"}  # of the disk, not of memory
+            assert all(mount.get("readOnly") for path, mount in mounts.items() if path not in ("/tmp", home))
 
 
 def test_network_policy_covers_the_jobs_pods_and_no_metadata_service() -> None:

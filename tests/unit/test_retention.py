@@ -1,9 +1,12 @@
 """Retention on a real folder: who is due, what goes, what stays, what is refused, and that a cut-off one goes on."""
 
+import errno
 import io
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -94,7 +97,7 @@ def manifest(storage: Storage, name: str) -> list[dict[str, object]]:
 def test_nothing_is_deleted_by_default(storage: Storage, photos: Path) -> None:
     leave(photos, "bob")
     before = everything(photos.parent)
-    (due,) = retain(storage.uri, GONE, config(storage, photos))
+    (due,) = retain(storage.uri, GONE, config(storage, photos)).due
     assert due == Due(identity="bob", why="left the input", photos=2, bytes=10, forgotten=True)
     assert due.line() == "bob: left the input; 2 photos, 0.0 MB, with its records"
     assert everything(photos.parent) == before
@@ -108,7 +111,7 @@ def test_who_left_goes_with_every_trace_and_no_other(storage: Storage, photos: P
     leave(photos, "cy/x")
     write_trace(storage, "cy/x", 0, {"Layer 2, cy/x/1.png": {"residual": [0.9, 0.1]}})
     originals, ann = everything(photos), {key for key in keys(storage) if "ann" in key}
-    due = retain(storage.uri, GONE, config(storage, photos), really=True)
+    due = retain(storage.uri, GONE, config(storage, photos), really=True).due
     assert [(one.identity, one.photos) for one in due] == [("bob", 2), ("cy/x", 2)]
     left = keys(storage)
     manifests = {"manifest/photos.parquet", "manifest/identities.parquet", "manifest/records.parquet"}
@@ -119,12 +122,12 @@ def test_who_left_goes_with_every_trace_and_no_other(storage: Storage, photos: P
     assert {row["identity"] for row in manifest(storage, "photos")} == {"ann"}
     assert verify(storage).orphans == []
     assert (status(storage)["done"], status(storage)["left"]) == (1, 0)
-    assert retain(storage.uri, GONE, config(storage, photos), really=True) == []
+    assert retain(storage.uri, GONE, config(storage, photos), really=True).due == []
 
 
 def test_by_age_photos_go_and_records_stay(storage: Storage, photos: Path) -> None:
     rule = Retention(protected_days=40)
-    due = retain(storage.uri, rule, really=True, now=lambda: NOW)
+    due = retain(storage.uri, rule, really=True, now=lambda: NOW).due
     assert [(one.identity, one.why, one.forgotten) for one in due] == [
         ("bob", "protected on 2026-05-22", False),
         ("cy/x", "protected on 2026-05-14", False),  # the newer of its parts
@@ -139,15 +142,15 @@ def test_by_age_photos_go_and_records_stay(storage: Storage, photos: Path) -> No
     assert rows["cy/x/1-0"]["reason"] == "the protected photo was deleted on 2026-07-01, as retention asks"
     assert rows["ann/0-0"]["output_key"] == "photos/ann/0-0.png"
     assert not any("cy" in fault or "bob" in fault for fault in verify(storage).faults)
-    assert retain(storage.uri, rule, really=True, now=lambda: NOW) == []
+    assert retain(storage.uri, rule, really=True, now=lambda: NOW).due == []
 
 
 def test_records_of_the_old_go_only_where_the_original_left(storage: Storage, photos: Path) -> None:
     leave(photos, "bob")
     rule = Retention(protected_days=45)
-    due = retain(storage.uri, rule, config(storage, photos), now=lambda: NOW)
+    due = retain(storage.uri, rule, config(storage, photos), now=lambda: NOW).due
     assert [(one.identity, one.forgotten) for one in due] == [("cy/x", False)]
-    due = retain(storage.uri, Retention(protected_days=40), config(storage, photos), now=lambda: NOW)
+    due = retain(storage.uri, Retention(protected_days=40), config(storage, photos), now=lambda: NOW).due
     assert [(one.identity, one.forgotten) for one in due] == [("bob", True), ("cy/x", False)]
 
 
@@ -157,7 +160,7 @@ def test_records_are_kept_on_request(storage: Storage, photos: Path) -> None:
     assert "done/bob.json" in keys(storage)
     assert not any(key.startswith("photos/bob/") for key in keys(storage))
     assert "plan/plan-old.parquet" in keys(storage)
-    assert retain(storage.uri, Retention(gone=True, records="keep"), config(storage, photos)) == []
+    assert retain(storage.uri, Retention(gone=True, records="keep"), config(storage, photos)).due == []
 
 
 @pytest.mark.parametrize("rule", [GONE, Retention(gone=True, records="keep")], ids=["delete", "keep"])
@@ -186,7 +189,7 @@ def test_cut_off_at_any_write_it_can_be_run_again(
         with pytest.raises(StorageError, match="cut off"):
             retain(storage.uri, rule, wanted, really=True)
     retain(storage.uri, rule, wanted, really=True)
-    assert retain(storage.uri, rule, wanted) == []
+    assert retain(storage.uri, rule, wanted).due == []
     assert not any(key.startswith("photos/bob/") for key in keys(storage))
     assert ("done/bob.json" in keys(storage)) == (rule.records == "keep")
     if rule.records == "keep":
@@ -210,12 +213,29 @@ def test_a_wrong_or_missing_input_deletes_nothing(storage: Storage, photos: Path
     assert keys(storage) == before
 
 
+def test_a_person_whose_folder_cannot_be_read_has_not_left(
+    storage: Storage, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path) == photos / "ann":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    before = keys(storage)
+    with pytest.raises(StorageError, match="no permission to list"):
+        retain(storage.uri, GONE, config(storage, photos), really=True)
+    assert keys(storage) == before
+
+
 def test_most_of_an_output_goes_only_when_somebody_looks(storage: Storage, photos: Path) -> None:
     leave(photos, "ann")
     leave(photos, "bob")
     with pytest.raises(ConfigError, match=r"2 of 3 recorded identities.*nothing is deleted"):
         retain(storage.uri, GONE, config(storage, photos), really=True, unattended=True)
-    assert len(retain(storage.uri, GONE, config(storage, photos), really=True)) == 2
+    assert len(retain(storage.uri, GONE, config(storage, photos), really=True).due) == 2
 
 
 def test_a_run_in_progress_is_waited_for(storage: Storage, photos: Path) -> None:

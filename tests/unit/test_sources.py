@@ -1,10 +1,13 @@
 """sources: the layouts people have, no photo lost or taken twice, and nothing left on the disk."""
 
 import contextlib
+import errno
+import os
 import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -121,7 +124,7 @@ class Listing:
         self.fails_after = fails_after
         self.uri = "s3://bucket/in"
 
-    def list(self, prefix: str = "", *, tell: bool = True) -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, tell: bool = True, whole: bool = True) -> Iterator[Entry]:
         keys = sorted(self.keys)
         random.Random(len(keys)).shuffle(keys)  # some servers list folder by folder
         for number, key in enumerate(keys):
@@ -246,3 +249,23 @@ def test_pictures_that_are_not_read_are_told(tmp_path: Path, caplog: pytest.LogC
     keys = "ann/1.jfif ann/2.jpe ann/3.avif ann/4 ann/5.AVIF ann/list.csv ann/.hidden.avif out/6.avif"
     assert find(tmp_path, keys, exclude="out") == {"ann": "ann/1.jfif ann/2.jpe"}
     assert "left out 3 files that are not read as photos: .avif 2, no extension 1; convert them" in caplog.text
+
+
+def test_a_folder_that_cannot_be_read_costs_only_its_people(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("ann", "bob", "cy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(b"x")
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path).name == "bob":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert [i.name for i in find_identities(open_storage(tmp_path))] == ["ann", "cy"]
+    assert caplog.messages == ["skipped bob/: it cannot be read (Permission denied); check its owner and mode"]
+    with pytest.raises(StorageError, match="no permission to list"):
+        list(find_identities(open_storage(tmp_path), whole=True))

@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import stat
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dladiff.errors import StorageError
+from dladiff.errors import NotFoundError, StorageError, TooLargeError
 from pipeline.local_storage import LocalStorage
 from pipeline.s3_storage import S3Storage
-from pipeline.storage import Storage, open_storage
+from pipeline.storage import Storage, address_fault, open_storage
 
 
 @pytest.fixture
@@ -291,3 +292,168 @@ def test_an_s3_address_ends_without_a_slash() -> None:
     s3 = S3Storage("s3://bucket/a/b/")
     assert (s3.uri, s3.uri_of("k")) == ("s3://bucket/a/b", "s3://bucket/a/b/k")
     assert S3Storage("s3://bucket").uri_of("k") == "s3://bucket/k"
+
+
+def deep_folder(top: Path, name: str = "d" * 200, depth: int = 25) -> int:
+    """Nest folders until their path has more than 4096 characters; put a photo into the last; return that length."""
+    folder = os.open(top, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=folder)
+        below = os.open(name, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(os.open("deep.jpg", os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+    os.close(folder)
+    return depth * (len(name) + 1)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_folder_deeper_than_paths_reach_is_skipped(
+    local: Storage, tmp_path: Path, caplog: pytest.LogCaptureFixture, whole: bool
+) -> None:
+    for key in ("ann/1.jpg", "zoe/1.jpg"):
+        local.put(key, b"x")
+    assert deep_folder(tmp_path / "root/ann") > 4096
+    assert [e.key for e in local.list(whole=whole)] == ["ann/1.jpg", "zoe/1.jpg"]
+    (line,) = caplog.messages
+    assert "its path is longer than the system allows" in line and len(line) < 400
+
+
+def denied(monkeypatch: pytest.MonkeyPatch, name: str, number: int = errno.EACCES) -> None:
+    """Let folders of a name be unreadable, also to root."""
+    real = os.scandir
+
+    def scandir(path: Path) -> Any:
+        if Path(path).name == name:
+            raise OSError(number, os.strerror(number))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+def test_a_folder_that_cannot_be_read_is_skipped_where_it_may_be(
+    local: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for key in ("ann/1.jpg", "ann/sub/1.jpg", "bob/1.jpg"):
+        local.put(key, b"x")
+    denied(monkeypatch, "ann")
+    assert [e.key for e in local.list(whole=False)] == ["bob/1.jpg"]
+    assert caplog.messages == ["skipped ann/: it cannot be read (Permission denied); check its owner and mode"]
+    with pytest.raises(StorageError, match="no permission to list"):
+        list(local.list("ann/", whole=False))
+
+
+def test_an_input_that_cannot_be_read_is_an_error(
+    local: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local.put("ann/1.jpg", b"x")
+    denied(monkeypatch, "root")
+    with pytest.raises(StorageError, match=r"no permission to list .*/root"):
+        list(local.list(whole=False))
+    monkeypatch.undo()
+    (tmp_path / "root").rename(tmp_path / "away")
+    with pytest.raises(StorageError, match="No such file or directory; check the disk"):
+        list(local.list(whole=False))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_vanishes_while_it_is_listed_ends_nothing(
+    local: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, whole: bool
+) -> None:
+    for key in ("a/1.jpg", "b.jpg", "c/1.jpg", "d.jpg"):
+        local.put(key, b"x")
+    listing = local.list(whole=whole)
+    assert next(listing).key == "a/1.jpg"
+    (tmp_path / "root/b.jpg").unlink()
+    (tmp_path / "root/c/1.jpg").unlink()
+    (tmp_path / "root/c").rmdir()
+    assert [e.key for e in listing] == ["d.jpg"]
+    assert caplog.messages == (
+        [] if whole else [f"skipped {key}: it vanished while the folder was listed" for key in ("b.jpg", "c/")]
+    )
+
+
+def test_of_many_skipped_things_the_first_are_named_and_all_are_counted(
+    local: Storage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(25):
+        (tmp_path / f"root/{number:02}.jpg").symlink_to(tmp_path / "nowhere")
+    assert list(local.list()) == []
+    assert len(caplog.messages) == 21
+    assert caplog.messages[-1] == f"skipped 5 more in {tmp_path}/root, 25 in all"
+
+
+def test_listing_deep_folders_resolves_no_path(local: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "root"
+    for _ in range(100):  # one resolution of each file would look at every folder above it
+        folder /= "d"
+        folder.mkdir()
+        (folder / "1.jpg").write_bytes(b"x")
+    monkeypatch.setattr(Path, "resolve", lambda *_: pytest.fail("a path was resolved"))
+    assert len(list(local.list())) == 100
+
+
+def test_of_a_chain_of_links_the_first_are_followed(local: Storage, tmp_path: Path) -> None:
+    local.put("0.jpg", b"x")
+    for number in range(1, 1200):
+        (tmp_path / f"root/{number}.jpg").symlink_to(f"{number - 1}.jpg")
+    assert {e.key for e in local.list(tell=False)} == {f"{number}.jpg" for number in range(41)}  # as the system does
+    with pytest.raises(StorageError):
+        local.get("1199.jpg")
+
+
+def test_a_sparse_file_is_refused_before_it_is_read(local: Storage, tmp_path: Path) -> None:
+    local.put("small", b"1234")
+    with (tmp_path / "root/large").open("wb") as handle:
+        handle.truncate(3 * 2**30)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (address_space() + 2**28, limits[1]))  # no room for 3 GiB
+    try:
+        refuse_large(local)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def address_space() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def refuse_large(local: Storage) -> None:
+    with pytest.raises(TooLargeError, match=r"large has more than 2147483648 bytes; make it smaller"):
+        local.get("large")
+    assert local.get("small", 4) == b"1234"
+    with pytest.raises(TooLargeError, match="has more than 3 bytes"):
+        local.get("small", 3)
+
+
+def test_a_file_that_grows_while_it_is_read_is_cut_at_the_limit(
+    local: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local.put("k", b"1234")
+    monkeypatch.setattr(os, "fstat", lambda number: os.stat_result((stat.S_IFREG, 0, 0, 1, 0, 0, 2, 0, 0, 0)))
+    assert local.get("k") == b"1234"
+    with pytest.raises(TooLargeError):
+        local.get("k", 3)
+
+
+def test_a_pipe_in_the_place_of_a_file_does_not_wait_for_a_writer(local: Storage, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "root/pipe.jpg")
+    with pytest.raises(NotFoundError):
+        local.get("pipe.jpg")
+    with pytest.raises(NotFoundError):
+        local.get_file("pipe.jpg", tmp_path / "copy")
+
+
+@pytest.mark.parametrize("uri", ["s3://AKIA:5ec/ret@bucket/x", "s3://5ecret@bucket", "s3://a:5ecret@b"])
+def test_credentials_in_an_address_are_refused_and_not_shown(uri: str) -> None:
+    with pytest.raises(StorageError, match=r"s3://\*\*\*@b.* holds credentials; use s3://bucket/prefix") as caught:
+        open_storage(uri)
+    assert "5ec" not in str(caught.value)
+    assert address_fault(uri) and "5ec" not in str(address_fault(uri))
+
+
+@pytest.mark.parametrize("uri", ["s3://[bad/x", "s3://b%00/x", "s3://b ucket", "s3://"])
+def test_an_address_that_is_no_bucket_is_one_line(uri: str) -> None:
+    assert "use s3://bucket/prefix" in str(address_fault(uri))
+    with pytest.raises(StorageError, match="use s3://bucket/prefix"):
+        open_storage(uri)

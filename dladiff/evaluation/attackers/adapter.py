@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dladiff.errors import ModelError
@@ -95,7 +96,7 @@ LAYOUTS = {
     "IP-Adapter FaceID": ("norm.weight", "ip-adapter-faceid_sd15.bin"),
     "InstantID": ("latents", "ip-adapter.bin"),
 }
-"""Adapter to a tensor that its image projection alone has, and the name of its published file."""
+"""Adapter to a tensor that its image projection alone has, and the name of its published file, a pickle."""
 
 
 def adapter_weights(where: str, kind: str) -> dict[str, dict[str, Tensor]]:
@@ -112,6 +113,11 @@ def adapter_weights(where: str, kind: str) -> dict[str, dict[str, Tensor]]:
         path = files[0]
     if not path.is_file():
         raise ModelError(f"no {kind} weights at {where or '(not named)'}: name {published}")
+    if path.suffix != ".safetensors":
+        raise ModelError(
+            f"{path} is a pickle, which can run code: python -m dladiff.evaluation.convert_adapter {path} "
+            f"{path.with_suffix('.safetensors').name} makes safetensors of it; name that file"
+        )
     try:
         parts = _read_parts(path)
     except Exception as error:  # damaged in any way: each library has classes of its own
@@ -125,15 +131,10 @@ def adapter_weights(where: str, kind: str) -> dict[str, dict[str, Tensor]]:
 
 def _read_parts(path: Path) -> dict[str, dict[str, Tensor]]:
     parts: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        for key, value in load_file(path).items():
-            part, _, name = key.partition(".")
-            parts.get(part, {})[name] = value
-        return parts
-    loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    return {part: dict(loaded.get(part, {})) for part in parts}
+    for key, value in load_file(path).items():
+        part, _, name = key.partition(".")
+        parts.get(part, {})[name] = value
+    return parts
 
 
 def load_adapter(sampler: Any, weights: dict[str, dict[str, Tensor]], scale: float) -> None:

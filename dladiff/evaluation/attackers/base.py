@@ -1,7 +1,6 @@
 """What every attack shares: the thief's base model, its settings, the denoising loss and sampling."""
 
 import copy
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,10 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, Stab
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from dladiff.architecture import foreign_part
 from dladiff.errors import ModelError
 from dladiff.graphs import Graphs
+from dladiff.model_json import read_object
 from dladiff.pixels import Pixels
 
 TINY = Path(__file__).parents[2] / "profiles" / "tiny"
@@ -87,14 +88,19 @@ def load_base(folder: str | Path, device: torch.device | str = "cpu") -> Base:
         raise ModelError(f"no diffusers model in {root}: expected model_index.json; name the folder of a base model")
     try:
         without: dict[str, Any]
-        index = json.loads((root / "model_index.json").read_bytes())
+        index = read_object(root / "model_index.json")
+        if foreign := foreign_part(index):
+            raise ModelError(f"the base model in {root} names code of its own for {foreign}, which is never run")
         if index.get("_class_name") == "StableDiffusionXLPipeline":
             kind, without = StableDiffusionXLPipeline, {}
         else:
             kind, without = StableDiffusionPipeline, {"safety_checker": None}
         pipe = kind.from_pretrained(root, **without, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"the base model in {root} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except ModelError:
+        raise
+    except Exception as error:  # diffusers, safetensors and tokenizers raise classes of their own for damage
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"the base model in {root} cannot be loaded: {why}") from error
     device = torch.device(device)
     for part in pipe.components.values():
         if isinstance(part, nn.Module):

@@ -1,0 +1,42 @@
+"""JSON files of model folders, which somebody else wrote: read within bounds, or refused in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dladiff.errors import ModelError
+
+MAX_JSON = 16 * 2**20
+"""Most bytes of one: the largest known, a tokenizer of 49,408 entries, has 4 MB."""
+MAX_QUOTED = 80
+"""Characters of a foreign value in a message."""
+
+
+def read_object(file: Path, hint: str = "fetch the model again") -> dict[str, Any]:
+    """Return the JSON object in a file. Raises ModelError: missing, too large, damaged, nested too deep, no object."""
+    try:
+        size = file.stat().st_size
+        if size > MAX_JSON:
+            raise ModelError(f"{file} has {size} bytes, at most {MAX_JSON} are read: it is no configuration; {hint}")
+        found = parsed(file.read_bytes())
+    except FileNotFoundError as error:
+        raise ModelError(f"{file} is missing; {hint}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read as JSON; {hint}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{file} is no configuration; {hint}")
+    return found
+
+
+def parsed(text: str | bytes) -> Any:
+    """Return what JSON says. Raises ValueError, for brackets without end too."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def quoted(value: Any) -> str:
+    """Return a foreign value fit for one line of a message."""
+    text = "".join(c if c.isprintable() else "?" for c in str(value))
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."

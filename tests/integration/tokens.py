@@ -1,0 +1,27 @@
+"""Token authentication for a Ray that a test starts: never without."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+
+from pipeline.local_ray import reread_environment
+
+
+@contextlib.contextmanager
+def ray_token() -> Iterator[str]:
+    """Set a token of its own for the processes that start meanwhile, and for this one; put back what was."""
+    token = secrets.token_hex(32)
+    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    reread_environment()
+    try:
+        yield token
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        reread_environment()
