@@ -1,7 +1,7 @@
 """Checks of what is read from an output before it is used: who may write the output can write anything there."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -24,44 +24,57 @@ HEAD: dict[str, pa.DataType] = {
 }
 
 Row = Mapping[str, Any]
+Check = Callable[[Any], bool]
 
 
 def fits(value: object, kind: pa.DataType) -> bool:
     """Return whether a value of JSON or Parquet can stand in a column of a type; None can, NaN and infinity cannot."""
-    if value is None:
-        return True
+    return value is None or _check_of(kind)(value)
+
+
+@lru_cache(maxsize=256)
+def _check_of(kind: pa.DataType) -> Check:
+    """Return what tells whether a value that is not None is of a type; made once, since Arrow's types are slow."""
     if pa.types.is_list(kind):
-        return isinstance(value, list) and all(v is not None and fits(v, kind.value_type) for v in value)
+        item = _check_of(kind.value_type)
+        return lambda value: isinstance(value, list) and all(v is not None and item(v) for v in value)
     if pa.types.is_struct(kind):
-        return isinstance(value, dict) and all(fits(value.get(field.name), field.type) for field in kind)
+        fields = [(field.name, _check_of(field.type)) for field in kind]
+        return lambda value: isinstance(value, dict) and _fit(value, fields)
     if pa.types.is_map(kind):
-        return _fits_map(value, kind)
-    return _fits_scalar(value, kind)
+        item, empty = _check_of(kind.item_type), pa.types.is_string(kind.item_type)
+        return lambda value: _fits_map(value, item, empty)
+    if pa.types.is_integer(kind):
+        most = 2 ** (kind.bit_width - 1)
+        return lambda value: isinstance(value, int) and not isinstance(value, bool) and -most <= value < most
+    if pa.types.is_string(kind):
+        return lambda value: isinstance(value, str) and _is_utf8(value)
+    if pa.types.is_timestamp(kind):
+        return lambda value: _moment(value) is not None
+    return _is_number if pa.types.is_floating(kind) else lambda value: isinstance(value, bool)
 
 
-def _fits_map(value: object, kind: pa.MapType) -> bool:
+def _fit(row: Row, fields: Iterable[tuple[str, Check]]) -> bool:
+    return all((value := row.get(name)) is None or check(value) for name, check in fields)
+
+
+def _misfit(row: Row, fields: Iterable[tuple[str, Check]]) -> str:
+    return next(name for name, check in fields if row.get(name) is not None and not check(row[name]))
+
+
+def _fits_map(value: object, item: Check, empty: bool) -> bool:
     if isinstance(value, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
         value = dict(value)  # as Arrow gives a map
     if not isinstance(value, dict):
         return False
-    text = pa.types.is_string(kind.item_type)
     return all(
-        fits(name, pa.string()) and (text or v is not None) and fits(v, kind.item_type) for name, v in value.items()
+        isinstance(name, str) and _is_utf8(name) and (empty if v is None else item(v)) for name, v in value.items()
     )
 
 
-def _fits_scalar(value: object, kind: pa.DataType) -> bool:
-    if pa.types.is_timestamp(kind):
-        return _moment(value) is not None
-    if pa.types.is_string(kind):
-        return isinstance(value, str) and _is_utf8(value)
-    if pa.types.is_boolean(kind):
-        return isinstance(value, bool)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    if pa.types.is_integer(kind):
-        return isinstance(value, int) and -(2 ** (kind.bit_width - 1)) <= value < 2 ** (kind.bit_width - 1)
-    return abs(value) <= MOST_NUMBER  # False for NaN
+def _is_number(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= MOST_NUMBER  # type: ignore[arg-type]  # False for NaN
 
 
 def _moment(value: object) -> datetime | None:
@@ -79,6 +92,10 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+PHOTO, IDENTITY = ([(f.name, _check_of(f.type)) for f in schema] for schema in (PHOTOS, IDENTITIES))
+"""Columns of a photo's and of an identity's row, and what their values must pass."""
 
 
 def is_own(identity: str, key: str) -> bool:
@@ -112,9 +129,8 @@ def photo_fault(row: object, identity: str | None = None) -> str:
     """Return what is wrong with the row of one photo, "" for nothing. `identity` is whose record it stands in."""
     if not isinstance(row, dict):
         return "a photo's row is no object"
-    for field in PHOTOS:
-        if not fits(row.get(field.name), field.type):
-            return f"{field.name} of a photo is no {field.type}"
+    if not _fit(row, PHOTO):
+        return f"{_misfit(row, PHOTO)} of a photo is of another type"
     name = row.get("identity", identity)
     if name is None or (identity is not None and name != identity):
         return "a photo is of another identity"
@@ -163,9 +179,8 @@ def identity_fault(row: object, identity: str | None = None) -> str:
     """Return what is wrong with the row of one identity, "" for nothing. `identity` is whose record it stands in."""
     if not isinstance(row, dict):
         return "the identity's row is no object"
-    for field in IDENTITIES:
-        if not fits(row.get(field.name), field.type):
-            return f"{field.name} of the identity is no {field.type}"
+    if not _fit(row, IDENTITY):
+        return f"{_misfit(row, IDENTITY)} of the identity is of another type"
     if any(seconds < 0 for seconds in dict(row.get("seconds") or {}).values()):
         return "the identity took less than no time"
     name = row.get("identity", identity)
