@@ -16,6 +16,7 @@ from pipeline import records
 from pipeline.addresses import read_allowed, roots_of
 from pipeline.config import RunConfig
 from pipeline.index_file import is_index
+from pipeline.latest import unchanged
 from pipeline.manifest import GROUP
 from pipeline.metrics import ActorMetrics
 from pipeline.models import on_this_machine
@@ -23,7 +24,7 @@ from pipeline.names import escape, redacted, shown, stem
 from pipeline.patience import PatientStorage
 from pipeline.photos import Decoded, decode, encode_checked
 from pipeline.private import private_process
-from pipeline.rows import brief, finite, finite_similarity, parquet, reasons
+from pipeline.rows import brief, finite, finite_similarity, reasons
 from pipeline.storage import Storage, open_storage
 from pipeline.trace import write_trace
 
@@ -74,8 +75,7 @@ class ProtectIdentity:
         photos = len(work.get("photos", ()))
         common = {"identity": work.get("identity", ""), "photos": photos, "failed_photos": photos}
         seconds = round(time.monotonic() - started, 3)
-        result = common | {"reason": "", "seconds": seconds, "rows": []} | result
-        self.metrics.finished(result)
+        self.metrics.finished(result := common | {"reason": "", "seconds": seconds, "rows": []} | result)
         return {"result": json.dumps(result)}
 
     @property
@@ -86,13 +86,12 @@ class ProtectIdentity:
         return self.opened["output"]
 
     def _planned(self, place: Row) -> Row:
-        """Return the work at a row of a stored plan, which is fetched once."""
+        """Return the work at a row of a stored plan, which is fetched once, and must be the one the driver wrote."""
         if place["plan"] not in self.plans:
-            self.plans = {place["plan"]: parquet(self.target.get(place["plan"]))}
+            self.plans = {place["plan"]: unchanged(self.target, place)}
         group, row = divmod(place["row"], GROUP)
-        text = self.plans[place["plan"]].read_row_group(group, columns=["work"])["work"][row].as_py()
-        work: Row = json.loads(text)
-        return work
+        column = self.plans[place["plan"]].read_row_group(group, columns=["work"])["work"]
+        return dict(json.loads(column[row].as_py()))
 
     def _open(self, uri: str) -> Storage:
         return PatientStorage(open_storage(uri, s3=self.config.s3), self.config.patience_s, self.metrics.retried)

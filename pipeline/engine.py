@@ -1,6 +1,7 @@
 """Ray Data: one row a task, a pool of actors, results as they come."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -84,7 +85,13 @@ def _rows(ray: Any, todo: ParquetFile, target: Storage, run_id: str) -> Any:
     else:
         key = f"{TODO_FILES}{run_id}.parquet"
         todo.put(target, key)
-        rows = [{"work": json.dumps({"plan": key, "row": i})} for i in range(todo.count)]
+        with todo.path.open("rb") as file:  # the output's writers must not give actors other work
+            plan = {
+                "plan": key,
+                "size": todo.path.stat().st_size,
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            }
+        rows = [{"work": json.dumps(plan | {"row": i})} for i in range(todo.count)]
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 

@@ -1,9 +1,10 @@
 """`dladiff evaluate`: plan, subtract what is done, hand the rest to Ray Data row by row, print the tables."""
 
+import dataclasses
 import json
 import os
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -41,15 +42,24 @@ class Evaluated:
 
 
 def evaluate(
-    config: EvaluateConfig, *, dry_run: bool = False, tables_only: bool = False, console: Console | None = None
+    config: EvaluateConfig,
+    *,
+    dry_run: bool = False,
+    tables_only: bool = False,
+    console: Console | None = None,
+    said: Callable[[str], None] = lambda note: None,
 ) -> Evaluated:
     """Attack what is new and write the tables; a second run does only what is not there, failures among it.
 
-    `tables_only` writes them from what is there. Raises ConfigError or ModelError (exit code 2), StorageError (3).
+    `tables_only` writes them from what is there. `said` gets what is to be known of the input. Raises ConfigError or
+    ModelError (exit code 2), StorageError (3).
     """
     if not os.environ.get("RAY_ADDRESS") and (faults := missing(config)):  # a cluster's workers may have it
         raise ConfigError(faults)
     plan = make_plan(config)
+    if plan.note:
+        said(f"note: {plan.note}")
+    config = dataclasses.replace(config, inputs=plan.inputs)  # the actors read below these
     found = Evaluated(len(plan.identities), len(plan.left_out), len(plan.rows))
     try:
         storage = open_storage(config.results, create=not dry_run)
@@ -78,7 +88,9 @@ def evaluate(
     statuses = [record["status"] for record in records]
     found.failed = statuses.count("failed")
     found.done = len(statuses) - found.failed
-    found.left = found.planned - len(statuses)
+    damaged = 0 if tables_only else found.planned - len(statuses)  # each was measured, or failed, before or just now
+    found.failed += damaged
+    found.left = found.planned - len(statuses) - damaged
     return found
 
 

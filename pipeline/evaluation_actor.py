@@ -18,6 +18,7 @@ from pipeline import records
 from pipeline.evaluation_config import ENCODER_ONLY, from_dict
 from pipeline.evaluation_models import EvaluationModels
 from pipeline.names import redacted
+from pipeline.originals import Originals, named
 from pipeline.patience import PatientStorage
 from pipeline.photos import UInt8, decode, encode_png
 from pipeline.private import private_process
@@ -39,6 +40,7 @@ class EvaluateIdentity:
         self.config, self.run_id = from_dict(config), run_id
         private_process(self.config.umask)
         self.opened: dict[str, Storage] = {}
+        self.sources: Originals | None = None
         self.references: dict[str, tuple[Embeddings, int]] = {}
         self.models = EvaluationModels(self.config)
 
@@ -173,7 +175,7 @@ class EvaluateIdentity:
         protected = _protected_places(work)
         for place, photo in enumerate(work["photos"]):
             try:
-                before = self._pixels(photo["source_uri"], photo["source_sha256"])
+                before = self._original(photo["source_uri"], photo["source_sha256"])
                 after = before
                 if place in protected:
                     after = self._condition(work["condition"], photo, before)
@@ -188,7 +190,7 @@ class EvaluateIdentity:
         if condition == "clean":
             return before
         run = photo["protected"][self.config.name if condition == "noise" else condition]
-        after = self._pixels(run["output_uri"], run["output_sha256"])
+        after = _pixels(read_uri(run["output_uri"], self.opened, self._open, run["limit"]), run["output_sha256"])
         if after.shape != before.shape:
             raise PhotoError("the protected photo has another size than its original; protect it again")
         if condition == "noise":
@@ -197,11 +199,12 @@ class EvaluateIdentity:
             return noise_like(before, after, 0, photo["source_sha256"])
         return after
 
-    def _pixels(self, uri: str, sha256: str | None = None) -> UInt8:
-        data = read_uri(uri, self.opened, self._open)
-        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-            raise PhotoError("the file has changed since it was protected (another checksum)")
-        return decode(data).pixels
+    def _original(self, uri: str, sha256: str | None = None) -> UInt8:
+        """The pixels of an original or of a reference photo, which lie below the input or the references."""
+        if self.sources is None:
+            roots = [*self.config.inputs, *([self.config.references] if self.config.references else [])]
+            self.sources = named(roots, self._open)
+        return _pixels(self.sources.read(uri), sha256)
 
     def _reference(self, work: Row) -> tuple["Embeddings", int]:
         """Mean embedding of the identity's clean photos, and of how many; kept for the next rows."""
@@ -210,7 +213,7 @@ class EvaluateIdentity:
             photos = []
             for uri in work["references"]:
                 with contextlib.suppress(PhotoError, NotFoundError):
-                    photos.append(self._pixels(uri))
+                    photos.append(self._original(uri))
             while len(self.references) >= HELD:
                 self.references.pop(next(iter(self.references)))
             self.references[name] = self.models.networks.judge.mean(photos)
@@ -222,6 +225,12 @@ class EvaluateIdentity:
         place = f"features/{key}.npz"
         self.results.put(place, out.getvalue())
         return place
+
+
+def _pixels(data: bytes, sha256: str | None) -> UInt8:
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise PhotoError("the file has changed since it was protected (another checksum)")
+    return decode(data).pixels
 
 
 def _protected_places(work: Mapping[str, Any]) -> set[int]:

@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from dladiff.errors import ConfigError
-from pipeline.options import AS_JSON
+from pipeline.options import AS_JSON, INPUTS
 
 
 @click.option("--output", required=True, help="Folder or s3://bucket/prefix of the run to judge.")
 @click.option("--results", required=True, help="Folder or s3://bucket/prefix for rows, faces and tables.")
+@INPUTS
 @click.option("--name", default="dladiff", show_default=True, help="Name of that run's method in the tables.")
 @click.option("--compare", multiple=True, metavar="NAME=URI", help="Run of another method, same photos; repeatable.")
 @click.option("--references", help="Folder or bucket with a folder of clean photos an identity, that nobody protected.")
@@ -50,7 +51,7 @@ def evaluate(
 
     given = {key: value for key, value in options.items() if value not in (None, ())}
     config = EvaluateConfig(compare=_pairs("--compare", compare), settings=_settings(changes), **given)
-    found = call(config, dry_run=dry_run, tables_only=tables_only)
+    found = call(config, dry_run=dry_run, tables_only=tables_only, said=lambda note: click.echo(note, err=True))
     facts = dataclasses.asdict(found)
     if as_json:
         click.echo(json.dumps(facts))

@@ -35,6 +35,9 @@ class EvaluateConfig:
     """The run whose protection is judged."""
     results: str
     """Folder or s3://bucket/prefix that receives rows, faces and tables."""
+    inputs: tuple[str, ...] = ()
+    """Folders, bucket prefixes or index files of the run's photos: originals are read below them and nowhere else;
+    none: what the output says its input was."""
     name: str = "dladiff"
     """Name of that run's method in the tables."""
     compare: dict[str, str] = field(default_factory=dict)
@@ -91,6 +94,7 @@ class EvaluateConfig:
         places |= {f"--compare {name}": uri for name, uri in self.compare.items()}
         if self.references is not None:
             places["--references"] = self.references
+        places |= {f"--input {uri}": uri for uri in self.inputs}
         faults += [f"{option}: {fault}" for option, uri in places.items() if (fault := address_fault(uri))]
         for name in (self.name, *self.compare):
             if not NAME.fullmatch(name) or name in DERIVED:

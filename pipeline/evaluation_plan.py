@@ -1,23 +1,25 @@
 """What an evaluation does: one row an identity, condition, attack, base, preprocessing, share and seed."""
 
+import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-
 from dladiff.errors import ConfigError, NotFoundError, StorageError
 from dladiff.settings import digest
+from pipeline.checked import photo_fault, stored_fault
 from pipeline.evaluation_config import ENCODER_ONLY, EvaluateConfig
 from pipeline.layouts import SET_FILE, SET_FOLDER
 from pipeline.manifest import PHOTOS_KEY
-from pipeline.names import key_fault
-from pipeline.rows import parquet
-from pipeline.sources import is_photo
-from pipeline.storage import Storage, open_storage
+from pipeline.names import key_fault, shown
+from pipeline.originals import Originals, named, originals, stored_limit
+from pipeline.rows import NO_PARQUET, PHOTOS, parquet
+from pipeline.storage import open_storage
 from pipeline.weights import EMBEDDED, fingerprint
 
-COLUMNS = ["identity", "source_uri", "source_sha256", "output_key", "output_sha256", "models"]
+log = logging.getLogger(__name__)
+
 BATCH = 500
 FACEID = "ip_adapter_faceid"  # the attacks whose adapters ship with the tiny model
 WEIGHTS = ("adapter", "encoder", "control")  # settings of attacks that name files
@@ -36,33 +38,41 @@ class EvaluationPlan:
     identities: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     """Identities that not every run protects."""
+    inputs: tuple[str, ...] = ()
+    """Addresses that originals are read below."""
+    note: str = ""
+    """What is to be known of the input."""
     optimised: set[str] = field(default_factory=set)
     """Digests and names of the encoders that the main run's layer 2 optimised against."""
 
 
 def make_plan(config: EvaluateConfig) -> EvaluationPlan:
     """List what to do. Raises ConfigError (a run without a manifest, no identity in common) and StorageError."""
-    plan = EvaluationPlan()
+    sources = originals(open_storage(config.output), config.inputs)
+    plan = EvaluationPlan(note=sources.note, inputs=sources.addresses())
     optimised: dict[str, set[str]] = {name: set() for name in config.runs}
-    runs = {name: _protected(uri, optimised[name]) for name, uri in config.runs.items()}
+    # of a photo that several runs protect, the main run's original is read
+    runs = {n: _protected(uri, optimised[n], sources if n == config.name else None) for n, uri in config.runs.items()}
     plan.optimised = optimised[config.name]
     everyone = sorted(set().union(*runs.values()))
     common = {name: _in_all(name, runs, config.photos) for name in everyone}
     plan.left_out = [name for name in everyone if not common[name]]
     plan.identities = [name for name in everyone if common[name]][: config.identities]
     if not plan.identities:
-        raise ConfigError(["no identity is protected in every run; compare runs of the same photos"])
+        note = [sources.note] if sources.note else []
+        raise ConfigError(["no identity is protected in every run; compare runs of the same photos", *note])
     parts = config.digest_parts()
     fingerprints = {name: fingerprint(name) for name in config.bases}
     ways = {way: _weighed(way) for way in ("none", *config.preprocessings)}
     settings = {name: _by_content(given) for name, given in config.settings.items()}
     adapters = fingerprint(str(EMBEDDED / "adapter"))
-    opened: dict[str, Storage] = {}
+    if config.references is not None:
+        sources = named([config.references])
     for identity in plan.identities:
         photos = common[identity]
         taken = {photo["source_uri"] for photo in photos}
         own = sorted((p["source_uri"], p["source_sha256"]) for p in runs[config.name][identity].values())
-        references = _references(config, identity, photos, [(u, t) for u, t in own if u not in taken], opened)
+        references = _references(config, identity, photos, [(u, t) for u, t in own if u not in taken], sources)
         for what in _combinations(config):
             row = {"identity": identity, **what, "photos": photos, "references": [uri for uri, _ in references]}
             about = row | {"photos": [_content(p, what["condition"], config.name) for p in photos]}
@@ -109,26 +119,42 @@ def _wanted(config: EvaluateConfig, row: Row, share: int, seed: int) -> bool:
     return True
 
 
-def _protected(uri: str, optimised: set[str]) -> dict[str, dict[str, Row]]:
-    """Read a run's manifest: identity to source digest to its photo. Fills `optimised` from the models column."""
+def _protected(uri: str, optimised: set[str], sources: Originals | None) -> dict[str, dict[str, Row]]:
+    """Read a run's manifest: identity to source digest to its photo. Fills `optimised` from the models column.
+
+    Rows that no record can hold are left out with a warning, and so are photos whose original is outside of `sources`.
+    """
     storage = open_storage(uri)
+    lost: Counter[str] = Counter()
+    found: dict[str, dict[str, Row]] = {}
     try:
-        file = parquet(storage.get(PHOTOS_KEY))
-        found: dict[str, dict[str, Row]] = {}
-        for batch in file.iter_batches(BATCH, columns=COLUMNS):
+        file = parquet(storage.get(PHOTOS_KEY), PHOTOS)
+        for batch in file.iter_batches(BATCH, columns=PHOTOS.names):
             for row in batch.to_pylist():
-                for model in row["models"] or []:
-                    if model["role"] == "encoder":
-                        optimised |= {model["sha256"], model["name"]}
+                if fault := _fault(row, sources):
+                    lost[fault] += 1
+                    continue
+                models = (model for model in row["models"] or [] if model["role"] == "encoder")
+                optimised |= {name for model in models for name in (model["sha256"], model["name"]) if name}
                 if row["output_key"]:
                     photo = {name: row[name] for name in ("source_uri", "source_sha256", "output_sha256")}
-                    photo["output_uri"] = storage.uri_of(row["output_key"])
+                    photo |= {"output_uri": storage.uri_of(row["output_key"]), "limit": stored_limit(row)}
                     found.setdefault(row["identity"], {})[row["source_sha256"]] = photo
     except NotFoundError as error:
         raise ConfigError([f"{uri} holds no {PHOTOS_KEY}: name the --output of a `dladiff protect`"]) from error
-    except (pa.ArrowException, KeyError) as error:
+    except NO_PARQUET as error:
         raise StorageError(f"{storage.uri_of(PHOTOS_KEY)} cannot be read; run `dladiff finalise`") from error
+    for fault, count in lost.items():
+        log.warning("%s: left out %d rows: %s", shown(storage.uri_of(PHOTOS_KEY)), count, fault)
     return found
+
+
+def _fault(row: Row, sources: Originals | None) -> str:
+    """Why a row of a manifest takes no part."""
+    if photo_fault(row) or (row["output_key"] and stored_fault(row)):
+        return "damaged; run `dladiff finalise`"
+    outside = sources is not None and row["output_key"] and not sources.inside(row["source_uri"])
+    return "the original is outside of the input" if outside else ""
 
 
 def _in_all(identity: str, runs: dict[str, dict[str, dict[str, Row]]], most: int) -> list[Row]:
@@ -141,7 +167,7 @@ def _in_all(identity: str, runs: dict[str, dict[str, dict[str, Row]]], most: int
             "source_uri": row["source_uri"],
             "source_sha256": row["source_sha256"],
             "protected": {
-                name: {k: photos[identity][row["source_sha256"]][k] for k in ("output_uri", "output_sha256")}
+                name: {k: photos[identity][row["source_sha256"]][k] for k in ("output_uri", "output_sha256", "limit")}
                 for name, photos in runs.items()
             },
         }
@@ -158,28 +184,24 @@ def _content(photo: Row, condition: str, main: str) -> list[str]:
 
 
 def _references(
-    config: EvaluateConfig, identity: str, photos: list[Row], others: list[Place], opened: dict[str, Storage]
+    config: EvaluateConfig, identity: str, photos: list[Row], others: list[Place], sources: Originals
 ) -> list[Place]:
     """Clean photos that the thief does not have.
 
     Those of `references`; else set A and C beside a set B; else the `others`, originals of the identity's further
-    photos. A folder is not looked through otherwise: it may hold other people.
+    photos. A folder is not looked through otherwise: it may hold other people. `sources` reads below the references,
+    or below the input.
     """
     if config.references is not None:
-        named = not key_fault(identity)  # else no folder can have this name
-        return _listed(config.references, f"{identity}/", opened)[:REFERENCES] if named else []
+        place = f"{config.references.rstrip('/')}/{identity}"
+        # a name that is no key is no folder's
+        return [] if key_fault(identity) else sources.photos(place)[:REFERENCES]
     folder, _, name = photos[0]["source_uri"].rpartition("/")
     above, _, last = folder.rpartition("/")
-    if own := SET_FOLDER.fullmatch(last):
-        beside = [(place, SET_FOLDER.fullmatch(place[0].split("/")[-2])) for place in _listed(above, "", opened)]
+    if (own := SET_FOLDER.fullmatch(last)) and sources.inside(f"{above}/"):
+        beside = [(place, SET_FOLDER.fullmatch(place[0].split("/")[-2])) for place in sources.photos(above)]
     elif own := SET_FILE.fullmatch(name):
-        beside = [(place, SET_FILE.fullmatch(place[0].rpartition("/")[2])) for place in _listed(folder, "", opened)]
+        beside = [(place, SET_FILE.fullmatch(place[0].rpartition("/")[2])) for place in sources.photos(folder)]
     else:
         return others[:REFERENCES]
     return [place for place, mark in beside if mark and mark[1].upper() != own[1].upper()][:REFERENCES]
-
-
-def _listed(uri: str, prefix: str, opened: dict[str, Storage]) -> list[Place]:
-    if uri not in opened:
-        opened[uri] = open_storage(uri)
-    return sorted((opened[uri].uri_of(e.key), e.tag) for e in opened[uri].list(prefix) if is_photo(e.key))

@@ -3,7 +3,8 @@
 import hashlib
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from dladiff.errors import ConfigError, NotFoundError, StorageError
+from dladiff.errors import ConfigError, NotFoundError, PhotoError, StorageError
+from pipeline.checked import photo_fault, stored_fault
 from pipeline.config import RunConfig
 from pipeline.manifest import GROUP, PHOTOS_KEY
 from pipeline.names import key_fault, shown
+from pipeline.originals import CHANGED, MOST_PHOTO, Originals, originals, stored_limit, why
 from pipeline.page import asset, embedded, filled
 from pipeline.pages import announce, mark
 from pipeline.photos import UInt8, decode
 from pipeline.private import private_files
-from pipeline.rows import parquet
+from pipeline.rows import NO_PARQUET, PHOTOS, Row, parquet
 from pipeline.storage import Storage, local_path, open_storage, read_uri
 from pipeline.trace import Curve, curves_of
 
@@ -42,20 +45,21 @@ class Explained:
     notes: list[str]
 
 
-def explain(photo: str, settings: RunConfig, html: Path) -> Explained:
+def explain(photo: str, settings: RunConfig, html: Path, inputs: Sequence[str] = ()) -> Explained:
     """Find the photo in the run by its address or else its bytes, read the maps, write the page.
 
-    Works in this process, with the models of `settings`. Raises ConfigError, PhotoError, ModelError, StorageError.
+    Works in this process, with the models of `settings`. Beside `photo` itself, originals are read below `inputs`, else
+    below the input that the output records. Raises ConfigError, PhotoError, ModelError, StorageError.
     """
-    storage, opened = open_storage(settings.output), dict[str, Storage]()
-    rows, others = _rows(storage, hashlib.sha256(_bytes(photo, opened)).hexdigest(), photo)
+    storage, data = open_storage(settings.output), _bytes(photo)
+    rows, others = _rows(storage, hashlib.sha256(data).hexdigest(), photo)
     notes = _notes(rows[0], others, settings)
     from dladiff.explain import PHOTOS as BOTH
     from dladiff.explain import WEIGHTS, Pair, correlation
     from dladiff.explain import explain as read_maps
     from dladiff.service import Protector
 
-    pairs = [Pair(*(_pixels(row, side, storage, opened, settings) for side in ("source", "output"))) for row in rows]
+    pairs = [Pair(*both) for both in _pairs(rows, storage, data, inputs, settings, notes)]
     here = settings.method_settings() | {"gpu": None}  # one photo: whatever this machine has
     protector = Protector(here, settings.seed, settings.cpus_per_actor)
     found = read_maps(pairs, 0, protector.models, protector.config, settings.seed)
@@ -73,7 +77,7 @@ def explain(photo: str, settings: RunConfig, html: Path) -> Explained:
     ]
     squares = [(f"{name} photo", embedded(_webp(found.squares[name]))) for name in BOTH]
     identity = rows[0]["identity"]
-    curves = curves_of(storage, identity, MOST_CURVES)[0]
+    curves = _curves(storage, identity, notes)
     page = render(rows[0], squares, cards, curves, protector.config.finetuning.prompt, mark(storage.uri))
     with private_files(settings.umask):
         noted = announce(open_storage(settings.output, s3=settings.s3), "explain", html, [identity])
@@ -81,6 +85,14 @@ def explain(photo: str, settings: RunConfig, html: Path) -> Explained:
         noted()
     agree = {card["weights"]: round(card["agree"], 3) for card in cards}
     return Explained(str(html), identity, len(pairs), agree, notes)
+
+
+def _curves(storage: Storage, identity: str, notes: list[str]) -> list[Curve]:
+    try:
+        return curves_of(storage, identity, MOST_CURVES)[0]
+    except StorageError as error:
+        notes.append(str(error))
+        return []
 
 
 def render(
@@ -93,19 +105,24 @@ def render(
     return filled("explain.html.j2", css, **values)
 
 
-def _rows(storage: Storage, sha256: str, photo: str) -> tuple[list[dict[str, Any]], int]:
+def _rows(storage: Storage, sha256: str, photo: str) -> tuple[list[Row], int]:
     """Return the manifest's row of this photo, then others of its identity; and how many other identities hold it.
 
     A row of this address is the photo's own, else one of these bytes; of several identities, the first by name.
     """
     try:
-        manifest = parquet(storage.get(PHOTOS_KEY))
+        manifest = parquet(storage.get(PHOTOS_KEY), PHOTOS)
     except NotFoundError as error:
         raise StorageError(f"{storage.uri} holds no {PHOTOS_KEY}; give the output of `dladiff protect`") from error
+    except NO_PARQUET as error:
+        raise _unreadable(storage) from error
 
-    def having(wanted: Callable[[pa.RecordBatch], pa.Array]) -> list[dict[str, Any]]:
-        batches = (batch.filter(wanted(batch)) for batch in manifest.iter_batches(GROUP))
-        return [row for batch in batches for row in batch.to_pylist()]
+    def having(wanted: Callable[[pa.RecordBatch], pa.Array]) -> list[Row]:
+        try:
+            batches = (batch.filter(wanted(batch)) for batch in manifest.iter_batches(GROUP, columns=PHOTOS.names))
+            return [row for batch in batches for row in batch.to_pylist() if not photo_fault(row)]
+        except NO_PARQUET as error:
+            raise _unreadable(storage) from error
 
     names = pa.array(_addresses(photo), pa.string())
     found = having(
@@ -117,7 +134,11 @@ def _rows(storage: Storage, sha256: str, photo: str) -> tuple[list[dict[str, Any
     return [own, *rest[: MOST - 1]], others
 
 
-def _own(found: list[dict[str, Any]], sha256: str, photo: str) -> tuple[dict[str, Any], int]:
+def _unreadable(storage: Storage) -> StorageError:
+    return StorageError(f"{storage.uri_of(PHOTOS_KEY)} cannot be read; run `dladiff finalise --output {storage.uri}`")
+
+
+def _own(found: list[Row], sha256: str, photo: str) -> tuple[Row, int]:
     """Choose of the rows of this address or of these bytes; and count the other identities that hold the photo."""
     here = next((rows for name in _addresses(photo) if (rows := [r for r in found if r["source_uri"] == name])), [])
     rows = sorted(here or found, key=lambda row: (row["source_sha256"] != sha256, row["identity"], row["source_uri"]))
@@ -150,22 +171,58 @@ def _notes(row: Mapping[str, Any], others: int, settings: RunConfig) -> list[str
     return notes
 
 
-def _bytes(photo: str, opened: dict[str, Storage]) -> bytes:
+def _bytes(photo: str) -> bytes:
+    """The photo that the operator names, wherever it is."""
     if re.match(r"[a-z0-9]+://", photo):
-        return read_uri(photo, opened)
+        return read_uri(photo, {}, limit=MOST_PHOTO)
     try:
         return Path(photo).read_bytes()
     except OSError as error:
         raise ConfigError([f"{shown(photo)}: {error.strerror or error}"]) from error
 
 
-def _pixels(
-    row: Mapping[str, Any], side: str, storage: Storage, opened: dict[str, Storage], settings: RunConfig
-) -> UInt8:
-    data = storage.get(row["output_key"]) if side == "output" else read_uri(row["source_uri"], opened)
-    if hashlib.sha256(data).hexdigest() != row[f"{side}_sha256"]:
-        raise StorageError(f"{shown(row[f'{side}_uri'])} is no longer what the manifest says; run protect again")
-    return np.array(decode(data, max_pixels=settings.max_pixels).pixels)  # writable: torch shares the memory
+def _pairs(
+    rows: list[Row], storage: Storage, data: bytes, inputs: Sequence[str], settings: RunConfig, notes: list[str]
+) -> list[tuple[UInt8, UInt8]]:
+    """Original and protected pixels of each photo; of the others than the first, as far as they can be read.
+
+    Raises PhotoError or StorageError where the first cannot.
+    """
+    own, *rest = rows
+    sources = originals(storage, inputs) if rest or not _is_of(own, data) else Originals()
+    notes += [sources.note] if sources.note else []
+    source = data if _is_of(own, data) else sources.read(own["source_uri"])
+    found, unread = [_pair(own, source, storage, settings)], Counter[str]()
+    for row in rest:
+        try:
+            found.append(_pair(row, sources.read(row["source_uri"]), storage, settings))
+        except StorageError as error:
+            unread[why(error)] += 1
+        except PhotoError:
+            unread[CHANGED] += 1
+    if unread:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in unread.most_common())
+        notes.append(f"other photos of the identity that take no part: {reasons}")
+    return found
+
+
+def _is_of(row: Row, data: bytes) -> bool:
+    return bool(hashlib.sha256(data).hexdigest() == row["source_sha256"])
+
+
+def _pair(row: Row, source: bytes, storage: Storage, settings: RunConfig) -> tuple[UInt8, UInt8]:
+    if fault := stored_fault(row):
+        raise StorageError(f"{shown(row['source_uri'])} {fault}; run `dladiff finalise`, then protect")
+    files = {"source": source, "output": storage.get(row["output_key"], stored_limit(row))}
+    for side, data in files.items():
+        if hashlib.sha256(data).hexdigest() != row[f"{side}_sha256"]:
+            place = row["source_uri"] if side == "source" else storage.uri_of(row["output_key"])
+            raise StorageError(f"{shown(place)} is no longer what the manifest says; run protect again")
+    # writable: torch shares the memory
+    before, after = (np.array(decode(data, max_pixels=settings.max_pixels).pixels) for data in files.values())
+    if before.shape != after.shape:
+        raise StorageError(f"{shown(row['source_uri'])} has another size than its protected photo; run protect again")
+    return before, after
 
 
 def _heat(square: UInt8, values: Any) -> UInt8:

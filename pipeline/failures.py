@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.lease import Lease
 from pipeline.plan import Retry
-from pipeline.records import clear_failure, clear_starts, load, read_index
+from pipeline.records import clear_failure, clear_starts, load_many, read_index
 from pipeline.storage import Storage
 
 
@@ -39,6 +39,6 @@ def forget(storage: Storage, which: Retry) -> int:
             clear_failure(storage, identity, part)
         partly = {task: row for task, row in index.done.items() if any(map(which.takes, row.photo_reasons))}
         for row in partly.values():
-            record = load(storage, row.place) | {"key": ""}
-            storage.put_if_match(row.place, json.dumps(record, indent=1).encode(), row.tag)
+            for _, record in load_many(storage, [row.place]):
+                storage.put_if_match(row.place, json.dumps(record | {"key": ""}, indent=1).encode(), row.tag)
         return len(failed | partly.keys())

@@ -9,13 +9,16 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
-from dladiff.errors import StorageError
+from dladiff.errors import DamagedError, StorageError
+from pipeline.loading import MOST_NOTE, load
 from pipeline.names import shown
 from pipeline.storage import Storage
 
 LOCK = "lock.json"
 LEASE_S = 120.0  # seconds a lease lives without renewal
 RENEW_S = 20.0
+MOST_PID = 2**22  # the largest that Linux gives to a process; 0 and less name groups of processes
+MOST_TOLD = 60  # characters of each value that a refusal repeats
 
 
 class Lease:
@@ -69,10 +72,9 @@ class Lease:
         if self.storage.tag(LOCK) is None:
             return None
         try:
-            held = json.loads(self.storage.get(LOCK))
-        except ValueError:
+            return load(self.storage, LOCK, MOST_NOTE)
+        except DamagedError:
             return {}  # a note of a foreign hand: it ages like any other
-        return held if isinstance(held, dict) else {}
 
     def _take_over(self) -> bool:
         tag = self.storage.tag(LOCK)
@@ -99,15 +101,19 @@ def _who(held: dict[str, Any]) -> str:
     """The holder, or that a foreign hand wrote the note."""
     if not held.keys() >= {"host", "pid", "time"}:
         return f"its {LOCK} does not say who"
-    return shown(f"host {held['host']}, pid {held['pid']}, since {held['time']}")
+    host, pid, since = (str(held[name])[:MOST_TOLD] for name in ("host", "pid", "time"))
+    return shown(f"host {host}, pid {pid}, since {since}")
 
 
 def _is_dead(held: dict[str, Any]) -> bool:
     """Whether the holder ran on this host and its process is gone."""
-    if held.get("host") != socket.gethostname() or not isinstance(held.get("pid"), int):
+    pid = held.get("pid")
+    if held.get("host") != socket.gethostname() or not isinstance(pid, int) or isinstance(pid, bool):
         return False
+    if not 0 < pid <= MOST_PID:
+        return False  # of a foreign hand: it ages
     try:
-        os.kill(held["pid"], 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:

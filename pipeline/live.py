@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dladiff.errors import StorageError
+from pipeline.loading import MOST_NOTE, load
 from pipeline.names import shown
-from pipeline.records import load
 from pipeline.storage import Storage
 
 RECENT = timedelta(minutes=10)
@@ -43,7 +43,7 @@ class Actors:
 
     storage: Storage
     every: float = EVERY
-    notes: dict[str, Working] = field(default_factory=dict)
+    notes: dict[str, Working | None] = field(default_factory=dict)
     looked: float = -1e9
 
     def __call__(self) -> list[Working]:
@@ -51,13 +51,19 @@ class Actors:
         if time.monotonic() - self.looked >= self.every:
             self.looked = time.monotonic()
             with suppress(StorageError):
-                keys = [entry.key for entry in self.storage.list("starts/")]
-                self.notes = {key: self.notes.get(key) or self._read(key) for key in keys[-10 * ACTORS :]}
-        return sorted(self.notes.values(), key=lambda w: w.since)
+                keys = [entry.key for entry in self.storage.list("starts/")][-10 * ACTORS :]
+                self.notes = {key: self.notes[key] if key in self.notes else self._read(key) for key in keys}
+        return sorted((w for w in self.notes.values() if w is not None), key=lambda w: w.since)
 
-    def _read(self, key: str) -> Working:
-        note = load(self.storage, key)
-        return Working(f"{note['host']}:{note['pid']}", note["identity"], datetime.fromisoformat(note["time"]))
+    def _read(self, key: str) -> Working | None:
+        """Who left a note; None where it cannot be read, which is not tried again."""
+        try:
+            note = load(self.storage, key, MOST_NOTE)
+            where, since = f"{note['host']}:{note['pid']}", datetime.fromisoformat(note["time"])
+            # a time without a zone cannot be compared
+            return Working(where, str(note["identity"]), since) if since.tzinfo else None
+        except (StorageError, KeyError, TypeError, ValueError):
+            return None
 
 
 class Rate:

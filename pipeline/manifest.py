@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.names import escape
-from pipeline.records import INDEX, Index, Record, Recorded, load, load_many, read_index
+from pipeline.records import INDEX, Index, Record, Recorded, load_many, read_index
 from pipeline.rows import IDENTITIES, PHOTOS, RECORDS, table
 from pipeline.storage import Storage
 from pipeline.temporary import temporary_folder
@@ -65,10 +65,10 @@ class ParquetFile:
 def write_manifest(storage: Storage, index: Index | None = None, *, force: bool = False) -> tuple[int, int]:
     """Bring photos.parquet, identities.parquet and the index up to the records; return how many photos, identities.
 
-    Nothing is read or written when the index is fresh and both files are there, unless `force`. The index is
-    written last. Raises StorageError.
+    Nothing is read or written when the index is fresh and both files are there, unless `force`: then every record is
+    read, whatever the stored index says. The index is written last. Raises StorageError.
     """
-    index = index or read_index(storage)
+    index = index or read_index(storage, cached=not force)
     if index.fresh and not force and all(storage.tag(key) is not None for key in FILES):
         standing = index.standing()
         return sum(row.photos for row in standing.values()), len({name for name, _ in standing})
@@ -102,8 +102,11 @@ def sweep(storage: Storage, identity: str, current: list[Recorded], stale: list[
     The `stale` records (of an earlier split) go first, then photos that no `current` commit record names: an attempt
     that died before its commit left them. To be called when no actor works on the identity.
     """
+    records = dict(load_many(storage, (row.place for row in current)))
+    if len(records) < len(current):
+        return []  # what a damaged record names is not known: the next run does its task again, and sweeps then
     removed = [row.place for row in stale]
-    named = {photo.get("output_key") for row in current for photo in load(storage, row.place)["photos"]}
+    named = {photo.get("output_key") for record in records.values() for photo in record.get("photos", [])}
     folder = f"photos/{escape(identity)}/"
     removed += [e.key for e in storage.list(folder) if e.key not in named and STORED.search(e.key)]
     for key in removed:
@@ -112,12 +115,22 @@ def sweep(storage: Storage, identity: str, current: list[Recorded], stale: list[
 
 
 def merged(storage: Storage, index: Index) -> Iterator[tuple[list[Record], Record]]:
-    """Yield each identity's photo rows and its row, the parts of a split one together."""
+    """Yield each identity's photo rows and its row, the parts of a split one together.
+
+    A record that turns out to be damaged is left out, and taken out of `index`: the next run reads it again.
+    """
     standing = index.standing()
-    records = load_many(storage, (row.place for row in standing.values()))
-    pairs = ((row, record) for row, (_, record) in zip(standing.values(), records, strict=True))
-    for _, group in groupby(pairs, key=lambda pair: pair[0].identity):
-        yield _identity(list(group))
+    found = load_many(storage, (row.place for row in standing.values()))
+    read: set[str] = set()
+    by_place = {row.place: row for row in standing.values()}
+    for _, group in groupby(((by_place[place], record) for place, record in found), key=lambda pair: pair[0].identity):
+        parts = [(row, record) for row, record in group if row.task == (record["identity"], record.get("part", 0))]
+        read |= {row.place for row, _ in parts}
+        if parts:
+            yield _identity(parts)
+    for row in by_place.values():
+        if row.place not in read:
+            (index.done if row.place.startswith("done/") else index.failed).pop(row.task)
 
 
 def _identity(parts: list[tuple[Recorded, Record]]) -> tuple[list[Record], Record]:
@@ -125,22 +138,24 @@ def _identity(parts: list[tuple[Recorded, Record]]) -> tuple[list[Record], Recor
     photos: dict[str, Record] = {}
     for _, record in newest_first:
         for photo in record.get("photos", []):
-            photos.setdefault(photo["source_uri"], photo)  # a part of an earlier split may still name the photo
+            own = photo | {"identity": record["identity"]}
+            photos.setdefault(photo["source_uri"], own)  # a part of an earlier split may still name the photo
     rows = [photos[uri] for uri in sorted(photos)]
-    about = [record["identity_row"] for _, record in parts if record.get("identity_row")]
-    if len(parts) == 1 and parts[0][0].parts == 1:
-        return rows, about[0] | {"parts": 1}
+    about = [record.get("identity_row") or {} for _, record in parts]
     newest = newest_first[0][0]
+    name = {"identity": newest.identity}
+    if len(parts) == 1 and newest.parts == 1:
+        return rows, {"status": newest.status} | about[0] | name | {"parts": 1}
     statuses = {row.status for row, _ in parts}
     status = next((s for s in ("quarantined", "failed") if s in statuses), "done")
     if status == "done" and len([r for r, _ in parts if r.parts == newest.parts]) < newest.parts:
         status = "partial"
     seconds: dict[str, float] = {}
     for row in about:
-        for name, value in (row.get("seconds") or {}).items():
-            seconds[name] = round(seconds.get(name, 0.0) + value, 3)
+        for step, value in (row.get("seconds") or {}).items():
+            seconds[step] = round(seconds.get(step, 0.0) + value, 3)
     times = [row["started_at"] for row in about if row.get("started_at")]
-    return rows, newest_first[0][1]["identity_row"] | {
+    return rows, (newest_first[0][1].get("identity_row") or {}) | name | {
         "status": status,
         "reason": "; ".join(dict.fromkeys(row.reason for row, _ in parts if row.reason)),
         "parts": newest.parts,

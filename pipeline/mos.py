@@ -5,11 +5,12 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
-from dladiff.errors import ConfigError, NotFoundError
+from dladiff.errors import ConfigError, NotFoundError, StorageError
 from dladiff.evaluation.ratings import krippendorff_alpha
 from pipeline.ratings import Rating, add_rating, opinions, read_ratings
-from pipeline.records import load_many, now
-from pipeline.rows import parquet
+from pipeline.records import now
+from pipeline.results import sound_rows
+from pipeline.rows import NO_PARQUET, RESULTS, columns, parquet
 from pipeline.storage import Storage
 
 FACES = 50  # of each method and attack, as the paper asked its ten raters
@@ -25,7 +26,7 @@ def faces_of(results: Storage, most: int = FACES, seed: int = 0) -> list[Face]:
     """
     groups: dict[tuple[str, str], list[Face]] = {}
     keys, base = _last_question(results)
-    for _, record in load_many(results, keys):
+    for _, record in sound_rows(results, keys):
         main = {"status": "done", "preprocessing": "none", "share": 100, "base": base}
         if any(record.get(name) != value for name, value in main.items()):
             continue
@@ -48,11 +49,15 @@ def faces_of(results: Storage, most: int = FACES, seed: int = 0) -> list[Face]:
 def _last_question(results: Storage) -> tuple[list[str], str]:
     """Return the keys of the records that results.parquet rests on, and their main base model."""
     try:
-        rows = parquet(results.get("results.parquet")).read(columns=["key", "base"]).to_pylist()
+        names = ["key", "base"]
+        rows = parquet(results.get("results.parquet"), columns(RESULTS, names)).read(columns=names).to_pylist()
     except NotFoundError as error:
         raise ConfigError(
             [f"{results.uri} holds no results.parquet: run `dladiff evaluate` first (or with --tables-only)"]
         ) from error
+    except NO_PARQUET as error:
+        where = results.uri_of("results.parquet")
+        raise StorageError(f"{where} cannot be read; run `dladiff evaluate` with --tables-only") from error
     keys = sorted({f"rows/{row['key']}.json" for row in rows} & {entry.key for entry in results.list("rows/")})
     return keys, rows[0]["base"] if rows else ""
 

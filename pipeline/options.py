@@ -33,9 +33,25 @@ def output_option(**attributes: Any) -> Callable[[F], F]:
     return click.option("--output", callback=checked, **{"help": "Folder or s3://bucket/prefix of a run."} | attributes)
 
 
+def addresses(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return addresses; each is looked at before the command begins."""
+    for value in values:
+        if fault := address_fault(value):
+            raise click.BadParameter(fault)
+    return values
+
+
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 JOB = click.argument("job", type=click.Path(path_type=Path))
 OUTPUT = output_option(required=True)
+INPUTS = click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    callback=lambda _context, _option, values: addresses(values),
+    help="Folder, s3://bucket/prefix or index file of the run's photos: originals are read below it and nowhere else; "
+    "repeatable. Left out: what the output says its input was.",
+)
 METRICS = click.option("--metrics", envvar="DLADIFF_METRICS", help="Serve progress to Prometheus at [HOST:]PORT.")
 PRICE = click.option(
     "--price",

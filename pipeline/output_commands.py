@@ -1,12 +1,13 @@
 """Commands about an output: parse, call one function, return its code."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from pipeline.options import AS_JSON, OUTPUT, tell
+from pipeline.options import AS_JSON, INPUTS, OUTPUT, tell
 
 
 @OUTPUT
@@ -52,16 +53,18 @@ def finalise(output: str, as_json: bool) -> int:
 
 
 @OUTPUT
+@INPUTS
 @AS_JSON
-def verify(output: str, as_json: bool) -> int:
+def verify(output: str, inputs: tuple[str, ...], as_json: bool) -> int:
     """Read every stored photo again: checksum, size, bound; exit code 1 on a fault."""
     from pipeline.names import shown
     from pipeline.records import open_run
     from pipeline.verify import verify as check
 
-    result = check(open_run(output))
+    result = check(open_run(output), inputs)
+    _say(result.notes)
     if as_json:
-        click.echo(json.dumps(asdict(result)))
+        click.echo(json.dumps({name: value for name, value in asdict(result).items() if name != "notes"}))
     else:
         for fault in result.faults:
             click.echo(f"fault: {shown(fault)}")
@@ -69,8 +72,10 @@ def verify(output: str, as_json: bool) -> int:
             click.echo(f"orphan: {shown(orphan)}")
         counts = f"{len(result.faults)} faults, {len(result.orphans)} files that no record names"
         rest = result.photos - result.compared
-        gone = f" ({rest} not: gone, changed, a link, or at fault)" if rest else ""
+        gone = f" ({rest} not: gone, changed, a link, outside of the input, or at fault)" if rest else ""
         click.echo(f"{result.photos} photos, {result.compared} compared with their source{gone}, {counts}")
+        if result.left:
+            click.echo(f"left: {result.left} photos of the latest plan have no record; the next protect does them")
     return 1 if result.faults else 0
 
 
@@ -80,13 +85,18 @@ def verify(output: str, as_json: bool) -> int:
 )
 @click.option("--photos", type=click.IntRange(min=1), default=200, show_default=True, help="Most photos shown.")
 @click.option("--no-originals", is_flag=True, help="Show nothing of the originals: for a page that goes to others.")
+@INPUTS
 @AS_JSON
-def report(output: str, html: Path | None, photos: int, no_originals: bool, as_json: bool) -> int:
+def report(
+    output: str, html: Path | None, photos: int, no_originals: bool, inputs: tuple[str, ...], as_json: bool
+) -> int:
     """Write one HTML page: before, after, change, scores, distributions. It holds small pictures of the originals."""
     from pipeline.report import write_report
     from pipeline.storage import open_storage
 
-    tell(asdict(write_report(open_storage(output), html, photos, originals=not no_originals)), as_json)
+    found = asdict(write_report(open_storage(output), html, photos, originals=not no_originals, inputs=inputs))
+    _say(found.pop("notes"))
+    tell(found, as_json)
     return 0
 
 
@@ -97,19 +107,35 @@ def report(output: str, html: Path | None, photos: int, no_originals: bool, as_j
 @click.option(
     "--html", type=click.Path(dir_okay=False, path_type=Path), default=Path("explain.html"), show_default=True
 )
+@INPUTS
 @AS_JSON
-def explain(photo: str, output: str, config: Path | None, profile: str | None, html: Path, as_json: bool) -> int:
+def explain(
+    photo: str,
+    output: str,
+    config: Path | None,
+    profile: str | None,
+    html: Path,
+    inputs: tuple[str, ...],
+    as_json: bool,
+) -> int:
     """Show what a surrogate sees in PHOTO (a file or URI of a run's input) and in its protected version."""
-    from pipeline.config import run_config
+    from pipeline.config import read_yaml, run_config
     from pipeline.explain import explain as call
-    from pipeline.names import shown
 
-    settings = run_config(config, {"input": photo, "output": output, "profile": profile})
-    found = asdict(call(photo, settings, html))
-    for note in found.pop("notes"):
-        click.echo(f"note: {shown(note)}", err=True)
+    named = read_yaml(config).get("input") if config else None  # the operator's own words, as --input is
+    settings = run_config(config, {"input": named or photo, "output": output, "profile": profile})
+    found = asdict(call(photo, settings, html, inputs or ((settings.input,) if named else ())))
+    _say(found.pop("notes"))
     tell(found, as_json)
     return 0
+
+
+def _say(notes: Iterable[str]) -> None:
+    """Say on stderr what the answer does not hold."""
+    from pipeline.names import shown
+
+    for note in notes:
+        click.echo(f"note: {shown(note)}", err=True)
 
 
 COMMANDS = (failed, finalise, verify, report, explain)

@@ -2,16 +2,18 @@
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
 from dladiff.errors import ConfigError
 from pipeline.config import RunConfig
 from pipeline.index_file import MISSING, REFUSED, index_identities, is_index
+from pipeline.latest import LATEST as LATEST
 from pipeline.manifest import ParquetFile, write_rows
 from pipeline.names import shown
 from pipeline.records import Index, Recorded, Task, key_of, now, read_index
@@ -19,7 +21,8 @@ from pipeline.rows import PLAN, TODO
 from pipeline.sources import Identity, Photo, find_identities
 from pipeline.storage import FOLDERS, Storage, local_path, open_storage
 
-LATEST = "plan/latest.json"
+log = logging.getLogger(__name__)
+
 CANDIDATES = 4  # clean photos to choose from, in units of clean_photos: the largest files, the best by their faces
 SECONDS_PER_PHOTO = {"tiny": 45.0, "sd21": 300.0}
 """Assumed where no earlier run of this output was measured: one actor, two encoders; not a promise."""
@@ -39,6 +42,25 @@ class Retry:
     def takes(self, reason: str) -> bool:
         """Return whether a failure of this reason is taken up."""
         return not self.reasons or any(part.casefold() in reason.casefold() for part in self.reasons)
+
+
+class Prefixes:
+    """Of each bucket, the longest prefix below which the photos of an index file lie."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, list[str]] = {}
+
+    def add(self, uri: str) -> None:
+        """Take in the address of a photo; one of a folder takes no part."""
+        if uri.startswith("s3://"):
+            bucket, *folders = uri.removeprefix("s3://").split("/")[:-1]
+            known = self._folders.setdefault(bucket, folders)
+            same = (one == other for one, other in zip(known, folders, strict=False))
+            self._folders[bucket] = known[: len([*takewhile(bool, same)])]
+
+    def addresses(self) -> tuple[str, ...]:
+        """Return the prefixes as `open_storage` takes them."""
+        return tuple("/".join(("s3:/", bucket, *folders)) for bucket, folders in self._folders.items())
 
 
 @dataclass
@@ -61,6 +83,10 @@ class Plan:
     lost_photos: int = 0
     """Photos that failed in tasks that are done."""
     plan_hash: str = ""
+    inputs: tuple[str, ...] = ()
+    """Folders or bucket prefixes that the photos are read below: what `verify` and `report` may read later."""
+    buckets: Prefixes = field(default_factory=Prefixes)
+    """Where an index file names photos of other buckets, or of another prefix of its own."""
     plan_file: ParquetFile | None = None
     todo_file: ParquetFile | None = None
 
@@ -91,6 +117,8 @@ def make_plan(config: RunConfig, *, retry: Retry | None = None, folder: Path | N
     plan = Plan(read_index(target) if target else Index())
     if folder is not None:
         plan.plan_file, plan.todo_file = ParquetFile(folder, PLAN), ParquetFile(folder, TODO)
+    plan.inputs = inputs_of(config)
+    roots = tuple(f"{root.rstrip('/')}/" for root in plan.inputs)
     digest, content = config.config_digest(), hashlib.sha256()
     clean_photos = config.method_config().clean_photos
     own = tuple(f"{target.uri.rstrip('/')}/{folder}/" for folder in FOLDERS) if target else ()
@@ -98,10 +126,13 @@ def make_plan(config: RunConfig, *, retry: Retry | None = None, folder: Path | N
         _check_apart(identity, own)
         _add(plan, identity, (digest, clean_photos, config.max_photos_per_task), retry)
         for photo in (*identity.photos, *identity.clean):
+            if not photo.uri.startswith(roots):
+                plan.buckets.add(photo.uri)
             content.update(f"{photo.uri}\0{photo.tag}\0".encode("utf-8", "surrogatepass"))
     if not plan.identities:
         raise ConfigError([NO_PHOTOS.format(uri=config.input)])
     plan.plan_hash = content.hexdigest()
+    plan.inputs += plan.buckets.addresses()
     for file in (plan.plan_file, plan.todo_file):
         if file is not None:
             file.close()
@@ -136,8 +167,21 @@ def write_plan(target: Storage, plan: Plan, run_id: str) -> None:
     hashed = {"plan_hash": plan.plan_hash}  # known only after the last row
     write_rows(target, key, (row | hashed for row in plan.plan_file.rows()), PLAN)
     latest = {"plan": key, "run_id": run_id, "started_at": now(), "tasks": plan.plan_file.count}
-    latest |= {"identities": plan.identities, "photos": plan.photos, "todo": plan.todo}
+    latest |= {"identities": plan.identities, "photos": plan.photos, "todo": plan.todo, "inputs": plan.inputs}
     target.put(LATEST, json.dumps(latest, indent=1).encode(), "application/json")
+
+
+def inputs_of(config: RunConfig) -> tuple[str, ...]:
+    """Return the folders or bucket prefixes that a run reads its photos below; of an index file, its folder first.
+
+    Photos of an index file in other buckets are left out: `Prefixes` has these.
+
+    Raises StorageError for an input that is not there.
+    """
+    if not is_index(config.input):
+        return (open_storage(config.input).uri,)
+    folder = config.input.removesuffix(config.input.rpartition("/")[2]) or "."
+    return tuple(open_storage(root).uri for root in (folder, *config.allow_roots))
 
 
 def open_if_there(uri: str) -> Storage | None:
@@ -193,7 +237,7 @@ def _add(plan: Plan, identity: Identity, settings: tuple[str, int, int], retry: 
         if plan.plan_file is not None:
             uris = [p.uri for p in chunk]
             plan.plan_file.add({"identity": name, "part": task[1], "key": key, "uris": uris})
-        is_new, replaces = _is_new(plan, task, key, retry)
+        is_new, replaces = _is_new(plan, task, key, len(chunk), retry)
         if is_new:
             todo += 1
             plan.todo_photos += len(chunk)
@@ -209,8 +253,11 @@ def _add(plan: Plan, identity: Identity, settings: tuple[str, int, int], retry: 
         plan.skipped += 1
 
 
-def _is_new(plan: Plan, task: Task, key: str, retry: Retry | None) -> tuple[bool, str | None]:
-    """Whether a task is to be done, and the tag of the commit record of the same key that it replaces."""
+def _is_new(plan: Plan, task: Task, key: str, photos: int, retry: Retry | None) -> tuple[bool, str | None]:
+    """Whether a task is to be done, and the tag of the commit record of the same key that it replaces.
+
+    A commit record that does not account for each of the task's photos is not believed.
+    """
     done, failed = _of_key(plan.index.done.get(task), key), _of_key(plan.index.failed.get(task), key)
     if failed:
         if retry and retry.takes(failed.reason):
@@ -220,6 +267,10 @@ def _is_new(plan: Plan, task: Task, key: str, retry: Retry | None) -> tuple[bool
         return False, None
     if done is None:
         return True, None
+    if done.photos != photos or done.incomplete:
+        named = done.photos - done.incomplete
+        log.warning("%s accounts for %d of %d photos: its task is done again", shown(done.place), named, photos)
+        return True, done.tag
     if done.failed_photos and retry and any(retry.takes(reason) for reason in done.photo_reasons):
         return True, done.tag
     plan.lost_photos += done.failed_photos

@@ -3,22 +3,27 @@
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import socket
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
-from dladiff.errors import DamagedError, StorageError
+from dladiff.errors import DamagedError, NotFoundError, StorageError
+from pipeline.checked import STATUSES, fits, incomplete
+from pipeline.loading import MOST_NOTE, load_record, or_damage, read_many
+from pipeline.loading import READERS as READERS  # those who work with records find all of them here
+from pipeline.loading import Record as Record
+from pipeline.loading import load as load
+from pipeline.loading import load_many as load_many
 from pipeline.names import shown, task_name
-from pipeline.rows import RECORDS, parquet
+from pipeline.rows import NO_PARQUET, RECORDS, TIME, parquet
 from pipeline.storage import FOLDERS, Entry, Storage, open_storage
 
-READERS = 16  # records are small: their latency is hidden by reading that many at once
 JSON = "application/json"
 INDEX = "manifest/records.parquet"
 RUNS_FACTOR = 3  # starts under other drivers may have ended with them: only that many times more are a crash loop
@@ -26,8 +31,6 @@ RUNS_FACTOR = 3  # starts under other drivers may have ended with them: only tha
 RECORD = re.compile(r"(done|failed)/[^/.][^/]*\.json")  # what a file manager leaves beside them is none
 log = logging.getLogger(__name__)
 
-Found = TypeVar("Found")
-Record = dict[str, Any]
 Task = tuple[str, int]
 """Name of the identity; 0 for a whole identity, else the number of its part, from 1."""
 
@@ -57,8 +60,8 @@ def key_of(identity: str, tags: Iterable[tuple[str, str]], config_digest: str) -
 def commit(storage: Storage, record: Record, *, replaces: str | None = None) -> bool:
     """Write a commit record; whether it is ours that stands.
 
-    A record of another key, or a damaged one, is replaced; one of the same key wins over ours, unless its tag is
-    `replaces`.
+    A record of another key, or a damaged one, is replaced; one of the same key that names as many photos wins over
+    ours, unless its tag is `replaces`.
     """
     place, data = f"done/{task_name(record['identity'], record.get('part', 0))}.json", _dump(record)
     for _ in range(8):
@@ -67,7 +70,7 @@ def commit(storage: Storage, record: Record, *, replaces: str | None = None) -> 
         tag = storage.tag(place)
         if tag is None:
             continue
-        if tag != replaces and _replaceable(storage, place).get("key") == record["key"]:
+        if tag != replaces and _same_work(_replaceable(storage, place), record):
             return False
         if storage.put_if_match(place, data, tag):
             return True
@@ -80,7 +83,7 @@ def fail(storage: Storage, record: Record) -> None:
     before = 0
     if storage.tag(place) is not None:
         old = _replaceable(storage, place)
-        before = int(old.get("attempts", 0)) if old.get("key") == record["key"] else 0
+        before = old.get("attempts", 0) if old.get("key") == record["key"] else 0
     attempts = before + 1
     row = record.get("identity_row", {}) | {"attempts": attempts}
     storage.put(place, _dump(record | {"attempts": attempts, "identity_row": row}), JSON)
@@ -94,9 +97,10 @@ def clear_failure(storage: Storage, identity: str, part: int = 0) -> None:
 def count_starts(storage: Storage, task: Task, key: str, run_id: str) -> int:
     """Return how often work of this key was begun and not ended in this run.
 
-    Starts of earlier runs count one in RUNS_FACTOR: their driver may have died, and not by their fault.
+    Starts of earlier runs count one in RUNS_FACTOR: their driver may have died, and not by their fault. Damaged notes
+    count as none.
     """
-    notes = [load(storage, entry.key) for entry in list(storage.list(f"starts/{task_name(*task)}/"))]
+    notes = [_note(storage, entry.key) for entry in list(storage.list(f"starts/{task_name(*task)}/"))]
     same = [note.get("run_id") == run_id for note in notes if note.get("key") == key]
     ours = same.count(True)
     return ours + (len(same) - ours) // RUNS_FACTOR
@@ -117,42 +121,27 @@ def clear_starts(storage: Storage, identity: str, part: int = 0) -> None:
         storage.delete(entry.key)
 
 
-def load(storage: Storage, key: str) -> Record:
-    """Read one record. Raises StorageError when it is gone, DamagedError when it is no JSON object."""
+def _note(storage: Storage, key: str) -> Record:
+    """Read a note of a start; a damaged one says nothing, and one that is gone neither."""
     try:
-        record = json.loads(storage.get(key))
-    except ValueError as error:
-        raise DamagedError(f"{storage.uri_of(key)} is not JSON; delete it and run again") from error
-    if not isinstance(record, dict):
-        raise DamagedError(f"{storage.uri_of(key)} is no record; delete it and run again")
-    return record
-
-
-def _replaceable(storage: Storage, key: str) -> Record:
-    """Read a record that ours may replace: a damaged one says nothing."""
-    try:
-        return load(storage, key)
-    except DamagedError:
+        return load(storage, key, MOST_NOTE)
+    except (DamagedError, NotFoundError):
         return {}
 
 
-def load_many(storage: Storage, keys: Iterable[str]) -> Iterator[tuple[str, Record]]:
-    """Yield (key, record) in the order given; at most READERS records are held at a time."""
-    return _read_many(storage, keys, load)
+def _replaceable(storage: Storage, place: str) -> Record:
+    """Read a record that ours may replace: a damaged one says nothing."""
+    try:
+        return load_record(storage, place)
+    except (DamagedError, NotFoundError):
+        return {}
 
 
-def _read_many(
-    storage: Storage, keys: Iterable[str], read: Callable[[Storage, str], Found]
-) -> Iterator[tuple[str, Found]]:
-    waiting: list[tuple[str, Future[Found]]] = []
-    with ThreadPoolExecutor(READERS) as pool:
-        for key in keys:
-            waiting.append((key, pool.submit(read, storage, key)))
-            if len(waiting) == READERS:
-                first, future = waiting.pop(0)
-                yield first, future.result()
-        for key, future in waiting:
-            yield key, future.result()
+def _same_work(standing: Record, ours: Record) -> bool:
+    """Whether a commit record that stands is of the same key, and of as many photos."""
+    rows = standing.get("photos", [])
+    same = standing.get("key") == ours["key"] and len(rows) == len(ours["photos"])
+    return same and incomplete(rows) <= incomplete(ours["photos"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +158,7 @@ class Recorded:
     reason: str
     photos: int
     failed_photos: int
+    incomplete: int
     photo_reasons: list[str]
     attempts: int
     started_at: str | None
@@ -201,30 +191,28 @@ class Index:
         return sorted([*self.done.values(), *self.failed.values()], key=lambda row: row.place)
 
 
-def read_index(storage: Storage, last: Index | None = None) -> Index:
-    """List the records and read those that the stored index, or the `last` one read, does not know: often none."""
+def read_index(storage: Storage, last: Index | None = None, *, cached: bool = True) -> Index:
+    """List the records and read those that the stored index, or the `last` one read, does not know: often none.
+
+    The stored index is a file of the output: without `cached` it is not believed, and every record is read.
+    """
     entries: dict[str, Entry] = {}
     for folder in ("done/", "failed/"):
         entries |= {entry.key: entry for entry in storage.list(folder) if RECORD.fullmatch(entry.key)}
-    known = {row.place: row for row in last.rows()} if last else _stored(storage)
+    known = {row.place: row for row in last.rows()} if last else stored_rows(storage) if cached else {}
     same = {place for place, row in known.items() if place in entries and entries[place].tag == row.tag}
     index = Index(fresh=len(same) == len(entries) == len(known))
     for place in same:
         _file(index, known[place])
 
-    def read(storage: Storage, place: str) -> Recorded | DamagedError:
-        try:
-            return _row(place, entries[place].tag, load(storage, place))
-        except (KeyError, TypeError, AttributeError, ValueError):
-            return DamagedError(f"{storage.uri_of(place)} is no record; delete it and run again")
-        except DamagedError as error:
-            return error
+    def read(storage: Storage, place: str) -> Recorded:
+        return _row(place, entries[place].tag, load_record(storage, place))
 
-    for place, row in _read_many(storage, sorted(set(entries) - same), read):
+    for place, row in read_many(storage, sorted(set(entries) - same), or_damage(read)):
         if isinstance(row, DamagedError):
             index.damaged[place] = str(row)
             log.warning("%s", shown(str(row)))
-        else:
+        elif row is not None:
             _file(index, row)
     return index
 
@@ -233,24 +221,32 @@ def _file(index: Index, row: Recorded) -> None:
     (index.done if row.place.startswith("done/") else index.failed)[row.task] = row
 
 
-def _stored(storage: Storage) -> dict[str, Recorded]:
-    import pyarrow as pa
-
+def stored_rows(storage: Storage) -> dict[str, Recorded]:
+    """Return the rows of the stored index by place; none where it is damaged or of another version: it is a cache."""
     if storage.tag(INDEX) is None:
         return {}
     try:
-        found = parquet(storage.get(INDEX)).read()
-        if found.schema.names != RECORDS.names:
-            return {}  # of another version: it is only a cache
-        rows = found.to_pylist()
-    except (pa.ArrowException, ValueError):
-        return {}  # damaged
-    return {row["place"]: Recorded(**row) for row in rows}
+        file = parquet(storage.get(INDEX), RECORDS)
+        rows = file.read().to_pylist() if file.schema_arrow.names == RECORDS.names else []
+    except NO_PARQUET:
+        return {}
+    return {row["place"]: Recorded(**row) for row in rows if _is_row(row)}
+
+
+def _is_row(row: Mapping[str, Any]) -> bool:
+    """Whether a row of the stored index is whole, and of the place that it names."""
+    if any(row[name] is None for name in RECORDS.names if name not in ("started_at", "finished_at")):
+        return False
+    folder, _, name = row["place"].partition("/")
+    whole = folder in ("done", "failed") and name == f"{task_name(row['identity'], row['part'])}.json"
+    times = all(fits(row[name], TIME) for name in ("started_at", "finished_at"))
+    counts = 0 <= row["failed_photos"] <= row["photos"] and 0 <= row["incomplete"] and 0 <= row["seconds"] < math.inf
+    return whole and times and counts and None not in row["photo_reasons"] and row["status"] in STATUSES
 
 
 def _row(place: str, tag: str, record: Record) -> Recorded:
-    about = record.get("identity_row") or {}
-    lost = [p for p in record.get("photos", []) if p.get("status") == "failed"]
+    about, rows = record.get("identity_row") or {}, record.get("photos", [])
+    lost = [p for p in rows if p["status"] == "failed"]
     return Recorded(
         place=place,
         tag=tag,
@@ -260,9 +256,10 @@ def _row(place: str, tag: str, record: Record) -> Recorded:
         key=record["key"],
         status=record.get("status", "done"),
         reason=record.get("reason", ""),
-        photos=about.get("photos", 0),
-        failed_photos=about.get("failed_photos", 0),
-        photo_reasons=[f"{p['source_uri']}: {p.get('reason', '')}" for p in lost],
+        photos=len(rows),
+        failed_photos=len(lost),
+        incomplete=incomplete(rows),
+        photo_reasons=[f"{p['source_uri']}: {p.get('reason') or ''}" for p in lost],
         attempts=about.get("attempts") or 0,
         started_at=about.get("started_at"),
         finished_at=about.get("finished_at"),

@@ -1,16 +1,18 @@
 """`dladiff report`: one HTML file that shows what was done to the photos and what it bought; it sends nothing."""
 
 import math
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
 from dladiff.errors import ConfigError, StorageError
+from pipeline.originals import Originals
+from pipeline.originals import originals as below
 from pipeline.page import asset, embedded, filled
 from pipeline.pages import PICTURE, REPORT, announce, mark
 from pipeline.report_data import LISTED, Encoder, Facts, Series, gather
@@ -34,12 +36,13 @@ Sink = Callable[[str, bytes], str]
 
 @dataclass(frozen=True)
 class Written:
-    """Where the page is, how many photos it shows, of how many, and its size in bytes."""
+    """Where the page is, how many photos it shows, of how many, its size in bytes; what the operator should know."""
 
     report: str
     shown: int
     photos: int
     bytes: int
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,23 @@ class Group:
 
 
 def write_report(
-    storage: Storage, html: Path | None = None, photos: int = EMBEDDED, seed: int = 0, *, originals: bool = True
+    storage: Storage,
+    html: Path | None = None,
+    photos: int = EMBEDDED,
+    seed: int = 0,
+    *,
+    originals: bool = True,
+    inputs: Sequence[str] = (),
 ) -> Written:
     """Write the page of an output: to `report/index.html` in it, or to the local file `html`.
 
     At most `photos` photos are shown: the worst and slowest, and others drawn with `seed`. More than EMBEDDED need
-    `html`: their pictures go into a folder beside it. Without `originals` the page holds nothing of them. Raises
-    ConfigError and StorageError.
+    `html`: their pictures go into a folder beside it. Originals are read below `inputs`, else below the input that the
+    output records; without `originals` the page holds nothing of them. Raises ConfigError and StorageError.
     """
     if photos > EMBEDDED and html is None:
         raise ConfigError([f"--photos: more than {EMBEDDED} pictures lie beside the page; give --html FILE too"])
+    sources = below(storage, inputs) if originals else None
     facts = gather(storage, photos, seed)
     target, key = (storage, KEY) if html is None else (open_storage(html.absolute().parent, create=True), html.name)
     rows = facts.sample.rows()
@@ -77,10 +87,9 @@ def write_report(
     written: set[str] = set()
     noted = announce(storage, "report", html or REPORT, _named(facts, rows))
     sink = partial(_beside, target, folder, written) if linked else _embedded
-    opened: dict[str, Storage] = {}
     side = SIDE_FEW if len(rows) <= FEW else SIDE
     with ThreadPoolExecutor(READERS) as pool:
-        make = partial(_card, storage=storage, opened=opened, sink=sink, side=side, originals=originals)
+        make = partial(_card, storage=storage, sources=sources, sink=sink, side=side)
         cards = list(pool.map(make, range(len(rows)), rows))
     page = render(facts, _groups(facts, cards, storage), storage.uri, linked=linked, originals=originals).encode()
     target.put(key, page, "text/html; charset=utf-8")
@@ -88,7 +97,19 @@ def write_report(
         if PICTURE.fullmatch(entry.key.removeprefix(f"{folder}/")) and entry.key not in written:
             target.delete(entry.key)
     noted()
-    return Written(target.uri_of(key), len(cards), facts.photos.total(), len(page))
+    return Written(target.uri_of(key), len(cards), facts.photos.total(), len(page), _notes(sources, facts, cards))
+
+
+def _notes(sources: Originals | None, facts: Facts, cards: list[Row]) -> list[str]:
+    """What the operator should know, and the page does not say."""
+    notes = [sources.note] if sources and sources.note else []
+    counts = Counter(card["unread"] for card in cards if card["unread"])
+    if counts:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
+        notes.append(f"originals that are not shown: {reasons}")
+    if facts.damaged:
+        notes.append(f"rows of the manifests that are damaged and left out: {facts.damaged}; run `dladiff finalise`")
+    return notes
 
 
 def _named(facts: Facts, rows: list[Row]) -> set[str]:
@@ -174,11 +195,9 @@ def _curves(storage: Storage, person: Person) -> tuple[list[Curve], str]:
     return curves, f"The first {CHARTS} charts; traces/ in the output holds all." if more else ""
 
 
-def _card(
-    place: int, row: Row, storage: Storage, opened: dict[str, Storage], sink: Sink, side: int, originals: bool
-) -> Row:
+def _card(place: int, row: Row, storage: Storage, sources: Originals | None, sink: Sink, side: int) -> Row:
     """Everything the page shows of one photo."""
-    files, missing = pictures(row, storage, opened, side, originals=originals)
+    files, missing, unread = pictures(row, storage, sources, side)
     return {
         "name": PurePosixPath(row["source_uri"].rsplit("/", 1)[-1]).name,
         "optimised": similarity(row, optimised=True),
@@ -188,6 +207,7 @@ def _card(
         ],
         "pictures": {name: sink(f"{place:05d}-{name}.webp", data) for name, data in files.items()},
         "missing": missing,
+        "unread": unread,
         "row": row,
     }
 

@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from dladiff.errors import ConfigError, StorageError
-from pipeline.manifest import IDENTITIES_KEY, PHOTOS_KEY
+from pipeline.checked import identity_fault, layer_settings, photo_fault
+from pipeline.manifest import FILES, IDENTITIES_KEY, PHOTOS_KEY
 from pipeline.report_sample import Person, Row, Sample, seconds_of
-from pipeline.rows import parquet
+from pipeline.rows import NO_PARQUET, parquet
 from pipeline.storage import Storage
 
 BATCH = 500  # manifest rows held at a time
@@ -87,6 +87,8 @@ class Facts:
     versions: dict[str, Row] = field(default_factory=dict)
     lost: list[Row] = field(default_factory=list)
     lost_count: int = 0
+    damaged: int = 0
+    """Rows of the manifests that are left out, since they hold what no record can."""
     since: Any = None
     until: Any = None
 
@@ -102,7 +104,7 @@ class Facts:
 def gather(storage: Storage, size: int, seed: int = 0) -> Facts:
     """Read both manifests, BATCH rows at a time. Raises ConfigError when one is missing, StorageError when damaged."""
     facts = Facts(Sample(size, seed))
-    for row in _stream(storage, IDENTITIES_KEY):
+    for row in _stream(storage, IDENTITIES_KEY, facts, identity_fault):
         facts.identities[row["status"]] += 1
         facts.people[row["identity"]] = _person(row)
         if row["status"] != "done":
@@ -111,7 +113,7 @@ def gather(storage: Storage, size: int, seed: int = 0) -> Facts:
             facts.seconds.add(seconds_of(row) / row["photos"])
         facts.since = min(filter(None, (facts.since, row["started_at"])), default=None)
         facts.until = max(filter(None, (facts.until, row["finished_at"])), default=None)
-    for row in _stream(storage, PHOTOS_KEY):
+    for row in _stream(storage, PHOTOS_KEY, facts, photo_fault):
         facts.photos[row["status"]] += 1
         _measure(facts, row)
         person = facts.people.setdefault(row["identity"], Person(row["identity"], "partial"))
@@ -122,14 +124,18 @@ def gather(storage: Storage, size: int, seed: int = 0) -> Facts:
     return facts
 
 
-def _stream(storage: Storage, key: str) -> Iterator[Row]:
+def _stream(storage: Storage, key: str, facts: Facts, fault_of: Callable[[Row], str]) -> Iterator[Row]:
     if storage.tag(key) is None:
         raise ConfigError([f"{storage.uri_of(key)}: is missing; run `dladiff finalise --output {storage.uri}`"])
     try:
-        file = parquet(storage.get(key))
-        for batch in file.iter_batches(batch_size=BATCH):
-            yield from batch.to_pylist()
-    except (pa.ArrowException, KeyError) as error:
+        file = parquet(storage.get(key), FILES[key])
+        for batch in file.iter_batches(batch_size=BATCH, columns=FILES[key].names):
+            for row in batch.to_pylist():
+                if fault_of(row):
+                    facts.damaged += 1
+                else:
+                    yield row
+    except NO_PARQUET as error:
         raise StorageError(
             f"{storage.uri_of(key)} cannot be read; run `dladiff finalise --output {storage.uri}`"
         ) from error
@@ -181,4 +187,4 @@ def _add_layers(setup: Row | None, row: Row) -> None:
     """Take the settings of the layers that ran on this photo: layer 2 runs on faces alone."""
     for name, title in LAYERS.items():
         if setup is not None and row[name] and title not in setup["layers"]:
-            setup["layers"][title] = json.loads(row[name])
+            setup["layers"][title] = layer_settings(row[name])

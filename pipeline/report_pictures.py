@@ -9,9 +9,11 @@ import numpy as np
 from PIL import Image
 
 from dladiff.errors import PhotoError, StorageError
+from pipeline.checked import stored_fault
+from pipeline.originals import CHANGED, Originals, stored_limit, why
 from pipeline.photos import Decoded, UInt8, decode
 from pipeline.report_sample import Row
-from pipeline.storage import Storage, read_uri
+from pipeline.storage import Storage
 
 FACTOR = 7  # 18 grey levels, both layers' bounds together, become 126: black and white are just reached
 FACE = 256  # px, longest side of a face crop
@@ -19,34 +21,45 @@ AROUND = 0.3  # of the face box, kept on each side
 QUALITY = 82  # of WebP
 
 
-def pictures(
-    row: Row, storage: Storage, opened: dict[str, Storage], side: int, *, originals: bool
-) -> tuple[dict[str, bytes], str]:
-    """Return WebP files (before, after, change, face crops) of one photo, as far as they can be read, and what is not.
+def pictures(row: Row, storage: Storage, sources: Originals | None, side: int) -> tuple[dict[str, bytes], str, str]:
+    """Return WebP files (before, after, change, face crops) of one photo, as far as they can be read.
 
-    `side` is their longest side, px. Without `originals` neither they nor the change, which would give them away,
+    Then what is said on the page of those that cannot, and why its original is not among them, for the operator alone:
+    the page would tell whoever wrote the output which files are there.
+    `side` is their longest side, px. Without `sources` neither originals nor the change, which would give them away,
     are among them.
     """
-    found, missing = _pictures(row, storage, opened, side, originals=originals)
-    return {name: _webp(pixels, icc) for name, (pixels, icc) in found.items()}, missing
+    found, missing, reason = _pictures(row, storage, sources, side)
+    return {name: _webp(pixels, icc) for name, (pixels, icc) in found.items()}, missing, reason
 
 
 def _pictures(
-    row: Row, storage: Storage, opened: dict[str, Storage], side: int, *, originals: bool
-) -> tuple[dict[str, tuple[UInt8, bytes | None]], str]:
+    row: Row, storage: Storage, sources: Originals | None, side: int
+) -> tuple[dict[str, tuple[UInt8, bytes | None]], str, str]:
     if not row["output_key"]:
-        return {}, "No protected photo was stored."
-    after = _read(row, "output", lambda: storage.get(row["output_key"]))
+        return {}, "No protected photo was stored.", ""
+    fault = stored_fault(row)
+    after = fault or _read(row, "output", lambda: storage.get(row["output_key"], stored_limit(row)))
     if isinstance(after, str):
-        return {}, f"Protected photo not readable: {after}"
-    before = _read(row, "source", lambda: read_uri(row["source_uri"], opened)) if originals else ""
-    both = {"after": after} if isinstance(before, str) else {"before": before, "after": after}
+        return {}, f"Protected photo not readable: {after}", ""
+    before, reason = _original(row, sources) if sources else (None, "")
+    both = {"after": after} if before is None else {"before": before, "after": after}
     found = {name: (_small(photo.pixels, side), photo.icc) for name, photo in both.items()}
     if row["faces"]:
         found |= {f"face_{n}": (_face(p.pixels, row["faces"][0]["box"]), p.icc) for n, p in both.items()}
-    if isinstance(before, str):
-        return found, f"Original not reachable: {before}" if before else ""
-    return found | {"change": (_change(before.pixels, after.pixels, side), None)}, ""
+    if before is None:
+        return found, "Original not reachable." if reason else "", reason
+    return found | {"change": (_change(before.pixels, after.pixels, side), None)}, "", ""
+
+
+def _original(row: Row, sources: Originals) -> tuple[Decoded | None, str]:
+    """The original, or why it cannot be shown."""
+    try:
+        data = sources.read(row["source_uri"])
+    except StorageError as error:
+        return None, why(error)
+    found = _read(row, "source", lambda: data)
+    return (None, CHANGED) if isinstance(found, str) else (found, "")
 
 
 def _read(row: Row, which: str, get: Callable[[], bytes]) -> Decoded | str:
@@ -84,7 +97,7 @@ def _face(pixels: UInt8, box: Iterable[float]) -> UInt8:
     half = max(4.0, min(half, width / 2, height / 2))
     x, y = (min(max((a + b) / 2, half), size - half) for a, b, size in ((x0, x1, width), (y0, y1, height)))
     crop = pixels[int(y - half) : int(y + half), int(x - half) : int(x + half)]
-    return _small(crop, FACE)
+    return _small(crop if crop.size else pixels, FACE)  # empty where the whole photo is smaller than a crop
 
 
 def _webp(pixels: UInt8, icc: bytes | None) -> bytes:

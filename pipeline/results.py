@@ -2,26 +2,30 @@
 
 import io
 import json
+import logging
+import math
 import zipfile
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dladiff.errors import NotFoundError, StorageError
+from dladiff.errors import DamagedError, NotFoundError, TooLargeError
 from dladiff.evaluation.paper_layout import all_tables
 from dladiff.evaluation.paper_tables import NAMES
 from dladiff.evaluation.summaries import Group
 from dladiff.evaluation.tables import Evaluation, markdown
+from pipeline.checked import fits
 from pipeline.evaluation_config import EvaluateConfig
 from pipeline.evaluation_page import render, write_sheets
 from pipeline.evaluation_plan import EvaluationPlan
 from pipeline.manifest import write_rows
 from pipeline.names import shown
-from pipeline.ratings import opinions, read_ratings
-from pipeline.records import load_many
+from pipeline.ratings import Rating, opinions, read_ratings
+from pipeline.records import load, load_many
 from pipeline.rows import RESULTS
 from pipeline.storage import Storage
 
@@ -38,6 +42,10 @@ HEAD = (
 QUALITY = ("psnr", "psnr_face", "ssim", "linf", "lpips")
 
 ABOUT = {"key", "identity", "condition", "attack", "base", "preprocessing", "share", "seed"}
+ENCODER = ("name", "sha256")
+MOST_FEATURES = 2**29  # bytes of the features of one attack: 16 pictures of two prompts take less than 1 MB
+ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError)  # what a damaged archive raises
+log = logging.getLogger(__name__)
 STATUSES = ("done", "no_photo", "failed")
 Row = dict[str, Any]
 
@@ -50,14 +58,48 @@ def collect(results: Storage, plan: EvaluationPlan) -> list[Row]:
     for row in plan.rows:
         places = (f"rows/{row['key']}.json", f"failed/{row['key']}.json")
         keys += [place for place, known in zip(places, (done, failed), strict=True) if place in known][:1]
-    return [_checked(results, key, record) for key, record in load_many(results, keys)]
+    return [record for _, record in sound_rows(results, keys)]
 
 
-def _checked(results: Storage, key: str, record: Row) -> Row:
-    """Return a record that tables can be made of. Raises StorageError for a file that is none."""
-    if record.get("status") not in STATUSES or not ABOUT <= record.keys():
-        raise StorageError(f"{results.uri_of(key)} is no record of an evaluation: delete it, and it is measured again")
+def sound_rows(results: Storage, places: Iterable[str]) -> Iterator[tuple[str, Row]]:
+    """Yield (place, record) of the records that tables can be made of; others are left out with a warning."""
+    return load_many(results, places, _load)
+
+
+def _load(results: Storage, place: str) -> Row:
+    """Read and check the record of one attack. Raises DamagedError, StorageError."""
+    record = load(results, place)
+    if fault := _record_fault(place, record):
+        where = results.uri_of(place)
+        raise DamagedError(f"{where} is no record of an evaluation ({fault}): delete it, and it is measured again")
     return record
+
+
+def _record_fault(place: str, record: Row) -> str:
+    """What is wrong with a record; "" for nothing: its columns can be made, and each has its type."""
+    absent = any(record.get(name) is None for name in ABOUT) or record.get("dropped", 0) is None
+    if record.get("status") not in STATUSES or absent:
+        return "it has no known status, or does not say of what"
+    key = record["key"]
+    if place.partition("/")[2] != f"{key}.json" or record.get("features") not in (None, f"features/{key}.npz"):
+        return "it is of another row than its name says"
+    kinds = {"images": dict, "faces": dict, "protected": list, "prompts": list, "judge": list}
+    measured = record["status"] != "failed"
+    if any(not isinstance(record.get(name), kind) and (measured or name in record) for name, kind in kinds.items()):
+        return "a part of it is missing"
+    try:
+        faces = [face for prompt in record.get("prompts", []) for face in record["faces"].get(prompt, [])]
+        if not all(face.startswith(f"faces/{key}/") for own in record.get("faces", {}).values() for face in own):
+            return "a face is of another row"
+        named = [*faces, *record.get("prompts", []), *(e[name] for e in record.get("judge", []) for name in ENCODER)]
+        flags = [float(p["nsfw"] or 0) for pictures in record.get("images", {}).values() for p in pictures]
+        rows = list(flat_rows(record))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        return "its measurements are not of the kind they should be"
+    named += [record.get(name, "") for name in ("feature_network", "reference_set")]
+    good = all(isinstance(name, str) for name in named) and all(map(math.isfinite, flags))
+    fits_all = all(fits(row.get(field.name), field.type) for row in rows for field in RESULTS)
+    return "" if good and fits_all else "its measurements are not of the kind they should be"
 
 
 def write_results(results: Storage, config: EvaluateConfig, plan: EvaluationPlan) -> list[Row]:
@@ -79,16 +121,18 @@ def write_results(results: Storage, config: EvaluateConfig, plan: EvaluationPlan
 def evaluation(results: Storage, config: EvaluateConfig, plan: EvaluationPlan, records: Sequence[Row]) -> Evaluation:
     """Gather what the tables are made of; features are read when a table asks for them."""
 
+    widths: set[int] = set()  # of features: the first file's, which the others must share
+
     @lru_cache(maxsize=64)
     def read(place: str) -> list[NDArray[np.float32]]:
-        try:
-            with np.load(io.BytesIO(results.get(place)), allow_pickle=False) as stored:
-                return [stored[f"arr_{i}"] for i in range(len(stored.files))]
-        except (NotFoundError, ValueError, KeyError, OSError, zipfile.BadZipFile):
-            return []  # gone or damaged: no FID of it
+        found = _features(results, place)
+        widths.update([] if widths else [part.shape[1] for part in found[:1]])
+        return found if {part.shape[1] for part in found} <= widths else []
 
     def features(record: Any, prompt: str) -> NDArray[np.float32] | None:
         if not record.get("features"):
+            return None
+        if prompt and prompt not in record["prompts"]:
             return None
         parts, place = read(record["features"]), record["prompts"].index(prompt) if prompt else 0
         return parts[place] if place < len(parts) else None
@@ -108,8 +152,30 @@ def evaluation(results: Storage, config: EvaluateConfig, plan: EvaluationPlan, r
         prompts=config.prompts,
         encoders=tuple(e["name"] for e in judge),
         optimised=frozenset(e["name"] for e in judge if {e["name"], e["sha256"]} & plan.optimised),
-        opinions=opinions(r for r in read_ratings(results) if r["face"] in faces),
+        opinions=opinions(r for r in _ratings(results) if r["face"] in faces),
     )
+
+
+def _features(results: Storage, place: str) -> list[NDArray[np.float32]]:
+    """The features of one attack, one array a prompt; none where they are gone or damaged: no FID of it."""
+    try:
+        with np.load(io.BytesIO(results.get(place, MOST_FEATURES)), allow_pickle=False) as stored:
+            if sum(info.file_size for info in stored.zip.infolist()) > MOST_FEATURES:
+                return []
+            found = [stored[f"arr_{i}"] for i in range(len(stored.files))]
+    except (NotFoundError, TooLargeError, ValueError, KeyError, OSError, EOFError, MemoryError, TypeError, *ZIP):
+        return []
+    good = all(p.ndim == 2 and p.size and p.dtype.kind == "f" and np.isfinite(p).all() for p in found)
+    return found if good else []
+
+
+def _ratings(results: Storage) -> list[Rating]:
+    """What people said; nothing where the file is damaged."""
+    try:
+        return read_ratings(results)
+    except DamagedError as error:
+        log.warning("%s", shown(str(error)))
+        return []
 
 
 def flat_rows(record: Row) -> Iterable[Row]:

@@ -111,6 +111,7 @@ RECORDS = pa.schema(
         _column("reason", pa.string(), "why it failed"),
         _column("photos", pa.int32(), "photos of the task"),
         _column("failed_photos", pa.int32(), "photos without a protected file"),
+        _column("incomplete", pa.int32(), "photos that are neither stored nor failed nor deleted"),
         _column("photo_reasons", pa.list_(pa.string()), "why, one line each"),
         _column("attempts", pa.int32(), "attempts that ended in failure"),
         _column("started_at", pa.string(), "ISO 8601"),
@@ -155,15 +156,29 @@ RESULTS = pa.schema(
 )
 
 
-def parquet(data: bytes) -> pq.ParquetFile:
-    """Open a Parquet file that is in memory. Raises pa.ArrowException.
+NO_PARQUET = (pa.ArrowException, KeyError, ValueError, TypeError, OSError, OverflowError)
+"""What pyarrow raises for a damaged file or for values that Python cannot hold."""
+
+
+def parquet(data: bytes, schema: pa.Schema | None = None) -> pq.ParquetFile:
+    """Open a Parquet file that is in memory; with `schema`, its columns must have these types. Raises NO_PARQUET.
 
     Arrow gets a copy of its own: a thread of its pool that lets go of Python's bytes while the process ends aborts it
     (so do the threads of `pq.read_table`).
     """
     copy = pa.BufferOutputStream()
     copy.write(data)
-    return pq.ParquetFile(pa.BufferReader(copy.getvalue()))
+    file = pq.ParquetFile(pa.BufferReader(copy.getvalue()))
+    for field in schema or ():
+        found = file.schema_arrow.field(field.name)
+        if not found.type.equals(field.type):
+            raise ValueError(f"column {field.name} is {found.type}, not {field.type}")
+    return file
+
+
+def columns(schema: pa.Schema, names: Iterable[str]) -> pa.Schema:
+    """Return the schema of some columns alone."""
+    return pa.schema([schema.field(name) for name in names])
 
 
 def table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dladiff.errors import NotFoundError, StorageError
+from dladiff.errors import NotFoundError, StorageError, TooLargeError
 from pipeline.names import task_name
 from pipeline.storage import Storage
 
 WIDTH, HEIGHT = 320, 120  # units of a chart
+MOST_BYTES = 64 * 2**20  # of one trace: thousands of steps of 64 photos take less than 10 MB
 POINTS = 160  # of a line, at most: one every two units
 
 
@@ -51,7 +52,7 @@ def read_trace(storage: Storage, identity: str, part: int = 0) -> Trace | None:
     """Return the trace of a task, None where none was kept. Raises StorageError when it is damaged."""
     key = trace_key(identity, part)
     try:
-        charts = json.loads(storage.get(key))
+        charts = json.loads(storage.get(key, MOST_BYTES))
         return Trace(
             {
                 title: {name: [float(value) for value in values] for name, values in lines.items()}
@@ -60,7 +61,7 @@ def read_trace(storage: Storage, identity: str, part: int = 0) -> Trace | None:
         )
     except NotFoundError:
         return None
-    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, TooLargeError) as error:
         raise StorageError(f"{storage.uri_of(key)} is no trace; delete it") from error
 
 

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -14,15 +14,17 @@ import pyarrow as pa
 
 from dladiff import quality
 from dladiff.errors import NotFoundError, PhotoError, StorageError
+from pipeline.checked import LAYERS, NO_PHOTO, layer_settings, stored_fault
+from pipeline.latest import latest_plan, planned_tasks
 from pipeline.manifest import FILES, GROUP, IDENTITIES_KEY, PHOTOS_KEY, merged
+from pipeline.originals import Originals, originals, stored_limit
 from pipeline.photos import decode
-from pipeline.records import Index, load_many, read_index
-from pipeline.rows import parquet, table
-from pipeline.storage import Storage, read_uri
+from pipeline.records import INDEX, Index, load_many, read_index, stored_rows
+from pipeline.rows import NO_PARQUET, parquet, table
+from pipeline.storage import Storage
 
 SLACK = 1e-6  # [0, 1] units: far below one grey level
 FIGURES = 1e-3  # dB and [0, 1] units: rounding of a recorded figure
-LAYERS = ("finetuning_layer", "zero_shot_layer")
 READERS = 4  # photos decoded at a time: each may be large
 
 
@@ -34,39 +36,81 @@ class Verified:
     compared: int = 0
     faults: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
+    left: int = 0
+    """Photos of the latest plan of which no record says anything: work that is left, or a record that was deleted."""
+    notes: list[str] = field(default_factory=list)
 
 
-def verify(storage: Storage) -> Verified:
-    """Check every photo of every commit record. Raises StorageError when the storage cannot be listed."""
-    index = read_index(storage)
-    result = Verified(faults=[*index.damaged.values()])
+def verify(storage: Storage, inputs: Sequence[str] = ()) -> Verified:
+    """Check every photo of every commit record. Raises StorageError when the storage cannot be listed.
+
+    Records are read afresh, whatever the stored index says. Originals are read below `inputs`, else below the input
+    that the output records.
+    """
+    index, sources = read_index(storage, cached=False), originals(storage, inputs)
+    result = Verified(faults=[*index.damaged.values()], notes=[sources.note] if sources.note else [])
     named: set[str] = set()
-    places = [row.place for _, row in sorted(index.done.items())]
-    rows = (
-        photo | {"record": place}
-        for place, record in load_many(storage, places)
-        for photo in record["photos"]
-        if photo.get("output_key")
-    )
-    opened: dict[str, Storage] = {}
+    rows = _rows(storage, index, result)
     with ThreadPoolExecutor(READERS) as pool:
         while batch := list(islice(rows, 8 * READERS)):
             for row, (fault, compared) in zip(
-                batch, pool.map(lambda r: _check(storage, r, opened), batch), strict=True
+                batch, pool.map(lambda r: _check(storage, r, sources), batch), strict=True
             ):
                 result.photos += 1
                 result.compared += compared
                 named.add(row["output_key"])
                 result.faults += [f"{row['output_key']}: {fault}"] if fault else []
     result.orphans = [entry.key for entry in storage.list("photos/") if entry.key not in named]
-    result.faults += _manifest_faults(storage, index)
+    _check_plan(storage, index, result)
+    result.faults += _index_faults(storage, index) + _manifest_faults(storage, index)
     return result
 
 
-def _check(storage: Storage, row: dict[str, Any], opened: dict[str, Storage]) -> tuple[str, bool]:
+def _rows(storage: Storage, index: Index, result: Verified) -> Iterator[dict[str, Any]]:
+    """Yield the rows of stored photos; note the records that do not account for theirs."""
+    places = [row.place for _, row in sorted(index.done.items())]
+    for place, record in load_many(storage, places):
+        photos = record.get("photos", [])
+        if not photos:
+            result.faults.append(f"{place}: names no photo; delete it, and the next protect makes them again")
+        for photo in photos:
+            if photo.get("output_key"):
+                yield photo | {"record": place}
+            elif photo["status"] not in NO_PHOTO and (fault := stored_fault(photo)):
+                result.faults.append(f"{place}: {photo['source_uri']} {fault}")
+
+
+def _check_plan(storage: Storage, index: Index, result: Verified) -> None:
+    """Count photos of the latest plan without a record, and find records of fewer photos than it names."""
+    latest = latest_plan(storage)
+    if latest is None:
+        return
+    planned = planned_tasks(storage, latest)
+    if planned.fault:
+        result.faults.append(planned.fault)
+    for task, (key, photos) in planned.tasks.items():
+        row, failed = index.done.get(task), index.failed.get(task)
+        if row is not None and row.key == key:
+            if row.photos < photos:
+                result.faults.append(f"{row.place}: names {row.photos} photos, its plan {photos}")
+        elif failed is None or failed.key != key:
+            result.left += photos
+
+
+def _index_faults(storage: Storage, index: Index) -> list[str]:
+    """What the stored index says of a record that is still the one it was read from, and the record does not."""
+    fresh = {row.place: row for row in index.rows()}
+    known = {place: row for place, row in stored_rows(storage).items() if place in fresh}
+    count = sum(row.tag == fresh[place].tag and asdict(row) != asdict(fresh[place]) for place, row in known.items())
+    return [f"{INDEX}: {count} rows are not what the records say; run `dladiff finalise`"] if count else []
+
+
+def _check(storage: Storage, row: dict[str, Any], sources: Originals) -> tuple[str, bool]:
     """The fault of one photo, or nothing, and whether it was compared with its source."""
+    if fault := stored_fault(row):
+        return fault, False
     try:
-        data = storage.get(row["output_key"])
+        data = storage.get(row["output_key"], stored_limit(row))
     except NotFoundError:
         return f"is missing; delete {row['record']}, and the next protect makes it again", False
     except StorageError as error:
@@ -79,9 +123,14 @@ def _check(storage: Storage, row: dict[str, Any], opened: dict[str, Storage]) ->
         return str(error), False
     if stored.shape[:2] != (row["height"], row["width"]):
         return f"is {stored.shape[1]} x {stored.shape[0]} px, recorded {row['width']} x {row['height']}", False
-    source = _source(row, opened)
+    source = _source(row, sources)
     if source is None:
         return "", False
+    if source.shape != stored.shape:
+        return (
+            f"its original is {source.shape[1]} x {source.shape[0]} px, recorded {row['width']} x {row['height']}",
+            True,
+        )
     change = np.abs(stored.astype(np.int16) - source.astype(np.int16)).max(axis=2)
     return next(_excess(row, change), "") or _other_figure(row, stored, source), True
 
@@ -98,7 +147,8 @@ def _other_figure(row: dict[str, Any], stored: quality.Bytes, source: quality.By
 
 def _excess(row: dict[str, Any], change: Any) -> Iterator[str]:
     """Changes above the bound, in grey levels: both layers' inside the recorded face boxes, layer 1's elsewhere."""
-    first, second = (json.loads(row[name])["eta"] if row.get(name) else 0.0 for name in LAYERS)
+    settings = (layer_settings(row[name]) if row.get(name) else None for name in LAYERS)
+    first, second = (found["eta"] if found else 0.0 for found in settings)
     bound = np.full(change.shape, first)
     for face in row.get("faces") or []:
         x0, y0, x1, y1 = (max(0.0, v) for v in face["box"])
@@ -111,8 +161,6 @@ def _excess(row: dict[str, Any], change: Any) -> Iterator[str]:
 
 def _manifest_faults(storage: Storage, index: Index) -> list[str]:
     """What of both manifests is not what the records say: rows are compared by a digest of each."""
-    if not index.rows():
-        return []
     wanted: dict[str, set[bytes]] = {key: set() for key in FILES}
     for photos, identity in merged(storage, index):
         for key, rows in ((PHOTOS_KEY, photos), (IDENTITIES_KEY, [identity])):
@@ -120,11 +168,11 @@ def _manifest_faults(storage: Storage, index: Index) -> list[str]:
     faults = []
     for key, digests in wanted.items():
         try:
-            file = parquet(storage.get(key))
+            file = parquet(storage.get(key), FILES[key])
             found = set().union(*map(_digests, file.iter_batches(GROUP)))
         except NotFoundError:
-            faults.append(f"{key}: is missing; run `dladiff finalise`")
-        except (pa.ArrowException, KeyError, ValueError) as error:
+            faults += [f"{key}: is missing; run `dladiff finalise`"] if index.rows() else []
+        except NO_PARQUET as error:
             faults.append(f"{key}: cannot be read ({type(error).__name__}); run `dladiff finalise`")
         else:
             if count := max(len(digests - found), len(found - digests)):
@@ -138,10 +186,10 @@ def _digests(rows: pa.Table | pa.RecordBatch) -> set[bytes]:
     return {hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16] for text in texts}
 
 
-def _source(row: dict[str, Any], opened: dict[str, Storage]) -> Any:
-    """The source's pixels; None when it is gone, unreadable or no longer the photo that was protected."""
+def _source(row: dict[str, Any], sources: Originals) -> Any:
+    """The source's pixels; None when it is gone, outside, unreadable or no longer the photo that was protected."""
     try:
-        data = read_uri(row["source_uri"], opened)
+        data = sources.read(row["source_uri"])
         if hashlib.sha256(data).hexdigest() != row["source_sha256"]:
             return None
         return decode(data, max_pixels=row["width"] * row["height"], min_side=1).pixels

@@ -88,7 +88,12 @@ class FakeModels:
 
 
 def configured(folder: Path, **others: Any) -> EvaluateConfig:
-    settings: dict[str, Any] = {"attacks": ("dreambooth",), "prompts": ("a photo of sks person",), "count": 4}
+    settings: dict[str, Any] = {
+        "inputs": (str(folder / "in"),),
+        "attacks": ("dreambooth",),
+        "prompts": ("a photo of sks person",),
+        "count": 4,
+    }
     return EvaluateConfig(output=str(folder / "out"), results=str(folder / "results"), **(settings | others))
 
 

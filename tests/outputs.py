@@ -6,7 +6,10 @@ from pathlib import Path
 
 from pipeline.actor import ProtectIdentity
 from pipeline.config import RunConfig
-from pipeline.manifest import write_manifest
+from pipeline.manifest import ParquetFile, write_manifest
+from pipeline.plan import Plan, write_plan
+from pipeline.records import Index
+from pipeline.rows import PLAN
 from pipeline.storage import Storage, open_storage
 from tests.unit.photo_bytes import rgb, saved
 
@@ -20,10 +23,12 @@ def portrait(shade: int) -> bytes:
 
 
 def protected_output(folder: Path, people: dict[str, Sequence[str]]) -> Storage:
-    """Protect `people` (identity to file names) with one grey level of noise, as an actor does; build the manifest."""
+    """Protect `people` (identity to file names) with one grey level of noise, as a run does; build the manifest."""
     source, target = open_storage(folder / "in", create=True), open_storage(folder / "out", create=True)
     config = RunConfig(input=source.uri, output=target.uri, protector="tests.fakes:AddNoise")
     actor = ProtectIdentity(config.to_dict(), "r", "d")
+    plan = Plan(Index(), inputs=(source.uri,), plan_file=ParquetFile(folder, PLAN))
+    assert plan.plan_file is not None
     for place, (identity, names) in enumerate(people.items()):
         keys = [f"{place}/{name}" for name in names]
         for shade, key in enumerate(keys):
@@ -31,5 +36,9 @@ def protected_output(folder: Path, people: dict[str, Sequence[str]]) -> Storage:
         photos = [{"key": key, "uri": source.uri_of(key)} for key in keys]
         work = {"identity": identity, "part": 0, "parts": 1, "key": "k", "replaces": None, "photos": photos}
         actor({"work": json.dumps(work | {"clean": []})})
+        plan.plan_file.add({"identity": identity, "part": 0, "key": "k", "uris": [photo["uri"] for photo in photos]})
+    plan.plan_file.close()
+    write_plan(target, plan, "r")
+    plan.plan_file.path.unlink()
     write_manifest(target)
     return target

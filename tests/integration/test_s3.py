@@ -16,6 +16,7 @@ from dladiff.errors import ModelError, NotFoundError, StorageError
 from pipeline import index_file, s3_storage
 from pipeline.index_file import index_identities
 from pipeline.models import mirror, on_this_machine
+from pipeline.originals import named
 from pipeline.s3_storage import S3Storage
 from pipeline.sources import find_identities
 from pipeline.weights import fingerprint_model
@@ -260,3 +261,26 @@ def test_a_model_goes_to_a_bucket_and_comes_to_a_worker(
         s3.get_file("nothing", missing)
     with pytest.raises(StorageError, match="check the disk"):
         s3.get_file("there", tmp_path / "no folder" / "file")
+
+
+def test_originals_are_read_below_the_prefix_and_in_no_other_bucket(
+    s3: S3Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = S3Storage(s3.uri + "x")
+    for storage in (s3, beside):
+        storage.put("ann/1.png", b"photo")
+    asked: list[str] = []
+    real = S3Storage.get
+    monkeypatch.setattr(S3Storage, "get", lambda own, key, limit=None: asked.append(key) or real(own, key, limit))
+    sources = named([s3.uri])
+    assert sources.read(s3.uri_of("ann/1.png")) == b"photo"
+    assert sources.photos(f"{s3.uri}/ann") == [(s3.uri_of("ann/1.png"), s3.tag("ann/1.png"))]
+    foreign = (beside.uri_of("ann/1.png"), "s3://foreign/ann/1.png", f"{s3.uri}/../x", f"{s3.uri}//ann/1.png", s3.uri)
+    for uri in foreign:
+        with pytest.raises(StorageError, match=r"outside of the input|refused key"):
+            sources.read(uri)
+    assert [key for key in asked if key not in ("../x", "/ann/1.png")] == ["ann/1.png"]
+    with pytest.raises(StorageError, match="more than 3 bytes"):
+        sources.read(s3.uri_of("ann/1.png"), 3)
+    for storage in (beside, *sources.roots.values()):
+        storage.close()  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """ProtectIdentity without Ray: which fault belongs to a photo, to its identity, and to the whole run."""
 
 import errno
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ from pipeline.actor import ProtectIdentity
 from pipeline.addresses import OUTSIDE
 from pipeline.config import RunConfig
 from pipeline.local_storage import LocalStorage
+from pipeline.manifest import ParquetFile
 from pipeline.plan import _listed, identities
+from pipeline.rows import TODO
 from pipeline.storage import Storage, open_storage
 from tests.fakes import AddNoise
 from tests.unit.photo_bytes import rgb, saved
@@ -112,9 +115,34 @@ def test_layer_two_did_not_run_where_there_is_no_face(
 
 def test_a_damaged_stored_plan_ends_the_run(config: RunConfig, output: Storage) -> None:
     output.put("plan/todo-r.parquet", b"no parquet")
-    work = json.dumps({"plan": "plan/todo-r.parquet", "row": 0})
-    result = json.loads(ProtectIdentity(config.to_dict(), "r", "d")({"work": work})["result"])
+    place = {"plan": "plan/todo-r.parquet", "row": 0, "size": 10, "sha256": hashlib.sha256(b"no parquet").hexdigest()}
+    result = json.loads(ProtectIdentity(config.to_dict(), "r", "d")({"work": json.dumps(place)})["result"])
     assert result["status"] == "storage"
+
+
+@pytest.mark.parametrize("forged", ["of the same size", "longer"])
+def test_a_list_of_work_that_somebody_replaced_ends_the_run(
+    config: RunConfig, output: Storage, tmp_path: Path, forged: str
+) -> None:
+    """Who may write the output must not make actors read other files, or write where they like."""
+
+    def listed(identity: str, more: str = "") -> bytes:
+        photos = [{"key": "0.png", "uri": f"{config.input}/ann/0.png"}]
+        work = {"identity": identity, "part": 0, "parts": 1, "key": "k", "replaces": None, "photos": photos}
+        file = ParquetFile(tmp_path, TODO)
+        file.add({"work": json.dumps(work | {"clean": [], "more": more})})
+        file.close()
+        return file.path.read_bytes()
+
+    ours = listed("ann")
+    place = {"plan": "plan/todo-r.parquet", "row": 0, "size": len(ours), "sha256": hashlib.sha256(ours).hexdigest()}
+    actor = ProtectIdentity(config.to_dict(), "r", "d")
+    output.put("plan/todo-r.parquet", listed("eve", "" if forged == "of the same size" else "x" * 1000))
+    result = json.loads(actor({"work": json.dumps(place)})["result"])
+    assert result["status"] == "storage" and "was changed during the run" in result["reason"]
+    assert [entry.key for entry in output.list()] == ["plan/todo-r.parquet"]
+    output.put("plan/todo-r.parquet", ours)
+    assert json.loads(actor({"work": json.dumps(place)})["result"])["identity"] == "ann"
 
 
 def test_an_identity_that_is_gone_is_skipped_without_a_record(config: RunConfig, output: Storage) -> None:

@@ -22,6 +22,7 @@ from dladiff.surrogate import Surrogate
 from pipeline.cli import main
 from pipeline.config import run_config
 from pipeline.explain import _rows, explain
+from pipeline.names import escape
 from pipeline.photos import encode_png
 from pipeline.rows import PHOTOS
 from pipeline.storage import Storage, open_storage
@@ -43,18 +44,22 @@ def photos(folder: Path, **more: str) -> tuple[Path, Path]:
     protected = (clean.astype(int) + signs).clip(0, 255).astype(np.uint8)
     source, output = folder / "photo.png", folder / "out"
     data = encode_png(protected)
+    identity = more.get("identity", NAME)
+    key = f"photos/{escape(identity)}/b.png"
     source.write_bytes(encode_png(clean))
     row = {
         "identity": NAME,
         "status": "protected",
         "source_uri": f"file://{source}",
         "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
-        "output_key": "photos/a/b.png",
-        "output_uri": f"file://{output}/photos/a/b.png",
+        "output_key": key,
+        "output_uri": f"file://{output}/{key}",
+        "width": 256,
+        "height": 256,
         "output_sha256": hashlib.sha256(data).hexdigest(),
     }
     storage = open_storage(output, create=True)
-    storage.put("photos/a/b.png", data)
+    storage.put(key, data)
     write_manifest(storage, [row | more])
     return source, output
 
@@ -91,10 +96,17 @@ def test_the_address_decides_and_then_the_bytes(tmp_path: Path, monkeypatch: pyt
     sha256 = hashlib.sha256(b"the same").hexdigest()
     folder, storage = tmp_path.resolve() / "in", open_storage(tmp_path / "out", create=True)
     rows = [
-        {"identity": name, "source_uri": uri, "source_sha256": sha256, "output_key": f"photos/{name}.png"}
+        {"identity": name, "source_uri": uri, "source_sha256": sha256, "output_key": f"photos/{name}/1.png"}
         for name, uri in (("zoe", f"{folder}/zoe/1 a.png"), ("bob", f"{folder}/bob/1.png"), ("eve", "s3://b/c/1.png"))
     ]
-    lost = {"identity": "ann", "source_uri": f"{folder}/ann/1.png", "reason": "too small", "output_key": None}
+    rows = [row | {"status": "protected"} for row in rows]
+    lost = {
+        "identity": "ann",
+        "status": "failed",
+        "source_uri": f"{folder}/ann/1.png",
+        "reason": "too small",
+        "output_key": None,
+    }
     rows += [lost | {"source_sha256": sha256}, lost | {"source_uri": f"{folder}/ann/2.png", "source_sha256": None}]
     rows += [rows[0] | {"source_uri": f"{folder}/zoe/{n}.png", "source_sha256": str(n)} for n in range(9)]
     write_manifest(storage, rows)
@@ -127,7 +139,8 @@ def test_command_tells_names_that_print_other_holders_and_other_settings(tmp_pat
     digest = run_config(config, {"input": "-", "output": "-"}).config_digest()
     source, output = photos(tmp_path, identity="a\x1b[2J", config_digest=digest)
     (row,) = pq.read_table(output / "manifest" / "photos.parquet").to_pylist()
-    write_manifest(open_storage(output), [row | {"identity": "b"}, row, row | {"identity": "c"}])
+    others = [row | {"identity": name, "output_key": f"photos/{name}/b.png"} for name in "bc"]
+    write_manifest(open_storage(output), [others[0], row, others[1]])
     page = tmp_path / "page.html"
     call = ["explain", str(source), "--output", str(output), "--html", str(page), "--config", str(config)]
     first = CliRunner().invoke(main, call)

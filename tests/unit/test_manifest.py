@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import manifest, records
+from pipeline import loading, manifest, records
 from pipeline.rows import parquet
 from pipeline.storage import Storage, open_storage
 
@@ -60,7 +60,7 @@ def test_an_unchanged_output_is_neither_read_nor_written(storage: Storage, monke
     records.commit(storage, record("k", "u"))
     manifest.write_manifest(storage)
     before = [(e.key, e.tag) for e in storage.list("manifest/")]
-    monkeypatch.setattr(records, "load", lambda *_: pytest.fail("a record was read"))
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("a record was read"))
     assert records.read_index(storage).fresh
     assert manifest.write_manifest(storage) == (1, 1)
     assert [(e.key, e.tag) for e in storage.list("manifest/")] == before

@@ -41,9 +41,13 @@ def work(config: RunConfig, folder: Path, retry: Retry | None = None) -> tuple[P
 
 
 def commit(output: Storage, task: dict[str, Any], lost: tuple[str, ...] = (), seconds: float = 0.0) -> None:
-    photos = [{"source_uri": p["uri"], "status": "protected"} for p in task["photos"]]
+    folder = f"photos/{task['identity']}"
+    photos = [
+        {"source_uri": p["uri"], "status": "protected", "output_key": f"{folder}/{Path(p['uri']).stem}.png"}
+        for p in task["photos"]
+    ]
     for photo, reason in zip(photos, lost, strict=False):
-        photo |= {"status": "failed", "reason": reason}
+        photo |= {"status": "failed", "reason": reason, "output_key": None}
     row = {"photos": len(photos), "failed_photos": len(lost), "seconds": {"all": seconds}, "device": "cpu"}
     row |= {"started_at": records.now(), "finished_at": records.now()}
     records.commit(output, task | {"run_id": "r", "photos": photos, "identity_row": row}, replaces=task["replaces"])

@@ -90,7 +90,7 @@ def test_many_records_come_in_order(storage: Storage) -> None:
     keys = [f"done/{i:03d}.json" for i in range(100)]
     for key in keys:
         storage.put(key, b'{"k": "%s"}' % key.encode())
-    assert [(k, r["k"]) for k, r in records.load_many(storage, keys)] == [(k, k) for k in keys]
+    assert [(k, r["k"]) for k, r in records.load_many(storage, keys, records.load)] == [(k, k) for k in keys]
 
 
 def test_an_address_without_a_run_is_told(tmp_path: Path) -> None:
