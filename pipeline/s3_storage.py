@@ -15,7 +15,7 @@ from boto3.exceptions import RetriesExceededError
 from botocore import exceptions as boto_errors
 from botocore.config import Config
 
-from dladiff.errors import BusyError, NotFoundError, StorageError
+from dladiff.errors import BusyError, NotFoundError, RefusedError, StorageError
 from pipeline.names import key_fault, shown
 from pipeline.storage import MAX_OBJECT, S3_OPTIONS, Entry, check_key, check_prefix, is_temporary, too_large
 
@@ -33,6 +33,7 @@ DENIED = {
     "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "ExpiredTokenException", "UnauthorizedAccess",
 }  # fmt: skip
 BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504"}
+REFUSED = {"KeyTooLongError", "EntityTooLarge"}  # one object's name or size
 UNREACHABLE = (
     boto_errors.EndpointConnectionError,
     boto_errors.HTTPClientError,  # timeouts, closed connections, TLS and proxy errors
@@ -226,7 +227,8 @@ class S3Storage:
             yield
         except boto_errors.ClientError as exc:
             code = _code(exc)
-            kind = NotFoundError if code in MISSING else BusyError if code in BUSY else StorageError
+            kinds = {NotFoundError: MISSING, BusyError: BUSY, RefusedError: REFUSED}
+            kind = next((one for one, codes in kinds.items() if code in codes), StorageError)
             line = self._line(code, shown(where))
         except (boto_errors.NoCredentialsError, boto_errors.PartialCredentialsError):
             line = "no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or a role"
@@ -250,6 +252,8 @@ class S3Storage:
             return f"access denied to {where} ({code}); check the credentials and the bucket's policy"
         if code in BUSY:
             return f"S3 is overloaded or down ({code} after retries) at {where}; run again later, done work is kept"
+        if code in REFUSED:
+            return f"S3 refuses {where[:200]} ({code}); shorten its name or make it smaller"
         return f"S3 error {shown(code)} at {where}; check the URI, the region and AWS_ENDPOINT_URL"
 
     def _endpoint(self) -> str:

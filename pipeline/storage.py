@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-from dladiff.errors import StorageError, TooLargeError
+from dladiff.errors import RefusedError, StorageError, TooLargeError
 from pipeline.names import key_fault, shown
 
 S3_OPTIONS = {
@@ -159,7 +159,7 @@ def check_key(key: str) -> str:
     """Return `key`; StorageError when it is not a relative POSIX path that stays under the prefix."""
     fault = key_fault(key)
     if fault:
-        raise StorageError(f"refused key {shown(key)!r}: {fault}; use a relative path")
+        raise RefusedError(f"refused key {shown(key)!r}: {fault}; use a relative path")
     return key
 
 
