@@ -1,16 +1,20 @@
 """Colour profiles: which pixels one is for, and the way from these to sRGB."""
 
 import io
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+HEADER = 128  # bytes of a profile's header, which its tags follow
 SPACES = {"RGB": b"RGB ", "L": b"GRAY", "CMYK": b"CMYK", "LAB": b"Lab "}
 """Colour space that a profile names (its bytes 16-19), by the mode of the pixels it is for."""
 GREY = frozenset({"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"})
 """Modes of grey pixels."""
+MOST_BYTES = {"RGB": 1_000_000, "L": 8_000_000, "CMYK": 8_000_000, "LAB": 8_000_000}
+"""Most bytes of a profile, by mode of SPACES. One of RGB pixels is stored with the photo as a PNG, and Pillow opens no
+PNG whose profile has more than 2**20 bytes. The others serve one conversion; the largest in use have 3 MB."""
 
 
 def kind_of(mode: str) -> str:
@@ -22,15 +26,25 @@ def profile_of(image: Image.Image) -> tuple[bytes | None, str]:
     """Return the profile of an image's pixels, or None and what is wrong with the one it has, if any."""
     if "icc_profile" not in image.info:
         return None, ""
-    icc = image.info["icc_profile"]  # None where Pillow cannot put its pieces together
+    icc = trimmed(image.info["icc_profile"])  # None where Pillow cannot put its pieces together
     fault = profile_fault(icc, kind_of(image.mode))
     return (None, f"its colour profile {fault} and was left out") if fault else (icc, "")
+
+
+def trimmed(icc: Any) -> Any:
+    """Return a profile cut to the size that its header declares (ICC.1, 7.2.2); anything else as it is."""
+    if not _whole(icc):
+        return icc
+    declared = int.from_bytes(icc[:4], "big")
+    return icc[:declared] if HEADER < declared < len(icc) else icc
 
 
 def profile_fault(icc: object, mode: str) -> str:
     """Return what is wrong with an ICC profile for pixels of a mode of SPACES ("is damaged"), or nothing."""
     if not _whole(icc):
         return "is damaged"
+    if len(icc) > MOST_BYTES[mode]:
+        return f"has more than {MOST_BYTES[mode]} bytes"
     if icc[16:20] != SPACES[mode]:
         return "does not fit its pixels"
     try:
@@ -64,4 +78,4 @@ def grey_to_srgb(levels: NDArray[np.uint8] | NDArray[np.uint16], icc: bytes | No
 
 
 def _whole(icc: object) -> TypeGuard[bytes]:
-    return isinstance(icc, bytes) and len(icc) > 128 and icc[36:40] == b"acsp"
+    return isinstance(icc, bytes) and len(icc) > HEADER and icc[36:40] == b"acsp"

@@ -39,6 +39,10 @@ class TooLargeError(StorageError):
     """An object has more bytes than the caller reads."""
 
 
+class RefusedError(StorageError):
+    """Storage works, and does not take this one object: its name, or its size."""
+
+
 class DamagedError(StorageError):
     """A record of ours is not what it should be."""
 

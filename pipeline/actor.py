@@ -1,37 +1,40 @@
 """ProtectIdentity: what a Ray actor does with one identity; read, decode, protect, encode, put, commit."""
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib
 import json
 import time
 import traceback
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from dladiff.errors import BusyError, ConfigError, DladiffError, ModelError, NotFoundError, PhotoError, StorageError
+from dladiff.errors import ConfigError, DladiffError, ModelError, PhotoError, RefusedError, StorageError
 from pipeline import records
 from pipeline.addresses import read_allowed, roots_of
 from pipeline.config import RunConfig
+from pipeline.decoder import PIXEL_BYTES
+from pipeline.grouped import together
 from pipeline.index_file import is_index
 from pipeline.latest import unchanged
 from pipeline.manifest import GROUP
 from pipeline.metrics import ActorMetrics
 from pipeline.models import on_this_machine
-from pipeline.names import escape, redacted, shown, stem
+from pipeline.names import escape, redacted, stem
 from pipeline.patience import PatientStorage
-from pipeline.photos import Decoded, decode, encode_checked
+from pipeline.photos import Decoded, encode_checked
 from pipeline.private import private_process
+from pipeline.reading import STREAMS, Reading, Source
 from pipeline.rows import brief, finite, finite_similarity, reasons
 from pipeline.storage import Storage, open_storage
 from pipeline.trace import write_trace
 
-STREAMS = 8  # photos read, encoded or written at a time
 LATE = "late"  # status of a task whose turn did not come before the deadline
-GONE = "gone since it was planned; the next run sees what is there then"
-MISSING = "is not there; mend the index file"
 
 Row = dict[str, Any]
 _METRICS = ("linf", "linf_face", "psnr", "psnr_face", "ssim", "retained")
@@ -128,32 +131,28 @@ class ProtectIdentity:
             raise ModelError(f"the models cannot be loaded: {_line(error)}") from error
 
     def _protect(self, work: Row) -> Row:
-        started, clock = records.now(), time.monotonic()
+        started = records.now()
         rows = {photo["uri"]: self._photo_row(work, photo) for photo in work["photos"]}
-        decoded = self._read(work["photos"], rows)
-        if not decoded:
+        seconds: Counter[str] = Counter()
+        outs = []
+        with Reading(self.config, self._bytes, self.metrics.read) as reading:
+            with _timed(seconds, "read"):
+                sources = reading.measure(work["photos"], rows)
+                clean, lost = reading.clean(work["clean"]) if sources else ([], "")
+                groups = reading.groups(sources)
+            for group in groups:
+                outs += self._group(work["identity"], reading, group, clean, rows, seconds)
+        if not outs:
             reason = reasons(rows.values())
             if all(row["status"] == "skipped" for row in rows.values()):
                 return {"status": "skipped", "reason": reason}
             return self._failed(work, "failed", f"no photo can be used: {reason}", "", list(rows.values()))
-        clean, lost = self._clean(work["clean"])
-        reading = time.monotonic() - clock
-        from dladiff.service import PhotoIn
-
-        photos = [PhotoIn(key=uri, pixels=photo.pixels) for uri, photo in decoded.items()]
-        out = self.protector.protect_identity(work["identity"], photos, clean)
-        clock = time.monotonic()
-        with ThreadPoolExecutor(STREAMS) as pool:
-            list(
-                pool.map(
-                    lambda photo: self._store(work["identity"], photo, decoded[photo.key], rows[photo.key]), out.photos
-                )
-            )
+        out = together(outs)
         how = {
             "models": out.models,
             "versions": out.versions,
             "device": out.device,
-            "seconds": {"read": round(reading, 3), **out.seconds, "store": round(time.monotonic() - clock, 3)},
+            "seconds": {stage: round(spent, 3) for stage, spent in (seconds + Counter(out.seconds)).items()},
             "peak_memory_bytes": out.peak_memory_bytes,
             "started_at": started,
             "finished_at": records.now(),
@@ -165,6 +164,35 @@ class ProtectIdentity:
             if row["status"] not in ("failed", "skipped"):  # these have a reason of their own
                 row["reason"] = "; ".join(text for text in (row["reason"], lost, out.note) if text)
         return self._commit(work, [row | how for row in rows.values()], how)
+
+    def _group(
+        self,
+        identity: str,
+        reading: Reading,
+        group: list[Source],
+        clean: list[Any],
+        rows: dict[str, Row],
+        seconds: Counter[str],
+    ) -> list[Any]:
+        """Decode, protect and store the photos of one group; return what was made without its pixels, if anything."""
+        from dladiff.service import PhotoIn
+
+        with _timed(seconds, "read"):
+            decoded = reading.decode(group)
+        photos = [PhotoIn(key=uri, pixels=photo.pixels) for uri, photo in decoded.items()]
+        outs = []
+        if photos:
+            out = self.protector.protect_identity(identity, photos, clean)
+
+            def store(photo: Any) -> None:
+                with reading.budget.of(PIXEL_BYTES * photo.pixels.shape[0] * photo.pixels.shape[1]):
+                    self._store(identity, photo, decoded[photo.key], rows[photo.key])
+
+            with _timed(seconds, "store"), ThreadPoolExecutor(STREAMS) as pool:
+                list(pool.map(store, out.photos))
+            outs.append(dataclasses.replace(out, photos=[]))
+        reading.free(group)
+        return outs
 
     def _commit(self, work: Row, rows: list[Row], how: Row) -> Row:
         identity, part = work["identity"], work["part"]
@@ -179,52 +207,16 @@ class ProtectIdentity:
         records.clear_starts(self.target, identity, part)
         return {"status": "done", "failed_photos": lost, "rows": [brief(row) for row in rows]}
 
-    def _read(self, photos: list[Row], rows: dict[str, Row]) -> dict[str, Decoded]:
-        """Read and decode; a photo that cannot be used gets its reason in `rows`, and the others go on."""
-        with ThreadPoolExecutor(STREAMS) as pool:
-            found = pool.map(lambda photo: self._read_one(photo, rows.get(photo["uri"], {})), photos)
-            return {photo["uri"]: one for photo, one in zip(photos, found, strict=True) if one is not None}
-
-    def _clean(self, photos: list[Row]) -> tuple[list[Any], str]:
-        """The clean set's pixels, and what is to be said of those that cannot be read."""
-        rows: dict[str, Row] = {photo["uri"]: {"status": "", "reason": ""} for photo in photos}
-        found = [photo.pixels for photo in self._read(photos, rows).values()]
-        faults = [f"{shown(uri)}: {row['reason']}" for uri, row in rows.items() if row["status"]]
-        if not faults:
-            return found, ""
-        rest = "" if found else "; the photos themselves stood in for it"
-        return found, f"{len(faults)} of {len(photos)} photos of the clean set cannot be used ({faults[0]}){rest}"
-
-    def _read_one(self, photo: Row, row: Row) -> Decoded | None:
-        try:
-            data = self._bytes(photo)
-            self.metrics.read(len(data))
-            row["source_sha256"] = hashlib.sha256(data).hexdigest()
-            done = decode(data, max_pixels=self.config.max_pixels)
-        except BusyError:
-            raise
-        except NotFoundError:
-            row |= (
-                {"status": "failed", "reason": MISSING} if "missing" in photo else {"status": "skipped", "reason": GONE}
-            )
-            return None
-        except (PhotoError, StorageError) as error:
-            row |= {"status": "failed", "reason": str(error)}
-            return None
-        height, width = done.pixels.shape[:2]
-        row |= {"width": width, "height": height, "reason": done.note}
-        return done
-
-    def _bytes(self, photo: Row) -> bytes:
-        """Read from the input, or for a photo of an index file from wherever its address points."""
+    def _bytes(self, photo: Row, most: int) -> bytes:
+        """Read so many bytes at most, from the input, or for a photo of an index file from where its address points."""
         if "refused" in photo:
             raise PhotoError(f"the index names it by an address that is refused: {photo['refused']}")
         if is_index(self.config.input):
             roots = roots_of(self.config.input, self.config.allow_roots)
-            return read_allowed(photo["uri"], roots, self.opened, self._open)
+            return read_allowed(photo["uri"], roots, self.opened, self._open, most)
         if "input" not in self.opened:
             self.opened["input"] = self._open(self.config.input)
-        return self.opened["input"].get(photo["key"])
+        return self.opened["input"].get(photo["key"], most)
 
     def _store(self, identity: str, photo: Any, source: Decoded, row: Row) -> None:
         """Encode and put a photo; fill its row."""
@@ -235,12 +227,16 @@ class ProtectIdentity:
             return
         try:
             data = encode_checked(photo.pixels, source.icc, source.alpha)
-        except PhotoError as error:
-            row |= {"status": "failed", "reason": str(error)}
+        except Exception as error:  # whatever it is, the other photos of the identity are whole
+            row |= {"status": "failed", "reason": f"cannot be encoded: {_line(error)}"}
             return
         sha = hashlib.sha256(data).hexdigest()
         key = f"photos/{escape(identity)}/{stem(row['source_uri'])}.{sha[:12]}.png"
-        self.target.put(key, data, "image/png")
+        try:
+            self.target.put(key, data, "image/png")
+        except RefusedError as error:  # this key or this size; any other error of storage is the run's
+            row |= {"status": "failed", "reason": str(error)}
+            return
         self.metrics.wrote(len(data))
         row |= {"output_key": key, "output_uri": self.target.uri_of(key), "output_sha256": sha}
         row |= self.config.layer_settings(faces=bool(photo.faces))
@@ -293,6 +289,13 @@ class ProtectIdentity:
         except DladiffError as error:
             return {"status": "storage", "reason": str(error)}
         return {"status": status, "reason": reason, "rows": [brief(row) for row in rows]}
+
+
+@contextlib.contextmanager
+def _timed(seconds: Counter[str], stage: str) -> Iterator[None]:
+    clock = time.monotonic()
+    yield
+    seconds[stage] += time.monotonic() - clock  # type: ignore[assignment]
 
 
 def _line(error: BaseException) -> str:

@@ -15,10 +15,11 @@ from dladiff.errors import ConfigError
 from dladiff.settings import digest, nearest
 from pipeline.names import shown
 from pipeline.private import chosen_umask, octal, umask_fault
-from pipeline.storage import S3_OPTIONS, address_fault
+from pipeline.storage import MAX_OBJECT, S3_OPTIONS, address_fault
 from pipeline.weights import by_content, missing
 
 LAYOUTS = ("auto", "folders", "flat", "one", "sets", "celeba_hq", "vggface2")
+FILES_AT_ONCE = 4  # files of max_photo_bytes that max_task_bytes holds: one is in memory up to three times
 _TYPES: dict[str, tuple[type, ...]] = {
     "input": (str,),
     "output": (str,),
@@ -31,6 +32,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "method": (dict,),
     "faces": (list, tuple),
     "max_pixels": (int,),
+    "max_photo_bytes": (int,),
+    "max_photo_seconds": (int, float),
+    "max_scans": (int,),
+    "max_task_bytes": (int,),
     "cpus_per_actor": (int,),
     "gpus_per_actor": (int, float),
     "min_actors": (int,),
@@ -49,6 +54,10 @@ _LEAST = {
     "seed": 0,
     "limit": 1,
     "max_pixels": 4096,
+    "max_photo_bytes": 1024,
+    "max_photo_seconds": 1,
+    "max_scans": 1,
+    "max_task_bytes": FILES_AT_ONCE * 1024,
     "cpus_per_actor": 1,
     "gpus_per_actor": 0,
     "min_actors": 1,
@@ -57,7 +66,15 @@ _LEAST = {
     "max_photos_per_task": 1,
     "patience_s": 0,
 }
-_MOST = {"seed": 2**63 - 1, "max_pixels": 2**31 - 1, "patience_s": 7 * 86400}
+_MOST = {
+    "seed": 2**63 - 1,
+    "max_pixels": 2**31 - 1,
+    "max_photo_bytes": MAX_OBJECT,
+    "max_photo_seconds": 86400,
+    "max_scans": 2**16,
+    "max_task_bytes": 2**50,
+    "patience_s": 7 * 86400,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +107,15 @@ class RunConfig:
     """InsightFace pack folders: their encoders are optimised against, the first one's detector is used."""
     max_pixels: int = 50_000_000
     """Most pixels (width times height) of a photo."""
+    max_photo_bytes: int = 200_000_000
+    """Most bytes of a photo's file; a larger one is not read. 50 megapixels of 24 bits, uncompressed, are 150 MB."""
+    max_photo_seconds: float = 60
+    """Most seconds to decode one photo. 50 megapixels take about 3; the rest is for busy machines."""
+    max_scans: int = 100
+    """Most scans of a JPEG. Encoders write about 10, and each costs a pass over all pixels."""
+    max_task_bytes: int = 16 * 2**30
+    """Bytes of memory for the photos of one task; those that do not fit together are protected group by group. The
+    default holds 64 photos of 12 megapixels or 8 of 50: docs/decisions/0012-bounded-photos.md has the sum."""
     cpus_per_actor: int = 1
     """CPUs an actor reserves; on the CPU also its torch threads."""
     gpus_per_actor: float = 0
@@ -180,10 +206,7 @@ def run_config(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
         elif key in known:
             good[key] = tuple(value) if key in ("faces", "allow_roots") else octal(value) if key == "umask" else value
     config = RunConfig(**{"input": "", "output": "", **good})
-    if config.max_actors is not None and config.max_actors < config.min_actors:
-        faults.append(f"max_actors: {config.max_actors} is less than min_actors = {config.min_actors}")
-    if config.one_identity and config.layout not in ("auto", "one"):
-        faults.append(f"one_identity: contradicts layout: {config.layout}; give one of them")
+    faults += _contradictions(config)
     try:
         if config.method_config().model != "embedded" and "gpus_per_actor" not in values:
             config = dataclasses.replace(config, gpus_per_actor=1)
@@ -192,6 +215,18 @@ def run_config(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
     if faults:
         raise ConfigError(faults)
     return config
+
+
+def _contradictions(config: RunConfig) -> list[str]:
+    faults = []
+    if config.max_actors is not None and config.max_actors < config.min_actors:
+        faults.append(f"max_actors: {config.max_actors} is less than min_actors = {config.min_actors}")
+    if config.max_task_bytes < FILES_AT_ONCE * config.max_photo_bytes:
+        least = f"{FILES_AT_ONCE} x max_photo_bytes = {FILES_AT_ONCE * config.max_photo_bytes}"
+        faults.append(f"max_task_bytes: {config.max_task_bytes} is less than {least}")
+    if config.one_identity and config.layout not in ("auto", "one"):
+        faults.append(f"one_identity: contradicts layout: {config.layout}; give one of them")
+    return faults
 
 
 def read_yaml(file: Path, expected: str = "settings (name: value)", hint: str = "") -> dict[str, Any]:

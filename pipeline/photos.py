@@ -1,8 +1,10 @@
 """Photo bytes to RGB pixels and back: every format people have, hostile files refused by one clear line."""
 
+import contextlib
 import io
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,16 +12,28 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from dladiff.colour import grey_to_srgb, kind_of, profile_of, to_srgb
 from dladiff.errors import PhotoError
+from pipeline.structure import (
+    BITS_PER_SAMPLE,
+    MAX_TEXT,
+    PNG_MAGIC,
+    jpeg_scans,
+    odd_tiff,
+    tile_pixels,
+    webp_size,
+    without_texts,
+)
 
 UInt8 = npt.NDArray[np.uint8]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")
+JPEG_MAGIC = b"\xff\xd8\xff"
+MAGIC = (JPEG_MAGIC, b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 ORIENTATION = 0x0112  # EXIF tag; values 1 to 8
-BITS_PER_SAMPLE, COMPRESSION, SAMPLES_PER_PIXEL, SAMPLE_FORMAT = 258, 259, 277, 339  # TIFF tags
-STRIPS, TILES = (273, 279), (324, 325)  # TIFF tags: where the parts of the pixels begin, and their bytes
-NUMBERS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}  # SAMPLE_FORMAT; else unsigned
+MAX_SCANS = 100  # of a JPEG: encoders write about 10, and each costs a pass over all pixels
+TILE_EXCESS = 4  # a tile of a TIFF may have so many times the image's pixels: libtiff holds whole tiles in memory
+SMALL_TILE = 1024 * 1024  # pixels of a tile that a small image may have too
+TEXT_FAULT = "MAX_TEXT_"  # in what Pillow says of a PNG with a large text or profile
 THROUGH = "grey converted to sRGB through its profile"
 
 
@@ -37,27 +51,42 @@ class Decoded:
     note: str = ""
 
 
-def decode(data: bytes, *, max_pixels: int = 50_000_000, min_side: int = 64) -> Decoded:
-    """Decode a photo to RGB; its width and height are checked before any pixel is decoded.
+def decode(data: bytes, *, max_pixels: int = 50_000_000, min_side: int = 64, max_scans: int = MAX_SCANS) -> Decoded:
+    """Decode a photo to RGB; its width, height and structure are checked before any pixel is decoded.
 
-    `max_pixels` counts width times height, `min_side` is in px. Raises PhotoError, one line, for an empty,
-    truncated, animated, too large, too small or unknown file.
+    `max_pixels` counts width times height, `min_side` is in px, `max_scans` counts the scans of a JPEG. Raises
+    PhotoError, one line, for an empty, truncated, animated, too large, too small or unknown file. Files that nobody
+    has decoded before belong in `pipeline.decoders`, which bounds time and memory too.
     """
-    if not data:
-        raise PhotoError("the file is empty")
-    if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
-        raise PhotoError("HEIC is not supported; convert it to JPEG or PNG")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of large images; both are decided here
+    with _faults():
+        _check_bytes(data, max_scans)
+        if size := webp_size(data):
+            _check_size(*size, max_pixels, min_side)
         try:
-            with _open(data, max_pixels) as image:
-                _check(image, max_pixels, min_side)
-                image.load()
-                return _to_rgb(image, _deep(image, data))
-        except PhotoError:
-            raise
-        except Exception as exc:  # a hostile file makes Pillow raise nearly anything: it is the photo's fault
-            raise PhotoError(_reason(exc)) from exc
+            return _decoded(data, max_pixels, min_side)
+        except ValueError as exc:
+            if not data.startswith(PNG_MAGIC) or TEXT_FAULT not in str(exc):
+                raise
+        bare, lost = without_texts(data)  # Pillow refuses a PNG for a large text, whose pixels may be whole
+        done = _decoded(bare, max_pixels, min_side)
+        note = f"its colour profile has more than {MAX_TEXT} bytes and was left out" if lost else ""
+        return replace(done, note="; ".join(text for text in (done.note, note) if text))
+
+
+def dimensions(
+    data: bytes, *, max_pixels: int = 50_000_000, min_side: int = 64, max_scans: int = MAX_SCANS
+) -> tuple[int, int]:
+    """Return width and height, px, upright or as stored; no pixel is decoded. Refuses files as `decode` does."""
+    with _faults():
+        _check_bytes(data, max_scans)
+        if size := webp_size(data):
+            _check_size(*size, max_pixels, min_side)
+            return size
+        bare = without_texts(data)[0] if data.startswith(PNG_MAGIC) else data
+        with _open(bare, max_pixels) as image:
+            _check(image, max_pixels, min_side)
+            width, height = image.size
+            return width, height
 
 
 def encode_png(pixels: UInt8, icc: bytes | None = None, alpha: UInt8 | None = None) -> bytes:
@@ -83,11 +112,40 @@ def encode_checked(pixels: UInt8, icc: bytes | None = None, alpha: UInt8 | None 
     return data
 
 
+@contextlib.contextmanager
+def _faults() -> Iterator[None]:
+    """Turn whatever Pillow raises into a PhotoError, and ignore its warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of large images; both are decided here
+        try:
+            yield
+        except PhotoError:
+            raise
+        except Exception as exc:  # a hostile file makes Pillow raise nearly anything: it is the photo's fault
+            raise PhotoError(_reason(exc)) from exc
+
+
+def _check_bytes(data: bytes, max_scans: int) -> None:
+    if not data:
+        raise PhotoError("the file is empty")
+    if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
+        raise PhotoError("HEIC is not supported; convert it to JPEG or PNG")
+    if data.startswith(JPEG_MAGIC) and jpeg_scans(data, max_scans) > max_scans:
+        raise PhotoError(f"a JPEG of more than max_scans = {max_scans} scans; save it again as JPEG or PNG")
+
+
+def _decoded(data: bytes, max_pixels: int, min_side: int) -> Decoded:
+    with _open(data, max_pixels) as image:
+        _check(image, max_pixels, min_side)
+        image.load()
+        return _to_rgb(image, _deep(image, data))
+
+
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        if what := _odd_tiff(data):
+        if what := odd_tiff(data):
             raise PhotoError(f"a TIFF with {what} is not supported; save it as an 8-bit or 16-bit PNG") from None
         if data.startswith(MAGIC):
             raise PhotoError("the file is truncated or damaged; copy it again from its source") from None
@@ -98,36 +156,22 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise PhotoError(f"too large: more than {limit}; make it smaller") from None
 
 
-def _odd_tiff(data: bytes) -> str:
-    """Say what a TIFF that Pillow does not open holds; "" where it is none, or its pixels are not all there."""
-    file = io.BytesIO(data)
-    try:
-        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
-        file.seek(tags.next)
-        tags.load(file)
-        starts, lengths = (tags[tag] for tag in (STRIPS if STRIPS[0] in tags else TILES))
-        end = max(start + length for start, length in zip(starts, lengths, strict=True))
-        channels, bits = int(tags.get(SAMPLES_PER_PIXEL, 1)), int(max(tags.get(BITS_PER_SAMPLE, (1,))))
-        numbers = NUMBERS.get(tags.get(SAMPLE_FORMAT, (1,))[0], "unsigned")
-        compression = int(tags.get(COMPRESSION, 1))
-    except Exception:  # a hostile file makes Pillow raise nearly anything
-        return ""
-    if end > len(data):
-        return ""
-    if compression not in TiffImagePlugin.COMPRESSION_INFO:
-        return f"compression {compression}"
-    return f"{channels} x {bits} bits ({numbers}) a pixel"
-
-
-def _check(image: Image.Image, max_pixels: int, min_side: int) -> None:
-    width, height = image.size
+def _check_size(width: int, height: int, max_pixels: int, min_side: int) -> None:
     if width * height > max_pixels:
         raise PhotoError(f"too large: {width} x {height} px is more than max_pixels = {max_pixels}; make it smaller")
     if min(width, height) < min_side:
         raise PhotoError(f"too small: {width} x {height} px, each side needs at least {min_side} px")
+
+
+def _check(image: Image.Image, max_pixels: int, min_side: int) -> None:
+    width, height = image.size
+    _check_size(width, height, max_pixels, min_side)
     # A phone's MPO is a JPEG whose further pictures are previews or depth: its first picture is the photo.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise PhotoError("animated or with several pages; save one frame as JPEG or PNG")
+    tile = tile_pixels(image.tag_v2) if isinstance(image, TiffImagePlugin.TiffImageFile) else 0
+    if tile > max(TILE_EXCESS * width * height, SMALL_TILE):
+        raise PhotoError(f"a TIFF with a tile of {tile} pixels for {width} x {height} px; save it again as PNG")
 
 
 def _deep(image: Image.Image, data: bytes) -> bool:

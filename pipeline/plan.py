@@ -124,7 +124,7 @@ def make_plan(config: RunConfig, *, retry: Retry | None = None, folder: Path | N
     own = tuple(f"{target.uri.rstrip('/')}/{folder}/" for folder in FOLDERS) if target else ()
     for identity in islice(identities(config, target), config.limit):
         _check_apart(identity, own)
-        _add(plan, identity, (digest, clean_photos, config.max_photos_per_task), retry)
+        _add(plan, identity, config, (digest, clean_photos), retry)
         for photo in (*identity.photos, *identity.clean):
             if not photo.uri.startswith(roots):
                 plan.buckets.add(photo.uri)
@@ -220,14 +220,14 @@ def _check_apart(identity: Identity, own: tuple[str, ...]) -> None:
             )
 
 
-def _add(plan: Plan, identity: Identity, settings: tuple[str, int, int], retry: Retry | None) -> None:
-    digest, clean_photos, most = settings
+def _add(plan: Plan, identity: Identity, config: RunConfig, method: tuple[str, int], retry: Retry | None) -> None:
+    digest, clean_photos = method
     photos, name = identity.photos, identity.name
     plan.identities += 1
     plan.photos += len(photos)
-    count = -(-len(photos) // most)
+    count = -(-len(photos) // config.max_photos_per_task)
     size = -(-len(photos) // count)  # parts of equal size
-    clean = _candidates(identity, clean_photos, split=count > 1)
+    clean = _candidates(identity, clean_photos, config.max_photo_bytes, split=count > 1)
     tasks = [(name, part) for part in range(1, count + 1)] if count > 1 else [(name, 0)]
     todo = 0
     for i, task in enumerate(tasks):
@@ -281,15 +281,18 @@ def _of_key(row: Recorded | None, key: str) -> Recorded | None:
     return row if row is not None and row.key == key else None
 
 
-def _candidates(identity: Identity, clean_photos: int, *, split: bool) -> tuple[Photo, ...]:
-    """The clean photos, or for many photos the largest files of all parts: the actor picks the best faces of them."""
+def _candidates(identity: Identity, clean_photos: int, most: int, *, split: bool) -> tuple[Photo, ...]:
+    """The clean photos, or for many photos the largest files of all parts: the actor picks the best faces of them.
+
+    Files of more than `most` bytes, which no actor reads, come last.
+    """
     among = identity.clean or (identity.photos if split or len(identity.photos) > clean_photos else ())
-    largest = sorted(among, key=lambda p: (-p.size, p.uri))[: CANDIDATES * clean_photos]
+    largest = sorted(among, key=lambda p: (p.size > most, -p.size, p.uri))[: CANDIDATES * clean_photos]
     return tuple(sorted(largest, key=lambda p: p.uri))
 
 
 def _listed(photos: Sequence[Photo]) -> list[dict[str, Any]]:
-    return [{"key": p.key, "uri": p.uri} | _fault(p.tag) for p in photos]
+    return [{"key": p.key, "uri": p.uri, "size": p.size} | _fault(p.tag) for p in photos]
 
 
 def _fault(tag: str) -> dict[str, Any]:

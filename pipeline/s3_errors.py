@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from botocore import exceptions as boto_errors
 from urllib3 import exceptions as http_errors
 
-from dladiff.errors import BusyError, NotFoundError, StorageError
+from dladiff.errors import BusyError, NotFoundError, RefusedError, StorageError
 from pipeline.names import redacted, shown
 
 LOST = {"PreconditionFailed", "412"}
@@ -19,6 +19,7 @@ DENIED = {
     "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "ExpiredTokenException", "UnauthorizedAccess",
 }  # fmt: skip
 BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504"}
+REFUSED = {"KeyTooLongError", "EntityTooLarge"}  # one object's name or size
 BROKEN_OFF = (http_errors.HTTPError, boto_errors.IncompleteReadError)  # a body that ends early, stalls or is damaged
 UNREACHABLE = (
     boto_errors.EndpointConnectionError,
@@ -35,7 +36,8 @@ def s3_errors(where: str, bucket: str) -> Iterator[None]:
         yield
     except boto_errors.ClientError as exc:
         code = code_of(exc)
-        kind = NotFoundError if code in MISSING else BusyError if code in BUSY | LOST else StorageError
+        kinds = {NotFoundError: MISSING, BusyError: BUSY | LOST, RefusedError: REFUSED}
+        kind = next((one for one, codes in kinds.items() if code in codes), StorageError)
         line = _line(code, shown(where), bucket)
     except (boto_errors.NoCredentialsError, boto_errors.PartialCredentialsError):
         line = "no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or a role"
@@ -78,6 +80,8 @@ def _line(code: str, where: str, bucket: str) -> str:
         return f"access denied to {where} ({code}); check the credentials and the bucket's policy"
     if code in BUSY:
         return f"S3 is overloaded or down ({code} after retries) at {where}; run again later, done work is kept"
+    if code in REFUSED:
+        return f"S3 refuses {where[:200]} ({code}); shorten its name or make it smaller"
     if code in LOST:
         return f"{where} changed while it was read; run again"
     return f"S3 error {shown(code)} at {where}; check the URI, the region and AWS_ENDPOINT_URL"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote
 
-from dladiff.errors import StorageError, TooLargeError
+from dladiff.errors import RefusedError, StorageError, TooLargeError
 from pipeline.names import key_fault, short, shown
 
 log = logging.getLogger(__name__)
@@ -231,7 +231,7 @@ def check_key(key: str) -> str:
     """Return `key`; StorageError when it is not a relative POSIX path that stays under the prefix."""
     fault = key_fault(key)
     if fault:
-        raise StorageError(f"refused key {shown(key)!r}: {fault}; use a relative path")
+        raise RefusedError(f"refused key {shown(key)!r}: {fault}; use a relative path")
     return key
 
 

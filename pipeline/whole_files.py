@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from dladiff.errors import StorageError
+from dladiff.errors import RefusedError, StorageError
 from pipeline.names import shown
 from pipeline.storage import TEMP_PREFIX
 
@@ -77,6 +77,8 @@ def file_errors(action: str, where: str) -> Iterator[None]:
             line = f"disk full: cannot {action} {place}; free some space and run again, finished work is kept"
         elif exc.errno in DENIED:
             line = f"no permission to {action} {place}; check the owner and mode of the folder"
+        elif exc.errno == errno.ENAMETOOLONG:
+            raise RefusedError(f"cannot {action} {place}: the name is too long for this disk; shorten it") from exc
         elif exc.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             line = f"cannot {action} {place}: a file and a folder are in each other's place; choose another folder"
         else:

@@ -4,6 +4,7 @@ import os
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from dladiff.errors import ModelError
 from dladiff.quality import psnr
 from dladiff.service import IdentityOut, PhotoIn, PhotoOut
 
+SMALL = np.zeros((64, 64, 3), np.uint8)
 STEPS = {"zero_shot_layer": {"perturbation": 50}}
 
 
@@ -91,3 +93,15 @@ class WaitsAtGate(AddNoise):
         while not Path(os.environ["DLADIFF_FAKE_GATE"]).exists():
             time.sleep(0.05)
         return super().protect_identity(identity, photos, clean)
+
+
+class Hungry(AddNoise):
+    """Takes 180 bytes a pixel of one photo after another, as the method does on the CPU."""
+
+    def protect_identity(self, identity: str, photos: Sequence[PhotoIn], clean: Sequence[Any]) -> IdentityOut:
+        outs = []
+        for photo in photos:
+            np.ones(photo.pixels.size * 60, np.uint8)
+            outs.append(replace(self._one(PhotoIn(key=photo.key, pixels=SMALL), 0), pixels=photo.pixels.copy()))
+        model = {"name": "fake", "role": "surrogate", "sha256": "0", "licence": "none"}
+        return IdentityOut(outs, {"zero_shot_layer": 0.1}, 1, "cpu", [model], {})

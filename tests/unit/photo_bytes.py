@@ -74,3 +74,37 @@ def _profile(device: bytes, space: bytes, connection: bytes, tags: list[tuple[by
 def animated(kind: str) -> bytes:
     frames = [Image.fromarray(smooth() // (i + 1)) for i in range(3)]
     return saved(frames[0], kind, save_all=True, append_images=frames[1:])
+
+
+def many_scans(side: int, scans: int) -> bytes:
+    """A progressive JPEG whose last scan stands there so many more times: 26 bytes each, and a pass over all pixels."""
+    data = saved(Image.new("RGB", (side, side)), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * scans + data[-2:]
+
+
+def tiff(tags: list[tuple[int, int, int, int]], body: bytes) -> bytes:
+    """A TIFF written by hand: (tag, type, count, value or offset) each, and what stands at offset 8."""
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in sorted(tags))
+    head = b"II*\0" + struct.pack("<I", 8 + len(body)) + body
+    return head + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+
+
+def one_tile(side: int, tile: int) -> bytes:
+    """A grey TIFF of one deflated tile, as large as anybody likes: a thousandth of its pixels as a file."""
+    body = zlib.compress(bytes(tile * tile), 1)
+    sizes = [(256, 4, 1, side), (257, 4, 1, side), (322, 4, 1, tile), (323, 4, 1, tile)]
+    kind = [(258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (277, 3, 1, 1)]
+    return tiff([*sizes, *kind, (324, 4, 1, 8), (325, 4, 1, len(body))], body)
+
+
+def padded(profile: bytes, size: int, *, declared: bool) -> bytes:
+    """A colour profile with bytes after its tags, which its header counts as its own if `declared`."""
+    whole = profile + np.random.default_rng(0).bytes(size - len(profile))
+    return (struct.pack(">I", size) if declared else profile[:4]) + whole[4:]
+
+
+def with_chunk(data: bytes, kind: bytes, body: bytes) -> bytes:
+    """A PNG with one more chunk behind its header."""
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return data[:33] + chunk + data[33:]

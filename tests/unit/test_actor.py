@@ -18,6 +18,7 @@ from pipeline.addresses import OUTSIDE
 from pipeline.config import RunConfig
 from pipeline.local_storage import LocalStorage
 from pipeline.manifest import ParquetFile
+from pipeline.photos import encode_checked
 from pipeline.plan import _listed, identities
 from pipeline.rows import TODO
 from pipeline.storage import Storage, open_storage
@@ -303,3 +304,63 @@ def test_secrets_in_an_error_of_the_method_are_not_stored(
     assert call(config)["reason"] == "ValueError: no answer from http://***@host"
     assert b"5ec4e7" not in output.get("failed/ann.json")
     assert b"Traceback" in output.get("failed/ann.json")
+
+
+def test_an_outage_while_one_photo_is_stored_is_the_runs(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (BusyError("S3 is down"), StorageError("access denied to out"), StorageError("disk full")):
+        with monkeypatch.context() as patch:
+            refuse(patch, "1.", error)
+            result = call(replace(config, patience_s=0))
+            assert (result["status"], result["reason"]) == ("storage", str(error))
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, part: str, error: Exception) -> None:
+    """Make storage raise an error for every photo whose key holds `part`."""
+    real = LocalStorage.put
+
+    def put(storage: LocalStorage, key: str, data: bytes, content_type: str | None = None) -> None:
+        if key.startswith("photos/") and part in key:
+            raise error
+        real(storage, key, data, content_type)
+
+    monkeypatch.setattr(LocalStorage, "put", put)
+
+
+def test_a_name_that_storage_refuses_is_the_photos_fault(
+    config: RunConfig, output: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = local_storage.publish
+
+    def publish(temp: Path, path: Path) -> None:
+        if path.name.startswith("1."):
+            raise OSError(errno.ENAMETOOLONG, "File name too long")
+        real(temp, path)
+
+    monkeypatch.setattr(local_storage, "publish", publish)
+    result = call(config)
+    assert (result["status"], result["failed_photos"]) == ("done", 1)
+    assert [row["status"] for row in result["rows"]] == ["protected", "failed", "protected"]
+    assert "the name is too long" in result["rows"][1]["reason"]
+    assert len(list(output.list("photos/"))) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("Decompressed data too large"), MemoryError(), OSError("encoder error -2")]
+)
+def test_a_photo_that_cannot_be_encoded_fails_alone(
+    config: RunConfig, output: Storage, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    calls = []
+
+    def encode(*arguments: Any) -> bytes:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise error
+        return encode_checked(*arguments)
+
+    monkeypatch.setattr("pipeline.actor.encode_checked", encode)
+    result = call(config)
+    assert (result["status"], result["failed_photos"], len(list(output.list("photos/")))) == ("done", 1, 2)
+    (reason,) = (row["reason"] for row in result["rows"] if row["status"] == "failed")
+    assert reason.startswith(f"cannot be encoded: {type(error).__name__}")
+    assert "\n" not in reason

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from dladiff.colour import grey_to_srgb, profile_fault, to_srgb
-from tests.unit.photo_bytes import grey_profile, lightness_profile
+from dladiff.colour import grey_to_srgb, profile_fault, profile_of, to_srgb
+from tests.unit.photo_bytes import grey_profile, lightness_profile, padded
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LAB = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
@@ -38,3 +38,16 @@ def test_a_profile_serves_the_pixels_that_it_names(mode: str, profile: bytes) ->
         assert profile_fault(damaged, mode) == "is damaged"
     if mode != "LAB":  # whose pixels need no tag to be read
         assert profile_fault(profile[:160], mode) == "is damaged"
+
+
+def test_a_profile_is_cut_to_its_declared_size_and_refused_beyond_a_limit() -> None:
+    image = Image.new("RGB", (1, 1))
+    for profile, found in (
+        (SRGB, (SRGB, "")),
+        (padded(SRGB, 3_000_000, declared=False), (SRGB, "")),
+        (padded(SRGB, 1_000_001, declared=True), (None, "has more than 1000000 bytes")),
+        (SRGB[:200], (None, "is damaged")),
+    ):
+        image.info["icc_profile"] = profile
+        icc, fault = profile_of(image)
+        assert icc == found[0] and found[1] in fault

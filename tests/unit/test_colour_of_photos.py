@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from pipeline.photos import decode, encode_png
-from tests.unit.photo_bytes import grey_profile, lightness_profile, rgb, saved, smooth
+from pipeline.photos import decode, encode_checked, encode_png
+from tests.unit.photo_bytes import grey_profile, lightness_profile, padded, rgb, saved, smooth
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -95,3 +95,29 @@ def test_a_jpeg_that_lost_a_piece_of_its_profile_is_told() -> None:
     at = data.index(b"ICC_PROFILE\0") + 12
     assert data[at : at + 2] == b"\x01\x01"  # ICC.1, B.4: the number of this piece, and of how many
     assert decode(data[: at + 1] + b"\x02" + data[at + 2 :]).note == "its colour profile is damaged and was left out"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_a_profile_is_cut_to_the_size_it_declares(kind: str) -> None:
+    """Else a photo with two megabytes behind its profile is protected, and then cannot be opened again."""
+    long = padded(SRGB, 2_000_000 if kind != "PNG" else 900_000, declared=False)
+    decoded = decode(saved(rgb(), kind, icc_profile=long))
+    assert (decoded.icc, decoded.note) == (SRGB, "")
+    np.testing.assert_array_equal(decode(encode_checked(decoded.pixels, decoded.icc)).pixels, decoded.pixels)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_a_profile_of_more_than_a_megabyte_is_left_out(kind: str) -> None:
+    for size, kept in ((1_000_000, True), (1_000_001, False), (2_000_000, False)):
+        whole = padded(SRGB, size, declared=True)
+        decoded = decode(saved(rgb(), kind, icc_profile=whole))
+        note = "" if kept else "its colour profile has more than 1000000 bytes and was left out"
+        assert (decoded.icc, decoded.note) == (whole if kept else None, note)
+        np.testing.assert_array_equal(decode(encode_checked(decoded.pixels, decoded.icc)).pixels, decoded.pixels)
+
+
+def test_a_profile_that_serves_one_conversion_may_be_larger() -> None:
+    image = Image.new("CMYK", (64, 64), (255, 0, 0, 0))
+    for size, note in ((3_000_000, "CMYK converted through its profile"), (9_000_000, "has more than 8000000 bytes")):
+        large = padded(lightness_profile(), size, declared=True)
+        assert note in decode(saved(image, "TIFF", icc_profile=large)).note

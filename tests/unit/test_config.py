@@ -88,6 +88,20 @@ def test_digest_covers_what_decides_the_output_and_nothing_else() -> None:
         assert replace(config, **change).config_digest() != config.config_digest()
 
 
+def test_limits_of_photos_and_tasks_are_checked_and_decide_no_digest() -> None:
+    config = RunConfig(input="in", output="out")
+    limits = {"max_photo_bytes": 10**6, "max_photo_seconds": 1.5, "max_scans": 7, "max_task_bytes": 10**9}
+    changed = run_config(None, GIVEN | limits)
+    assert {name: getattr(changed, name) for name in limits} == limits
+    assert changed.config_digest() == replace(config, input="in").config_digest()
+    wrong = {"max_photo_bytes": 2**31 + 1, "max_photo_seconds": 0, "max_scans": 0, "max_task_bytes": 7.5}
+    with pytest.raises(ConfigError) as caught:
+        run_config(None, GIVEN | wrong)
+    assert [fault.split(":")[0] for fault in caught.value.faults] == list(wrong)
+    with pytest.raises(ConfigError, match="max_task_bytes: 3999999 is less than 4 x max_photo_bytes = 4000000"):
+        run_config(None, GIVEN | {"max_photo_bytes": 10**6, "max_task_bytes": 3999999})
+
+
 def test_a_full_size_model_takes_a_gpu_where_nothing_else_is_said() -> None:
     full = {"profile": "sd21", "method": {"model": "m", "encoders": ["a"], "held_out": ["b"]}}
     assert run_config(None, GIVEN).gpus_per_actor == 0

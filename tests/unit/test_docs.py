@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main
+from pipeline.config import run_config
 from tests import shown
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 MADE_BY_RUNS = {"demo", "dist", "build", "site"}
 PATH = re.compile(
     r"`((?:\.ci|dladiff|pipeline|jobs|cluster|tests|docs)/[\w./]*|Makefile|LICENSE|[\w]+\.(?:toml|txt|md))`"
@@ -18,21 +20,18 @@ PATH = re.compile(
 PAGES = shown.pages()
 
 
-def layout_table() -> str:
-    return README.split("## Layout")[1].split("\n## ")[0]
-
-
-def test_layout_table_names_every_top_level_folder() -> None:
-    named = {path.split("/")[0] for path in PATH.findall(layout_table()) if "/" in path}
+def test_architecture_names_every_top_level_folder() -> None:
+    named = {path.split("/")[0] for path in PATH.findall(ARCHITECTURE) if "/" in path}
     present = {p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith(("_", ".")) and any(p.iterdir())}
     assert present - MADE_BY_RUNS - {n for n in present if n.endswith(".egg-info")} == named - {".ci"}
 
 
-def test_layout_table_names_every_module() -> None:
-    modules = {str(p.relative_to(ROOT)) for d in ("dladiff", "pipeline") for p in (ROOT / d).glob("*.py")}
-    modules = {m for m in modules if not m.endswith("__init__.py")}
-    named = {path for path in PATH.findall(layout_table()) if path.endswith(".py")}
-    assert modules == {path for path in named if path.startswith(("dladiff/", "pipeline/"))}
+def test_architecture_names_every_room() -> None:
+    """Each package directly below pipeline/ and dladiff/ stands in a table of the page, under its own name."""
+    found = [file for package in ("pipeline", "dladiff") for file in (ROOT / package).glob("*/__init__.py")]
+    rows = "".join(line for line in ARCHITECTURE.splitlines(keepends=True) if line.startswith("| `"))
+    assert {f"{file.parent.relative_to(ROOT)}/" for file in found} - set(PATH.findall(rows)) == set()
+    assert found
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -68,6 +67,12 @@ def test_commands_shown_parse(page: str) -> None:
 def test_options_named_in_the_readme_exist() -> None:
     assert set(re.findall(r"(?<![\w|-])--[a-z][a-z-]*", README)) <= shown.options(main)
     assert len(shown.lines("README.md", "dladiff")) > 5
+
+
+def test_settings_shown_are_accepted(tmp_path: Path) -> None:
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "use.md").read_text(), re.MULTILINE | re.DOTALL)
+    (file := tmp_path / "run.yaml").write_text(block)
+    assert run_config(file, {"input": "photos", "output": "protected"}).method_config().protection == "dladiff"
 
 
 @pytest.mark.parametrize("page", shown.pages())

@@ -9,6 +9,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +29,28 @@ SIGN = "the sign of a face"
 PEOPLE = {"ann": ["1.png", "2.png"], "bob": ["1.png"]}
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What the server sent."""
+
+    status: int
+    headers: Message
+    body: bytes
+
+
 class Client:
     """A browser that has opened the server's address."""
 
     def __init__(self, server: MosServer) -> None:
         self.server, self.port, self.cookie = server, server.port, f"{server.cookie}={server.token}"
 
-    def open(self, method: str, path: str, data: bytes | None = None, **headers: str) -> http.client.HTTPResponse:
+    def open(self, method: str, path: str, data: bytes | None = None, **headers: str) -> "Reply":
         """Send a request with these headers alone."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        connection.request(method, path, data, {k.replace("_", "-"): v for k, v in headers.items()})
-        reply = connection.getresponse()
-        connection.close()
-        return reply
+        with contextlib.closing(connection):
+            connection.request(method, path, data, {k.replace("_", "-"): v for k, v in headers.items()})
+            with connection.getresponse() as reply:
+                return Reply(reply.status, reply.headers, reply.read())
 
     def ask(
         self, method: str, path: str, body: Any = None, raw: bytes | None = None, **headers: str
@@ -49,7 +60,7 @@ class Client:
         if method == "POST":
             own |= {"Content_Type": "application/json", "Origin": f"http://127.0.0.1:{self.port}"}
         reply = self.open(method, path, data, **(own | headers))
-        return reply.status, reply.read()
+        return reply.status, reply.body
 
     def post(self, path: str, **body: Any) -> dict[str, Any]:
         status, data = self.ask("POST", path, body)
@@ -159,7 +170,7 @@ def test_the_printed_address_opens_the_page_and_its_cookie_the_rest(client: Clie
     cookie, *flags = reply.headers["Set-Cookie"].split("; ")
     assert (reply.status, cookie) == (200, client.cookie)
     assert set(flags) == {"HttpOnly", "SameSite=Strict", "Path=/"}
-    assert client.server.token.encode() not in reply.read()  # which a script or a saved page could leak
+    assert client.server.token.encode() not in reply.body  # which a script or a saved page could leak
     assert client.open("GET", "/", Cookie=f"other=1; {cookie}").status == 200
 
 
@@ -175,7 +186,7 @@ def test_without_the_token_nothing_is_told(client: Client, results: Any, method:
         assert (status, data) == (403, b'{"error": "forbidden"}')
     for cookie in ("", f"wrong={client.server.token}", "\x01", ";=;"):
         reply = client.open(method, path, Cookie=cookie, Origin=f"http://127.0.0.1:{client.port}")
-        assert (reply.status, reply.read()) == (403, b'{"error": "forbidden"}')
+        assert (reply.status, reply.body) == (403, b'{"error": "forbidden"}')
         assert reply.headers["Set-Cookie"] is None
     assert client.open("GET", f"/?token={other.token}").status == 403
     assert client.open("GET", f"/face/x.png?token={client.server.token}").status == 403  # in the first address alone

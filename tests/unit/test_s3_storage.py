@@ -5,7 +5,7 @@ from typing import Any
 import botocore.exceptions
 import pytest
 
-from dladiff.errors import StorageError
+from dladiff.errors import RefusedError, StorageError
 from pipeline.s3_storage import S3Storage
 
 
@@ -37,6 +37,7 @@ def client_error(code: str) -> botocore.exceptions.ClientError:
         (client_error("503"), r"S3 is overloaded or down \(503 after retries\)"),
         (client_error("SlowDown"), "run again later"),
         (client_error("Strange"), "S3 error Strange"),
+        (client_error("KeyTooLongError"), "S3 refuses s3://out/p/k .*; shorten its name"),
         (botocore.exceptions.NoCredentialsError(), "no S3 credentials; set AWS_ACCESS_KEY_ID"),
         (botocore.exceptions.EndpointConnectionError(endpoint_url="http://u:pw@h"), "cannot reach http://h:1 "),
         (botocore.exceptions.ReadTimeoutError(endpoint_url="http://u:pw@h"), "check the network"),
@@ -51,6 +52,7 @@ def test_s3_errors_are_one_line_without_credentials(
     monkeypatch.setattr(storage, "_made", FailingClient(error))
     with pytest.raises(StorageError, match=line) as caught:
         storage.put("k", b"")
+    assert isinstance(caught.value, RefusedError) == ("refuses" in line)  # one object's fault, not the storage's
     text = str(caught.value)
     assert "\n" not in text and "AKIASECRET" not in text and "pw" not in text
     assert caught.value.__cause__ is None and caught.value.__suppress_context__

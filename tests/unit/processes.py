@@ -1,0 +1,18 @@
+"""Which decoder processes run."""
+
+import os
+from pathlib import Path
+
+
+def decoders_of(pid: int | None = None) -> set[int]:
+    """Return the decoders among the children of a process, by default this one."""
+    lists = Path(f"/proc/{pid or os.getpid()}/task").glob("*/children")
+    return {int(child) for file in lists for child in file.read_text().split() if decodes(child)}
+
+
+def decodes(pid: str) -> bool:
+    """Return whether a process decodes photos."""
+    try:
+        return b"pipeline.decoder" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
