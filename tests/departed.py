@@ -111,7 +111,15 @@ class Scene:
         for name in (*LEFT, *GHOSTS):
             records.write_start(self.output, (name, 2), "key", "run")
             self.output.put(f"photos/{escape(name)}/9.0123456789ab.png", portrait(200))
-            failure = {"identity": name, "part": 7, "key": "new", "status": "failed", "reason": name, "photos": []}
+            failure = {
+                "identity": name,
+                "part": 7,
+                "parts": 9,
+                "key": "new",
+                "status": "failed",
+                "reason": name,
+                "photos": [],
+            }
             if name in LEFT:
                 records.fail(self.output, failure)
             write_trace(self.output, name, 9, {name: {"loss": [1.0]}})

@@ -152,7 +152,8 @@ class MethodConfig:
         "dladiff", "fsmg", "aspl", "disdiff", "anti-diffusion", "mist", "caat", "ace", "random", "none"
     ] = "dladiff"
     """Method of layer 1: this package's, or a compared one, by its own schedule (dladiff/settings/schedules.py) and
-    without layer 2. Its own bound is `finetuning.eta` where no other is set; `step` and the schedule above are not its."""
+    without layer 2. Its own bound is `finetuning.eta` where no other is set; `step` and the schedule above are not
+    its."""
     finetuning: FinetuningConfig = field(default_factory=FinetuningConfig)
     """Layer 1."""
     zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
