@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from dladiff.colour import GREY, grey_to_srgb, profile_of
+from dladiff.core.colour import GREY, grey_to_srgb, profile_of
+from dladiff.core.pixels import Pixels
 from dladiff.errors import ConfigError, PhotoError
-from dladiff.pixels import Pixels
 from dladiff.service import PhotoIn, PhotoOut, Protector
 
 __all__ = ["Photo", "ProtectedPhoto", "Similarity", "protect_photos"]
@@ -68,9 +68,9 @@ def protect_photos(
 
     `clean`: photos of the same person that layer 1's static surrogate learns from, else the photos themselves.
     `encoders`: what layer 2 optimises against (`embedded:residual`, an ONNX file, an InsightFace pack's name or
-    folder, `clip:FOLDER`), else the profile's own. `settings`: fields of dladiff.config.MethodConfig that differ from
-    the profile. The same photos, settings and seed give the same pixels on the CPU. Models stay in memory for the next
-    call with the same settings.
+    folder, `clip:FOLDER`), else the profile's own. `settings`: fields of MethodConfig that differ from the profile.
+    The same photos, settings and seed give the same pixels on the CPU. Models stay in memory for the next call with
+    the same settings.
 
     Raises PhotoError (it names the photo), ConfigError or ModelError: one line that says what to do.
     """

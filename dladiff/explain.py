@@ -9,15 +9,15 @@ import torch
 from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 
-from dladiff import region
-from dladiff.attention import MapReader
-from dladiff.config import MethodConfig
+from dladiff.core import tiles as region
+from dladiff.core.pixels import Images, Pixels, to_float, to_uint8
+from dladiff.core.randomness import stream
+from dladiff.diffusion.attention import MapReader
+from dladiff.diffusion.surrogate import Surrogate
 from dladiff.errors import ConfigError, PhotoError
-from dladiff.finetuning_layer import static_surrogate
-from dladiff.pixels import Images, Pixels, to_float, to_uint8
+from dladiff.layers.finetuning import static_surrogate
 from dladiff.protect import Models
-from dladiff.randomness import stream
-from dladiff.surrogate import Surrogate
+from dladiff.settings.schema import MethodConfig
 
 DRAWS = 8
 """Timesteps and noises that a map is the mean of."""

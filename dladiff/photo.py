@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dladiff import quality
-from dladiff.config import MethodConfig
-from dladiff.faces import Face
-from dladiff.pixels import Pixels
-from dladiff.zero_shot_layer import Box
+from dladiff.core import quality
+from dladiff.core.pixels import Pixels
+from dladiff.faces.detect import Face
+from dladiff.layers.zero_shot import Box
+from dladiff.settings.schema import MethodConfig
 
 
 @dataclass(frozen=True, kw_only=True)

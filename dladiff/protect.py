@@ -9,17 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dladiff import finetuning_layer, region, zero_shot_layer
 from dladiff.baselines.methods import compared_layer
-from dladiff.config import MethodConfig, ZeroShotConfig
-from dladiff.faces import Detector, Face
-from dladiff.identity import IdentityEncoder
+from dladiff.core import tiles as region
+from dladiff.core.pixels import Images, Pixels, content_digest, to_float, to_uint8, whole_levels
+from dladiff.core.randomness import stream
+from dladiff.core.visibility import Measure
+from dladiff.diffusion.surrogate import Surrogate
+from dladiff.faces.detect import Detector, Face
+from dladiff.faces.encoder import IdentityEncoder
+from dladiff.layers import finetuning as finetuning_layer
+from dladiff.layers import zero_shot as zero_shot_layer
+from dladiff.layers.stop_rule import FaceReader, StopRule, similarity_rows
 from dladiff.photo import PhotoIn, PhotoOut, measured
-from dladiff.pixels import Images, Pixels, content_digest, to_float, to_uint8, whole_levels
-from dladiff.randomness import stream
-from dladiff.reading import FaceReader, StopRule, similarity_rows
-from dladiff.surrogate import Surrogate
-from dladiff.visibility import Measure
+from dladiff.settings.schema import MethodConfig, ZeroShotConfig
 
 
 @dataclass(frozen=True)

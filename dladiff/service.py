@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from dladiff import packs
-from dladiff.clip_encoder import load_clip_encoder
-from dladiff.config import method_config
+from dladiff.core.pixels import Images, Pixels, to_float
+from dladiff.diffusion.surrogate import Surrogate
 from dladiff.errors import ConfigError, ModelError
-from dladiff.faces import CenterFaceDetector, Detector, ScrfdDetector
-from dladiff.identity import IdentityEncoder, detector_from_pack, encoder_from_pack, load_encoder
-from dladiff.image_network import ImageNetwork
+from dladiff.faces import packs
+from dladiff.faces.clean_set import best_photos
+from dladiff.faces.clip_encoder import load_clip_encoder
+from dladiff.faces.detect import CenterFaceDetector, Detector, ScrfdDetector
+from dladiff.faces.encoder import IdentityEncoder, detector_from_pack, encoder_from_pack, load_encoder
+from dladiff.faces.image_network import ImageNetwork
 from dladiff.photo import PhotoIn, PhotoOut
-from dladiff.pixels import Images, Pixels, to_float
 from dladiff.protect import Models, protect
-from dladiff.selection import best_photos
-from dladiff.surrogate import Surrogate
+from dladiff.settings.schema import method_config
 
 __all__ = ["IdentityOut", "PhotoIn", "PhotoOut", "Protector"]
 

@@ -19,12 +19,15 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from dladiff import config as method
-from dladiff import presets
+from dladiff.settings import presets
+from dladiff.settings import schema as method
 from pipeline import config as run
-from pipeline import jobs, retention, rows, schedule
-from pipeline.cli import main
-from pipeline.storage import S3_OPTIONS
+from pipeline.cli.main import main
+from pipeline.cluster import job_file as jobs
+from pipeline.cluster import schedule
+from pipeline.records import schema as rows
+from pipeline.retention import retain as retention
+from pipeline.storage.base import S3_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = {
@@ -35,7 +38,7 @@ SCHEMAS = {
     "TODO": "`plan/`, while a large run lasts: one row a task",
     "RESULTS": "`results.parquet` of `dladiff evaluate`: one row an attack",
 }
-"""Where each table of pipeline/rows.py lies."""
+"""Where each table of pipeline/records/schema.py lies."""
 KINDS = {bool: "`true` or `false`", int: "whole number", float: "number", str: "text", time: "time, in quotes"}
 RUN_RULES = {
     "profile": ", ".join(f"`{name}`" for name in presets.PROFILES),
@@ -100,14 +103,17 @@ def contexts(context: click.Context) -> Iterator[click.Context]:
 
 def manifest() -> str:
     """Return the page of every stored table: column, Arrow type, unit or meaning."""
-    parts = ["# Manifest", "Made from the Arrow schemas of `pipeline/rows.py`. Keys are relative to the output."]
+    parts = [
+        "# Manifest",
+        "Made from the Arrow schemas of `pipeline/records/schema.py`. Keys are relative to the output.",
+    ]
     for name, schema in schemas().items():
         parts += [f"## {SCHEMAS[name]}", _table(("column", "type", "what"), (_column(field) for field in schema))]
     return "\n\n".join(parts)
 
 
 def schemas() -> dict[str, pa.Schema]:
-    """Return the tables of pipeline/rows.py by name."""
+    """Return the tables of pipeline/records/schema.py by name."""
     return {name: value for name, value in vars(rows).items() if isinstance(value, pa.Schema)}
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import yaml
 
-from dladiff.config import MethodConfig, method_config
 from dladiff.errors import ConfigError
-from dladiff.settings import digest, nearest
-from pipeline.names import shown
-from pipeline.private import chosen_umask, octal, umask_fault
-from pipeline.storage import MAX_OBJECT, S3_OPTIONS, address_fault
-from pipeline.weights import by_content, missing
+from dladiff.settings.merge import digest, nearest
+from dladiff.settings.schema import MethodConfig, method_config
+from pipeline.models.fingerprint import by_content, missing
+from pipeline.process.private import chosen_umask, octal, umask_fault
+from pipeline.storage.base import MAX_OBJECT, S3_OPTIONS
+from pipeline.storage.keys import shown
+from pipeline.storage.open import address_fault
 
 LAYOUTS = ("auto", "folders", "flat", "one", "sets", "celeba_hq", "vggface2")
 FILES_AT_ONCE = 4  # files of max_photo_bytes that max_task_bytes holds: one is in memory up to three times
@@ -102,7 +103,7 @@ class RunConfig:
     limit: int | None = None
     """Most identities to plan, in the order of their names."""
     method: dict[str, Any] = field(default_factory=dict)
-    """Settings of the method that differ from the profile: fields of dladiff.config.MethodConfig."""
+    """Settings of the method that differ from the profile: fields of dladiff.settings.schema.MethodConfig."""
     faces: tuple[str, ...] = ()
     """InsightFace pack folders: their encoders are optimised against, the first one's detector is used."""
     max_pixels: int = 50_000_000

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dladiff.faces import CenterFaceDetector, Face
+from dladiff.faces.detect import CenterFaceDetector, Face
 
 MARGIN = 1.2
 """Space on each side of the face box, in units of its width and height, clipped to the photo."""

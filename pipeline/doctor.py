@@ -19,11 +19,12 @@ from urllib.parse import urlsplit
 
 from dladiff.errors import DladiffError, StorageError
 from pipeline.config import RunConfig
-from pipeline.index_file import is_index
-from pipeline.names import shown
-from pipeline.storage import TEMP_PREFIX, Storage, local_path, open_storage
-from pipeline.temporary import temporary_folder
-from pipeline.weights import missing
+from pipeline.models.fingerprint import missing
+from pipeline.process.temporary import temporary_folder
+from pipeline.sources.index_file import is_index
+from pipeline.storage.base import TEMP_PREFIX, Storage
+from pipeline.storage.keys import shown
+from pipeline.storage.open import local_path, open_storage
 
 PYTHON = (3, 11)
 LEAST_MEMORY_GIB = {"tiny": 4.0}
@@ -232,7 +233,7 @@ def _clock(uri: str) -> Check:
 
 
 def _server_skew(uri: str) -> float:
-    from pipeline.s3_errors import custom_endpoint  # it imports botocore
+    from pipeline.storage.s3_errors import custom_endpoint  # it imports botocore
 
     url = custom_endpoint() or f"https://{uri.removeprefix('s3://').partition('/')[0]}.s3.amazonaws.com"
     if not url.startswith(("http://", "https://")):
@@ -259,7 +260,7 @@ def _ray(address: str) -> Check:
     try:
         split = urlsplit(address)
         if split.scheme.startswith("http"):
-            from pipeline.submit import jobs
+            from pipeline.cluster.submit import jobs
 
             return Check("ray", True, f"{address}: {len(jobs(address))} jobs of dladiff")
         with socket.create_connection((split.hostname or "", split.port or 6379), timeout=ANSWER_S):

@@ -11,22 +11,24 @@ from urllib.parse import quote
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import records, report
-from pipeline.actor import ProtectIdentity
 from pipeline.config import RunConfig, run_config
-from pipeline.evaluate import evaluate
-from pipeline.evaluation_config import EvaluateConfig
-from pipeline.evaluation_plan import make_plan as evaluation_rows
-from pipeline.explain import explain
-from pipeline.manifest import write_manifest, write_rows
-from pipeline.names import escape, task_name
-from pipeline.plan import make_plan, write_plan
-from pipeline.ratings import COLUMNS, add_rating
-from pipeline.report import write_report
-from pipeline.rows import PLAN
-from pipeline.storage import Storage, open_storage
-from pipeline.temporary import temporary_folder
-from pipeline.trace import write_trace
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.driver import evaluate
+from pipeline.evaluate.plan import make_plan as evaluation_rows
+from pipeline.evaluate.ratings import COLUMNS, add_rating
+from pipeline.process.temporary import temporary_folder
+from pipeline.records import commit as records
+from pipeline.records.manifest import write_manifest, write_rows
+from pipeline.records.schema import PLAN
+from pipeline.records.trace import write_trace
+from pipeline.report import write as report
+from pipeline.report.explain import explain
+from pipeline.report.write import write_report
+from pipeline.run.actor import ProtectIdentity
+from pipeline.run.plan import make_plan, write_plan
+from pipeline.storage.base import Storage
+from pipeline.storage.keys import escape, task_name
+from pipeline.storage.open import open_storage
 from tests.evaluated import actor
 from tests.outputs import portrait
 
@@ -109,7 +111,15 @@ class Scene:
         for name in (*LEFT, *GHOSTS):
             records.write_start(self.output, (name, 2), "key", "run")
             self.output.put(f"photos/{escape(name)}/9.0123456789ab.png", portrait(200))
-            failure = {"identity": name, "part": 7, "key": "new", "status": "failed", "reason": name, "photos": []}
+            failure = {
+                "identity": name,
+                "part": 7,
+                "parts": 9,
+                "key": "new",
+                "status": "failed",
+                "reason": name,
+                "photos": [],
+            }
             if name in LEFT:
                 records.fail(self.output, failure)
             write_trace(self.output, name, 9, {name: {"loss": [1.0]}})

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from dladiff.errors import ModelError
 from dladiff.evaluation.judge import Reading
 from dladiff.evaluation.metrics import Networks
-from dladiff.faces import Face
-from pipeline.evaluation_actor import EvaluateIdentity
-from pipeline.evaluation_config import ENCODER_ONLY, EvaluateConfig
-from pipeline.evaluation_plan import EvaluationPlan, make_plan
-from pipeline.storage import Storage, open_storage
+from dladiff.faces.detect import Face
+from pipeline.evaluate.actor import EvaluateIdentity
+from pipeline.evaluate.config import ENCODER_ONLY, EvaluateConfig
+from pipeline.evaluate.plan import EvaluationPlan, make_plan
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
 from tests.outputs import protected_output
 
 Picture = NDArray[np.uint8]

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from dladiff.core.quality import psnr
 from dladiff.errors import ModelError
-from dladiff.quality import psnr
 from dladiff.service import IdentityOut, PhotoIn, PhotoOut
 
 SMALL = np.zeros((64, 64, 3), np.uint8)

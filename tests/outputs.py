@@ -4,13 +4,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.actor import ProtectIdentity
 from pipeline.config import RunConfig
-from pipeline.manifest import ParquetFile, write_manifest
-from pipeline.plan import Plan, write_plan
-from pipeline.records import Index
-from pipeline.rows import PLAN
-from pipeline.storage import Storage, open_storage
+from pipeline.records.commit import Index
+from pipeline.records.manifest import ParquetFile, write_manifest
+from pipeline.records.schema import PLAN
+from pipeline.run.actor import ProtectIdentity
+from pipeline.run.plan import Plan, write_plan
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
 from tests.unit.photo_bytes import rgb, saved
 
 HOSTILE = "<script>alert(1)</script>\"'&amp;\u202etxt"

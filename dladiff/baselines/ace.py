@@ -13,8 +13,8 @@ from dladiff.baselines.aspl import alternate
 from dladiff.baselines.mist import target_latents
 from dladiff.baselines.student import Student, ascend
 from dladiff.baselines.task import Task
-from dladiff.pixels import Images
-from dladiff.surrogate import Surrogate
+from dladiff.core.pixels import Images
+from dladiff.diffusion.surrogate import Surrogate
 
 
 class LowRank(Student):

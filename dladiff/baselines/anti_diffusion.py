@@ -10,14 +10,14 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
-from dladiff.attention import Maps
-from dladiff.ball import around, project
 from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
-from dladiff.compared import BaselineConfig
-from dladiff.pgd import pgd, slope_of
-from dladiff.pixels import Images
-from dladiff.surrogate import Prompt, Surrogate
+from dladiff.core.ball import around, project
+from dladiff.core.pgd import pgd, slope_of
+from dladiff.core.pixels import Images
+from dladiff.diffusion.attention import Maps
+from dladiff.diffusion.surrogate import Prompt, Surrogate
+from dladiff.settings.schedules import BaselineConfig
 
 SCALE = 100.0
 """The maps are scaled by this and cut at 1, in the authors' program."""

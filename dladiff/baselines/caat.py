@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from dladiff.ball import around
 from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
-from dladiff.pgd import pgd, slope_of
+from dladiff.core.ball import around
+from dladiff.core.pgd import pgd, slope_of
 
 
 class KeysAndValues(Student):

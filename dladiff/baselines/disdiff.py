@@ -11,15 +11,15 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
-from dladiff.attention import Maps
-from dladiff.ball import around
 from dladiff.baselines.aspl import alternate
 from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
-from dladiff.compared import BaselineConfig
-from dladiff.pgd import pgd, slope_of
-from dladiff.pixels import Images
-from dladiff.surrogate import Noise
+from dladiff.core.ball import around
+from dladiff.core.pgd import pgd, slope_of
+from dladiff.core.pixels import Images
+from dladiff.diffusion.attention import Maps
+from dladiff.diffusion.surrogate import Noise
+from dladiff.settings.schedules import BaselineConfig
 
 CANDIDATES, NEIGHBOURS, FEWEST = 5, 20, 100
 """Timesteps that a round of the search compares; how many on each side of the worst are dropped; how many stay."""

@@ -15,10 +15,10 @@ from dladiff.baselines.fsmg import fsmg
 from dladiff.baselines.mist import mist
 from dladiff.baselines.random_signs import random_signs
 from dladiff.baselines.task import Task
-from dladiff.compared import schedule_for
-from dladiff.config import MethodConfig
-from dladiff.pixels import Images
-from dladiff.surrogate import Surrogate
+from dladiff.core.pixels import Images
+from dladiff.diffusion.surrogate import Surrogate
+from dladiff.settings.schedules import schedule_for
+from dladiff.settings.schema import MethodConfig
 
 Method = Callable[[Task], Tensor]
 

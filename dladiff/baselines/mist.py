@@ -8,8 +8,8 @@ from torch import Generator, Tensor
 
 from dladiff.baselines.student import Student, ascend
 from dladiff.baselines.task import Task
-from dladiff.pixels import Images
-from dladiff.surrogate import Surrogate
+from dladiff.core.pixels import Images
+from dladiff.diffusion.surrogate import Surrogate
 
 
 def pattern(like: Images) -> Images:

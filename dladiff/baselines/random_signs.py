@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from dladiff.ball import project
 from dladiff.baselines.task import Task
+from dladiff.core.ball import project
 
 ROUNDS = 20
 

@@ -7,13 +7,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Generator, Tensor, nn
 
-from dladiff.attention import MapReader, Maps
-from dladiff.ball import around
-from dladiff.compared import BaselineConfig
-from dladiff.pgd import pgd, slope_of
-from dladiff.pixels import Images
-from dladiff.surrogate import Noise, Surrogate
-from dladiff.text import Prompt, TextEncoder, embed
+from dladiff.core.ball import around
+from dladiff.core.pgd import pgd, slope_of
+from dladiff.core.pixels import Images
+from dladiff.diffusion.attention import MapReader, Maps
+from dladiff.diffusion.surrogate import Noise, Surrogate
+from dladiff.diffusion.text import Prompt, TextEncoder, embed
+from dladiff.settings.schedules import BaselineConfig
 
 SquareLoss = Callable[[Tensor, list[Generator]], Tensor]
 """(point `b 3 r r`, a stream a square) to the scalar that the perturbation ascends."""

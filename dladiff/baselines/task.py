@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Generator
 
-from dladiff.compared import BaselineConfig
-from dladiff.pixels import Images
-from dladiff.surrogate import Surrogate
+from dladiff.core.pixels import Images
+from dladiff.diffusion.surrogate import Surrogate
+from dladiff.settings.schedules import BaselineConfig
 
 
 @dataclass(frozen=True)

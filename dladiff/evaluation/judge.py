@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dladiff.core.pixels import Pixels, to_float
 from dladiff.errors import ModelError, PhotoError
-from dladiff.faces import Detector, Face, alignment_matrix, warp
-from dladiff.identity import IdentityEncoder
-from dladiff.pixels import Pixels, to_float
+from dladiff.faces.detect import Detector, Face, alignment_matrix, warp
+from dladiff.faces.encoder import IdentityEncoder
+from dladiff.layers.zero_shot import enlarged
 from dladiff.service import named_detector, named_encoder
-from dladiff.zero_shot_layer import enlarged
 
 Embeddings = dict[str, NDArray[np.float64]]
 """Encoder name to a unit vector."""

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dladiff import quality
+from dladiff.core import quality
+from dladiff.core.pixels import Pixels
 from dladiff.evaluation.judge import Embeddings, Judge, cosines
-from dladiff.image_network import ImageNetwork
-from dladiff.pixels import Pixels
+from dladiff.faces.image_network import ImageNetwork
 
 Row = dict[str, Any]
 

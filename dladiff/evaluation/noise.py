@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from dladiff.pixels import Pixels
-from dladiff.randomness import stream
+from dladiff.core.pixels import Pixels
+from dladiff.core.randomness import stream
 
 ROUNDS = 30
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from dladiff.pixels import Pixels, content_digest
+from dladiff.core.pixels import Pixels, content_digest
 
 Preprocess = Callable[[Pixels], Pixels]
 """One photo, h x w x 3, to another; `half`, `crop` and `social` say what becomes of its size."""

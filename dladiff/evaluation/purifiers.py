@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
+from dladiff.core.pixels import Pixels, content_digest, to_float, to_uint8
+from dladiff.core.tiles import Square, add_square, covering_squares, cut, face_square
 from dladiff.errors import ModelError
 from dladiff.evaluation.attackers.base import load_base
 from dladiff.evaluation.names import PURIFIERS
-from dladiff.faces import CenterFaceDetector
-from dladiff.pixels import Pixels, content_digest, to_float, to_uint8
-from dladiff.region import Square, add_square, covering_squares, cut, face_square
+from dladiff.faces.detect import CenterFaceDetector
 
 SDEDIT_STRENGTH, SDEDIT_STEPS = 0.2, 50
 """Share of the schedule that is undone and drawn again; steps of the whole schedule (ten of them run)."""

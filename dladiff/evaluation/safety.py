@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dladiff.core.pixels import Pixels
 from dladiff.errors import ModelError
-from dladiff.pixels import Pixels
 
 
 class BaseSafetyChecker:

@@ -3,9 +3,9 @@
 import numpy as np
 from PIL import Image
 
-from dladiff.faces import Detector
-from dladiff.pixels import Pixels, to_float, to_uint8
-from dladiff.region import cut, face_square
+from dladiff.core.pixels import Pixels, to_float, to_uint8
+from dladiff.core.tiles import cut, face_square
+from dladiff.faces.detect import Detector
 
 
 def thief_square(photo: Pixels, region: str, resolution: int, detector: Detector) -> Pixels | None:

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Generator, Tensor
 
+from dladiff.diffusion.surrogate import Batch, Noise, Posterior, Surrogate
+from dladiff.diffusion.text import Prompt
 from dladiff.evaluation.attackers.adapter import adapter_weights
-from dladiff.identity import IdentityEncoder
+from dladiff.faces.encoder import IdentityEncoder
 from dladiff.service import named_encoder
-from dladiff.surrogate import Batch, Noise, Posterior, Surrogate
-from dladiff.text import Prompt
 from dladiff.training.data import align, mirrored, training_crops
 
 TOKENS = 4

@@ -18,8 +18,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Generator, Tensor
 
-from dladiff.surrogate import EMBEDDED, Batch, Noise, Posterior, Surrogate
-from dladiff.text import Prompt
+from dladiff.diffusion.surrogate import EMBEDDED, Batch, Noise, Posterior, Surrogate
+from dladiff.diffusion.text import Prompt
 from dladiff.training.data import mirrored, training_crops
 
 CAPTIONS = ("a photo of person", "a photo of a person", "a portrait of a person", "a close-up photo of person")

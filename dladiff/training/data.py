@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from dladiff.faces import alignment_matrix
+from dladiff.faces.detect import alignment_matrix
 
 Image = npt.NDArray[np.uint8]
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from dladiff.onnx_session import onnx_session
+from dladiff.faces.onnx_session import onnx_session
 from dladiff.training.data import Image, align, load_crops
 
 PHOTO_SETS = ("vggface2_n000050", "celebahq_103", "celebahq_1972", "metacloak_s1")

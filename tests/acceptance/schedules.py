@@ -21,15 +21,15 @@ import torch
 from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 
-from dladiff import finetuning_layer
-from dladiff.ball import around
-from dladiff.config import FinetuningConfig, method_config
+from dladiff.core.ball import around
+from dladiff.core.pgd import pgd, slope_of
+from dladiff.core.pixels import to_float, to_uint8
+from dladiff.core.quality import psnr
+from dladiff.core.randomness import stream
+from dladiff.diffusion.surrogate import Surrogate
 from dladiff.evaluation.intervals import paired_change
-from dladiff.pgd import pgd, slope_of
-from dladiff.pixels import to_float, to_uint8
-from dladiff.quality import psnr
-from dladiff.randomness import stream
-from dladiff.surrogate import Surrogate
+from dladiff.layers import finetuning as finetuning_layer
+from dladiff.settings.schema import FinetuningConfig, method_config
 from dladiff.training.data import load_crops
 from tests.acceptance.dreambooth import ENCODERS, Eyes, dreambooth, face_crop, generate, noise_like, read, score
 

@@ -26,20 +26,20 @@ from onnx import helper
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dladiff import zero_shot_layer
-from dladiff.config import ZeroShotConfig
+from dladiff.core.pixels import Pixels, to_float, to_uint8
+from dladiff.core.quality import psnr
+from dladiff.core.randomness import stream
+from dladiff.core.transforms import blur
 from dladiff.evaluation.intervals import paired_change
-from dladiff.faces import Face, ScrfdDetector
-from dladiff.identity import IdentityEncoder, encoder_from_pack, load_encoder
-from dladiff.onnx_file import load_model
-from dladiff.onnx_import import OnnxNetwork
-from dladiff.pixels import Pixels, to_float, to_uint8
-from dladiff.quality import psnr
-from dladiff.randomness import stream
-from dladiff.reading import FaceReader
+from dladiff.faces.detect import Face, ScrfdDetector
+from dladiff.faces.encoder import IdentityEncoder, encoder_from_pack, load_encoder
+from dladiff.faces.onnx_file import load_model
+from dladiff.faces.onnx_import import OnnxNetwork
+from dladiff.layers import zero_shot as zero_shot_layer
+from dladiff.layers.stop_rule import FaceReader
+from dladiff.layers.zero_shot import Box, pasted, perturb_face
 from dladiff.service import named_encoder
-from dladiff.transforms import blur
-from dladiff.zero_shot_layer import Box, pasted, perturb_face
+from dladiff.settings.schema import ZeroShotConfig
 from tests.acceptance.dreambooth import Eyes, read
 
 CHOOSING = ("mobilefacenet_tf", "mobile")

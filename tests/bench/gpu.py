@@ -19,8 +19,8 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from dladiff.presets import FITS
-from dladiff.surrogate import Surrogate
+from dladiff.diffusion.surrogate import Surrogate
+from dladiff.settings.presets import FITS
 from tests.bench.speed import (
     DYNAMIC,
     PAPER,

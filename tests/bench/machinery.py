@@ -23,13 +23,14 @@ import numpy as np
 import skimage.data
 from rich.console import Console
 
-from pipeline import engine, run
 from pipeline.config import RunConfig
-from pipeline.manifest import write_manifest
-from pipeline.photos import encode_png
-from pipeline.plan import make_plan
-from pipeline.records import load_many
-from pipeline.storage import open_storage
+from pipeline.records.commit import load_many
+from pipeline.records.manifest import write_manifest
+from pipeline.run import driver as run
+from pipeline.run import engine
+from pipeline.run.plan import make_plan
+from pipeline.sources.decode import encode_png
+from pipeline.storage.open import open_storage
 from tests.integration.conftest import s3_server
 
 

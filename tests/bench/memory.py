@@ -22,11 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
-from dladiff.config import FinetuningConfig
-from dladiff.finetuning_layer import perturb, static_surrogate
-from dladiff.presets import FITS
-from dladiff.surrogate import Surrogate
-from dladiff.text import Prompt
+from dladiff.diffusion.surrogate import Surrogate
+from dladiff.diffusion.text import Prompt
+from dladiff.layers.finetuning import perturb, static_surrogate
+from dladiff.settings.presets import FITS
+from dladiff.settings.schema import FinetuningConfig
 
 ELSEWHERE = torch.device("meta")
 """Stands for the host's memory: the tracker tells devices apart."""

@@ -15,10 +15,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import plan
 from pipeline.config import RunConfig
-from pipeline.sources import Identity, find_identities
-from pipeline.storage import Entry, Storage
+from pipeline.run import plan
+from pipeline.sources.find import Identity, find_identities
+from pipeline.storage.base import Entry, Storage
 
 Figures = dict[str, float | int | str]
 

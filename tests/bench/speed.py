@@ -31,10 +31,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
-from dladiff import finetuning_layer
-from dladiff.config import FinetuningConfig
-from dladiff.randomness import stream
-from dladiff.surrogate import EMBEDDED, Surrogate
+from dladiff.core.randomness import stream
+from dladiff.diffusion.surrogate import EMBEDDED, Surrogate
+from dladiff.layers import finetuning as finetuning_layer
+from dladiff.settings.schema import FinetuningConfig
 from tests.bench.straight import Straight
 
 CPU = torch.device("cpu")

@@ -12,9 +12,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Generator, Tensor
 
-from dladiff.config import FinetuningConfig
-from dladiff.surrogate import Noise, Prompt, Surrogate
-from dladiff.text import embed
+from dladiff.diffusion.surrogate import Noise, Prompt, Surrogate
+from dladiff.diffusion.text import embed
+from dladiff.settings.schema import FinetuningConfig
 
 
 class Straight:

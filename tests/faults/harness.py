@@ -17,8 +17,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.names import escape
-from pipeline.storage import Storage, open_storage
+from pipeline.storage.base import Storage
+from pipeline.storage.keys import escape
+from pipeline.storage.open import open_storage
 from tests.unit.photo_bytes import flat_photo
 
 PATIENT_S = 240  # until an event is given up; generous, since the machine may be busy

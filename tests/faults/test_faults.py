@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage import open_storage
+from pipeline.storage.open import open_storage
 from tests.faults.harness import Scene, check_storage, check_sums, until
 from tests.faults.proxy import FaultyProxy
 from tests.integration.tokens import ray_token

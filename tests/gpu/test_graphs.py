@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dladiff import finetuning_layer
-from dladiff.config import FinetuningConfig
+from dladiff.core.randomness import stream
+from dladiff.diffusion.graphs import Graphs
+from dladiff.diffusion.surrogate import Surrogate
 from dladiff.evaluation.attackers import ATTACKS, load_base, settings_for
 from dladiff.evaluation.attackers.base import AttackSettings
-from dladiff.graphs import Graphs
-from dladiff.randomness import stream
-from dladiff.settings import build
-from dladiff.surrogate import Surrogate
+from dladiff.layers import finetuning as finetuning_layer
+from dladiff.settings.merge import build
+from dladiff.settings.schema import FinetuningConfig
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
 CUDA = torch.device("cuda")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dladiff.errors import StorageError
-from pipeline import submit
+from pipeline.cluster import submit
 from tests.integration.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]

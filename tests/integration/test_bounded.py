@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from pipeline.config import RunConfig
-from pipeline.records import load
-from pipeline.run import protect
-from pipeline.storage import open_storage
+from pipeline.records.commit import load
+from pipeline.run.driver import protect
+from pipeline.storage.open import open_storage
 from tests.unit.photo_bytes import flat_photo, many_scans, one_tile, saved
+from tests.unit.processes import decodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("collected"), pytest.mark.filterwarnings("ignore")]
 
@@ -23,7 +24,7 @@ SLACK = 100_000_000  # bytes: what decoder processes, threads and the allocator 
 TASK = """
 import json, os, sys, threading, time
 from pathlib import Path
-from pipeline.actor import ProtectIdentity
+from pipeline.run.actor import ProtectIdentity
 from tests.unit.processes import decodes  # a child that has not begun its program yet shows our own memory
 run, photos, one = json.loads(sys.argv[1])
 actor = ProtectIdentity(run, "r", "d")

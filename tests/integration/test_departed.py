@@ -6,9 +6,10 @@ from urllib.parse import urlsplit
 import boto3
 import pytest
 
-from pipeline import leftovers
-from pipeline.retention import Retention, retain
-from pipeline.storage import Storage, open_storage
+from pipeline.retention import leftovers
+from pipeline.retention.retain import Retention, retain
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
 from tests.departed import LEFT, Scene, files, objects
 from tests.outputs import portrait
 

@@ -9,11 +9,12 @@ import pytest
 from click.testing import CliRunner
 
 from dladiff.errors import ModelError
-from pipeline import cli, engine
-from pipeline.evaluate import evaluate
-from pipeline.evaluation_config import EvaluateConfig
-from pipeline.lease import Lease
-from pipeline.storage import open_storage
+from pipeline.cli import main as cli
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.driver import evaluate
+from pipeline.records.lease import Lease
+from pipeline.run import engine
+from pipeline.storage.open import open_storage
 from tests.outputs import protected_output
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("collected"), pytest.mark.filterwarnings("ignore")]
@@ -40,9 +41,9 @@ def people(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def protect_all(folder: Path, names: dict[str, list[str]]) -> None:
-    from pipeline.actor import ProtectIdentity
     from pipeline.config import RunConfig
-    from pipeline.manifest import write_manifest
+    from pipeline.records.manifest import write_manifest
+    from pipeline.run.actor import ProtectIdentity
 
     source, target = open_storage(folder / "in"), open_storage(folder / "out")
     config = RunConfig(input=source.uri, output=target.uri, protector="tests.fakes:AddNoise")
@@ -90,7 +91,7 @@ def test_the_life_of_an_evaluation(people: Path, tmp_path: Path, monkeypatch: py
 
     with monkeypatch.context() as patch:
         patch.setattr(engine, "started", lambda: pytest.fail("Ray was started for nothing"))
-        patch.setattr("pipeline.evaluate.started", lambda: pytest.fail("Ray was started for nothing"))
+        patch.setattr("pipeline.evaluate.driver.started", lambda: pytest.fail("Ray was started for nothing"))
         assert evaluate(config).done == 12
         results.delete(f"rows/{records[0]['key']}.json")
         part = evaluate(config, tables_only=True)

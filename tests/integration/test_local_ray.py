@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import engine
 from pipeline.config import RunConfig
-from pipeline.local_ray import CLUSTERS
-from pipeline.run import Summary, protect
-from pipeline.storage import open_storage
+from pipeline.run import engine
+from pipeline.run.driver import Summary, protect
+from pipeline.run.local_ray import CLUSTERS
+from pipeline.storage.open import open_storage
 from tests.faults.harness import until
 from tests.integration.tokens import ray_token
 from tests.unit.photo_bytes import flat_photo

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline import metrics
+from pipeline.telemetry import metrics
 from tests.integration.ports import free_ports
 from tests.integration.tokens import ray_token
 
@@ -51,7 +51,7 @@ def test_actor_series_reach_the_node_agent(exported: int) -> None:
     @ray.remote
     class Worker:
         def work(self) -> int:
-            from pipeline.metrics import ActorMetrics, RayMeter
+            from pipeline.telemetry.metrics import ActorMetrics, RayMeter
 
             actor = ActorMetrics()
             assert isinstance(actor.meter, RayMeter)

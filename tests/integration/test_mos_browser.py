@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.mos import Session, faces_of
-from pipeline.mos_server import make_server
-from pipeline.ratings import read_ratings
-from pipeline.results import write_results
+from pipeline.evaluate.mos import Session, faces_of
+from pipeline.evaluate.mos_server import make_server
+from pipeline.evaluate.ratings import read_ratings
+from pipeline.evaluate.results import write_results
 from tests.evaluated import evaluated
 from tests.integration.browsers import CHROMIUM, messages
 

@@ -23,8 +23,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline import submit
-from pipeline.jobs import load_job
+from pipeline.cluster import submit
+from pipeline.cluster.job_file import load_job
 from tests.integration.heads import started_head
 from tests.integration.ports import free_ports
 from tests.integration.tokens import ray_token

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import skimage.data
 
-from pipeline.actor import ProtectIdentity
 from pipeline.config import RunConfig
-from pipeline.manifest import write_manifest
-from pipeline.photos import encode_png
-from pipeline.report import write_report
-from pipeline.storage import Storage, open_storage
+from pipeline.records.manifest import write_manifest
+from pipeline.report.write import write_report
+from pipeline.run.actor import ProtectIdentity
+from pipeline.sources.decode import encode_png
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
 from tests.integration.browsers import messages
 from tests.outputs import HOSTILE, HOSTILE_FILE, protected_output
 
@@ -234,7 +235,7 @@ def test_screenshots_of_the_docs(browser: Any, tmp_path: Path) -> None:
 
 def test_pictures_beside_the_page_load(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = protected_output(tmp_path, {"ann": ["1.png", "2.png"]})
-    monkeypatch.setattr("pipeline.report.EMBEDDED", 1)
+    monkeypatch.setattr("pipeline.report.write.EMBEDDED", 1)
     write_report(storage, tmp_path / "a page.html", photos=2)
     look(browser, tmp_path / "a page.html")
     browser.execute_script("document.querySelectorAll('img').forEach(i => { i.loading = 'eager' })")

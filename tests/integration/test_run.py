@@ -14,14 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from dladiff.errors import ConfigError, ModelError, StorageError
-from pipeline import engine
 from pipeline.config import RunConfig
-from pipeline.lease import Lease
-from pipeline.manifest import write_manifest
-from pipeline.plan import Retry, make_plan
-from pipeline.run import Summary, protect
-from pipeline.storage import Storage, open_storage
-from pipeline.verify import verify
+from pipeline.records.lease import Lease
+from pipeline.records.manifest import write_manifest
+from pipeline.run import engine
+from pipeline.run.driver import Summary, protect
+from pipeline.run.plan import Retry, make_plan
+from pipeline.run.verify import verify
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
 from tests.faults.harness import Scene, check_storage, until
 from tests.unit.photo_bytes import flat_photo
 

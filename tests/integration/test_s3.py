@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 from botocore.response import StreamingBody
 
-from dladiff.bundle import damage, read_pins
+from dladiff.diffusion.bundle import damage, read_pins
 from dladiff.errors import ModelError, NotFoundError, StorageError
-from pipeline import index_file, s3_storage
-from pipeline.index_file import index_identities
-from pipeline.models import mirror, on_this_machine
-from pipeline.originals import named
-from pipeline.s3_storage import S3Storage
-from pipeline.sources import find_identities
-from pipeline.weights import fingerprint_model
+from pipeline.models.fetch import mirror, on_this_machine
+from pipeline.models.fingerprint import fingerprint_model
+from pipeline.sources import index_file
+from pipeline.sources.find import find_identities
+from pipeline.sources.index_file import index_identities
+from pipeline.sources.originals import named
+from pipeline.storage import s3 as s3_storage
+from pipeline.storage.s3 import S3Storage
 
 pytestmark = pytest.mark.ray
 

@@ -9,9 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline import config
-from pipeline.cli import main
+from pipeline.cli.main import main
 from pipeline.config import RunConfig
-from pipeline.storage import Storage, open_storage
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
 from tests import shown
 from tests.unit.photo_bytes import rgb, saved
 

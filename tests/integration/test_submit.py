@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dladiff.errors import ConfigError, StorageError
-from pipeline import submit
-from pipeline.cli import main
-from pipeline.jobs import Job, load_job
-from pipeline.storage import open_storage
+from pipeline.cli.main import main
+from pipeline.cluster import submit
+from pipeline.cluster.job_file import Job, load_job
+from pipeline.storage.open import open_storage
 from tests import shown
 from tests.integration.heads import started_head
 from tests.integration.tokens import ray_token

@@ -5,7 +5,7 @@ import os
 import secrets
 from collections.abc import Iterator
 
-from pipeline.local_ray import reread_environment
+from pipeline.run.local_ray import reread_environment
 
 
 @contextlib.contextmanager

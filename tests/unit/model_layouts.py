@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from dladiff.surrogate import EMBEDDED
+from dladiff.diffusion.surrogate import EMBEDDED
 
 CROSS, CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 SD: dict[str, Any] = {

@@ -13,6 +13,6 @@ def decoders_of(pid: int | None = None) -> set[int]:
 def decodes(pid: str) -> bool:
     """Return whether a process decodes photos."""
     try:
-        return b"pipeline.decoder" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"pipeline.sources.decoder" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dladiff.core.pixels import Pixels
 from dladiff.errors import ModelError
 from dladiff.evaluation.attackers.base import AttackSettings, Base, copied, sample, with_parts
-from dladiff.faces import CenterFaceDetector, alignment_matrix
-from dladiff.onnx_session import onnx_session
-from dladiff.pixels import Pixels
+from dladiff.faces.detect import CenterFaceDetector, alignment_matrix
+from dladiff.faces.onnx_session import onnx_session
 
 
 def ip_adapter_faceid(

@@ -12,11 +12,11 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, Stab
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from dladiff.architecture import foreign_part
+from dladiff.core.pixels import Pixels
+from dladiff.diffusion.architecture import foreign_part
+from dladiff.diffusion.graphs import Graphs
+from dladiff.diffusion.model_json import read_object
 from dladiff.errors import ModelError
-from dladiff.graphs import Graphs
-from dladiff.model_json import read_object
-from dladiff.pixels import Pixels
 
 TINY = Path(__file__).parents[2] / "profiles" / "tiny"
 """The tiny bundle, its encoders and its adapters, which ship with the package."""

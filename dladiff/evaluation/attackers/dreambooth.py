@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from dladiff.core.pixels import Pixels
 from dladiff.evaluation.attackers.base import AttackSettings, Base, copied, customize, sample, with_parts
-from dladiff.pixels import Pixels
 
 
 def dreambooth(

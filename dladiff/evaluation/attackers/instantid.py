@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from dladiff.core.pixels import Pixels
 from dladiff.errors import ModelError
 from dladiff.evaluation.attackers.adapter import SeenFace, adapter_weights, in_turn, load_adapter, seen_faces
 from dladiff.evaluation.attackers.base import AttackSettings, Base, copied, sample
-from dladiff.pixels import Pixels
 
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
 """RGB of eyes, nose and corners of the mouth, as IdentityNet was trained on them."""

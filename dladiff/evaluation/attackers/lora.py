@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from peft import LoraConfig
 
+from dladiff.core.pixels import Pixels
 from dladiff.evaluation.attackers.base import AttackSettings, Base, copied, customize, sample, with_parts
-from dladiff.pixels import Pixels
 
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 

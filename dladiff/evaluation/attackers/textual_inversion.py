@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from dladiff.core.pixels import Pixels
 from dladiff.errors import ModelError
 from dladiff.evaluation.attackers.base import AttackSettings, Base, copied, customize, sample, with_parts
-from dladiff.pixels import Pixels
 
 PLACEHOLDER = "sks"
 

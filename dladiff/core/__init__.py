@@ -1,0 +1,1 @@
+"""Mathematics without a network: projection, PGD, transforms, quality, colour."""

@@ -1,0 +1,1 @@
+"""Stable Diffusion as a surrogate: loading, losses, attention maps, training."""

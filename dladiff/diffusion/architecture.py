@@ -1,0 +1,243 @@
+"""What kind of latent diffusion model a folder holds, read from its configurations and the heads of its weights.
+
+Supported: a UNet2DConditionModel on the latents of an AutoencoderKL, with one CLIP text encoder (SD 1.x and 2.x) or two
+(SDXL). Anything else is refused by the name of the part that is different, before gigabytes are loaded.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dladiff.diffusion.model_json import MAX_JSON, parsed, quoted, read_object
+from dladiff.errors import ModelError
+
+SUPPORTED = "supported are SD 1.x, SD 2.x and SDXL text-to-image models"
+PREDICTIONS = ("epsilon", "v_prediction")
+TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
+"""Classes of `text_encoder` and, in SDXL, `text_encoder_2`."""
+SCALING = 0.18215
+"""What AutoencoderKL takes where the configuration names no scaling_factor: SD 1.x and 2.x."""
+MAX_HEAD = MAX_JSON
+"""Most bytes of the head of a safetensors file that are read: 40 times that of SDXL's UNet, the longest known."""
+WEIGHTS = frozenset({".safetensors"})
+"""Endings of the files of weights that an index may name."""
+MAX_NAME = 200
+"""Characters of such a file's name: no file system takes more than 255 bytes."""
+MAX_NUMBER = 100_000
+"""Largest number of a configuration that is a size: CLIP's vocabulary has 49,408 entries."""
+MAX_LAYERS = 128
+"""Most layers of a kind, and most blocks: the text encoder of SDXL has 32. A loader builds what a file asks for."""
+MAX_DEPTH = 4
+"""Most configurations inside one another: CLIP's has its vision tower's inside."""
+LIBRARIES = (None, "diffusers", "transformers")
+LAYERS = ("layers_per_block", "num_hidden_layers", "transformer_layers_per_block")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What tells one supported model from another."""
+
+    context: int
+    """Width of the text embedding that the UNet's cross-attention takes."""
+    latent_channels: int
+    prediction: str
+    """`epsilon` or `v_prediction`."""
+    scaling: float
+    """Factor of the VAE's latents."""
+    text_encoders: int
+    """One, or SDXL's two."""
+
+
+def read_architecture(root: Path) -> Architecture:
+    """Read a folder in the diffusers layout. Raises ModelError that names every part which is missing or different."""
+    try:
+        return _architecture(root)
+    except (TypeError, AttributeError, ValueError, LookupError, OverflowError) as error:
+        raise ModelError(f"the model in {root} has settings of a wrong type; fetch it again") from error
+
+
+def _architecture(root: Path) -> Architecture:
+    if not (root / "model_index.json").is_file():
+        raise ModelError(
+            f"no diffusers model in {root}: expected model_index.json; name the folder that holds it, "
+            "or fetch a known model: dladiff models fetch PROFILE"
+        )
+    index = _config(root, "model_index.json")
+    if foreign := foreign_part(index):
+        raise ModelError(f"the model in {root} names code of its own for {foreign}, which is never run; {SUPPORTED}")
+    if faults := _parts(root, index):
+        raise ModelError(f"the model in {root} is not supported: {'; '.join(faults)}; {SUPPORTED}")
+    unet, vae = _config(root, "unet/config.json"), _config(root, "vae/config.json")
+    scheduler = _config(root, "scheduler/scheduler_config.json")
+    names = ["text_encoder"] + ["text_encoder_2"] * _has(index, "text_encoder_2")
+    texts = [_config(root, f"{name}/config.json") for name in names]
+    for name, config in zip(["unet", "vae", *names], [unet, vae, *texts], strict=True):
+        if fault := size_fault(config):
+            raise ModelError(f"the model in {root} is not supported: {name} {fault}; {SUPPORTED}")
+    found = Architecture(
+        context=unet.get("cross_attention_dim", 1280),
+        latent_channels=vae.get("latent_channels", 4),
+        prediction=scheduler.get("prediction_type", "epsilon"),
+        scaling=vae.get("scaling_factor", SCALING),
+        text_encoders=len(texts),
+    )
+    faults = [*_unet_faults(unet, found), *_text_faults(texts, unet, found)]
+    if vae.get("_class_name") != "AutoencoderKL" or vae.get("shift_factor") is not None:
+        faults.append(f"vae is {_kind(vae)}, not an AutoencoderKL without shift_factor")
+    if found.prediction not in PREDICTIONS:
+        faults.append(f"scheduler: the model predicts {quoted(found.prediction)}, not {' or '.join(PREDICTIONS)}")
+    if faults:
+        raise ModelError(f"the model in {root} is not supported: {'; '.join(faults)}; {SUPPORTED}")
+    return found
+
+
+def weight_faults(root: Path) -> dict[str, str]:
+    """Return a line for each file of weights, by its path, that is missing or ends before its head says.
+
+    The data is not read.
+    """
+    faults: dict[str, str] = {}
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        if not (root / part).is_dir():
+            continue
+        stem = "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
+        index = root / part / f"{stem}.safetensors.index.json"
+        names = [f"{stem}.safetensors"]
+        if not (root / part / names[0]).is_file() and index.is_file():
+            mapped = _config(root, f"{part}/{index.name}").get("weight_map", {})
+            named = {str(name) for name in mapped.values()} if isinstance(mapped, dict) else set()
+            where, strange = f"{part}/{index.name}", [name for name in sorted(named) if not _is_weights(name)]
+            if strange or not named:
+                what = quoted(strange[0]) if strange else "nothing"
+                faults[where] = f"{where} names {what}, which is no file of weights beside it"
+                continue
+            names = sorted(named)
+        paths = [f"{part}/{name}" for name in names]
+        faults |= {path: fault for path in paths if (fault := _weight_fault(root / path, path))}
+    return faults
+
+
+def size_fault(config: dict[str, Any], depth: int = 0) -> str | None:
+    """Return what a configuration has too much of, or None. A loader builds the network before it reads weights."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            if depth >= MAX_DEPTH:
+                return f"is nested too deep in {quoted(name)}"
+            if fault := size_fault(value, depth + 1):
+                return fault
+            continue
+        values = value if isinstance(value, list) else [value]
+        if len(values) > MAX_LAYERS:
+            return f"has {len(values)} entries in {quoted(name)}"
+        most = MAX_LAYERS if name in LAYERS else MAX_NUMBER
+        large = [v for v in values if isinstance(v, int | float) and not abs(v) <= most]
+        if large or (name in LAYERS and any(isinstance(v, list) for v in values)):
+            return f"has {quoted(name)} {quoted(large[0] if large else values)}, at most {most} is read"
+    return None
+
+
+def foreign_part(index: dict[str, Any]) -> str | None:
+    """Return the first part of a model_index.json that is of no class of diffusers or transformers, None without one.
+
+    diffusers loads such a class from a Python file in the folder.
+    """
+    if not isinstance(index.get("_class_name", ""), str):
+        return "the pipeline"
+    for name, entry in index.items():
+        if isinstance(entry, list) and entry and entry[0] not in LIBRARIES:
+            return quoted(name)
+    return None
+
+
+def map_sides(unet: dict[str, Any], side: int) -> list[int]:
+    """Return the sides of a UNet's attention maps for latents of `side` squared, largest first."""
+    sides = []
+    kinds = unet["down_block_types"]
+    for number, kind in enumerate(kinds):
+        if "CrossAttn" in kind:
+            sides.append(side)
+        if number < len(kinds) - 1:
+            side = (side + 1) // 2
+    if "CrossAttn" in (unet.get("mid_block_type", "UNetMidBlock2DCrossAttn") or "") and side not in sides:
+        sides.append(side)
+    return sides
+
+
+def _parts(root: Path, index: dict[str, Any]) -> list[str]:
+    """Return a line for each part that the model lacks altogether."""
+    if not _has(index, "unet"):
+        other = next((f" but a {quoted(index[name][1])}" for name in ("transformer", "prior") if _has(index, name)), "")
+        return [f"{_kind(index)} has no unet{other}"]
+    paths = ["unet/config.json", "vae/config.json", "text_encoder/config.json", "tokenizer"]
+    if _has(index, "text_encoder_2"):
+        paths += ["text_encoder_2/config.json", "tokenizer_2"]
+    return [f"{path} is missing" for path in [*paths, "scheduler/scheduler_config.json"] if not (root / path).exists()]
+
+
+def _has(index: dict[str, Any], part: str) -> bool:
+    entry = index.get(part)
+    return isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
+
+
+def _unet_faults(unet: dict[str, Any], found: Architecture) -> list[str]:
+    if unet.get("_class_name") != "UNet2DConditionModel":
+        return [f"unet is {_kind(unet)}, not a UNet2DConditionModel"]
+    faults = []
+    channels = unet.get("in_channels", 4), unet.get("out_channels", 4)
+    if channels != (found.latent_channels, found.latent_channels):
+        kinds = {9: " (an inpainting model)", 8: " (an editing model)", 7: " (an upscaler)", 5: " (a depth model)"}
+        faults.append(
+            f"unet takes {quoted(channels[0])} channels and gives {quoted(channels[1])}{kinds.get(channels[0], '')}, "
+            f"not the {found.latent_channels} of the vae's latents"
+        )
+    extra = unet.get("addition_embed_type"), unet.get("class_embed_type"), unet.get("encoder_hid_dim_type")
+    if extra != ("text_time" if found.text_encoders == 2 else None, None, None):
+        faults.append(
+            f"unet's conditioning {quoted([e for e in extra if e])} does not go with {found.text_encoders} encoder(s)"
+        )
+    return faults
+
+
+def _text_faults(texts: list[dict[str, Any]], unet: dict[str, Any], found: Architecture) -> list[str]:
+    faults = [
+        f"text encoder {number} is {quoted((text.get('architectures') or ['of unknown kind'])[0])}, not a {kind}"
+        for number, (text, kind) in enumerate(zip(texts, TEXT_ENCODERS, strict=False), 1)
+        if kind not in (text.get("architectures") or [])
+    ]
+    width = sum(text.get("hidden_size", 512) for text in texts)
+    if width != found.context:
+        faults.append(f"the text encoders give {width} channels, the unet takes {found.context}")
+    if len(texts) == 2 and not faults:
+        given = texts[1].get("projection_dim", 512) + 6 * (unet.get("addition_time_embed_dim") or 0)
+        taken = unet.get("projection_class_embeddings_input_dim")
+        if given != taken:
+            faults.append(f"pooled text and sizes give {given} channels, the unet takes {taken}")
+    return faults
+
+
+def _is_weights(name: str) -> bool:
+    return Path(name).name == name and Path(name).suffix in WEIGHTS and len(name) <= MAX_NAME
+
+
+def _weight_fault(file: Path, path: str) -> str | None:
+    """A safetensors file is eight bytes, a head of that length in JSON, and the data that the head lays out."""
+    try:
+        if not file.is_file():
+            return f"{path} is missing"
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            head = parsed(stream.read(length)) if length <= min(MAX_HEAD, size) else {}
+        end = max(int(entry["data_offsets"][1]) for name, entry in head.items() if name != "__metadata__")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
+        return f"{path} is no safetensors file, or its head was cut off"
+    whole = 8 + length + end
+    return None if size == whole else f"{path} has {size} of {whole} bytes: a copy that ended half way"
+
+
+def _config(root: Path, path: str) -> dict[str, Any]:
+    return read_object(root / path)
+
+
+def _kind(config: dict[str, Any]) -> str:
+    return f"a {quoted(config.get('_class_name', 'model of unknown kind'))}"

@@ -1,0 +1,169 @@
+"""A model's folder in the diffusers layout as files: which are needed, their checksums, where they came from.
+
+Only names, bytes and JSON are read here: no torch, so the driver may.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from dladiff.diffusion.model_json import MAX_JSON, parsed, quoted
+from dladiff.errors import ModelError
+
+CHECKSUMS = "checksums.json"
+"""Name of the file that pins the others; written last, so that its presence means a whole copy."""
+PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
+"""Endings of weights that can run code when they are loaded; they never are."""
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+
+
+def _weights(stem: str) -> tuple[str, ...]:
+    return "config.json", f"{stem}.safetensors", f"{stem}.safetensors.index.json", f"{stem}-?????-of-?????.safetensors"
+
+
+FILES: tuple[str, ...] = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    *(f"{part}/{name}" for part in ("unet", "vae") for name in _weights("diffusion_pytorch_model")),
+    *(f"{part}/{name}" for part in ("text_encoder", "text_encoder_2") for name in _weights("model")),
+    *(f"{part}/{name}" for part in ("tokenizer", "tokenizer_2") for name in _TOKENIZER),
+)
+"""What a surrogate loads, as patterns: no variants (fp16, non_ema), no pickles, no safety checker."""
+
+
+def needed(path: str) -> bool:
+    """Return whether a path relative to the model's folder is a file that a surrogate loads."""
+    return any(fnmatchcase(path, pattern) for pattern in FILES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pins:
+    """What `checksums.json` says: SHA-256 and bytes of each file, and the source, revision and licence of all."""
+
+    sha256: dict[str, str]
+    size: dict[str, int]
+    source: str = ""
+    revision: str = ""
+    licence: str = ""
+
+    def digest(self) -> str:
+        """Return one SHA-256 of the model: of its files' names and checksums."""
+        total = hashlib.sha256()
+        for path in sorted(self.sha256):
+            total.update(f"{path}\0{self.sha256[path]}\n".encode())
+        return total.hexdigest()
+
+    def text(self) -> str:
+        """Return the content of `checksums.json`."""
+        files = {path: {"sha256": self.sha256[path], "bytes": self.size[path]} for path in sorted(self.sha256)}
+        about = {"source": self.source, "revision": self.revision, "licence": self.licence}
+        return json.dumps(about | {"files": files}, indent=1) + "\n"
+
+
+def parse_pins(text: str | bytes, where: str) -> Pins:
+    """Read the content of a `checksums.json`. Raises ModelError where it is not one or names a file of no use."""
+    try:
+        if len(text) > MAX_JSON:
+            raise ValueError("too large")
+        found: Mapping[str, Any] = parsed(text)
+        files = {str(path): (str(entry["sha256"]), int(entry["bytes"])) for path, entry in found["files"].items()}
+        about = {name: str(found[name]) for name in ("source", "revision", "licence")}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ModelError(f"{where}: not a list of checksums; mirror the model again: dladiff models mirror") from error
+    strange = [path for path in files if not needed(path)]
+    if strange or not files:
+        raise ModelError(
+            f"{where}: names {quoted(repr(strange[0]))}, which no model needs" if strange else f"{where}: names no file"
+        )
+    sha256, size = ({path: entry[i] for path, entry in files.items()} for i in (0, 1))
+    return Pins(sha256=sha256, size=size, **about)  # type: ignore[arg-type]
+
+
+def read_pins(root: Path) -> Pins | None:
+    """Return what the folder's `checksums.json` says, None without one. Raises ModelError."""
+    file = root / CHECKSUMS
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        return parse_pins(stream.read(MAX_JSON + 1), str(file))
+
+
+def make_pins(root: Path, source: str = "", revision: str = "", licence: str = "") -> Pins:
+    """Read every needed file of the folder and return its pins; of the hub's cache the folder's name tells the rest."""
+    hub = _hub_origin(root)
+    files = model_files(root)
+    return Pins(
+        sha256={path: file_sha256(file) for path, file in files.items()},
+        size={path: file.stat().st_size for path, file in files.items()},
+        source=source or (hub[0] if hub else ""),
+        revision=revision or (hub[1] if hub else ""),
+        licence=licence,
+    )
+
+
+def model_files(root: Path) -> dict[str, Path]:
+    """Return the needed files of the folder by relative path, sorted."""
+    found = {file.relative_to(root).as_posix(): file for file in root.glob("*") if file.is_file()}
+    found |= {file.relative_to(root).as_posix(): file for file in root.glob("*/*") if file.is_file()}
+    return {path: found[path] for path in sorted(found) if needed(path)}
+
+
+def damage(root: Path, pins: Pins) -> dict[str, str]:
+    """Return a line for each file, by its path, that is missing, short, changed, or in no checksum."""
+    faults = {}
+    for path, sha256 in pins.sha256.items():
+        file = root / path
+        have = file.stat().st_size if file.is_file() else None
+        if have is None:
+            faults[path] = f"{path} is missing"
+        elif have != pins.size[path]:
+            faults[path] = f"{path} has {have} of {pins.size[path]} bytes: a copy that ended half way"
+        elif file_sha256(file) != sha256:
+            faults[path] = f"{path} is not the file that {CHECKSUMS} names"
+    unnamed = model_files(root).keys() - pins.sha256.keys()
+    return faults | {path: f"{path} is not named in {CHECKSUMS}" for path in sorted(unnamed)}
+
+
+def verified_pins(root: Path) -> Pins:
+    """Return the pins of what lies in the folder; ModelError where that is not what its `checksums.json` says."""
+    pins = read_pins(root)
+    if pins is None:
+        return make_pins(root)
+    if faults := damage(root, pins):
+        raise ModelError(
+            f"the model in {root} is damaged: {'; '.join(faults.values())}; remove the folder and fetch it again"
+        )
+    return pins
+
+
+def quick_digest(root: Path) -> str | None:
+    """Return the digest of a model without reading its weights, None where nothing tells it.
+
+    Told by `checksums.json`, or by the hub's cache, whose large files are links to blobs named by their SHA-256.
+    """
+    if pins := read_pins(root):
+        return pins.digest()
+    if _hub_origin(root) is None:
+        return None
+    blobs = {path: file.resolve() for path, file in model_files(root).items()}
+    if any(re.fullmatch("[0-9a-f]{64}", b.name) is None for path, b in blobs.items() if path.endswith(".safetensors")):
+        return None
+    names = {path: b.name if path.endswith(".safetensors") else file_sha256(b) for path, b in blobs.items()}
+    return Pins(sha256=names, size={}).digest()
+
+
+def _hub_origin(root: Path) -> tuple[str, str] | None:
+    """Return hub id and commit of a folder `models--OWNER--NAME/snapshots/COMMIT`."""
+    kind, *parts = root.parent.parent.name.split("--")
+    return ("/".join(parts), root.name) if root.parent.name == "snapshots" and kind == "models" else None
+
+
+def file_sha256(file: Path) -> str:
+    """Return the hex digest of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

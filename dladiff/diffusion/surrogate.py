@@ -1,0 +1,249 @@
+"""The Stable Diffusion bundle: loading, latents, noising, the denoising loss, and its training steps."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from dladiff.core.pixels import Images
+from dladiff.diffusion.architecture import map_sides, read_architecture, weight_faults
+from dladiff.diffusion.bundle import verified_pins
+from dladiff.diffusion.catalogue import EMBEDDED, locate
+from dladiff.diffusion.text import Prompt, TextEncoder, embed
+from dladiff.errors import ModelError
+
+__all__ = ["EMBEDDED", "Batch", "Noise", "Posterior", "Prior", "Prompt", "Surrogate"]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What one forward diffusion draws: timesteps `b`, latent noise and posterior noise `b c h w`."""
+
+    t: Tensor
+    latent: Tensor
+    posterior: Tensor
+
+    def pick(self, rows: slice) -> "Noise":
+        """Return these images' rows."""
+        return Noise(self.t[rows], self.latent[rows], self.posterior[rows])
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What the VAE says of images: mean and standard deviation of their unscaled latents, `b c h w`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def pick(self, rows: list[int]) -> "Posterior":
+        """Return these images' rows."""
+        return Posterior(self.mean[rows], self.std[rows])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one training step denoises: scaled latents `b c h w`, their noise, the prompt."""
+
+    latents: Tensor
+    noise: Noise
+    prompt: Prompt
+
+    def pick(self, rows: slice) -> "Batch":
+        """Return these images' rows."""
+        return Batch(self.latents[rows], self.noise.pick(rows), self.prompt)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Class images that keep a surrogate's idea of a person (the second term of L_db), encoded once for all."""
+
+    posterior: Posterior
+    prompt: Prompt
+
+
+class Surrogate:
+    """Frozen text encoders, VAE and noise schedule, with the pretrained UNet that surrogates are copied from.
+
+    The pretrained UNet and the text encoders, which nothing runs often, stay in the host's memory.
+    """
+
+    host = torch.device("cpu")
+
+    def __init__(self, model: str | Path, device: torch.device) -> None:
+        """Load a model by what `locate` takes: `embedded`, a folder, a profile's name, a hub id.
+
+        Raises ModelError: not there, damaged, half there, or of an architecture that is not supported.
+        """
+        root = locate(str(model))
+        architecture = read_architecture(root)
+        if faults := weight_faults(root):
+            raise ModelError(f"the model in {root} is not whole: {'; '.join(faults.values())}; fetch it again")
+        pins = verified_pins(root)
+        self.device = device
+        self.reduced = self.recorded = device.type == "cuda"
+        try:
+            self.unet: UNet2DConditionModel = _part(UNet2DConditionModel, root, "unet")
+            self.vae = _part(AutoencoderKL, root, "vae").to(device)
+            self.encoders = [_text_encoder(CLIPTextModel, root, "")]
+            if architecture.text_encoders == 2:
+                self.encoders.append(_text_encoder(CLIPTextModelWithProjection, root, "_2"))
+            scheduler = DDPMScheduler.from_pretrained(root, subfolder="scheduler", local_files_only=True)
+        except ModelError:
+            raise
+        except Exception as error:  # diffusers, safetensors and tokenizers raise classes of their own for damage
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"the model in {root} cannot be loaded: {why}") from error
+        if self.reduced:
+            self.vae.bfloat16()  # it never learns, so it needs no fp32 masters; norms between two bf16 layers cost most
+        self.vae.to(memory_format=torch.channels_last)  # forwards a fifth to a half faster; the UNet gains nothing
+        self.learner: UNet2DConditionModel | None = None
+        self.still: UNet2DConditionModel | None = None
+        self.prompts: dict[str, Prompt] = {}
+        self.sizes: dict[int, Tensor] = {}  # SDXL's, by the photo's side
+        self.prior: Prior | None = None
+        self.alphas = scheduler.alphas_cumprod.to(device)
+        self.prediction = architecture.prediction
+        self.name = "tiny" if root == EMBEDDED else pins.source or root.name
+        self.sha256, self.licence = pins.digest(), pins.licence or "see the model card"
+        self.source, self.revision = pins.source, pins.revision
+
+    def fresh_unet(self) -> UNet2DConditionModel:
+        """Return the one UNet there is for training, with the pretrained fp32 weights, frozen.
+
+        It is reset in place: what was fetched before is the same object.
+        """
+        if self.learner is None:
+            self.learner = copy.deepcopy(self.unet).to(self.device)
+        unet = self.learner
+        unet.load_state_dict(self.unet.state_dict())
+        unet.requires_grad_(False).zero_grad()  # a training step that failed half-way may have left gradients
+        return unet
+
+    def as_it_is(self, unet: UNet2DConditionModel) -> UNet2DConditionModel:
+        """Return the one copy for reading, with the weights that `unet` has now, frozen.
+
+        Those of convolutions and linear layers are kept in the type that autocast would turn them into each time.
+        """
+        if self.still is None:
+            self.still = copy.deepcopy(self.unet).to(self.device)
+            if self.reduced:
+                for module in self.still.modules():
+                    if isinstance(module, nn.Conv2d | nn.Linear):
+                        module.to(torch.bfloat16)
+        self.still.to(self.device).load_state_dict(unet.state_dict())
+        return self.still
+
+    def prompt(self, text: str) -> Prompt:
+        """Return a prompt's conditioning; each prompt is encoded once."""
+        if text not in self.prompts:
+            with torch.no_grad():
+                self.prompts[text] = embed(self.encoders, text).to(self.device)
+        return self.prompts[text]
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a latent cell."""
+        levels: int = len(self.vae.config.block_out_channels)
+        return 1 << (levels - 1)
+
+    def map_sides(self, resolution: int) -> list[int]:
+        """Return the sides of the attention maps there are at this working resolution, largest first."""
+        return map_sides(dict(self.unet.config), resolution // self.factor)
+
+    def draw(self, generators: list[Generator], resolution: int) -> Noise:
+        """Draw t in 1..T-1 and noise, one stream per image, so that a photo's draws never depend on others."""
+        side = resolution // self.factor
+        shape = (self.vae.config.latent_channels, side, side)
+        t = torch.cat([torch.randint(1, len(self.alphas), (1,), generator=g) for g in generators])
+        latent = torch.stack([torch.randn(shape, generator=g) for g in generators])
+        posterior = torch.stack([torch.randn(shape, generator=g) for g in generators])
+        return Noise(t.to(self.device), latent.to(self.device), posterior.to(self.device))
+
+    def encode(self, images: Images) -> Posterior:
+        """Encode [0, 1] images. A VAE that is held in bf16 computes in it throughout, norms too."""
+        inputs, whole = images * 2 - 1, self.vae.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced and not whole):
+            posterior = self.vae.encode(inputs.to(self.vae.dtype) if whole else inputs).latent_dist
+        return Posterior(posterior.mean.to(images.dtype), posterior.std.to(images.dtype))
+
+    def encode_fixed(self, images: Images, size: int) -> Posterior:
+        """Encode [0, 1] images, `size` at a time, without a graph and to their own type."""
+        with torch.no_grad(), self.autocast():
+            parts = [self.encode(part) for part in torch.split(images, size)]
+        mean, std = torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts])
+        return Posterior(mean.to(images.dtype), std.to(images.dtype))
+
+    def latents(self, posterior: Posterior, noise: Noise) -> Tensor:
+        """Sample scaled latents `b c h w` with the given noise."""
+        latents: Tensor = (posterior.mean + posterior.std * noise.posterior) * self.vae.config.scaling_factor
+        return latents
+
+    def predict(self, unet: UNet2DConditionModel, latents: Tensor, noise: Noise, prompt: Prompt) -> Tensor:
+        """Run the UNet on the noised latents: z_t = sqrt(a_t) z + sqrt(1 - a_t) e."""
+        signal, spread = self._scales(noise.t, latents)
+        noisy = signal * latents + spread * noise.latent
+        text = prompt.embedding.expand(len(latents), -1, -1)
+        if prompt.pooled is None:
+            out: Tensor = unet(noisy, noise.t, text).sample
+            return out
+        side = latents.shape[-1] * self.factor  # SDXL's sizes: of the photo, its crop's corner, of the picture wanted
+        if side not in self.sizes:
+            self.sizes[side] = latents.new_tensor([[side, side, 0, 0, side, side]])
+        sizes = self.sizes[side].to(latents.dtype).expand(len(latents), -1)
+        added = {"text_embeds": prompt.pooled.expand(len(latents), -1), "time_ids": sizes}
+        out = unet(noisy, noise.t, text, added_cond_kwargs=added).sample
+        return out
+
+    def loss(self, unet: UNet2DConditionModel, latents: Tensor, noise: Noise, prompt: Prompt) -> Tensor:
+        """L_cond (Eq. 3): mean squared error against the noise, or against v for v-prediction models."""
+        predicted = self.predict(unet, latents, noise, prompt)
+        target = noise.latent
+        if self.prediction == "v_prediction":
+            signal, spread = self._scales(noise.t, latents)
+            target = signal * noise.latent - spread * latents
+        return functional.mse_loss(predicted.float(), target.float())
+
+    def set_prior(self, images: Images, prompt: str, batch: int) -> None:
+        """Take class images (`m 3 r r`), shared by all identities of a job, for the dynamic surrogate's training."""
+        self.prior = Prior(self.encode_fixed(images.to(self.device), batch), self.prompt(prompt))
+
+    def prior_batch(self, generators: list[Generator]) -> Batch | None:
+        """Draw one class image and its noise from each stream; None without class images, and nothing is drawn."""
+        if self.prior is None:
+            return None
+        count = len(self.prior.posterior.mean)
+        rows = [int(torch.randint(count, (1,), generator=g)) for g in generators]
+        noise = self.draw(generators, self.prior.posterior.mean.shape[-1] * self.factor)
+        return Batch(self.latents(self.prior.posterior.pick(rows), noise), noise, self.prior.prompt)
+
+    def autocast(self) -> torch.autocast:
+        """bf16 compute on CUDA over fp32 master weights, plain fp32 on the CPU (METHOD, "numeric type").
+
+        Not fp16, in which SDXL's VAE overflows: bf16 has the range of fp32.
+        """
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced)
+
+    def _scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = self.alphas[t].to(like.dtype).view(-1, 1, 1, 1)
+        return alpha.sqrt(), (1 - alpha).sqrt()
+
+
+def _part(kind: Any, root: Path, name: str) -> Any:
+    """Load one network, frozen, as fp32; a tensor that the file lacks or holds in another shape is an error."""
+    network, report = kind.from_pretrained(
+        root, subfolder=name, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    if lacking := [*report["missing_keys"], *report["mismatched_keys"]]:
+        raise ModelError(f"{name} in {root} lacks {len(lacking)} tensors of its configuration; fetch the model again")
+    return network.eval().requires_grad_(False).float()
+
+
+def _text_encoder(kind: Any, root: Path, ending: str) -> TextEncoder:
+    tokenizer = CLIPTokenizer.from_pretrained(root, subfolder=f"tokenizer{ending}", local_files_only=True)
+    return TextEncoder(tokenizer, _part(kind, root, f"text_encoder{ending}"))

@@ -1,0 +1,1 @@
+"""Detection, alignment, identity encoders."""

@@ -1,0 +1,1 @@
+"""Settings of the method: schema, presets, schedules of the compared methods."""

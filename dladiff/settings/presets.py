@@ -1,0 +1,58 @@
+"""Named layers of settings: profiles (a base model), presets (a schedule or ablation), cards (what `fits` stands for).
+
+`config.method_config` lays them over the defaults: profile, preset, card, then the user's own settings.
+"""
+
+from typing import Any
+
+TINY_FINETUNING: dict[str, Any] = {
+    "iter_ft": 120,
+    "iter_opt": 8,
+    "lr_static": 5e-4,
+    "lr_dynamic": 2e-4,
+}
+"""The tiny profile's own schedule; docs/evaluation.md says how it was chosen."""
+
+TINY_ZERO_SHOT: dict[str, Any] = {"step": 8e-4, "check_every": 5}
+"""Twice the paper's step and a closer look: half the seconds at the same PSNR on portraits."""
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "tiny": {"finetuning": TINY_FINETUNING, "zero_shot": TINY_ZERO_SHOT},
+    "sd21": {"model": "sd21", "region": "photo", "resolution": 512},
+    "sd21-768": {
+        "model": "sd21-768",
+        "region": "photo",
+        "resolution": 768,
+        "finetuning": {"attention_resolution": 24},
+    },
+    "sd15": {"model": "sd15", "region": "photo", "resolution": 512},
+    "sdxl": {
+        "model": "sdxl",
+        "region": "photo",
+        "resolution": 1024,
+        "finetuning": {"attention_resolution": 32, "batch_photos": 1},
+    },
+}
+"""Overrides of MethodConfig by profile; dladiff/diffusion/catalogue.py knows the models. Those of Stable Diffusion need
+`encoders` and `held_out` from the user. Their maps are a 32nd of the photo's side: the depth that the paper reads."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"finetuning": {"iter_ft": 400, "iter_opt": 50, "iter_1": 3, "iter_2": 3, "iter_3": 3}},
+    "strong": {"finetuning": {"iter_ft": 400, "iter_opt": 50, "iter_1": 6, "iter_2": 6, "iter_3": 3}},
+    "without_dsur": {"finetuning": {"iter_ft": 0, "iter_1": 0, "iter_2": 6}},
+    "without_adft": {"finetuning": {"iter_1": 6, "iter_2": 0, "iter_3": 0}},
+    "without_layer2": {"layers": "finetuning"},
+}
+"""Schedules that go over a profile's own, and the ablations of the paper's Table 5.
+
+The paper names its modules and says no more. DSUR alone (`without_adft`): attention steps against two surrogates that
+stay as they are. ADFT alone (`without_dsur`): denoising steps and training of one surrogate. Each takes as many
+perturbation steps as both together.
+"""
+
+FITS: dict[str, dict[str, Any]] = {
+    "24GB": {"finetuning": {"batch_photos": 2}},
+    "16GB": {"finetuning": {"offload": True, "batch_photos": 2}},
+    "12GB": {"finetuning": {"offload": True, "recompute": True, "batch_photos": 2}},
+}
+"""What `fits` stands for; tests/bench/memory.py counts what each takes."""

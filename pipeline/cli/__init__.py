@@ -1,0 +1,1 @@
+"""The `dladiff` command: parse, call one function, return its exit code."""

@@ -1,0 +1,128 @@
+"""Commands of the `dladiff` group that judge a protection: parse, call one function, return its code."""
+
+import contextlib
+import dataclasses
+import json
+from typing import Any
+
+import click
+
+from dladiff.errors import ConfigError
+from pipeline.cli.options import AS_JSON, INPUTS
+
+
+@click.option("--output", required=True, help="Folder or s3://bucket/prefix of the run to judge.")
+@click.option("--results", required=True, help="Folder or s3://bucket/prefix for rows, faces and tables.")
+@INPUTS
+@click.option("--name", default="dladiff", show_default=True, help="Name of that run's method in the tables.")
+@click.option("--compare", multiple=True, metavar="NAME=URI", help="Run of another method, same photos; repeatable.")
+@click.option("--references", help="Folder or bucket with a folder of clean photos an identity, that nobody protected.")
+@click.option("--attack", "attacks", multiple=True, help="dreambooth, lora, ip_adapter_faceid, ...; repeatable.")
+@click.option("--preprocessing", "preprocessings", multiple=True, help="none, jpeg75, ..., NAME=FOLDER; repeatable.")
+@click.option("--prompt", "prompts", multiple=True, help="Of generation; repeatable.")
+@click.option("--base", "bases", multiple=True, help="Base model: embedded or a folder; the first is the main one.")
+@click.option("--judge", "judges", multiple=True, help="Encoder: embedded:NAME, ONNX file, pack folder; repeatable.")
+@click.option("--share", "shares", multiple=True, type=int, help="% of the photos that are protected; repeatable.")
+@click.option("--seed", "seeds", multiple=True, type=int, help="Of the attacks; repeatable.")
+@click.option("--set", "changes", multiple=True, metavar="ATTACK.FIELD=VALUE", help="Setting of an attack; repeatable.")
+@click.option("--count", type=int, help="Images a prompt (16).")
+@click.option("--photos", type=int, help="Most photos of an identity that the thief has (4).")
+@click.option("--identities", type=int, help="Most identities.")
+@click.option("--kept", type=int, help="Faces kept of each prompt and row (8).")
+@click.option("--features", help="Inception as an ONNX file, for FID.")
+@click.option("--fiqa", help="Face-quality network as an ONNX file.")
+@click.option("--lpips", help="LPIPS, backbone and heads, as one ONNX file.")
+@click.option("--gpus", type=float, help="GPUs an actor reserves (0).")
+@click.option("--actors", type=int, help="Most actors.")
+@click.option("--dry-run", is_flag=True, help="Say what would run; write nothing.")
+@click.option("--tables-only", is_flag=True, help="Write the tables from the rows that are there; run nothing.")
+@AS_JSON
+def evaluate(
+    compare: tuple[str, ...],
+    changes: tuple[str, ...],
+    dry_run: bool,
+    tables_only: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Attack a protected collection as a thief would, and print the paper's tables."""
+    from pipeline.evaluate.config import EvaluateConfig
+    from pipeline.evaluate.driver import evaluate as call
+
+    given = {key: value for key, value in options.items() if value not in (None, ())}
+    config = EvaluateConfig(compare=_pairs("--compare", compare), settings=_settings(changes), **given)
+    found = call(config, dry_run=dry_run, tables_only=tables_only, said=lambda note: click.echo(note, err=True))
+    facts = dataclasses.asdict(found)
+    if as_json:
+        click.echo(json.dumps(facts))
+    else:
+        click.echo(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()))
+        if not dry_run:
+            click.echo(f"tables: {config.results.rstrip('/')}/tables.html, tables.md, results.parquet")
+    return found.exit_code
+
+
+@click.argument("action", type=click.Choice(["serve", "summary"]))
+@click.option("--results", required=True, help="Folder or s3://bucket/prefix of a `dladiff evaluate`.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="Of the local page.")
+@click.option("--faces", type=click.IntRange(min=1), default=50, show_default=True, help="Of each attack and method.")
+@AS_JSON
+def mos(action: str, results: str, port: int, faces: int, as_json: bool) -> int:
+    """Collect opinions of generated faces on a local page (serve), or sum them up (summary)."""
+    from pipeline.evaluate.mos import summary as sum_up
+    from pipeline.evaluate.mos_server import serve
+    from pipeline.evaluate.ratings import RATINGS
+    from pipeline.storage.keys import shown
+    from pipeline.storage.open import open_storage
+
+    storage = open_storage(results)
+    if action == "serve":
+        serve(storage, port, most=faces, said=click.echo)
+        return 0
+    rows = sum_up(storage)
+    if as_json:
+        click.echo(json.dumps(rows))
+        return 0
+    if not rows:
+        click.echo(f"no rating in {storage.uri_of(RATINGS)} yet; `dladiff mos serve` collects them")
+    for row in rows:
+        interval = f" ({_two(row['low'])} to {_two(row['high'])})" if row["low"] is not None else ""
+        who = f"{row['ratings']} ratings by {row['raters']} raters of {row['faces']} faces"
+        what = f"{row['attack']}, {row['condition']}, {row['prompt']!r}"
+        click.echo(shown(f"{what}: {_two(row['mos'])}{interval}, {who}, alpha {_two(row['alpha'])}"))
+    return 0
+
+
+def _two(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:
+    faults = [f"{option}: {value!r} is not NAME=VALUE" for value in values if not all(value.partition("="))]
+    found = dict(value.split("=", 1) for value in values if not faults)
+    if len(found) < len(values) and not faults:
+        faults = [f"{option}: a name stands there twice"]
+    if faults:
+        raise ConfigError(faults)
+    return found
+
+
+def _settings(changes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for name, text in _pairs("--set", changes).items():
+        attack, dot, setting = name.partition(".")
+        if not dot:
+            raise ConfigError([f"--set: {name!r} is not ATTACK.FIELD, such as lora.steps"])
+        found.setdefault(attack, {})[setting] = _value(text)
+    return found
+
+
+def _value(text: str) -> int | float | str:
+    """Read a whole number, a number such as 5e-3, or text."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+COMMANDS = (evaluate, mos)

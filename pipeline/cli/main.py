@@ -1,0 +1,157 @@
+"""The `dladiff` command: parse, call one function, return its exit code.
+
+0 all, 1 some failed or stopped before the end, 2 usage, 3 storage or a fault of this program.
+"""
+
+import contextlib
+import functools
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from dladiff.errors import ConfigError, DladiffError, StorageError
+from pipeline.cli import evaluation as evaluation_commands
+from pipeline.cli import jobs as job_commands
+from pipeline.cli import models as model_commands
+from pipeline.cli import operator as operator_commands
+from pipeline.cli import output as output_commands
+from pipeline.cli import run as run_commands
+from pipeline.process.private import chosen_umask, private_process
+from pipeline.storage.keys import redacted, short
+
+Command = Callable[..., int]
+
+
+class _Redacting(click.Group):
+    """A group whose messages about wrong options and arguments hold no secrets."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse what stands before the command."""
+        with _redacted_usage():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Parse what stands after the command, and run it."""
+        with _redacted_usage():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _redacted_usage() -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = redacted(error.message)  # type: ignore[misc]  # all kinds format it themselves
+        raise
+
+
+@click.group(cls=_Redacting)
+def main() -> None:
+    """Protect portrait photos against diffusion-model customization."""
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, which is how timers, containers and clusters end a command, do what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _trace_if_asked() -> None:
+    if os.environ.get("DLADIFF_DEBUG") == "1":
+        click.echo(redacted(traceback.format_exc()), err=True, nl=False)
+
+
+def _guarded(function: Command, *, private: bool) -> Callable[..., None]:
+    """Turn errors into one line each on stderr and an exit code; DLADIFF_DEBUG=1 prints the traceback before it.
+
+    A `private` command handles people's photos: what it writes is not for other users of the machine.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            if private:
+                private_process(chosen_umask())
+            with _ended_by_sigterm():
+                code = function(*args, **kwargs)
+        except KeyboardInterrupt:
+            click.echo("stopped: what is done is kept; the same command goes on from there", err=True)
+            code = 1
+        except DladiffError as error:
+            _trace_if_asked()
+            lines = error.faults if isinstance(error, ConfigError) else [str(error)]
+            for line in lines:
+                click.echo(f"error: {redacted(' '.join(line.split()))}", err=True)
+            code = 3 if isinstance(error, StorageError) else 2
+        except OSError as error:  # of this machine: no permission, a name too long, no space
+            _trace_if_asked()
+            where = f"{short(os.fsdecode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
+            click.echo(f"error: {where}{redacted(error.strerror or str(error))}", err=True)
+            code = 3
+        except Exception:  # a fault of this program: 1 would say that some photos failed
+            click.echo(redacted(traceback.format_exc()), err=True, nl=False)
+            click.echo(
+                "error: this is a fault of dladiff; what is done is kept. Please report the lines above", err=True
+            )
+            code = 3
+        sys.exit(code)
+
+    return run
+
+
+@main.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    click.echo(installed("dladiff"))
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a shell's completion script: eval "$(dladiff completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(main, {}, "dladiff", "_DLADIFF_COMPLETE").source())
+
+
+@main.group()
+def models() -> None:
+    """The Stable Diffusion models of the profiles: list, check, fetch, mirror."""
+
+
+def _add(function: Command, group: click.Group = main, *, private: bool = False) -> None:
+    params: list[click.Parameter] = list(reversed(getattr(function, "__click_params__", [])))
+    name = function.__name__.rstrip("_")
+    group.add_command(
+        click.Command(name, params=params, callback=_guarded(function, private=private), help=function.__doc__)
+    )
+
+
+for _command in (
+    *run_commands.COMMANDS,
+    *output_commands.COMMANDS,
+    *operator_commands.COMMANDS,
+    *evaluation_commands.COMMANDS,
+):
+    _add(_command, private=True)
+for _about_jobs in job_commands.COMMANDS:
+    _add(_about_jobs)
+for _about_models in model_commands.COMMANDS:
+    _add(_about_models, models)

@@ -1,0 +1,85 @@
+"""Commands of `dladiff models`: parse, call one function, return its code."""
+
+import json
+from typing import Any
+
+import click
+
+from pipeline.cli.options import AS_JSON
+from pipeline.storage.keys import shown
+
+MODEL = click.argument("model")
+
+
+@AS_JSON
+def list_(as_json: bool) -> int:
+    """List the known models, where they are kept, their licence, and which are on this machine."""
+    from pipeline.models.fetch import listed
+
+    rows = listed()
+    if as_json:
+        click.echo(json.dumps(rows))
+        return 0
+    for row in rows:
+        click.echo(shown(f"{row['profile']}: {row['resolution']} px, {row['licence']}, {_place(row)}"))
+        for hub_id in row["ids"]:
+            click.echo(f"  {hub_id}")
+        for hub_id in row["withdrawn"]:
+            click.echo(f"  {hub_id} (withdrawn)")
+    return 0
+
+
+@MODEL
+@click.option("--profile", help="Profile whose facts the model must have, if MODEL is no profile.")
+@AS_JSON
+def check(model: str, profile: str | None, as_json: bool) -> int:
+    """Check a model (profile, folder or hub id): checksums, architecture, no pickles; exit code 1 on a fault."""
+    from dladiff.diffusion.catalogue import MODELS
+    from dladiff.errors import ConfigError
+    from pipeline.models.fetch import check as call
+
+    if profile is not None and profile not in MODELS:
+        raise ConfigError([f"--profile: {profile!r} is unknown; known: {', '.join(MODELS)}"])
+    found = call(model, profile)
+    if as_json:
+        folder = str(found.folder) if found.folder else None
+        click.echo(json.dumps({"folder": folder, "faults": found.faults, "notes": found.notes}))
+        return 1 if found.faults else 0
+    for fault in found.faults:
+        click.echo(f"fault: {shown(fault)}")
+    for note in found.notes:
+        click.echo(f"note: {shown(note)}")
+    if not found.faults:
+        click.echo(f"ok: {shown(str(found.folder))}")
+    return 1 if found.faults else 0
+
+
+@MODEL
+@click.option("--from", "source", help="Where from, if not the hub's known ids: folder, s3://bucket/prefix, hub id.")
+def fetch(model: str, source: str | None) -> int:
+    """Bring a model (profile or hub id) to this machine: into DLADIFF_MODELS, or ~/.cache/dladiff/models."""
+    from pipeline.models.fetch import fetch as call
+
+    click.echo(shown(str(call(model, source))))
+    return 0
+
+
+@MODEL
+@click.argument("uri")
+def mirror(model: str, uri: str) -> int:
+    """Copy a model of this machine, with its checksums, to a folder or s3://bucket/prefix that runs can read."""
+    from pipeline.models.fetch import mirror as call
+
+    pins = call(model, uri)
+    click.echo(shown(f"{uri}: {len(pins.sha256)} files, {sum(pins.size.values()) / 2**30:.2f} GiB, {pins.digest()}"))
+    return 0
+
+
+def _place(row: dict[str, Any]) -> str:
+    if row["folder"] is None:
+        return f"not here: dladiff models fetch {row['profile']}"
+    origin = f" from {row['source']}@{row['revision'][:12]}" if row["source"] else ""
+    return f"in {row['folder']}{origin}"
+
+
+COMMANDS = (list_, check, fetch, mirror)

@@ -1,0 +1,107 @@
+"""Commands of the `dladiff` group for whoever runs nights: parse, call one function, return its code."""
+
+import functools
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dladiff.errors import ConfigError
+from pipeline.cli.options import AS_JSON, JOB, METRICS, PRICE, output_option
+
+
+@JOB
+@click.option("--tenant", multiple=True, help="Only this one; repeatable.")
+@click.option("--ignore-window", is_flag=True, help="Begin tenants at any hour.")
+@click.option("--pushgateway", envvar="DLADIFF_PUSHGATEWAY", help="Tell the ends to this Pushgateway.")
+@click.option("--textfiles", type=click.Path(path_type=Path), help="Write the ends here for the node exporter.")
+@METRICS
+@PRICE
+@click.option("--summary", type=click.Path(path_type=Path), help="Write the summary as JSON here as well.")
+@AS_JSON
+def nightly(
+    job: Path,
+    tenant: tuple[str, ...],
+    metrics: str | None,
+    price: float | None,
+    summary: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Run the tenants of a job file one after another, in its time window; print a summary fit for mail."""
+    from pipeline.cluster.job_file import load_job
+    from pipeline.cluster.nightly import run_nightly
+    from pipeline.run.driver import protect
+    from pipeline.telemetry.driver import served
+
+    with served(metrics, price) as driver:
+        run = functools.partial(protect, metrics=driver)
+        found = run_nightly(load_job(job), only=tenant, protect=run, **options)
+    facts = json.dumps(found.to_dict(), indent=1)
+    click.echo(facts if as_json else found.text(), nl=as_json)
+    if summary is not None:
+        summary.parent.mkdir(parents=True, exist_ok=True)
+        summary.write_text(facts, encoding="utf-8")
+    return found.exit_code
+
+
+@click.option("--config", type=click.Path(path_type=Path), help="Settings of a run: its models and places.")
+@output_option(help="Storage to try, without a configuration.")
+@click.option("--address", envvar="RAY_API_SERVER_ADDRESS", help="A Ray cluster to reach.")
+def doctor(config: Path | None, output: str | None, address: str | None) -> int:
+    """Say what this machine has and lacks; exit code 1 when something is missing."""
+    from pipeline.config import run_config
+    from pipeline.doctor import doctor as look
+
+    checks = look(run_config(config, {}) if config else None, output=output, address=address)
+    for check in checks:
+        click.echo(check.line())
+    return 0 if all(check.ok for check in checks) else 1
+
+
+@output_option()
+@click.option("--input", help="Its photos: who is not there any more has left.")
+@click.option("--layout", help="How the input is read, as for protect.")
+@click.option("--lists", help="Folder or bucket of a collection's lists, as for protect.")
+@click.option("--config", type=click.Path(path_type=Path), help="YAML file of the run, instead; options win over it.")
+@click.option("--gone", is_flag=True, help="Identities whose originals left the input.")
+@click.option("--older-than", type=click.IntRange(min=1), help="Photos that were protected so many days ago.")
+@click.option("--records", default="delete", show_default=True, help="Of those who left: delete or keep.")
+@click.option("--yes", is_flag=True, help="Delete; without it, only say what would be.")
+@AS_JSON
+def retention(
+    config: Path | None, gone: bool, older_than: int | None, records: str, yes: bool, as_json: bool, **places: Any
+) -> int:
+    """Delete protected photos and records that are no longer wanted; the input is never touched.
+
+    Exit code 1: something that shows people who left was not reached; a line says what.
+    """
+    from pipeline.config import run_config
+    from pipeline.retention.retain import Retention, retain
+    from pipeline.storage.keys import shown
+
+    asked = config is not None or places["input"] is not None
+    run = run_config(config, places) if asked else None
+    output = run.output if run else places["output"]
+    if not output:
+        raise ConfigError(["output: is missing; give --output URI"])
+    rule = Retention(gone=gone, protected_days=older_than or 0, records=records)
+    found = retain(output, rule, run, really=yes)
+    code = 1 if found.missed and yes else 0
+    if as_json:
+        facts = {"identities": [asdict(one) for one in found.due], "outside": found.outside, "missed": found.missed}
+        click.echo(json.dumps({"deleted": yes} | facts))
+        return code
+    did = "deleted" if yes else "would delete"
+    for line in (*(one.line() for one in found.due), *(f"what shows them in {shown(o)}" for o in found.outside)):
+        click.echo(f"{did}: {line}")
+    for line in found.missed:
+        click.echo(f"not reached: {line}")
+    end = "" if yes or not (found.due or found.outside) else "; nothing was deleted: --yes deletes"
+    click.echo(f"{len(found.due)} identities, {sum(one.photos for one in found.due)} photos{end}")
+    return code
+
+
+COMMANDS = (nightly, retention, doctor)

@@ -1,0 +1,71 @@
+"""Options that several commands share, and how a command tells what it found."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from pipeline.storage.keys import shown
+from pipeline.storage.open import address_fault
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def finite(value: float | None) -> float | None:
+    """Return a number; "nan" is none."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is no number")
+    return value
+
+
+def output_option(**attributes: Any) -> Callable[[F], F]:
+    """Return the option of a run's output; the address itself is looked at before the command begins."""
+
+    def checked(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+        fault = address_fault(value) if value is not None else None
+        if fault:
+            raise click.BadParameter(fault)
+        return value
+
+    return click.option("--output", callback=checked, **{"help": "Folder or s3://bucket/prefix of a run."} | attributes)
+
+
+def addresses(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return addresses; each is looked at before the command begins."""
+    for value in values:
+        if fault := address_fault(value):
+            raise click.BadParameter(fault)
+    return values
+
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+JOB = click.argument("job", type=click.Path(path_type=Path))
+OUTPUT = output_option(required=True)
+INPUTS = click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    callback=lambda _context, _option, values: addresses(values),
+    help="Folder, s3://bucket/prefix or index file of the run's photos: originals are read below it and nowhere else; "
+    "repeatable. Left out: what the output says its input was.",
+)
+METRICS = click.option("--metrics", envvar="DLADIFF_METRICS", help="Serve progress to Prometheus at [HOST:]PORT.")
+PRICE = click.option(
+    "--price",
+    type=click.FloatRange(min=0, max=1e9),
+    callback=lambda _context, _option, value: finite(value),
+    envvar="DLADIFF_PRICE",
+    help="Of one GPU-hour (actor-hour without GPUs), any currency.",
+)
+
+
+def tell(facts: Mapping[str, Any], as_json: bool) -> None:
+    """Print names and values, a line each, fit for a terminal, or as JSON."""
+    if as_json:
+        click.echo(json.dumps(facts))
+    else:
+        for name, value in facts.items():
+            click.echo(shown(f"{name.replace('_', ' ')}: {'-' if value is None else value}"))

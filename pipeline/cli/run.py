@@ -1,0 +1,147 @@
+"""Commands that run the batch, or say what it would do: parse, call one function, return its code."""
+
+import functools
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dladiff.errors import ConfigError
+from pipeline.cli.options import AS_JSON, METRICS, PRICE, tell
+from pipeline.storage.keys import shown
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+    from pipeline.run.plan import Retry
+
+Command = Callable[..., int]
+
+
+def _settings(function: Command) -> Command:
+    options = [
+        click.option("--input", help="Folder or s3://bucket/prefix of the photos."),
+        click.option("--output", help="Folder or s3://bucket/prefix for the result."),
+        click.option("--profile", help="tiny (embedded, the default), sd21, sd21-768, sd15 or sdxl."),
+        click.option("--preset", help="paper, strong, or an ablation (without_dsur ...); left out: the profile's own."),
+        click.option("--method", "protection", help="A compared method: fsmg, aspl, mist ...; left out: dladiff."),
+        click.option("--config", type=click.Path(path_type=Path), help="YAML file; options win over it."),
+        click.option("--limit", type=int, help="Most identities."),
+        click.option("--seed", type=int, help="Seed of every random stream (0)."),
+        click.option("--layout", help="auto (the default), folders, flat, one, sets, celeba_hq or vggface2."),
+        click.option("--lists", help="Folder or bucket of a collection's lists, if not beside the photos."),
+        click.option("--allow-root", "allow_roots", multiple=True, help="Folder an index may name too; repeatable."),
+        click.option("--one-identity", is_flag=True, default=None, help="All photos are one person."),
+        click.option("--faces", multiple=True, help="InsightFace pack, by name or folder; repeatable."),
+        click.option("--retry-failed", is_flag=True, help="Take failed and quarantined identities up again."),
+        click.option("--reason", multiple=True, help="With --retry-failed: only where the reason holds this text."),
+        AS_JSON,
+    ]
+    return functools.reduce(lambda inner, option: option(inner), reversed(options), function)
+
+
+def _retry(retry_failed: bool, reasons: tuple[str, ...]) -> "Retry | None":
+    from pipeline.run.plan import Retry
+
+    if reasons and not retry_failed:
+        raise ConfigError(["--reason: chooses among failures; give --retry-failed (or --retry) too"])
+    return Retry(reasons) if retry_failed else None
+
+
+def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None, as_json: bool) -> int:
+    from pipeline.run.plan import estimate, make_plan
+
+    found = make_plan(settings, retry=retry)
+    for fault in settings.missing_weights():
+        click.echo(f"note: {shown(fault)}", err=True)
+    expected = estimate(settings, found, price)
+    settled = found.settled()
+    facts = {
+        "identities": found.identities,
+        "photos": found.photos,
+        "new_identities": len(found.pending),
+        "new_photos": found.todo_photos,
+        "tasks": found.todo,
+        "done": found.skipped,
+        "failed_before": settled["failed"] + settled["quarantined"],
+        "lost_photos": found.lost_photos,
+        "seconds_per_photo": expected.seconds_per_photo,
+        "rate": f"measured on {expected.measured_photos} photos" if expected.measured_photos else "assumed",
+        "actor_hours": expected.actor_hours,
+        "gpu_hours": expected.gpu_hours,
+        "cost": expected.cost,
+        "plan_hash": found.plan_hash,
+    }
+    tell(facts, as_json)
+    return 0
+
+
+@_settings
+@METRICS
+@PRICE
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and, with --json, the result.")
+@click.option("-v", "--verbose", is_flag=True, help="A line for each identity, on a terminal too.")
+@click.option("--dry-run", is_flag=True, help="Say what would run; write nothing.")
+def protect(  # noqa: PLR0913 - the options of a command
+    config: Path | None,
+    dry_run: bool,
+    retry_failed: bool,
+    reason: tuple[str, ...],
+    metrics: str | None,
+    price: float | None,
+    quiet: bool,
+    verbose: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Protect every identity that is new or changed."""
+    from pipeline.config import run_config
+
+    settings, retry = run_config(config, options), _retry(retry_failed, reason)
+    if dry_run:
+        return _plan_only(settings, retry, price, as_json)
+    from rich.console import Console
+
+    from pipeline.run.driver import protect as run
+    from pipeline.run.progress import closing_table
+    from pipeline.telemetry.driver import served
+
+    if quiet:
+        logging.getLogger("pipeline").setLevel(logging.ERROR)
+    console = Console(stderr=as_json, quiet=quiet, emoji=False)
+    with served(metrics, price) as driver:
+        summary = run(settings, retry=retry, console=console, metrics=driver, verbose=verbose)
+    if summary.results:
+        console.print(closing_table(summary.results))
+    names = ("planned", "photos", "done", "failed", "quarantined", "skipped", "lost_photos")
+    facts = {name: getattr(summary, name) for name in names}
+    if price is not None:
+        facts["cost"] = round(driver.cost() or 0.0, 2)
+    if as_json:
+        click.echo(json.dumps(facts | {"results": summary.results}))
+    elif not quiet:
+        click.echo(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()))
+        for line in summary.advice(settings.output):
+            click.echo(line, err=True)
+    return summary.exit_code
+
+
+@_settings
+@PRICE
+def plan(
+    config: Path | None,
+    retry_failed: bool,
+    reason: tuple[str, ...],
+    price: float | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Say what would run: identities, photos, GPU-hours, cost; writes nothing."""
+    from pipeline.config import run_config
+
+    return _plan_only(run_config(config, options), _retry(retry_failed, reason), price, as_json)
+
+
+COMMANDS = (protect, plan)

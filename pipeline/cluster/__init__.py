@@ -1,0 +1,1 @@
+"""Job files, Kubernetes manifests, submission, nightly runs."""

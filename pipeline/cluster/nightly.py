@@ -1,0 +1,194 @@
+"""The nightly run: tenants one after another in a time window; the failure of one never stops the others."""
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from dladiff.errors import ConfigError, DladiffError, StorageError
+from dladiff.settings.merge import nearest
+from pipeline.cluster.job_file import Job, Tenant
+from pipeline.config import RunConfig
+from pipeline.retention.retain import retain
+from pipeline.run.driver import Summary, protect
+from pipeline.storage.keys import redacted, shown
+from pipeline.telemetry.driver import Outcome, push, write_textfile
+
+COUNTS = ("planned", "done", "failed", "quarantined", "skipped")
+TOLD = (*COUNTS, "deleted")
+NO_TURN = -1  # exit code of a tenant whose turn did not come
+STATES = {0: "all protected", 1: "some failed", 2: "wrong settings", 3: "out of reach", NO_TURN: "no turn"}
+
+
+class Protect(Protocol):
+    """What runs one tenant."""
+
+    def __call__(self, config: RunConfig, *, deadline: datetime | None) -> Summary:
+        """Protect what is new; no task is begun after the deadline."""
+        ...
+
+
+Clock = Callable[[], datetime]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TenantOutcome:
+    """How one tenant's run ended."""
+
+    tenant: str
+    exit_code: int
+    """0 all protected, 1 some failed, 2 wrong settings, 3 storage or cluster out of reach, -1 its turn did not come."""
+    reason: str
+    started: str | None
+    seconds: float
+    counts: dict[str, int] = field(default_factory=dict)
+    """planned, done, failed, quarantined, skipped, in identities; lost_photos; deleted, deleted_photos by retention."""
+    traceback: str = ""
+    """Of a fault that is ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NightlySummary:
+    """All tenants, in order."""
+
+    job: str
+    started: str
+    ended: str
+    tenants: list[TenantOutcome]
+    notes: list[str]
+    """What went wrong beside the tenants' work, such as a Pushgateway out of reach."""
+
+    @property
+    def exit_code(self) -> int:
+        """The worst of the outcomes; a tenant without a turn is work left: 1."""
+        return max((1 if t.exit_code == NO_TURN else t.exit_code for t in self.tenants), default=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self) | {"exit_code": self.exit_code}
+
+    def text(self) -> str:
+        """Return the summary as a mail: a subject line, one line a tenant, then reasons."""
+        good = sum(t.exit_code == 0 for t in self.tenants)
+        lines = [f"dladiff {self.job}: {good} of {len(self.tenants)} tenants all protected, exit code {self.exit_code}"]
+        lines += ["", f"from {self.started} to {self.ended}", ""]
+        width = max((len(t.tenant) for t in self.tenants), default=0)
+        for tenant in self.tenants:
+            counts = ", ".join(f"{name} {tenant.counts[name]}" for name in TOLD if name in tenant.counts)
+            minutes = f"{tenant.seconds / 60:.0f} min" if tenant.started else ""
+            parts = [tenant.tenant.ljust(width), STATES[tenant.exit_code], counts, minutes]
+            lines.append("  ".join(part for part in parts if part))
+        reasons = [f"{t.tenant}: {t.reason}" for t in self.tenants if t.reason] + self.notes
+        return "\n".join([*lines, *([""] if reasons else []), *reasons]) + "\n"
+
+
+def run_nightly(
+    job: Job,
+    *,
+    only: Sequence[str] = (),
+    ignore_window: bool = False,
+    pushgateway: str | None = None,
+    textfiles: Path | None = None,
+    protect: Protect = protect,
+    now: Clock = lambda: datetime.now(UTC),
+) -> NightlySummary:
+    """Run the tenants (or `only` those named) while the window is open; no tenant is begun after its end.
+
+    Within a tenant no task is begun then either; what its retention names is deleted after its turn. By hand,
+    `ignore_window` runs at any hour. Ends are told to a Pushgateway or to files for the node exporter, if given.
+    Raises ConfigError for a job without tenants or an unknown tenant; whatever a tenant raises is its outcome.
+    """
+    tenants, schedule = _chosen(job, only), job.schedule
+    assert schedule is not None
+    started, outcomes, notes = now(), list[TenantOutcome](), list[str]()
+    first = started.toordinal() % len(tenants)  # another one each night: no tenant is always the one without a turn
+    for tenant in tenants[first:] + tenants[:first]:
+        if ignore_window or schedule.is_open(now()):
+            outcome = _run(tenant, protect, now, None if ignore_window else schedule.closes(now()))
+        else:
+            hours = f"{schedule.start:%H:%M} to {schedule.end:%H:%M} {schedule.time_zone}"
+            outcome = _no_turn(tenant, f"its turn did not come in the window ({hours}); the order turns every night")
+        outcomes.append(outcome)
+        notes += _told(outcome, now(), pushgateway, textfiles)
+    return NightlySummary(job=job.name, started=_stamp(started), ended=_stamp(now()), tenants=outcomes, notes=notes)
+
+
+def _chosen(job: Job, only: Sequence[str]) -> list[Tenant]:
+    if not job.tenants:
+        raise ConfigError([f"{job.name}: has no tenants; run it with dladiff protect or dladiff submit"])
+    names = [tenant.name for tenant in job.tenants]
+    faults = [
+        f"--tenant {shown(n)}: unknown{nearest(n, names)}; there are: {', '.join(names)}"
+        for n in only
+        if n not in names
+    ]
+    if faults:
+        raise ConfigError(faults)
+    return [tenant for tenant in job.tenants if not only or tenant.name in only]
+
+
+def _run(tenant: Tenant, protect: Protect, now: Clock, deadline: datetime | None) -> TenantOutcome:
+    started, clock = _stamp(now()), time.monotonic()
+    counts: dict[str, int] = {}
+    trace, missed = "", list[str]()
+    try:
+        summary = protect(tenant.run, deadline=deadline)
+        counts = {name: getattr(summary, name) for name in (*COUNTS, "lost_photos")}
+        code, reason = summary.exit_code, ""
+        if tenant.retention is not None:
+            found = retain(tenant.run.output, tenant.retention, tenant.run, really=True, unattended=True, now=now)
+            counts |= {"deleted": len(found.due), "deleted_photos": sum(one.photos for one in found.due)}
+            missed = found.missed
+        if code:
+            reason = f"dladiff failed --output {shown(tenant.run.output)} says what failed and why"
+        if summary.left:
+            late = f"{summary.left} identities are left for the next window"
+            reason = f"{late}; {reason}" if summary.failed or summary.quarantined or summary.lost_photos else late
+        reason = "; ".join([reason] * bool(reason) + [f"retention did not reach {line}" for line in missed])
+    except DladiffError as error:
+        code, reason = 3 if isinstance(error, StorageError) else 2, redacted(" ".join(str(error).split()))
+    except Exception as error:  # a fault of ours with one tenant's photos is no reason to leave the others out
+        code, reason = (
+            3,
+            f"{type(error).__name__}: {redacted(' '.join(str(error).split()))}; its traceback is in the JSON summary",
+        )
+        trace = redacted(traceback.format_exc())
+    seconds = round(time.monotonic() - clock, 1)
+    return TenantOutcome(
+        tenant=tenant.name,
+        exit_code=code,
+        reason=reason,
+        started=started,
+        seconds=seconds,
+        counts=counts,
+        traceback=trace,
+    )
+
+
+def _no_turn(tenant: Tenant, reason: str) -> TenantOutcome:
+    return TenantOutcome(tenant=tenant.name, exit_code=NO_TURN, reason=reason, started=None, seconds=0.0)
+
+
+def _told(outcome: TenantOutcome, ended: datetime, pushgateway: str | None, textfiles: Path | None) -> list[str]:
+    """Tell the monitoring; what it does not take is a note, not a failure of the night."""
+    identities = {name: outcome.counts[name] for name in COUNTS[1:] if name in outcome.counts}
+    told = Outcome(tenant=outcome.tenant, exit_code=outcome.exit_code, ended=ended.timestamp(), identities=identities)
+    notes: list[str] = []
+    tellers: list[Callable[[], object]] = []
+    if pushgateway is not None:
+        tellers.append(lambda: push(pushgateway, told))
+    if textfiles is not None:
+        tellers.append(lambda: write_textfile(textfiles, told))
+    for tell in tellers:
+        try:
+            tell()
+        except StorageError as error:
+            notes.append(redacted(str(error)))  # the gateway's address may hold a password
+    return notes
+
+
+def _stamp(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""`dladiff evaluate` and `dladiff mos`: attacks on the protected photos, tables, ratings."""

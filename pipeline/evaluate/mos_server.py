@@ -1,0 +1,255 @@
+"""The local page of `dladiff mos serve`: who may ask it, how long a request may take, and its replies."""
+
+import contextlib
+import hmac
+import http.server
+import io
+import json
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from http.cookies import CookieError, SimpleCookie
+from typing import Any, cast
+from urllib.parse import parse_qs, urlsplit
+
+from dladiff.errors import DladiffError, NotFoundError, StorageError
+from dladiff.evaluation.ratings import SCALE
+from pipeline.evaluate.mos import FACES, Session, faces_of
+from pipeline.evaluate.ratings import SCORES
+from pipeline.report.page import asset, filled, policy
+from pipeline.sources.decode import decode, encode_png
+from pipeline.storage.base import Storage
+from pipeline.storage.keys import shown
+
+HOST = "127.0.0.1"  # faces of real people: this machine alone
+REQUEST_S = 30.0  # for a whole request to arrive, and for a whole reply to be taken
+MAX_CONNECTIONS = 32  # at a time, a thread each; a browser opens six
+MAX_BODY = 2048  # bytes; a rating is under 200
+MAX_NAME = 60  # characters of a rater's name
+
+Reply = tuple[int, str, bytes]
+
+
+def serve(results: Storage, port: int = 8765, *, most: int = FACES, said: Callable[[str], None] = print) -> None:
+    """Serve the page until the program is ended. Raises ConfigError, StorageError (the port is taken)."""
+    server = make_server(Session(results, faces_of(results, most)), port)
+    said(f"{server.address}  (open this whole address; end with Ctrl-C)")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        said("ended; ratings are kept")
+    finally:
+        server.server_close()
+
+
+def make_server(session: Session, port: int, request_s: float = REQUEST_S) -> "MosServer":
+    """Return the server, on this machine's own address only; port 0 takes a free one. Raises StorageError."""
+    try:
+        return MosServer(session, port, request_s)
+    except OSError as error:
+        raise StorageError(f"port {port} cannot be taken ({error.strerror}); give another --port") from error
+
+
+class MosServer(http.server.ThreadingHTTPServer):
+    """Answers at most MAX_CONNECTIONS connections at a time, and only who knows the token of its address."""
+
+    def __init__(self, session: Session, port: int, request_s: float) -> None:
+        super().__init__((HOST, port), _Handler)
+        self.session, self.request_s = session, request_s
+        self.token = secrets.token_urlsafe(32)
+        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+
+    @property
+    def port(self) -> int:
+        """The port that was taken."""
+        return cast(tuple[str, int], self.server_address)[1]
+
+    @property
+    def address(self) -> str:
+        """The page's address with the token: a secret, for the user's terminal alone."""
+        return f"http://{HOST}:{self.port}/?token={self.token}"
+
+    @property
+    def cookie(self) -> str:
+        """Name of the cookie that holds the token; cookies know no ports, so it has the port's number."""
+        return f"mos_{self.port}"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread; a connection too many is closed at once."""
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread was started
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, and free the place whatever happens."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Report a fault of ours; a browser that goes away in the middle of a reply is none."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
+class _Arriving(io.RawIOBase):
+    """A connection's bytes until a deadline: the socket's own timeout would begin anew with every byte."""
+
+    def __init__(self, connection: socket.socket, seconds: float) -> None:
+        self._connection, self._end = connection, time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        """Tell BufferedReader that this can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what there is. Raises TimeoutError after the deadline."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """GET / and /face/SIGN.png, POST /next and /rate; one request a connection (HTTP/1.0)."""
+
+    server: MosServer
+
+    def setup(self) -> None:
+        """Give the whole request one deadline."""
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_Arriving(self.connection, self.server.request_s))
+
+    def do_GET(self) -> None:
+        """Answer with the page or a face."""
+        self._answer(self._get)
+
+    def do_POST(self) -> None:
+        """Answer with the next face, after storing a rating where one is sent."""
+        self._answer(self._post)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: the terminal is the user's, and a logged request line would hold the token."""
+
+    def version_string(self) -> str:
+        """Name neither this program nor the version of Python."""
+        return "mos"
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer what http.server refuses (a bad request line, a method that is not known) without its HTML page."""
+        self._reply(*_error(int(code), "not a request of this page"))
+
+    def _answer(self, find: Callable[[], Reply]) -> None:
+        """Reply, whatever happens; who may not ask learns nothing but that."""
+        if not self._allowed():
+            self._reply(*_error(403, "forbidden"))
+            return
+        try:
+            reply = find()
+        except (ValueError, KeyError, TypeError, RecursionError):
+            reply = _error(400, "not a request of this page")
+        except NotFoundError:
+            reply = _error(404, "this face is gone")
+        except DladiffError as error:
+            reply = _error(500, str(error))
+        except TimeoutError:
+            reply = _error(408, "the request did not come to its end")
+        self._reply(*reply, allowed=True)
+
+    def _allowed(self) -> bool:
+        """Check Host (a foreign name that resolves to this machine), Origin (another site's page) and the token."""
+        host = self.headers.get("Host")
+        if host not in (f"{HOST}:{self.server.port}", f"localhost:{self.server.port}"):
+            return False
+        if self.command == "POST" and self.headers.get("Origin") != f"http://{host}":
+            return False
+        wanted = self.server.token.encode()
+        return any(hmac.compare_digest(given.encode("utf-8", "replace"), wanted) for given in self._tokens())
+
+    def _tokens(self) -> list[str]:
+        """Return what is given as a token: in the page's address, or in the cookie."""
+        found = []
+        with contextlib.suppress(ValueError, CookieError):
+            at = urlsplit(self.path)
+            if self.command == "GET" and at.path == "/":
+                found += parse_qs(at.query).get("token", [])
+        with contextlib.suppress(CookieError):
+            given = SimpleCookie(self.headers.get("Cookie") or "").get(self.server.cookie)
+            found += [given.value] if given else []
+        return found
+
+    def _reply(self, status: int, kind: str, body: bytes, *, allowed: bool = False) -> None:
+        self.connection.settimeout(self.server.request_s)  # of all that is sent; reading left what it had left
+        self.send_response(status)
+        headers = {
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+            "Content-Security-Policy": _page()[1] if allowed else "default-src 'none'; frame-ancestors 'none'",
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "Referrer-Policy": "no-referrer",
+        }
+        if allowed and kind.startswith("text/html"):
+            headers["Set-Cookie"] = f"{self.server.cookie}={self.server.token}; HttpOnly; SameSite=Strict; Path=/"
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _get(self) -> Reply:
+        path = urlsplit(self.path).path
+        if path == "/":
+            return 200, "text/html; charset=utf-8", _page()[0].encode()
+        if path.startswith("/face/") and path.endswith(".png"):
+            session = self.server.session
+            face = session.faces[path.removeprefix("/face/").removesuffix(".png")]["face"]
+            pixels = decode(session.results.get(face), max_pixels=2048 * 2048, min_side=1).pixels
+            return 200, "image/png", encode_png(pixels)
+        return _error(404, "no such page")
+
+    def _post(self) -> Reply:
+        size = int(self.headers.get("Content-Length") or 0)
+        if self.headers.get("Content-Type") != "application/json" or not 0 < size <= MAX_BODY:
+            return _error(415, "expected a small JSON body")  # which other sites' pages cannot send unasked
+        sent = json.loads(self.rfile.read(size))
+        rater = shown(str(sent["rater"])).strip()[:MAX_NAME]
+        if not rater:
+            raise ValueError("no name")
+        if self.path == "/next":
+            return _json(self.server.session.next(rater))
+        if self.path == "/rate":
+            face, score = sent["face"], sent["score"]
+            if type(face) is not str or type(score) is not int or str(score) not in SCORES:
+                raise ValueError("no rating")
+            return _json(self.server.session.rate(rater, face, score))
+        return _error(404, "no such page")
+
+
+@lru_cache
+def _page() -> tuple[str, str]:
+    """The page and its policy: its own style, script and faces, nothing else."""
+    css, js = asset("mos.css"), asset("mos.js")
+    own = policy(css, js, "'self'")
+    return filled("mos.html.j2", css, js, scale=SCALE), f"{own}; connect-src 'self'; frame-ancestors 'none'"
+
+
+def _json(value: dict[str, Any]) -> Reply:
+    return 200, "application/json", json.dumps(value).encode()
+
+
+def _error(status: int, text: str) -> Reply:
+    return status, "application/json", json.dumps({"error": text}).encode()

@@ -1,0 +1,115 @@
+"""ratings.csv: what people say of generated faces, one row a rating.
+
+The file is made to be opened in a spreadsheet, which computes a cell that begins like a formula. So an apostrophe is
+written before such a text, which spreadsheets show as text, and taken away when the file is read. Every cell stands in
+quotes, so that no name makes a cell of its own where the separator is another one.
+"""
+
+import csv
+import io
+import logging
+import re
+from collections.abc import Callable, Iterable
+
+from dladiff.errors import DamagedError, NotFoundError, StorageError, TooLargeError
+from dladiff.evaluation.intervals import Estimate, mean_over_people
+from pipeline.storage.base import Storage
+from pipeline.storage.keys import shown
+
+RATINGS = "ratings.csv"
+COLUMNS = ("rater", "face", "identity", "attack", "condition", "prompt", "score", "time")
+SCORES = ("1", "2", "3", "4", "5")
+FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+"""Beginnings that a spreadsheet may compute, full-width ones too, with any apostrophes before them."""
+
+MOST_BYTES = 64 * 2**20  # of ratings.csv: a rating takes some 200 bytes
+log = logging.getLogger(__name__)
+
+Rating = dict[str, str]
+
+
+def read_ratings(results: Storage) -> list[Rating]:
+    """Read ratings.csv; none where there is no such file. Rows that are no rating are left out with a warning.
+
+    Raises DamagedError where the file as a whole cannot be read, StorageError.
+    """
+    return _parsed(results)[0]
+
+
+def _parsed(results: Storage) -> tuple[list[Rating], list[list[str]]]:
+    """The ratings, and the cells of the rows that are none."""
+    where = shown(results.uri_of(RATINGS))
+    try:
+        text = results.get(RATINGS, MOST_BYTES).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        rows = list(reader)
+    except NotFoundError:
+        return [], []
+    except UnicodeDecodeError as error:
+        raise DamagedError(f"{where} is not UTF-8; repair or delete it") from error
+    except csv.Error as error:
+        raise DamagedError(f"{where} is no CSV file ({error}); repair or delete it") from error
+    except TooLargeError as error:
+        raise DamagedError(f"{where} has more than {MOST_BYTES} bytes; repair or delete it") from error
+    if not set(COLUMNS) <= set(reader.fieldnames or ()):
+        raise DamagedError(f"{where} lacks a column of {', '.join(COLUMNS)}; repair or delete it")
+    good = [row for row in rows if row["score"] in SCORES and None not in row and None not in row.values()]
+    bad = [[*(row.get(name) or "" for name in COLUMNS), *row.get(None, ())] for row in rows if row not in good]
+    if bad:
+        log.warning("%s: left out %d rows that have no score 1 to 5 or lack a column", where, len(bad))
+    return [{name: _plain(value) for name, value in row.items()} for row in good], bad
+
+
+def _guarded(value: str) -> str:
+    """Return a cell's text that no spreadsheet computes; `_plain` gives the value back."""
+    return f"'{value}" if FORMULA.match(value) else value
+
+
+def _plain(value: str) -> str:
+    return value[1:] if value.startswith("'") and FORMULA.match(value) else value
+
+
+def opinions(ratings: Iterable[Rating]) -> dict[tuple[str, str, str], Estimate]:
+    """Mean opinion score by attack, condition and prompt; people shown are drawn for the interval."""
+    values: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    for row in ratings:
+        own = values.setdefault((row["attack"], row["condition"], row["prompt"]), {})
+        own.setdefault(row["identity"], []).append(float(row["score"]))
+    return {key: found for key, own in values.items() if (found := mean_over_people(own)) is not None}
+
+
+def add_rating(results: Storage, rating: Rating) -> None:
+    """Append a rating, whoever else appends at the same time; a face counts once a rater. Raises StorageError."""
+
+    def added(rows: list[Rating]) -> list[Rating]:
+        known = {(row["rater"], row["face"]) for row in rows}
+        return rows if (rating["rater"], rating["face"]) in known else [*rows, rating]
+
+    _change(results, added, damaged=True)
+
+
+def keep_ratings(results: Storage, kept: Callable[[str], bool]) -> None:
+    """Remove the ratings of faces of people who are not `kept`, and rows that are none: whose is not known.
+
+    Raises StorageError.
+    """
+    _change(results, lambda rows: [row for row in rows if kept(row["identity"])], damaged=False)
+
+
+def _change(results: Storage, change: Callable[[list[Rating]], list[Rating]], *, damaged: bool) -> None:
+    """Write what `change` makes of the ratings; with `damaged`, rows that are none stay."""
+    for _ in range(50):
+        tag = results.tag(RATINGS)
+        rows, bad = _parsed(results) if tag else ([], [])
+        changed = change(rows)
+        if changed == rows and (damaged or not bad):
+            return
+        out = io.StringIO(newline="")
+        writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore", quoting=csv.QUOTE_ALL)
+        writer.writeheader()
+        writer.writerows({name: _guarded(row[name]) for name in COLUMNS} for row in changed)
+        csv.writer(out, quoting=csv.QUOTE_ALL).writerows(map(_guarded, row) for row in bad if damaged)
+        data = out.getvalue().encode()
+        if results.put_if_match(RATINGS, data, tag) if tag else results.put_if_absent(RATINGS, data):
+            return
+    raise StorageError(f"{results.uri_of(RATINGS)} keeps changing; is another program writing to it?")

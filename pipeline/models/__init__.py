@@ -1,0 +1,1 @@
+"""Weights: fetched, mirrored, checked, fingerprinted."""

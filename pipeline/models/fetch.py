@@ -1,0 +1,251 @@
+"""Models of Stable Diffusion on this machine: which are there and whole, and how they come from the hub or a bucket.
+
+Nothing here imports torch; a run never asks the hub, only `fetch` does.
+"""
+
+import contextlib
+import fcntl
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dladiff.diffusion.architecture import read_architecture, weight_faults
+from dladiff.diffusion.bundle import CHECKSUMS, FILES, PICKLES, Pins, damage, make_pins, model_files, needed, read_pins
+from dladiff.diffusion.bundle import verified_pins as verified
+from dladiff.diffusion.catalogue import HUB_ID, MODELS, fetched_folder, locate, models_folder, profile_faults
+from dladiff.errors import ConfigError, ModelError, StorageError
+from dladiff.settings.merge import nearest
+from dladiff.settings.schema import method_config
+from pipeline.models.fingerprint import stored_pins
+from pipeline.storage.base import TEMP_PREFIX, Storage
+from pipeline.storage.open import local_path, open_storage
+
+ANSWER_S = 30.0  # the hub is asked for a model's revision so long before the next mirror is
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `check` found: the folder, None where there is none, and a line for each fault and each note."""
+
+    folder: Path | None
+    faults: list[str]
+    notes: list[str]
+
+
+def listed() -> list[dict[str, Any]]:
+    """Return a row for each known model: profile, ids, licence, resolution, and where it lies here, if it does."""
+    rows = []
+    for name, known in MODELS.items():
+        try:
+            folder: Path | None = locate(name)
+            pins = read_pins(folder) if folder else None
+        except ModelError:
+            folder = pins = None
+        rows.append(
+            {
+                "profile": name,
+                "ids": [*known.ids],
+                "withdrawn": [*known.withdrawn],
+                "licence": known.licence,
+                "resolution": known.resolution,
+                "folder": str(folder) if folder else None,
+                "source": pins.source if pins else None,
+                "revision": pins.revision if pins else None,
+            }
+        )
+    return rows
+
+
+def check(name: str, profile: str | None = None) -> Checked:
+    """Look at a model as a run would, and closer: every checksum, the architecture, the profile's facts, no pickles."""
+    try:
+        root = locate("embedded" if name == "tiny" else name)
+        pins = read_pins(root)
+    except ModelError as error:
+        return Checked(None, [str(error)], [])
+    broken, notes = weight_faults(root), []
+    if pins is None:
+        notes.append(f"no {CHECKSUMS}: whether the files are as published is not known; models mirror writes one")
+    else:
+        notes.append(f"{pins.source or 'unknown source'}, revision {pins.revision or 'unknown'}")
+        broken = damage(root, pins) | broken
+    faults = [*broken.values()]
+    pickles = sorted(p for pattern in ("*", "*/*") for p in root.glob(pattern) if p.suffix in PICKLES)
+    faults += [f"{p.relative_to(root)} is a pickle, which can run code; it is never loaded: remove it" for p in pickles]
+    try:
+        read_architecture(root)
+        faults += profile_faults(root, profile or name) if (profile or name) in MODELS else []
+    except ModelError as error:
+        faults.append(str(error))
+    return Checked(root, faults, notes)
+
+
+def fetch(name: str, source: str | None = None, *, endpoint: str | None = None) -> Path:
+    """Bring a profile's model, or a hub id, into the folder of models, and return where it lies.
+
+    From the hub (the first of the ids that answers), or from `source`: a folder, an s3://bucket/prefix or another hub
+    id. It appears under its name only when it is whole and of a supported architecture, with its checksums beside it;
+    a download that broke off goes on where it ended. Raises ModelError, StorageError, ConfigError.
+    """
+    if name not in MODELS and HUB_ID.fullmatch(name) is None:
+        known = ", ".join(MODELS)
+        raise ConfigError([f"{name}: no known model{nearest(name, [*MODELS])}; known: {known}, or a hub id owner/name"])
+    target = fetched_folder(name)
+    revision = name.partition("@")[2]
+    with _alone(target):
+        if pins := read_pins(target):
+            if faults := damage(target, pins):
+                raise ModelError(f"{target} is damaged: {'; '.join(faults.values())}; remove it and fetch again")
+            if not pins.revision.startswith(revision) or (
+                source and HUB_ID.fullmatch(source) and pins.source != source
+            ):
+                raise ModelError(f"{target} holds {pins.source}@{pins.revision}; remove it to fetch another")
+            return target
+        if target.exists():
+            raise ModelError(f"{target} is there without {CHECKSUMS}: move it away, or fetch --from it elsewhere")
+        partial = target.with_name(f"{TEMP_PREFIX}{target.name}")
+        if source is None or (HUB_ID.fullmatch(source) and not Path(source).is_dir()):
+            found = _from_hub(
+                (source,) if source else MODELS[name].ids if name in MODELS else (name,), partial, endpoint
+            )
+        elif (folder := local_path(source)) is None:
+            found = _from_bucket(open_storage(source), partial)
+        else:
+            found = _from_folder(folder.expanduser(), partial)
+        licence = found.licence or (MODELS[name].licence if name in MODELS else "")
+        _refuse(partial, name if name in MODELS else None)
+        pins = make_pins(partial, found.source, found.revision, licence)
+        wrong = [path for path, sha256 in found.sha256.items() if pins.sha256.get(path, sha256) != sha256]
+        if wrong:
+            shutil.rmtree(partial)
+            raise ModelError(f"{', '.join(wrong)} came from {found.source} damaged; fetch again")
+        _finish(partial, target, pins)
+    return target
+
+
+def mirror(name: str, uri: str) -> Pins:
+    """Copy a model of this machine to a folder or s3://bucket/prefix, its checksums last, and return these.
+
+    Raises ModelError where the model is not here, not whole or not supported; StorageError.
+    """
+    root = locate(name)
+    read_architecture(root)
+    if faults := weight_faults(root):
+        raise ModelError(f"the model in {root} is not whole: {'; '.join(faults.values())}; fetch it again")
+    pins = verified(root)
+    storage = open_storage(uri, create=True)
+    with contextlib.suppress(ModelError):
+        if stored_pins(storage).sha256 == pins.sha256:
+            return pins
+    storage.delete(CHECKSUMS)  # until all is there, nobody takes it for a whole model
+    for path in pins.sha256:
+        storage.put_file(path, root / path)
+    storage.put(CHECKSUMS, pins.text().encode(), "application/json")
+    return pins
+
+
+def on_this_machine(settings: Mapping[str, Any], opened: Callable[[str], Storage]) -> dict[str, Any]:
+    """Return a protector's settings with a model in a bucket replaced by a folder, to which it is copied once.
+
+    `settings` holds profile, preset, overrides; `opened` opens a storage. Raises ConfigError, ModelError, StorageError.
+    """
+    overrides = settings.get("overrides") or {}
+    uri = method_config(settings["profile"], settings.get("preset"), overrides).model
+    if not uri.startswith("s3://"):
+        return dict(settings)
+    storage = opened(uri)
+    pins = stored_pins(storage)
+    target = models_folder() / f"s3-{pins.digest()[:16]}"
+    with _alone(target):  # several actors of one machine want the same
+        if not (target / CHECKSUMS).is_file():
+            partial = target.with_name(f"{TEMP_PREFIX}{target.name}")
+            _finish(partial, target, _from_bucket(storage, partial))
+    return {**settings, "overrides": {**overrides, "model": str(target)}}
+
+
+def _from_hub(ids: tuple[str, ...], partial: Path, endpoint: str | None) -> Pins:
+    """Download from the first id that answers; return what the hub says of it, and the checksums of its large files."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    tried = []
+    for hub_id in ids:
+        wanted, _, revision = hub_id.partition("@")
+        try:
+            info = HfApi(endpoint=endpoint).model_info(
+                wanted, revision=revision or None, timeout=ANSWER_S, files_metadata=True
+            )
+        except Exception as error:  # of the hub's client, or of whichever HTTP library it uses
+            tried.append(f"{hub_id}: {_line(error)}")
+            continue
+        try:
+            snapshot_download(wanted, revision=info.sha, local_dir=partial, allow_patterns=[*FILES], endpoint=endpoint)
+        except Exception as error:
+            raise ModelError(f"{hub_id}: the download broke off ({_line(error)}); fetch again goes on") from error
+        large = {f.rfilename: f.lfs.sha256 for f in info.siblings or [] if f.lfs and needed(f.rfilename)}
+        licence = str(getattr(info.card_data, "license", None) or "")
+        return Pins(sha256=large, size={}, source=wanted, revision=info.sha or "", licence=licence)
+    raise ModelError(
+        f"no model came from the hub: {'; '.join(tried)}; check the network (HF_ENDPOINT, HF_TOKEN), or fetch it on "
+        "another machine, models mirror it to a bucket or folder and fetch it with --from URI"
+    )
+
+
+def _from_bucket(storage: Storage, partial: Path) -> Pins:
+    """Download a mirrored model; files that a broken download left whole are kept."""
+    pins = stored_pins(storage)
+    for path in damage(partial, pins):
+        (partial / path).parent.mkdir(parents=True, exist_ok=True)
+        storage.get_file(path, partial / path)
+    if faults := damage(partial, pins):
+        raise ModelError(f"the model in {storage.uri} is damaged: {'; '.join(faults.values())}; mirror it again")
+    return pins
+
+
+def _from_folder(root: Path, partial: Path) -> Pins:
+    """Copy what is needed of a folder in the diffusers layout, links followed."""
+    if not root.is_dir():
+        raise StorageError(f"no such folder: {root}; give a folder, s3://bucket/prefix or a hub id to --from")
+    pins = verified(root)
+    shutil.rmtree(partial, ignore_errors=True)
+    for path, file in model_files(root).items():
+        (partial / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, partial / path)
+    return pins
+
+
+def _refuse(partial: Path, profile: str | None) -> None:
+    """Remove what was downloaded and raise ModelError where it is not whole or not the model that was asked for."""
+    try:
+        read_architecture(partial)
+        faults = [*weight_faults(partial).values(), *(profile_faults(partial, profile) if profile else [])]
+    except ModelError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if faults:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ModelError(f"this is not the model asked for, or not all of it: {'; '.join(faults)}")
+
+
+def _finish(partial: Path, target: Path, pins: Pins) -> None:
+    shutil.rmtree(partial / ".cache", ignore_errors=True)  # of the hub's client
+    (partial / CHECKSUMS).write_text(pins.text(), encoding="utf-8")
+    partial.rename(target)
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Hold the lock of one model's folder. Raises StorageError where the folder of models cannot be written."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (target.parent / f".lock-{target.name}").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise StorageError(f"{target.parent}: {why}; set DLADIFF_MODELS to a folder with room for the model") from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

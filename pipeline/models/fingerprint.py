@@ -1,0 +1,136 @@
+"""Weights a configuration names: which are missing here, and their content, so that exchanged files are new work."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dladiff
+from dladiff.diffusion.architecture import read_architecture
+from dladiff.diffusion.bundle import CHECKSUMS, Pins, parse_pins, quick_digest
+from dladiff.diffusion.catalogue import locate
+from dladiff.errors import ModelError, NotFoundError
+from dladiff.faces import packs
+from dladiff.settings.schema import MethodConfig
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
+
+EMBEDDED = Path(dladiff.__file__).parent / "profiles" / "tiny"
+SHIPPED = "embedded:"  # begins the name of an encoder that comes with the package
+HASHED = 512 * 2**20  # bytes; of a larger file the size alone counts: a plan is not to read gigabytes
+SKIPPED = frozenset({".md", ".txt", ".png", ".jpg"})
+HELD = frozenset({".md", ".txt"})  # of a folder of class images
+
+
+def missing(method: MethodConfig) -> list[str]:
+    """Return what the method's settings name and this machine does not have, a line each; no weights are loaded.
+
+    Raises StorageError where a model's bucket is out of reach.
+    """
+    told: dict[str, list[str]] = {}
+    for setting, fault in _faults(method):  # `faces` are encoders, and the first one the detector: one line
+        told.setdefault(fault, []).append(setting)
+    return [f"{', '.join(dict.fromkeys(settings))}: {fault}" for fault, settings in told.items()]
+
+
+def _faults(method: MethodConfig) -> Iterator[tuple[str, str]]:
+    try:
+        if method.model.startswith("s3://"):
+            stored_pins(open_storage(method.model))
+        else:
+            read_architecture(locate(method.model))
+    except ModelError as error:
+        yield "model", str(error).removeprefix("method.model ")
+    for setting in ("encoders", "held_out"):
+        for name in getattr(method, setting):
+            if fault := _shipped_fault(name) if name.startswith(SHIPPED) else _found_fault(name):
+                yield setting, fault
+    if method.detector != "centerface" and (fault := _found_fault(method.detector)):
+        yield "detector", fault
+    if method.lpips and not Path(method.lpips).is_file():
+        yield "lpips", f"nothing at {method.lpips}: name an ONNX file"
+    images = method.finetuning.class_images
+    if images and not Path(images).is_dir():
+        yield "finetuning.class_images", f"no folder {images}: name a folder of photos of other people"
+
+
+def _shipped_fault(name: str) -> str | None:
+    known = sorted(file.stem for file in (EMBEDDED / "encoders").glob("*.onnx"))
+    short = name.removeprefix(SHIPPED)
+    return None if short in known else f"no embedded encoder named {short!r}; this package ships: {', '.join(known)}"
+
+
+def _found_fault(name: str) -> str | None:
+    try:
+        place = packs.located(name)
+    except ModelError as error:
+        return str(error)
+    if place.is_dir() and not name.startswith(packs.CLIP) and not any(place.glob("*.onnx")):
+        return f"no ONNX file in {place}: name an InsightFace pack folder, unpacked"
+    return None
+
+
+def by_content(method: dict[str, Any]) -> dict[str, Any]:
+    """Return the method's settings with each local file or folder of weights replaced by its fingerprint.
+
+    Weights that come with the package count too. What is not on this machine, but on the workers, keeps its name.
+    """
+    out = dict(method)
+    out["model"], out["detector"] = fingerprint_model(out["model"]), faces(out["detector"])
+    out["finetuning"] = out["finetuning"] | {"class_images": fingerprint(out["finetuning"]["class_images"], HELD)}
+    out["lpips"] = fingerprint(out["lpips"])
+    for name in ("encoders", "held_out"):
+        out[name] = [faces(item) for item in out[name]]
+    return out
+
+
+def fingerprint_model(name: str) -> str:
+    """Return the fingerprint of a model by what `locate` takes or an s3://bucket/prefix, or its name where it is not.
+
+    Checksums that lie with the model count as its content. Raises ModelError where a bucket has none.
+    """
+    if name.startswith("s3://"):
+        return f"sha256:{stored_pins(open_storage(name)).digest()}"
+    try:
+        place = locate(name)
+    except ModelError:
+        return name
+    told = None if name == "embedded" else quick_digest(place)
+    return f"sha256:{told}" if told else fingerprint(name if name == "embedded" else str(place))
+
+
+def stored_pins(storage: Storage) -> Pins:
+    """Read the checksums of a model in a bucket or folder. Raises ModelError where there are none."""
+    try:
+        return parse_pins(storage.get(CHECKSUMS), storage.uri_of(CHECKSUMS))
+    except NotFoundError as error:
+        raise ModelError(
+            f"no {CHECKSUMS} in {storage.uri}: no model lies there, or its upload did not end; "
+            f"dladiff models mirror MODEL {storage.uri} puts one there"
+        ) from error
+
+
+def faces(name: str) -> str:
+    """Return the fingerprint of an encoder or detector, which may also be a pack's name or a `clip:` folder."""
+    place = packs.find(name)
+    return fingerprint(name if place is None else str(place))
+
+
+def fingerprint(name: str, skipped: frozenset[str] = SKIPPED) -> str:
+    """Return a digest of the file or folder, or the name where there is none."""
+    place = EMBEDDED / "bundle" if name == "embedded" else Path(name)
+    if name.startswith(SHIPPED):
+        place = EMBEDDED / "encoders" / f"{Path(name.removeprefix(SHIPPED)).name}.onnx"
+    if not name or not place.exists():
+        return name
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        if file.suffix.lower() in skipped or file.name.startswith("."):
+            continue
+        relative = file.name if file == place else file.relative_to(place).as_posix()
+        digest.update(f"{relative}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+        if file.stat().st_size <= HASHED:
+            with file.open("rb") as handle:
+                digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,1 @@
+"""This process and its temporary folders: private files, no core dumps."""

@@ -1,0 +1,273 @@
+"""Records on storage: starts, commits and failures, one a task, and the index that spares reading them all."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import socket
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from dladiff.errors import DamagedError, NotFoundError, StorageError
+from pipeline.records.checked import STATUSES, fits, incomplete
+from pipeline.records.loading import MOST_NOTE, load_record, or_damage, read_many
+from pipeline.records.loading import READERS as READERS  # those who work with records find all of them here
+from pipeline.records.loading import Record as Record
+from pipeline.records.loading import load as load
+from pipeline.records.loading import load_many as load_many
+from pipeline.records.schema import NO_PARQUET, RECORDS, TIME, parquet
+from pipeline.storage.base import FOLDERS, Entry, Storage
+from pipeline.storage.keys import shown, task_name
+from pipeline.storage.open import open_storage
+
+JSON = "application/json"
+INDEX = "manifest/records.parquet"
+RUNS_FACTOR = 3  # starts under other drivers may have ended with them: only that many times more are a crash loop
+
+RECORD = re.compile(r"(done|failed)/[^/.][^/]*\.json")  # what a file manager leaves beside them is none
+log = logging.getLogger(__name__)
+
+Task = tuple[str, int]
+"""Name of the identity; 0 for a whole identity, else the number of its part, from 1."""
+
+
+def now() -> str:
+    """Return the time, UTC, as ISO 8601."""
+    return datetime.now(UTC).isoformat()
+
+
+def open_run(uri: str, *, begun: bool = True) -> Storage:
+    """Open a run's output. Where nothing of one lies, raise StorageError, or only warn if it need not have `begun`."""
+    storage = open_storage(uri)
+    if not any(True for folder in FOLDERS for _ in storage.list(f"{folder}/")):
+        fault = f"no run has written to {shown(uri)}; check the address"
+        if begun:
+            raise StorageError(fault)
+        log.warning("%s", fault)
+    return storage
+
+
+def key_of(identity: str, tags: Iterable[tuple[str, str]], config_digest: str) -> str:
+    """Return the key of a piece of work: identity, (photo key, content tag) pairs, configuration digest."""
+    text = json.dumps([identity, sorted(map(list, tags)), config_digest])
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def commit(storage: Storage, record: Record, *, replaces: str | None = None) -> bool:
+    """Write a commit record; whether it is ours that stands.
+
+    A record of another key, or a damaged one, is replaced; one of the same key that names as many photos wins over
+    ours, unless its tag is `replaces`.
+    """
+    place, data = f"done/{task_name(record['identity'], record.get('part', 0))}.json", _dump(record)
+    for _ in range(8):
+        if storage.put_if_absent(place, data):
+            return True
+        tag = storage.tag(place)
+        if tag is None:
+            continue
+        if tag != replaces and _same_work(_replaceable(storage, place), record):
+            return False
+        if storage.put_if_match(place, data, tag):
+            return True
+    raise StorageError(f"{storage.uri_of(place)} keeps changing; is a second run writing to this output?")
+
+
+def fail(storage: Storage, record: Record) -> None:
+    """Write a failure record; `attempts` counts on from the last one of the same key."""
+    place = f"failed/{task_name(record['identity'], record.get('part', 0))}.json"
+    before = 0
+    if storage.tag(place) is not None:
+        old = _replaceable(storage, place)
+        before = old.get("attempts", 0) if old.get("key") == record["key"] else 0
+    attempts = before + 1
+    row = record.get("identity_row", {}) | {"attempts": attempts}
+    storage.put(place, _dump(record | {"attempts": attempts, "identity_row": row}), JSON)
+
+
+def clear_failure(storage: Storage, identity: str, part: int = 0) -> None:
+    """Remove a task's failure record."""
+    storage.delete(f"failed/{task_name(identity, part)}.json")
+
+
+def count_starts(storage: Storage, task: Task, key: str, run_id: str) -> int:
+    """Return how often work of this key was begun and not ended in this run.
+
+    Starts of earlier runs count one in RUNS_FACTOR: their driver may have died, and not by their fault. Damaged notes
+    count as none.
+    """
+    notes = [_note(storage, entry.key) for entry in list(storage.list(f"starts/{task_name(*task)}/"))]
+    same = [note.get("run_id") == run_id for note in notes if note.get("key") == key]
+    ours = same.count(True)
+    return ours + (len(same) - ours) // RUNS_FACTOR
+
+
+def write_start(storage: Storage, task: Task, key: str, run_id: str) -> str:
+    """Note that work begins; return the note's storage key, to be deleted when it ends in any way."""
+    place = f"starts/{task_name(*task)}/{uuid.uuid4().hex}.json"
+    note = {"identity": task[0], "part": task[1], "key": key, "run_id": run_id}
+    note |= {"host": socket.gethostname(), "pid": os.getpid(), "time": now()}
+    storage.put(place, _dump(note), JSON)
+    return place
+
+
+def clear_starts(storage: Storage, identity: str, part: int = 0) -> None:
+    """Forget a task's starts."""
+    for entry in list(storage.list(f"starts/{task_name(identity, part)}/")):
+        storage.delete(entry.key)
+
+
+def _note(storage: Storage, key: str) -> Record:
+    """Read a note of a start; a damaged one says nothing, and one that is gone neither."""
+    try:
+        return load(storage, key, MOST_NOTE)
+    except (DamagedError, NotFoundError):
+        return {}
+
+
+def _replaceable(storage: Storage, place: str) -> Record:
+    """Read a record that ours may replace: a damaged one says nothing."""
+    try:
+        return load_record(storage, place)
+    except (DamagedError, NotFoundError):
+        return {}
+
+
+def _same_work(standing: Record, ours: Record) -> bool:
+    """Whether a commit record that stands is of the same key, and of as many photos."""
+    rows = standing.get("photos", [])
+    same = standing.get("key") == ours["key"] and len(rows) == len(ours["photos"])
+    return same and incomplete(rows) <= incomplete(ours["photos"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What the driver keeps of one record: a row of manifest/records.parquet."""
+
+    place: str
+    tag: str
+    identity: str
+    part: int
+    parts: int
+    key: str
+    status: str
+    reason: str
+    photos: int
+    failed_photos: int
+    incomplete: int
+    photo_reasons: list[str]
+    attempts: int
+    started_at: str | None
+    finished_at: str | None
+    seconds: float
+    device: str
+
+    @property
+    def task(self) -> Task:
+        """Identity and part."""
+        return self.identity, self.part
+
+
+@dataclass
+class Index:
+    """Rows by task; `fresh` says whether the index on storage holds exactly these."""
+
+    done: dict[Task, Recorded] = field(default_factory=dict)
+    failed: dict[Task, Recorded] = field(default_factory=dict)
+    fresh: bool = False
+    damaged: dict[str, str] = field(default_factory=dict)
+    """Records that cannot be read, and why: their tasks count as not done, and a commit replaces them."""
+
+    def standing(self) -> dict[Task, Recorded]:
+        """Return the row that stands for each task, sorted: a failure record is newer than a commit beside it."""
+        return dict(sorted((self.done | self.failed).items()))
+
+    def rows(self) -> list[Recorded]:
+        """Return every row, sorted by place."""
+        return sorted([*self.done.values(), *self.failed.values()], key=lambda row: row.place)
+
+
+def read_index(storage: Storage, last: Index | None = None, *, cached: bool = True) -> Index:
+    """List the records and read those that the stored index, or the `last` one read, does not know: often none.
+
+    The stored index is a file of the output: without `cached` it is not believed, and every record is read.
+    """
+    entries: dict[str, Entry] = {}
+    for folder in ("done/", "failed/"):
+        entries |= {entry.key: entry for entry in storage.list(folder) if RECORD.fullmatch(entry.key)}
+    known = {row.place: row for row in last.rows()} if last else stored_rows(storage) if cached else {}
+    same = {place for place, row in known.items() if place in entries and entries[place].tag == row.tag}
+    index = Index(fresh=len(same) == len(entries) == len(known))
+    for place in same:
+        _file(index, known[place])
+
+    def read(storage: Storage, place: str) -> Recorded:
+        return _row(place, entries[place].tag, load_record(storage, place))
+
+    for place, row in read_many(storage, sorted(set(entries) - same), or_damage(read)):
+        if isinstance(row, DamagedError):
+            index.damaged[place] = str(row)
+            log.warning("%s", shown(str(row)))
+        elif row is not None:
+            _file(index, row)
+    return index
+
+
+def _file(index: Index, row: Recorded) -> None:
+    (index.done if row.place.startswith("done/") else index.failed)[row.task] = row
+
+
+def stored_rows(storage: Storage) -> dict[str, Recorded]:
+    """Return the rows of the stored index by place; none where it is damaged or of another version: it is a cache."""
+    if storage.tag(INDEX) is None:
+        return {}
+    try:
+        file = parquet(storage.get(INDEX), RECORDS)
+        rows = file.read().to_pylist() if file.schema_arrow.names == RECORDS.names else []
+    except NO_PARQUET:
+        return {}
+    return {row["place"]: Recorded(**row) for row in rows if _is_row(row)}
+
+
+def _is_row(row: Mapping[str, Any]) -> bool:
+    """Whether a row of the stored index is whole, and of the place that it names."""
+    if any(row[name] is None for name in RECORDS.names if name not in ("started_at", "finished_at")):
+        return False
+    folder, _, name = row["place"].partition("/")
+    whole = folder in ("done", "failed") and name == f"{task_name(row['identity'], row['part'])}.json"
+    times = all(fits(row[name], TIME) for name in ("started_at", "finished_at"))
+    counts = 0 <= row["failed_photos"] <= row["photos"] and 0 <= row["incomplete"] and 0 <= row["seconds"] < math.inf
+    return whole and times and counts and None not in row["photo_reasons"] and row["status"] in STATUSES
+
+
+def _row(place: str, tag: str, record: Record) -> Recorded:
+    about, rows = record.get("identity_row") or {}, record.get("photos", [])
+    lost = [p for p in rows if p["status"] == "failed"]
+    return Recorded(
+        place=place,
+        tag=tag,
+        identity=record["identity"],
+        part=record.get("part", 0),
+        parts=record.get("parts", 1),
+        key=record["key"],
+        status=record.get("status", "done"),
+        reason=record.get("reason", ""),
+        photos=len(rows),
+        failed_photos=len(lost),
+        incomplete=incomplete(rows),
+        photo_reasons=[f"{p['source_uri']}: {p.get('reason') or ''}" for p in lost],
+        attempts=about.get("attempts") or 0,
+        started_at=about.get("started_at"),
+        finished_at=about.get("finished_at"),
+        seconds=float(sum((about.get("seconds") or {}).values())),
+        device=about.get("device") or "",
+    )
+
+
+def _dump(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, indent=1, allow_nan=False).encode()

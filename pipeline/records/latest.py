@@ -1,0 +1,94 @@
+"""The latest plan of an output, as its run stored it: what was to be done, and where its photos came from."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dladiff.errors import DamagedError, NotFoundError, StorageError, TooLargeError
+from pipeline.records.checked import fits
+from pipeline.records.commit import Task
+from pipeline.records.loading import MOST_NOTE, load
+from pipeline.records.schema import NO_PARQUET, PLAN, TIME, columns, parquet
+from pipeline.storage.base import Storage
+from pipeline.storage.keys import shown
+
+LATEST = "plan/latest.json"
+COLUMNS = columns(PLAN, ("identity", "part", "key", "uris"))
+
+
+@dataclass(frozen=True)
+class Latest:
+    """What the latest plan says; `fault` where it, or a part of it, cannot be read."""
+
+    plan: str = ""
+    """Storage key of its rows."""
+    started_at: str = ""
+    """When its run began, UTC as ISO 8601."""
+    inputs: tuple[str, ...] = ()
+    """Folders or bucket prefixes that its photos lie below; none in outputs of versions that did not record them."""
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The tasks of a plan: key of the work and number of photos."""
+
+    tasks: dict[Task, tuple[str, int]] = field(default_factory=dict)
+    fault: str = ""
+
+
+def latest_plan(storage: Storage) -> Latest | None:
+    """Read `plan/latest.json`; None before the first run. Raises StorageError where the storage is out of reach."""
+    try:
+        found = load(storage, LATEST, MOST_NOTE)
+    except NotFoundError:
+        return None
+    except DamagedError:
+        return Latest(fault=_fault(storage))
+    plan, since, inputs = found.get("plan"), found.get("started_at"), found.get("inputs", [])
+    if not isinstance(plan, str) or not plan.startswith("plan/") or not (since is None or fits(since, TIME)):
+        return Latest(fault=_fault(storage))
+    if not isinstance(inputs, list) or not all(isinstance(uri, str) for uri in inputs):
+        return Latest(plan, fault=_fault(storage))
+    return Latest(plan, since or "", tuple(inputs))
+
+
+def planned_tasks(storage: Storage, latest: Latest) -> Planned:
+    """Read the tasks of a plan. Raises StorageError where the storage is out of reach."""
+    if not latest.plan:
+        return Planned(fault=latest.fault)
+    tasks: dict[Task, tuple[str, int]] = {}
+    try:
+        for batch in parquet(storage.get(latest.plan), COLUMNS).iter_batches(columns=COLUMNS.names):
+            counts = pc.list_value_length(batch["uris"]).to_pylist()
+            places = [batch[name].to_pylist() for name in ("identity", "part", "key")]
+            for name, part, key, count in zip(*places, counts, strict=True):
+                if None in (name, part, key):
+                    return Planned(fault=_fault(storage))
+                tasks[name, part] = (key, count or 0)
+    except (NotFoundError, *NO_PARQUET):
+        return Planned(fault=_fault(storage))
+    return Planned(tasks)
+
+
+def unchanged(storage: Storage, place: Mapping[str, Any]) -> pq.ParquetFile:
+    """Return the stored list of work at `plan`, of `size` bytes and with this `sha256`: what the driver stored.
+
+    Raises StorageError for any other: who may write the output must not say what the actors read and write.
+    """
+    try:
+        data = storage.get(place["plan"], place["size"])
+    except TooLargeError:
+        data = b""
+    if hashlib.sha256(data).hexdigest() != place["sha256"]:
+        where = shown(storage.uri_of(place["plan"]))
+        raise StorageError(f"{where} was changed during the run: no work is taken from it; see who writes there")
+    return parquet(data)
+
+
+def _fault(storage: Storage) -> str:
+    return f"{storage.uri_of(LATEST)} or its plan is damaged; the next protect writes both"

@@ -1,0 +1,121 @@
+"""lock.json: one driver a run. Its age is read from the storage's own clock, so no driver's clock matters."""
+
+import json
+import os
+import socket
+import threading
+import uuid
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+from dladiff.errors import DamagedError, StorageError
+from pipeline.records.loading import MOST_NOTE, load
+from pipeline.storage.base import Storage
+from pipeline.storage.keys import shown
+
+LOCK = "lock.json"
+LEASE_S = 120.0  # seconds a lease lives without renewal
+RENEW_S = 20.0
+MOST_PID = 2**22  # the largest that Linux gives to a process; 0 and less name groups of processes
+MOST_TOLD = 60  # characters of each value that a refusal repeats
+
+
+class Lease:
+    """Held by one driver and renewed by a thread; another driver takes over what was not renewed for LEASE_S."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.owner = uuid.uuid4().hex
+        self.lost = False
+        """Whether another driver took the lease over, because this one could not renew it."""
+        self._since = datetime.now(UTC).isoformat()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True)
+
+    def __enter__(self) -> Self:
+        """Take the lease. Raises StorageError that says who holds it."""
+        if not self.storage.put_if_absent(LOCK, self._note()) and not self._take_over():
+            raise StorageError(
+                f"another run writes to {shown(self.storage.uri)}: {_who(self._held() or {})}; wait for it, "
+                f"or {LEASE_S:.0f} s after its end"
+            )
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the lease back, if it is still ours."""
+        self._stop.set()
+        self._thread.join()
+        try:
+            if (self._held() or {}).get("owner") == self.owner:
+                self.storage.delete(LOCK)
+        except StorageError:
+            if error is None:
+                raise
+
+    def check(self) -> None:
+        """Raise StorageError when the lease was lost: the other driver finishes the run."""
+        if self.lost:
+            raise StorageError(
+                f"this run was cut off from {shown(self.storage.uri)} for more than {LEASE_S:.0f} s and another one "
+                "took it over; nothing is lost, let the other one finish"
+            )
+
+    def _note(self) -> bytes:
+        note = {"owner": self.owner, "host": socket.gethostname(), "pid": os.getpid(), "time": self._since}
+        return json.dumps(note | {"renewed": datetime.now(UTC).isoformat()}, indent=1).encode()
+
+    def _held(self) -> dict[str, Any] | None:
+        if self.storage.tag(LOCK) is None:
+            return None
+        try:
+            return load(self.storage, LOCK, MOST_NOTE)
+        except DamagedError:
+            return {}  # a note of a foreign hand: it ages like any other
+
+    def _take_over(self) -> bool:
+        tag = self.storage.tag(LOCK)
+        age = self.storage.age(LOCK)
+        if tag is None or age is None:
+            return self.storage.put_if_absent(LOCK, self._note())
+        if age < LEASE_S and not _is_dead(self._held() or {}):
+            return False
+        return self.storage.put_if_match(LOCK, self._note(), tag)
+
+    def _renew(self) -> None:
+        while not self._stop.wait(RENEW_S):
+            try:
+                tag = self.storage.tag(LOCK)
+                if tag is None or (self._held() or {}).get("owner") != self.owner:
+                    self.lost = True  # commits stay safe: each is decided by its own conditional put
+                    return
+                self.storage.put_if_match(LOCK, self._note(), tag)
+            except StorageError:
+                continue  # a passing fault; the next renewal comes before the lease expires
+
+
+def _who(held: dict[str, Any]) -> str:
+    """The holder, or that a foreign hand wrote the note."""
+    if not held.keys() >= {"host", "pid", "time"}:
+        return f"its {LOCK} does not say who"
+    host, pid, since = (str(held[name])[:MOST_TOLD] for name in ("host", "pid", "time"))
+    return shown(f"host {host}, pid {pid}, since {since}")
+
+
+def _is_dead(held: dict[str, Any]) -> bool:
+    """Whether the holder ran on this host and its process is gone."""
+    pid = held.get("pid")
+    if held.get("host") != socket.gethostname() or not isinstance(pid, int) or isinstance(pid, bool):
+        return False
+    if not 0 < pid <= MOST_PID:
+        return False  # of a foreign hand: it ages
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

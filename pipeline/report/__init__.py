@@ -1,0 +1,1 @@
+"""HTML pages: `dladiff report` and `dladiff explain`."""

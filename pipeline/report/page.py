@@ -1,0 +1,66 @@
+"""What every HTML page of this package shares: escaping, its own content policy, pictures inside the page."""
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from pipeline.storage.keys import shown
+
+
+def filled(
+    template: str,
+    css: str,
+    js: str | None = None,
+    *,
+    images: str = "data:",
+    filters: Mapping[str, Callable[..., str]] | None = None,
+    **values: Any,
+) -> str:
+    """Return the page of a template, which gets `css`, `js`, `policy`, `version` and these values.
+
+    Every value is escaped, and characters that do not print are made visible.
+    """
+    templates = _environment()
+    templates.filters |= filters or {}
+    given = {"css": Markup(css), "policy": policy(css, js, images), "version": version("dladiff")}
+    if js is not None:
+        given["js"] = Markup(js)  # ours, and the policy names the digests of both: they must stand unchanged
+    return templates.get_template(template).render(**given, **values)
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda v: shown(v) if isinstance(v, str) and not isinstance(v, Markup) else v,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def asset(*names: str) -> str:
+    """Return files of the templates' folder, one after another."""
+    return "".join((files("pipeline.report") / "templates" / name).read_text("utf-8") for name in names)
+
+
+def policy(style: str, script: str | None = None, images: str = "data:") -> str:
+    """Return a Content-Security-Policy that allows this style, this script and these pictures, and no connection."""
+    scripts = f"; script-src {_digest(script)}" if script is not None else ""
+    own = f"default-src 'none'; img-src {images}; style-src {_digest(style)}{scripts}"
+    return f"{own}; base-uri 'none'; form-action 'none'"
+
+
+def embedded(data: bytes, kind: str = "image/webp") -> str:
+    """Return what stands in `src` for a picture inside the page."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

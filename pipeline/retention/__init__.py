@@ -1,0 +1,1 @@
+"""What the owner asks to have deleted, in an output and outside of it."""

@@ -1,0 +1,256 @@
+"""Retention: what the owner asks to have deleted goes; nothing is ever deleted unasked, and the input never touched."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from dladiff.errors import ConfigError, DamagedError, NotFoundError, StorageError
+from dladiff.settings.merge import nearest
+from pipeline.config import RunConfig
+from pipeline.process.private import chosen_umask, private_files
+from pipeline.records import commit as records
+from pipeline.records import manifest
+from pipeline.records.commit import Recorded, load, read_index
+from pipeline.records.lease import Lease
+from pipeline.records.schema import PLAN, parquet
+from pipeline.records.trace import traces_of
+from pipeline.retention.forget import Who, forget
+from pipeline.retention.leftovers import OWNED, Held, held, sweep
+from pipeline.run.plan import LATEST, identities
+from pipeline.storage.base import FOLDERS, TEMP_PREFIX, Storage
+from pipeline.storage.keys import escape, shown
+from pipeline.storage.open import open_storage
+
+RECORDS = ("delete", "keep")
+OUTPUTS = ("output_uri", "output_key", "output_sha256")
+MOST_UNATTENDED = 0.5  # share of the recorded identities that may go at once without a person looking
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """What is to be deleted; by default nothing."""
+
+    gone: bool = False
+    """What is stored of identities whose originals left the input."""
+    protected_days: int = 0
+    """Protected photos this many days after they were made; 0: never."""
+    records: str = "delete"
+    """What becomes of the records of identities that left: delete, or keep (without the photos)."""
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with it, field by field."""
+        found = []
+        if self.protected_days < 0:
+            found.append(f"protected_days: {self.protected_days} is less than 0")
+        if self.records not in RECORDS:
+            hint = nearest(self.records, list(RECORDS))
+            found.append(f"records: {self.records!r} is unknown{hint}; choose one of {', '.join(RECORDS)}")
+        if not self.gone and self.protected_days == 0:
+            found.append("gone: nothing is to be deleted; give gone (--gone) or protected_days (--older-than DAYS)")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Due:
+    """One identity of which something is to be deleted."""
+
+    identity: str
+    why: str
+    photos: int
+    bytes: int
+    forgotten: bool
+    """Whether its records go as well."""
+
+    def line(self) -> str:
+        """Say who, why and how much."""
+        records = "with its records" if self.forgotten else "its record stays"
+        return f"{shown(self.identity)}: {self.why}; {self.photos} photos, {self.bytes / 1e6:.1f} MB, {records}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retained:
+    """What was deleted, or would be."""
+
+    due: list[Due]
+    outside: list[str]
+    """Addresses of pages that show them and of evaluation results that hold them, beside the records."""
+    missed: list[str]
+    """What shows them and was not reached, a line each that says what to do."""
+
+
+def retain(
+    output: str,
+    rule: Retention,
+    config: RunConfig | None = None,
+    *,
+    really: bool = False,
+    unattended: bool = False,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Retained:
+    """Return what `rule` says is to be deleted from an output; with `really`, delete it and build the manifests.
+
+    `config` names the input, which is listed to know who left it; without one, age alone decides and every record
+    stays: work without a record would be done again. `unattended` refuses when more than MOST_UNATTENDED left.
+    Raises ConfigError where the rule or the input cannot be meant so, StorageError; another run holds the lease.
+    """
+    faults = [f"retention: {fault}" for fault in rule.faults()]
+    if rule.gone and config is None:
+        faults.append("--gone: needs the input (--input URI, or --config FILE): it says who is still there")
+    if faults:
+        raise ConfigError(faults)
+    storage = open_storage(output)
+    if not really:
+        found = _find(storage, rule, config, unattended, now())
+        outside = forget(storage, found.who(rule), really=False)
+        return Retained(due=found.due, outside=outside.deleted, missed=outside.missed)
+    storage = open_storage(output, s3=config.s3 if config else None)
+    with private_files(config.umask if config else chosen_umask()), Lease(storage) as lease:
+        found = _find(storage, rule, config, unattended, now())
+        outside = forget(storage, found.who(rule), really=True)
+        if found.due:
+            _delete(storage, (entry.key for entry in storage.list("report/")))  # it shows pictures of them
+        if found.present is not None and rule.records == "delete":
+            _forget_plans(storage, found.present)
+        for one in found.due:
+            lease.check()
+            _remove(storage, one, found, now())
+        lease.check()
+        manifest.write_manifest(storage, force=bool(found.due))
+        left = sweep(storage, (*(f"{folder}/" for folder in FOLDERS), TEMP_PREFIX)) if rule.gone else []
+    return Retained(due=found.due, outside=outside.deleted, missed=outside.missed + left)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Who is due, the records of everybody, what is stored, and who is in the input, if it was asked."""
+
+    due: list[Due]
+    rows: dict[str, list[Recorded]]
+    held: dict[str, Held]
+    folders: dict[str, str]
+    """Escaped name of everybody who is due."""
+    present: set[str] | None
+
+    def who(self, rule: Retention) -> Who:
+        """Return whom pages and results beside the records are to forget."""
+        return Who(self.present if rule.gone else None, {one.identity for one in self.due})
+
+
+def _find(storage: Storage, rule: Retention, config: RunConfig | None, unattended: bool, now: datetime) -> _Found:
+    rows: dict[str, list[Recorded]] = defaultdict(list)
+    index = read_index(storage)
+    if index.damaged:
+        raise StorageError(min(index.damaged.values()))  # whose it was is not known
+    for row in index.rows():
+        rows[row.identity].append(row)
+    present, here = None, None
+    if config is not None:
+        present = {identity.name for identity in identities(config, storage, whole=True)}
+        here = set(map(escape, present))
+    stored = held(storage, here)
+    known = {escape(name): name for name in rows}
+    known |= {folder: _name(folder) for folder in stored.keys() - known.keys()}
+    gone = known.keys() - here if here is not None else set()
+    if config is not None:
+        _refuse_doubtful(len(gone), len(known), config, unattended)
+    limit, due = now - timedelta(days=rule.protected_days), []
+    for folder, name in sorted(known.items(), key=lambda pair: pair[1]):
+        finished, one = _finished(rows.get(name, [])), stored[folder]
+        left, old = rule.gone and folder in gone, rule.protected_days > 0 and finished is not None and finished <= limit
+        forgotten = folder in gone and rule.records == "delete"
+        if (left or old) and (forgotten or one.photos or _pictures(one)):
+            why = f"protected on {finished:%Y-%m-%d}" if finished and not left else "left the input"
+            due.append(Due(identity=name, why=why, photos=one.photos, bytes=one.bytes, forgotten=forgotten))
+    return _Found(due, rows, stored, {name: folder for folder, name in known.items()}, present)
+
+
+def _name(folder: str) -> str:
+    """The name behind an escaped one, for messages; a shortened one stands for itself."""
+    name = unquote(folder, errors="surrogateescape")
+    return name if escape(name) == folder else folder
+
+
+def _pictures(one: Held) -> list[str]:
+    """Keys of what is deleted even where records stay."""
+    return [key for key in one.keys if key.startswith(("photos/", "traces/"))]
+
+
+def _refuse_doubtful(gone: int, recorded: int, config: RunConfig, unattended: bool) -> None:
+    """An input that is not mounted, or the wrong one, looks as if everybody had left."""
+    where = shown(config.input)
+    if recorded and gone == recorded:
+        raise ConfigError(
+            [f"retention: none of {recorded} recorded identities is in {where}; give this output's input and layout"]
+        )
+    if unattended and gone > MOST_UNATTENDED * recorded:
+        raise ConfigError(
+            [
+                f"retention: {gone} of {recorded} recorded identities are not in {where}: too many for a run that "
+                f"nobody watches; nothing is deleted, `dladiff retention --gone` says who, --yes deletes"
+            ]
+        )
+
+
+def _finished(rows: list[Recorded]) -> datetime | None:
+    """When the newest part of an identity was done; None where nothing was."""
+    ends = [row.finished_at for row in rows if row.place.startswith("done/") and row.finished_at]
+    return max(map(datetime.fromisoformat, ends), default=None)
+
+
+def _remove(storage: Storage, one: Due, found: _Found, now: datetime) -> None:
+    """Delete what is due. What a rerun looks for goes last, so that one that is cut off can be run again."""
+    rows, own = found.rows.get(one.identity, []), found.held[found.folders[one.identity]]
+    if one.forgotten:
+        keys = [*own.keys, *(row.place for row in rows)]
+        for folder in OWNED:
+            _delete(storage, dict.fromkeys(key for key in keys if key.startswith(f"{folder}/")))
+        return
+    for row in rows:
+        _strip(storage, row, now)
+    _delete(storage, traces_of(storage, one.identity))
+    _delete(storage, (entry.key for entry in storage.list(f"photos/{found.folders[one.identity]}/")))
+    _delete(storage, _pictures(own))
+
+
+def _strip(storage: Storage, row: Recorded, now: datetime) -> None:
+    """Take the photos out of a commit record: it goes on saying what was done, and that no work is left."""
+    if not row.place.startswith("done/"):
+        return
+    record = load(storage, row.place)
+    note = f"the protected photo was deleted on {now:%Y-%m-%d}, as retention asks"
+    for photo in record["photos"]:
+        if photo.get("output_key"):
+            photo |= dict.fromkeys(OUTPUTS)
+            photo["reason"] = "; ".join(text for text in (photo.get("reason"), note) if text)
+    storage.put(row.place, json.dumps(record, indent=1, allow_nan=False).encode(), records.JSON)
+
+
+def _forget_plans(storage: Storage, present: set[str]) -> None:
+    """Plans name people: earlier ones go, and those who left are taken out of the latest, which `status` reads."""
+    latest = None
+    with suppress(NotFoundError, DamagedError):
+        latest = load(storage, LATEST).get("plan")
+    plans = [entry.key for entry in storage.list("plan/") if entry.key != LATEST]
+    _delete(storage, (key for key in plans if key != latest))
+    if latest in plans:
+        try:
+            rows = parquet(storage.get(latest)).read().to_pylist()
+            kept = [row for row in rows if row["identity"] in present]
+        except (pa.ArrowException, KeyError):
+            storage.delete(latest)  # damaged: the next run writes another
+            return
+        if len(kept) < len(rows):
+            manifest.write_rows(storage, latest, kept, PLAN)
+
+
+def _delete(storage: Storage, keys: Iterable[str]) -> None:
+    """Delete many at a time."""
+    with ThreadPoolExecutor(records.READERS) as pool:
+        list(pool.map(storage.delete, keys))

@@ -1,0 +1,304 @@
+"""ProtectIdentity: what a Ray actor does with one identity; read, decode, protect, encode, put, commit."""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import json
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from dladiff.errors import ConfigError, DladiffError, ModelError, PhotoError, RefusedError, StorageError
+from pipeline.config import RunConfig
+from pipeline.models.fetch import on_this_machine
+from pipeline.process.private import private_process
+from pipeline.records import commit as records
+from pipeline.records.latest import unchanged
+from pipeline.records.manifest import GROUP
+from pipeline.records.schema import brief, finite, finite_similarity, reasons
+from pipeline.records.trace import write_trace
+from pipeline.run.grouped import together
+from pipeline.run.reading import STREAMS, Reading, Source
+from pipeline.sources.addresses import read_allowed, roots_of
+from pipeline.sources.decode import Decoded, encode_checked
+from pipeline.sources.decoder import PIXEL_BYTES
+from pipeline.sources.index_file import is_index
+from pipeline.storage.base import Storage
+from pipeline.storage.keys import escape, redacted, stem
+from pipeline.storage.open import open_storage
+from pipeline.storage.retry import PatientStorage
+from pipeline.telemetry.metrics import ActorMetrics
+
+LATE = "late"  # status of a task whose turn did not come before the deadline
+
+Row = dict[str, Any]
+_METRICS = ("linf", "linf_face", "psnr", "psnr_face", "ssim", "retained")
+
+
+class ProtectIdentity:
+    """One worker: models are loaded at the first identity and stay. A call never raises; a fault is a status."""
+
+    def __init__(self, run: dict[str, Any], run_id: str, digest: str, deadline: float | None = None) -> None:
+        self.config = RunConfig(**{**run, "faces": tuple(run["faces"])})
+        private_process(self.config.umask)
+        self.run_id = run_id
+        self.digest = digest  # of the driver, which may see other files than the workers
+        self.deadline = deadline  # seconds since the epoch; no task is begun after it
+        self.protector: Any = None
+        self.opened: dict[str, Storage] = {}
+        self.plans: dict[str, pq.ParquetFile] = {}
+        self.metrics = ActorMetrics()
+
+    def __call__(self, row: Row) -> Row:
+        """Do one task; `row["work"]` is JSON: identity, part, parts, key, replaces, photos and clean (key, uri each).
+
+        The row that goes back holds {"result": JSON}: identity, status (done, failed, quarantined, skipped, late,
+        fatal, storage), reason, photos, failed_photos, seconds, rows. `fatal` and `storage`: no identity
+        can be done, the run must stop.
+        """
+        work = json.loads(row["work"])
+        started = time.monotonic()
+        try:
+            work = self._planned(work) if "plan" in work else work
+            result = self._attempt(work)
+        except (ModelError, ConfigError) as error:
+            result = {"status": "fatal", "reason": _line(error)}
+        except StorageError as error:  # a photo's own fault was noted with the photo: this one is the run's
+            result = {"status": "storage", "reason": str(error)}
+        except BaseException as error:  # a row that raised would end the run or vanish
+            if "photos" in work:
+                result = self._failed(work, "failed", _line(error), redacted(traceback.format_exc()))
+            else:  # the stored plan itself
+                result = {"status": "storage", "reason": _line(error)}
+        photos = len(work.get("photos", ()))
+        common = {"identity": work.get("identity", ""), "photos": photos, "failed_photos": photos}
+        seconds = round(time.monotonic() - started, 3)
+        self.metrics.finished(result := common | {"reason": "", "seconds": seconds, "rows": []} | result)
+        return {"result": json.dumps(result)}
+
+    @property
+    def target(self) -> Storage:
+        """The output, opened at its first use: clients do not travel between processes."""
+        if "output" not in self.opened:
+            self.opened["output"] = self._open(self.config.output)
+        return self.opened["output"]
+
+    def _planned(self, place: Row) -> Row:
+        """Return the work at a row of a stored plan, which is fetched once, and must be the one the driver wrote."""
+        if place["plan"] not in self.plans:
+            self.plans = {place["plan"]: unchanged(self.target, place)}
+        group, row = divmod(place["row"], GROUP)
+        column = self.plans[place["plan"]].read_row_group(group, columns=["work"])["work"]
+        return dict(json.loads(column[row].as_py()))
+
+    def _open(self, uri: str) -> Storage:
+        return PatientStorage(open_storage(uri, s3=self.config.s3), self.config.patience_s, self.metrics.retried)
+
+    def _attempt(self, work: Row) -> Row:
+        if self.deadline is not None and time.time() > self.deadline:
+            return {"status": LATE, "reason": "the time window ended before its turn; the next run takes it up"}
+        task, key = (work["identity"], work["part"]), work["key"]
+        starts = records.count_starts(self.target, task, key, self.run_id)
+        if starts >= self.config.max_starts:
+            reason = f"quarantined: {starts} starts without an end (a crash each time); --retry-failed tries again"
+            return self._failed(work, "quarantined", reason, "")
+        if self.protector is None:
+            self.protector = self._load()
+        start = records.write_start(self.target, task, key, self.run_id)
+        try:
+            result = self._protect(work)
+        except Exception:
+            with contextlib.suppress(StorageError):  # the first error is the one to tell
+                self.target.delete(start)
+            raise
+        self.target.delete(start)
+        return result
+
+    def _load(self) -> Any:
+        module, _, name = self.config.protector.partition(":")
+        kind = getattr(importlib.import_module(module), name)  # torch comes in here, on the worker
+        settings = on_this_machine(self.config.method_settings(), self._open)
+        try:
+            return kind(settings, self.config.seed, self.config.cpus_per_actor)
+        except DladiffError:
+            raise
+        except Exception as error:  # no identity's fault: every other one would meet it too
+            raise ModelError(f"the models cannot be loaded: {_line(error)}") from error
+
+    def _protect(self, work: Row) -> Row:
+        started = records.now()
+        rows = {photo["uri"]: self._photo_row(work, photo) for photo in work["photos"]}
+        seconds: Counter[str] = Counter()
+        outs = []
+        with Reading(self.config, self._bytes, self.metrics.read) as reading:
+            with _timed(seconds, "read"):
+                sources = reading.measure(work["photos"], rows)
+                clean, lost = reading.clean(work["clean"]) if sources else ([], "")
+                groups = reading.groups(sources)
+            for group in groups:
+                outs += self._group(work["identity"], reading, group, clean, rows, seconds)
+        if not outs:
+            reason = reasons(rows.values())
+            if all(row["status"] == "skipped" for row in rows.values()):
+                return {"status": "skipped", "reason": reason}
+            return self._failed(work, "failed", f"no photo can be used: {reason}", "", list(rows.values()))
+        out = together(outs)
+        how = {
+            "models": out.models,
+            "versions": out.versions,
+            "device": out.device,
+            "seconds": {stage: round(spent, 3) for stage, spent in (seconds + Counter(out.seconds)).items()},
+            "peak_memory_bytes": out.peak_memory_bytes,
+            "started_at": started,
+            "finished_at": records.now(),
+        }
+        if out.trace:
+            write_trace(self.target, work["identity"], work["part"], out.trace)
+        self.metrics.worked(how["seconds"], out.peak_memory_bytes, out.device, out.steps)
+        for row in rows.values():
+            if row["status"] not in ("failed", "skipped"):  # these have a reason of their own
+                row["reason"] = "; ".join(text for text in (row["reason"], lost, out.note) if text)
+        return self._commit(work, [row | how for row in rows.values()], how)
+
+    def _group(
+        self,
+        identity: str,
+        reading: Reading,
+        group: list[Source],
+        clean: list[Any],
+        rows: dict[str, Row],
+        seconds: Counter[str],
+    ) -> list[Any]:
+        """Decode, protect and store the photos of one group; return what was made without its pixels, if anything."""
+        from dladiff.service import PhotoIn
+
+        with _timed(seconds, "read"):
+            decoded = reading.decode(group)
+        photos = [PhotoIn(key=uri, pixels=photo.pixels) for uri, photo in decoded.items()]
+        outs = []
+        if photos:
+            out = self.protector.protect_identity(identity, photos, clean)
+
+            def store(photo: Any) -> None:
+                with reading.budget.of(PIXEL_BYTES * photo.pixels.shape[0] * photo.pixels.shape[1]):
+                    self._store(identity, photo, decoded[photo.key], rows[photo.key])
+
+            with _timed(seconds, "store"), ThreadPoolExecutor(STREAMS) as pool:
+                list(pool.map(store, out.photos))
+            outs.append(dataclasses.replace(out, photos=[]))
+        reading.free(group)
+        return outs
+
+    def _commit(self, work: Row, rows: list[Row], how: Row) -> Row:
+        identity, part = work["identity"], work["part"]
+        lost = sum(row["status"] == "failed" for row in rows)
+        if not any(row.get("output_key") for row in rows):
+            return self._failed(work, "failed", f"no photo was protected: {reasons(rows)}", "", rows)
+        summary = self._identity_row(work, "done", "", lost) | how
+        record = {"identity": identity, "part": part, "parts": work["parts"], "key": work["key"]}
+        record |= {"run_id": self.run_id, "photos": rows, "identity_row": summary}
+        records.commit(self.target, record, replaces=work.get("replaces"))
+        records.clear_failure(self.target, identity, part)
+        records.clear_starts(self.target, identity, part)
+        return {"status": "done", "failed_photos": lost, "rows": [brief(row) for row in rows]}
+
+    def _bytes(self, photo: Row, most: int) -> bytes:
+        """Read so many bytes at most, from the input, or for a photo of an index file from where its address points."""
+        if "refused" in photo:
+            raise PhotoError(f"the index names it by an address that is refused: {photo['refused']}")
+        if is_index(self.config.input):
+            roots = roots_of(self.config.input, self.config.allow_roots)
+            return read_allowed(photo["uri"], roots, self.opened, self._open, most)
+        if "input" not in self.opened:
+            self.opened["input"] = self._open(self.config.input)
+        return self.opened["input"].get(photo["key"], most)
+
+    def _store(self, identity: str, photo: Any, source: Decoded, row: Row) -> None:
+        """Encode and put a photo; fill its row."""
+        row |= {"status": photo.status, "faces": photo.faces, "similarity": finite_similarity(photo.similarity)}
+        row |= {name: finite(getattr(photo, name)) for name in _METRICS}
+        row["reason"] = "; ".join(text for text in (photo.reason, row["reason"]) if text)
+        if photo.status == "failed":
+            return
+        try:
+            data = encode_checked(photo.pixels, source.icc, source.alpha)
+        except Exception as error:  # whatever it is, the other photos of the identity are whole
+            row |= {"status": "failed", "reason": f"cannot be encoded: {_line(error)}"}
+            return
+        sha = hashlib.sha256(data).hexdigest()
+        key = f"photos/{escape(identity)}/{stem(row['source_uri'])}.{sha[:12]}.png"
+        try:
+            self.target.put(key, data, "image/png")
+        except RefusedError as error:  # this key or this size; any other error of storage is the run's
+            row |= {"status": "failed", "reason": str(error)}
+            return
+        self.metrics.wrote(len(data))
+        row |= {"output_key": key, "output_uri": self.target.uri_of(key), "output_sha256": sha}
+        row |= self.config.layer_settings(faces=bool(photo.faces))
+
+    def _photo_row(self, work: Row, photo: Row) -> Row:
+        return {
+            "run_id": self.run_id,
+            "identity": work["identity"],
+            "source_uri": photo["uri"],
+            "status": "failed",
+            "reason": "",
+            "finetuning_layer": None,
+            "zero_shot_layer": None,
+            "seed": self.config.seed,
+            "config_digest": self.digest,
+        }
+
+    def _identity_row(self, work: Row, status: str, reason: str, lost: int) -> Row:
+        return {
+            "run_id": self.run_id,
+            "identity": work["identity"],
+            "status": status,
+            "reason": reason,
+            "photos": len(work["photos"]),
+            "failed_photos": lost,
+            "attempts": 0,
+            "seed": self.config.seed,
+            "config_digest": self.digest,
+            "finished_at": records.now(),
+        }
+
+    def _failed(self, work: Row, status: str, reason: str, trace: str, rows: list[Row] | None = None) -> Row:
+        """Write the failure record and return the result; storage that fails too is told in the reason."""
+        if rows is None:
+            rows = [self._photo_row(work, p) | {"reason": reason} for p in work["photos"]]
+        record = {
+            "identity": work["identity"],
+            "part": work["part"],
+            "parts": work["parts"],
+            "key": work["key"],
+            "run_id": self.run_id,
+            "status": status,
+            "reason": reason,
+            "traceback": trace,
+            "photos": rows,
+            "identity_row": self._identity_row(work, status, reason, len(rows)),
+        }
+        try:
+            records.fail(self.target, record)
+        except DladiffError as error:
+            return {"status": "storage", "reason": str(error)}
+        return {"status": status, "reason": reason, "rows": [brief(row) for row in rows]}
+
+
+@contextlib.contextmanager
+def _timed(seconds: Counter[str], stage: str) -> Iterator[None]:
+    clock = time.monotonic()
+    yield
+    seconds[stage] += time.monotonic() - clock  # type: ignore[assignment]
+
+
+def _line(error: BaseException) -> str:
+    text = redacted(" ".join(str(error).split()))
+    return text if isinstance(error, DladiffError) else f"{type(error).__name__}: {text}"

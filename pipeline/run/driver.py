@@ -1,0 +1,185 @@
+"""The chain: plan, subtract what is done, hand the rest to Ray Data task by task, build the manifest."""
+
+import shlex
+import uuid
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+
+from dladiff.errors import ConfigError, StorageError
+from pipeline.config import RunConfig
+from pipeline.process.private import private_files
+from pipeline.process.temporary import temporary_folder
+from pipeline.records import commit as records
+from pipeline.records import manifest
+from pipeline.records.commit import Recorded
+from pipeline.records.lease import Lease
+from pipeline.run.actor import LATE
+from pipeline.run.engine import TODO_FILES, results
+from pipeline.run.live import Actors
+from pipeline.run.plan import Plan, Retry, make_plan, write_plan
+from pipeline.run.progress import Progress
+from pipeline.storage.base import Storage
+from pipeline.storage.keys import shown
+from pipeline.storage.open import open_storage
+from pipeline.telemetry.driver import DriverMetrics
+
+WORST = ("quarantined", "failed", LATE, "done", "skipped")
+"""What an identity counts as when its parts ended differently: the first of these that occurs."""
+
+
+@dataclass
+class Summary:
+    """planned == done + failed + quarantined + skipped, in identities; lost_photos lie in done or skipped ones.
+
+    `left` counts those of the skipped whose turn did not come before the deadline.
+    """
+
+    planned: int
+    photos: int
+    todo: int
+    done: int = 0
+    failed: int = 0
+    quarantined: int = 0
+    skipped: int = 0
+    left: int = 0
+    lost_photos: int = 0
+    results: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all protected, 1 some failed or left."""
+        return 1 if self.failed or self.quarantined or self.left or self.lost_photos else 0
+
+    def advice(self, output: str) -> list[str]:
+        """Return what to do next, a line each."""
+        place = shlex.quote(shown(output))
+        lines = []
+        if self.failed or self.quarantined or self.lost_photos:
+            lines.append(f"next: dladiff failed --output {place} says why; protect --retry-failed takes them up again")
+        if self.left:
+            lines.append("next: the same command again takes up what is left")
+        if not lines:
+            lines.append(f"next: dladiff report --output {place} shows before and after")
+        return lines
+
+
+def protect(
+    config: RunConfig,
+    *,
+    retry: Retry | None = None,
+    console: Console | None = None,
+    metrics: DriverMetrics | None = None,
+    deadline: datetime | None = None,
+    verbose: bool = False,
+) -> Summary:
+    """Protect every identity that is new. Nothing new: Ray is not started, and storage is only read.
+
+    After `deadline` no task is begun; what is left counts as skipped, and the next run takes it up. `verbose` says a
+    line an identity on a terminal too.
+    Raises ConfigError or ModelError (exit code 2), StorageError (3).
+    """
+    with private_files(config.umask), temporary_folder() as folder:
+        plan = make_plan(config, retry=retry, folder=folder)
+        if not plan.todo and plan.index.fresh:
+            return _summary(plan)
+        if plan.todo and (faults := config.missing_weights()):
+            raise ConfigError(faults)
+        target = open_storage(config.output, create=True, s3=config.s3)
+        with Lease(target) as lease:
+            if _changed(target, plan):  # another run worked until the lease was ours
+                plan = make_plan(config, retry=retry, folder=folder)
+            watch = _Watch(console or Console(stderr=True, emoji=False), metrics or DriverMetrics(), deadline, verbose)
+            return _run(config, plan, target, lease, watch)
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """Who looks on, and until when."""
+
+    console: Console
+    metrics: DriverMetrics
+    deadline: datetime | None
+    verbose: bool
+
+
+def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, watch: _Watch) -> Summary:
+    summary, run_id = _summary(plan), uuid.uuid4().hex
+    write_plan(target, plan, run_id)
+    ended: dict[str, list[str]] = {}
+    watch.metrics.begin(plan.identities, plan.todo, config.gpus_per_actor)
+    if plan.todo:
+        for identity, part in plan.retried:
+            records.clear_starts(target, identity, part)
+        assert plan.todo_file is not None
+        until = watch.deadline.timestamp() if watch.deadline else None
+        stream = results(config, plan.todo_file, target, run_id, until)
+        view = Progress(watch.console, plan.todo, watch.metrics.cost, Actors(target), verbose=watch.verbose)
+        with view as progress, closing(stream):  # an error ends Ray before it is told
+            for result in stream:
+                lease.check()
+                summary.results.append(result)
+                ended.setdefault(result["identity"], []).append(result["status"])
+                if result["status"] != LATE:  # it is left
+                    watch.metrics.advance(result)
+                progress.advance(result)
+    if len(summary.results) != plan.todo:
+        raise StorageError(f"{plan.todo - len(summary.results)} tasks gave no result; run again, finished work is kept")
+    for name, statuses in ended.items():
+        found = {*statuses, plan.kept.get(name, "skipped")}
+        status = next(s for s in WORST if s in found)
+        summary.left += status == LATE
+        counted = "skipped" if status == LATE else status
+        setattr(summary, counted, getattr(summary, counted) + 1)
+    summary.lost_photos += sum(r["failed_photos"] for r in summary.results if r["status"] == "done")
+    lease.check()
+    _finalise(target, plan, ended)
+    return summary
+
+
+def _finalise(target: Storage, plan: Plan, ended: dict[str, list[str]]) -> None:
+    """Sweep what dead attempts and runs left of the identities of this run, and build the manifest."""
+    for entry in list(target.list(TODO_FILES)):
+        target.delete(entry.key)
+    index = records.read_index(target)
+    rows: dict[str, list[Recorded]] = {name: [] for name in ended}
+    for row in index.rows():
+        if row.identity in rows:
+            rows[row.identity].append(row)
+    stale: dict[str, list[Recorded]] = {}
+    for name, statuses in ended.items():
+        whole = set(statuses) == {"done"} and name not in plan.kept
+        stale[name] = [row for row in rows[name] if whole and row.task not in plan.tasks[name]]
+
+    def sweep(name: str) -> None:
+        current = [row for row in rows[name] if row.place.startswith("done/") and row not in stale[name]]
+        manifest.sweep(target, name, current, stale[name])
+
+    with ThreadPoolExecutor(records.READERS) as pool:
+        list(pool.map(sweep, ended))
+    for row in (row for rows_ in stale.values() for row in rows_):
+        (index.done if row.place.startswith("done/") else index.failed).pop(row.task)
+    manifest.write_manifest(target, index)
+
+
+def _changed(target: Storage, plan: Plan) -> bool:
+    now = records.read_index(target)
+    return [(r.place, r.tag) for r in now.rows()] != [(r.place, r.tag) for r in plan.index.rows()]
+
+
+def _summary(plan: Plan) -> Summary:
+    counts: Counter[str] = plan.settled()
+    return Summary(
+        planned=plan.identities,
+        photos=plan.photos,
+        todo=plan.todo,
+        failed=counts["failed"],
+        quarantined=counts["quarantined"],
+        skipped=counts["skipped"],
+        lost_photos=plan.lost_photos,
+    )

@@ -1,0 +1,189 @@
+"""Ray Data: one row a task, a pool of actors, results as they come."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Generator, Iterator
+from typing import Any
+
+from dladiff.errors import ConfigError, DladiffError, ModelError, StorageError
+from pipeline.config import RunConfig
+from pipeline.records.manifest import ParquetFile
+from pipeline.run.actor import ProtectIdentity
+from pipeline.run.local_ray import check_authenticated, local_ray
+from pipeline.storage.base import Storage
+
+TODO_FILES = "plan/todo-"  # such a file is of one run, and goes at its end
+IN_MEMORY = 10_000  # tasks; above it the actors read what to do from storage, and the driver holds numbers alone
+
+
+def results(
+    config: RunConfig, todo: ParquetFile, target: Storage, run_id: str, deadline: float | None = None
+) -> Generator[dict[str, Any]]:
+    """Run the actors on this machine or the cluster of RAY_ADDRESS; yield each task's result as it comes.
+
+    After `deadline` (seconds since the epoch) no task is begun: those left come back as late.
+    Raises StorageError when Ray does not start or fails, ConfigError when this machine holds no actor.
+    """
+    private = not os.environ.get("RAY_ADDRESS")
+    with started() as ray:
+        held = room(ray, config.cpus_per_actor, config.gpus_per_actor)
+        most = min(todo.count, config.max_actors or held)
+        actors = ray.data.ActorPoolStrategy(
+            min_size=most if private else min(config.min_actors, most),  # this machine is ours: no slow start
+            max_size=most,
+            max_tasks_in_flight_per_actor=2,  # one leaves the actor idle between identities and never scales up
+        )
+        stage = _rows(ray, todo, target, run_id).map(
+            ProtectIdentity,
+            fn_constructor_kwargs={
+                "run": config.to_dict(),
+                "run_id": run_id,
+                "digest": config.config_digest(),
+                "deadline": deadline,
+            },
+            compute=actors,
+            num_cpus=config.cpus_per_actor,  # torch's threads on the CPU
+            num_gpus=config.gpus_per_actor,  # a fraction shares one GPU
+            # Ray Data restarts a killed actor without end; the durable start counter ends a crash loop
+        )
+        yield from told(ray, stage)
+
+
+def told(ray: Any, stage: Any) -> Generator[dict[str, Any]]:
+    """Yield the column `result` of a stage, row by row as they come.
+
+    Raises ModelError or StorageError where a result says that no row can be done, StorageError when Ray fails.
+    """
+    try:
+        # iter_rows would fetch one block ahead: each result would be told only when the next one is there
+        for block in stage.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+            for result in map(json.loads, block["result"].to_pylist()):
+                if kind := {"fatal": ModelError, "storage": StorageError}.get(result["status"]):
+                    raise kind(result["reason"])
+                yield result
+    except DladiffError:
+        raise
+    except ray.exceptions.RayError as error:
+        raise StorageError(f"the Ray cluster failed: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _rows(ray: Any, todo: ParquetFile, target: Storage, run_id: str) -> Any:
+    """One block a task, so that results stream and no actor holds a second identity's turn.
+
+    Made by the driver, not by tasks of Ray (read_parquet, repartition): where actors hold every CPU such a task would
+    wait for ever, and the actors for it.
+    """
+    if todo.count <= IN_MEMORY:
+        rows = list(todo.rows())
+    else:
+        key = f"{TODO_FILES}{run_id}.parquet"
+        todo.put(target, key)
+        with todo.path.open("rb") as file:  # the output's writers must not give actors other work
+            plan = {
+                "plan": key,
+                "size": todo.path.stat().st_size,
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            }
+        rows = [{"work": json.dumps(plan | {"row": i})} for i in range(todo.count)]
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+@contextlib.contextmanager
+def started() -> Iterator[Any]:
+    """Start a private Ray, or join RAY_ADDRESS, quietly and without usage statistics; shut it down at the end.
+
+    Meanwhile what is printed goes to stderr: Ray tells of dead actors on stdout, which is our answer's.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side writes to the terminal otherwise
+    joined = bool(os.environ.get("RAY_ADDRESS"))
+    with contextlib.redirect_stdout(sys.stderr), _handlers_kept(), _options(joined) as options:
+        import ray
+        import ray.data
+
+        try:
+            # what it says while it waits for a cluster is told at once
+            with contextlib.nullcontext() if joined else _without_log_level():
+                ray.init(**options, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
+        except SystemExit as error:  # SIGTERM meanwhile: so Ray's own handler answers it
+            raise KeyboardInterrupt from error
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise StorageError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
+        try:
+            if not joined:
+                check_authenticated()
+            _interrupted_by_sigterm()
+            context = ray.data.DataContext.get_current()
+            context.enable_progress_bars = False
+            context.max_errored_blocks = 0
+            context.execution_options.preserve_order = False
+            context.execution_no_progress_timeout_s = 6 * 3600  # well above the slowest identity
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _options(joined: bool) -> contextlib.AbstractContextManager[dict[str, Any]]:
+    """Options of `ray.init`: those of a private Ray, or none where a cluster is joined."""
+    return contextlib.nullcontext({}) if joined else local_ray()
+
+
+def _interrupted_by_sigterm() -> None:
+    """Let SIGTERM end the work as Ctrl-C does: the handlers that ray.init has set print a stack trace first."""
+    if threading.current_thread() is threading.main_thread():  # in no other are there any, nor may we set one
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Put back at the end what answered SIGTERM before."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _without_log_level() -> Iterator[None]:
+    """Leave out the line in which Ray's C++ side says that it took the log level; whatever else it says comes after."""
+    with tempfile.TemporaryFile() as held:
+        terminal = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            held.seek(0)
+            os.write(2, b"".join(line for line in held if b"Set ray log level" not in line))
+
+
+def room(ray: Any, cpus: int, gpus: float) -> int:
+    """Return how many actors of so many CPUs and GPUs this machine or the cluster holds, at least one.
+
+    Raises ConfigError where this machine holds none. A cluster may still grow.
+    """
+    have = ray.cluster_resources()
+    if not os.environ.get("RAY_ADDRESS"):
+        asked = {"cpus_per_actor": (cpus, "CPU"), "gpus_per_actor": (gpus, "GPU")}
+        faults = [
+            f"{name}: {wanted:g} is more than this machine has ({have.get(kind, 0):g}); ask for less, or name a "
+            "cluster in RAY_ADDRESS"
+            for name, (wanted, kind) in asked.items()
+            if wanted > have.get(kind, 0)
+        ]
+        if faults:
+            raise ConfigError(faults)
+    most = int(have.get("CPU", 1) // cpus)
+    return max(1, min(most, int(have.get("GPU", 0) // gpus)) if gpus else most)

@@ -1,0 +1,83 @@
+"""The Ray of one local run: token authentication, loopback addresses only, files in a folder of this user alone.
+
+Ray runs code for every client that reaches its ports. Without these settings its processes listen on all interfaces,
+and with authentication off anybody on the network could run a task as this user (docs/decisions/0010-local-ray.md).
+"""
+
+import contextlib
+import importlib
+import os
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dladiff.errors import StorageError
+from pipeline.process.temporary import temporary_folder
+
+CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+OBJECT_STORE = 200_000_000  # bytes; rows are small
+SOCKET_PATH = 107  # bytes that the system allows for the path of a Unix socket
+SESSION = len("/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # what Ray adds to the folder
+
+
+@contextlib.contextmanager
+def local_ray() -> Iterator[dict[str, Any]]:
+    """Set the environment of a private Ray; yield the options of `ray.init`; put both back at the end.
+
+    To be entered before Ray is imported, which reads some of it then. Raises StorageError where no folder is short
+    enough.
+    """
+    settings = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),  # of this run; its processes inherit it
+        CLUSTERS: "0",  # the node's address is loopback, on Linux too
+    }
+    # Ray gives its own folder mode 0777; the one above it keeps others out
+    with temporary_folder(short=True) as folder, _environment(settings):
+        _check_length(folder)
+        yield {
+            "address": "local",  # never a cluster that an earlier `ray start` recorded on this machine
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE,
+            "_temp_dir": str(folder / "r"),
+        }
+
+
+def check_authenticated() -> None:
+    """Raise StorageError unless this process's Ray asks for a token. To be called once Ray is started."""
+    raylet: Any = importlib.import_module("ray._raylet")
+    if raylet.get_authentication_mode() != raylet.AuthenticationMode.TOKEN:
+        raise StorageError("Ray started without authentication; run dladiff in a process that has not used Ray before")
+
+
+def _check_length(folder: Path) -> None:
+    if len(os.fsencode(folder)) + SESSION > SOCKET_PATH:
+        raise StorageError(f"the path {folder} is too long for Ray's sockets; set TMPDIR to a shorter one")
+
+
+@contextlib.contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    reread_environment()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        reread_environment()  # a cluster that is joined next has its own
+
+
+def reread_environment() -> None:
+    """Let a Ray that is already imported forget the mode, the token and the address of an earlier run."""
+    if "ray" in sys.modules:
+        raylet: Any = importlib.import_module("ray._raylet")
+        constants: Any = importlib.import_module("ray._private.ray_constants")
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+        constants.ENABLE_RAY_CLUSTER = os.environ.get(CLUSTERS) != "0"

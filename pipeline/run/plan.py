@@ -1,0 +1,303 @@
+"""What there is to do: identities listed, split into tasks, minus what the records hold; no pixel is read."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import Any
+
+from dladiff.errors import ConfigError
+from pipeline.config import RunConfig
+from pipeline.records.commit import Index, Recorded, Task, key_of, now, read_index
+from pipeline.records.latest import LATEST as LATEST
+from pipeline.records.manifest import ParquetFile, write_rows
+from pipeline.records.schema import PLAN, TODO
+from pipeline.sources.find import Identity, Photo, find_identities
+from pipeline.sources.index_file import MISSING, REFUSED, index_identities, is_index
+from pipeline.storage.base import FOLDERS, Storage
+from pipeline.storage.keys import shown
+from pipeline.storage.open import local_path, open_storage
+
+log = logging.getLogger(__name__)
+
+CANDIDATES = 4  # clean photos to choose from, in units of clean_photos: the largest files, the best by their faces
+SECONDS_PER_PHOTO = {"tiny": 45.0, "sd21": 300.0}
+"""Assumed where no earlier run of this output was measured: one actor, two encoders; not a promise."""
+NO_PHOTOS = (
+    "no photos found in {uri}; understood are: one folder an identity, photos side by side (each an identity, or "
+    "--one-identity), <identity>/set_A, set_B folders, CelebA-HQ, VGGFace2, and an index file (.csv, .parquet); "
+    "JPEG, PNG, WebP, BMP, TIFF"
+)
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Which failures are taken up again: all of them, or those whose reason holds one of `reasons`."""
+
+    reasons: tuple[str, ...] = ()
+
+    def takes(self, reason: str) -> bool:
+        """Return whether a failure of this reason is taken up."""
+        return not self.reasons or any(part.casefold() in reason.casefold() for part in self.reasons)
+
+
+class Prefixes:
+    """Of each bucket, the longest prefix below which the photos of an index file lie."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, list[str]] = {}
+
+    def add(self, uri: str) -> None:
+        """Take in the address of a photo; one of a folder takes no part."""
+        if uri.startswith("s3://"):
+            bucket, *folders = uri.removeprefix("s3://").split("/")[:-1]
+            known = self._folders.setdefault(bucket, folders)
+            same = (one == other for one, other in zip(known, folders, strict=False))
+            self._folders[bucket] = known[: len([*takewhile(bool, same)])]
+
+    def addresses(self) -> tuple[str, ...]:
+        """Return the prefixes as `open_storage` takes them."""
+        return tuple("/".join(("s3:/", bucket, *folders)) for bucket, folders in self._folders.items())
+
+
+@dataclass
+class Plan:
+    """Counts of what is there and what is new; the tasks themselves lie in two files where a folder was given."""
+
+    index: Index
+    identities: int = 0
+    photos: int = 0
+    todo: int = 0
+    todo_photos: int = 0
+    pending: dict[str, int] = field(default_factory=dict)
+    """Tasks to do, by identity that has any."""
+    tasks: dict[str, set[Task]] = field(default_factory=dict)
+    """All tasks of those identities."""
+    kept: dict[str, str] = field(default_factory=dict)
+    """failed or quarantined, by identity of which a task failed before and is not taken up."""
+    retried: list[Task] = field(default_factory=list)
+    skipped: int = 0
+    lost_photos: int = 0
+    """Photos that failed in tasks that are done."""
+    plan_hash: str = ""
+    inputs: tuple[str, ...] = ()
+    """Folders or bucket prefixes that the photos are read below: what `verify` and `report` may read later."""
+    buckets: Prefixes = field(default_factory=Prefixes)
+    """Where an index file names photos of other buckets, or of another prefix of its own."""
+    plan_file: ParquetFile | None = None
+    todo_file: ParquetFile | None = None
+
+    def settled(self) -> Counter[str]:
+        """Return how many identities without new work are failed, quarantined or skipped."""
+        counts = Counter(status for name, status in self.kept.items() if name not in self.pending)
+        counts["skipped"] = self.skipped
+        return counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What the new photos would take; `measured_photos` is 0 where the rate is the stated default."""
+
+    seconds_per_photo: float
+    measured_photos: int
+    actor_hours: float
+    gpu_hours: float
+    cost: float | None
+
+
+def make_plan(config: RunConfig, *, retry: Retry | None = None, folder: Path | None = None) -> Plan:
+    """List the input and subtract what the output's records hold; storage is only read.
+
+    The plan and the work of the actors go to files in `folder`, if given. Raises ConfigError, StorageError.
+    """
+    target = open_if_there(config.output)
+    plan = Plan(read_index(target) if target else Index())
+    if folder is not None:
+        plan.plan_file, plan.todo_file = ParquetFile(folder, PLAN), ParquetFile(folder, TODO)
+    plan.inputs = inputs_of(config)
+    roots = tuple(f"{root.rstrip('/')}/" for root in plan.inputs)
+    digest, content = config.config_digest(), hashlib.sha256()
+    clean_photos = config.method_config().clean_photos
+    own = tuple(f"{target.uri.rstrip('/')}/{folder}/" for folder in FOLDERS) if target else ()
+    for identity in islice(identities(config, target), config.limit):
+        _check_apart(identity, own)
+        _add(plan, identity, config, (digest, clean_photos), retry)
+        for photo in (*identity.photos, *identity.clean):
+            if not photo.uri.startswith(roots):
+                plan.buckets.add(photo.uri)
+            content.update(f"{photo.uri}\0{photo.tag}\0".encode("utf-8", "surrogatepass"))
+    if not plan.identities:
+        raise ConfigError([NO_PHOTOS.format(uri=config.input)])
+    plan.plan_hash = content.hexdigest()
+    plan.inputs += plan.buckets.addresses()
+    for file in (plan.plan_file, plan.todo_file):
+        if file is not None:
+            file.close()
+    return plan
+
+
+def estimate(config: RunConfig, plan: Plan, price: float | None) -> Estimate:
+    """Say how long the new photos take: at the rate measured in this output on the same kind of device, or a default.
+
+    `price` is of one GPU-hour; of one actor-hour where actors have no GPU.
+    """
+    gpu = config.gpus_per_actor > 0
+    rows = [r for r in plan.index.done.values() if r.seconds > 0 and (r.device not in ("", "cpu")) == gpu]
+    measured = sum(row.photos - row.failed_photos for row in rows)
+    default = SECONDS_PER_PHOTO.get(config.profile, SECONDS_PER_PHOTO["sd21"])
+    rate = sum(row.seconds for row in rows) / measured if measured else default
+    hours = plan.todo_photos * rate / 3600
+    billed = hours * config.gpus_per_actor if gpu else hours
+    return Estimate(
+        seconds_per_photo=round(rate, 3),
+        measured_photos=measured,
+        actor_hours=round(hours, 4),
+        gpu_hours=round(hours * config.gpus_per_actor, 4),
+        cost=None if price is None else round(billed * price, 2),
+    )
+
+
+def write_plan(target: Storage, plan: Plan, run_id: str) -> None:
+    """Store the plan as plan/<hash>.parquet, and what `status` needs of it as plan/latest.json."""
+    assert plan.plan_file is not None
+    key = f"plan/plan-{plan.plan_hash[:16]}.parquet"
+    hashed = {"plan_hash": plan.plan_hash}  # known only after the last row
+    write_rows(target, key, (row | hashed for row in plan.plan_file.rows()), PLAN)
+    latest = {"plan": key, "run_id": run_id, "started_at": now(), "tasks": plan.plan_file.count}
+    latest |= {"identities": plan.identities, "photos": plan.photos, "todo": plan.todo, "inputs": plan.inputs}
+    target.put(LATEST, json.dumps(latest, indent=1).encode(), "application/json")
+
+
+def inputs_of(config: RunConfig) -> tuple[str, ...]:
+    """Return the folders or bucket prefixes that a run reads its photos below; of an index file, its folder first.
+
+    Photos of an index file in other buckets are left out: `Prefixes` has these.
+
+    Raises StorageError for an input that is not there.
+    """
+    if not is_index(config.input):
+        return (open_storage(config.input).uri,)
+    folder = config.input.removesuffix(config.input.rpartition("/")[2]) or "."
+    return tuple(open_storage(root).uri for root in (folder, *config.allow_roots))
+
+
+def open_if_there(uri: str) -> Storage | None:
+    """Open the output, or return None for a folder that is not there yet: a plan does not make it."""
+    path = local_path(uri)
+    return None if path is not None and not path.exists() else open_storage(uri)
+
+
+def identities(config: RunConfig, target: Storage | None, *, whole: bool = False) -> Iterator[Identity]:
+    """List the input's identities, whatever the limit; an output inside the input is left out.
+
+    With `whole` a folder that cannot be read raises StorageError, else it is logged and skipped.
+    """
+    if is_index(config.input):
+        return index_identities(config.input, config.allow_roots)
+    source = open_storage(config.input)
+    lists = open_storage(config.lists) if config.lists else None
+    inside = _inside(source, target) if target else None
+    return find_identities(source, layout=config.layout_name(), exclude_prefix=inside, lists=lists, whole=whole)
+
+
+def _inside(source: Storage, target: Storage) -> str | None:
+    """The output's prefix below the input, or None. The same place twice would protect protected photos."""
+    outer, inner = source.uri.rstrip("/"), target.uri.rstrip("/")
+    if outer == inner:
+        raise ConfigError(["output: is the input itself; give a place of its own"])
+    return inner[len(outer) + 1 :] if inner.startswith(outer + "/") else None
+
+
+def _check_apart(identity: Identity, own: tuple[str, ...]) -> None:
+    """Refuse photos in the folders that this program fills and sweeps: originals would be taken for its leavings."""
+    for photo in (*identity.photos, *identity.clean):
+        if photo.uri.startswith(own):
+            raise ConfigError(
+                [f"output: its folders hold photos of the input ({shown(photo.uri)}); give another output"]
+            )
+
+
+def _add(plan: Plan, identity: Identity, config: RunConfig, method: tuple[str, int], retry: Retry | None) -> None:
+    digest, clean_photos = method
+    photos, name = identity.photos, identity.name
+    plan.identities += 1
+    plan.photos += len(photos)
+    count = -(-len(photos) // config.max_photos_per_task)
+    size = -(-len(photos) // count)  # parts of equal size
+    clean = _candidates(identity, clean_photos, config.max_photo_bytes, split=count > 1)
+    tasks = [(name, part) for part in range(1, count + 1)] if count > 1 else [(name, 0)]
+    todo = 0
+    for i, task in enumerate(tasks):
+        chunk = photos[i * size : (i + 1) * size]
+        basis = (*chunk, *clean) if count > 1 else (*chunk, *identity.clean)
+        key = key_of(name, [(p.key, p.tag) for p in basis], digest)
+        if plan.plan_file is not None:
+            uris = [p.uri for p in chunk]
+            plan.plan_file.add({"identity": name, "part": task[1], "key": key, "uris": uris})
+        is_new, replaces = _is_new(plan, task, key, len(chunk), retry)
+        if is_new:
+            todo += 1
+            plan.todo_photos += len(chunk)
+            work = {"identity": name, "part": task[1], "parts": count, "key": key, "replaces": replaces}
+            work |= {"photos": _listed(chunk), "clean": _listed(clean)}
+            if plan.todo_file is not None:
+                plan.todo_file.add({"work": json.dumps(work)})
+    if todo:
+        plan.todo += todo
+        plan.pending[name] = todo
+        plan.tasks[name] = set(tasks)
+    elif name not in plan.kept:
+        plan.skipped += 1
+
+
+def _is_new(plan: Plan, task: Task, key: str, photos: int, retry: Retry | None) -> tuple[bool, str | None]:
+    """Whether a task is to be done, and the tag of the commit record of the same key that it replaces.
+
+    A commit record that does not account for each of the task's photos is not believed.
+    """
+    done, failed = _of_key(plan.index.done.get(task), key), _of_key(plan.index.failed.get(task), key)
+    if failed:
+        if retry and retry.takes(failed.reason):
+            plan.retried.append(task)
+            return True, done.tag if done else None
+        plan.kept[task[0]] = "quarantined" if "quarantined" in (failed.status, plan.kept.get(task[0])) else "failed"
+        return False, None
+    if done is None:
+        return True, None
+    if done.photos != photos or done.incomplete:
+        named = done.photos - done.incomplete
+        log.warning("%s accounts for %d of %d photos: its task is done again", shown(done.place), named, photos)
+        return True, done.tag
+    if done.failed_photos and retry and any(retry.takes(reason) for reason in done.photo_reasons):
+        return True, done.tag
+    plan.lost_photos += done.failed_photos
+    return False, None
+
+
+def _of_key(row: Recorded | None, key: str) -> Recorded | None:
+    return row if row is not None and row.key == key else None
+
+
+def _candidates(identity: Identity, clean_photos: int, most: int, *, split: bool) -> tuple[Photo, ...]:
+    """The clean photos, or for many photos the largest files of all parts: the actor picks the best faces of them.
+
+    Files of more than `most` bytes, which no actor reads, come last.
+    """
+    among = identity.clean or (identity.photos if split or len(identity.photos) > clean_photos else ())
+    largest = sorted(among, key=lambda p: (p.size > most, -p.size, p.uri))[: CANDIDATES * clean_photos]
+    return tuple(sorted(largest, key=lambda p: p.uri))
+
+
+def _listed(photos: Sequence[Photo]) -> list[dict[str, Any]]:
+    return [{"key": p.key, "uri": p.uri, "size": p.size} | _fault(p.tag) for p in photos]
+
+
+def _fault(tag: str) -> dict[str, Any]:
+    """What the actor is told of a photo that the index names and nobody can read."""
+    if tag.startswith(REFUSED):
+        return {"refused": tag.removeprefix(REFUSED)}
+    return {"missing": True} if tag == MISSING else {}

@@ -1,0 +1,99 @@
+"""How an output stands: counts, rates and time left, read from storage alone, once or again and again."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+
+from pipeline.records.commit import Index, Task, read_index
+from pipeline.records.latest import latest_plan, planned_tasks
+from pipeline.records.lease import LEASE_S, LOCK
+from pipeline.run.live import FAILURES, RECENT, Actors, panel, safe
+from pipeline.storage.base import Storage
+from pipeline.storage.keys import shown
+
+log = logging.getLogger(__name__)
+
+
+def status(storage: Storage, index: Index | None = None) -> dict[str, Any]:
+    """Return done, failed, quarantined, left (of the latest plan), photos and those lost in tasks that are done, rates.
+
+    In tasks: identities, or parts of those that were split; the rates are of the latest run. `left` is None where the
+    latest plan cannot be read. Reads storage only, so any machine can ask.
+    """
+    index = index or read_index(storage)
+    planned, since = _planned(storage)
+    standing = index.standing()
+    if planned:  # what an earlier plan left behind is not this one's progress
+        standing = {task: row for task, row in standing.items() if planned.get(task, row.key) == row.key}
+    counts = Counter(row.status for row in standing.values())
+    left = None if planned is None else len(planned.keys() - standing.keys())
+    done = [row for row in standing.values() if row.status == "done"]
+    rows = [row for row in done if row.started_at and row.finished_at and row.started_at >= since]
+    ends = [(datetime.fromisoformat(row.finished_at or ""), row.photos - row.failed_photos) for row in rows]
+    starts = [datetime.fromisoformat(row.started_at or "") for row in rows]
+    photos = sum(count for _, count in ends)
+    span = (max(end for end, _ in ends) - min(starts)).total_seconds() / 3600 if ends else 0.0
+    recent = sum(count for end, count in ends if end > datetime.now(UTC) - RECENT)
+    rate = photos / span if span > 0 else 0.0
+    hours = left * (photos / len(rows)) / rate if left is not None and rate > 0 and rows else None
+    return {
+        "done": counts["done"],
+        "failed": counts["failed"],
+        "quarantined": counts["quarantined"],
+        "left": left,
+        "photos": sum(row.photos - row.failed_photos for row in done),
+        "lost_photos": sum(row.failed_photos for row in done),
+        "photos_per_hour": round(rate, 1),
+        "photos_per_hour_recent": round(recent / (RECENT.total_seconds() / 3600), 1),
+        "hours_left": None if hours is None else round(hours, 2),
+    }
+
+
+def _planned(storage: Storage) -> tuple[dict[Task, str] | None, str]:
+    """The latest plan's tasks and keys, none before the first, None for a damaged one; and when its run began."""
+    latest = latest_plan(storage)
+    if latest is None:
+        return {}, ""
+    planned = planned_tasks(storage, latest)
+    if planned.fault:
+        log.warning("%s", shown(planned.fault))
+        return None, latest.started_at
+    return {task: key for task, (key, _) in planned.tasks.items()}, latest.started_at
+
+
+def watch(storage: Storage, console: Console, every: float, sleep: Callable[[float], None] = time.sleep) -> int:
+    """Show how an output stands until nothing is left or no run is at work; return the exit code.
+
+    A live view on a terminal, else a line a look, every `every` seconds. The code is 0 when all is done, 1 when
+    something failed or is left.
+    """
+    actors, index = Actors(storage, every), None
+    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
+        while True:
+            index = read_index(storage, index)
+            facts = status(storage, index)
+            if live is None:
+                console.print(", ".join(f"{name} {value}" for name, value in facts.items()), soft_wrap=True)
+            else:
+                live.update(_view(index, facts, actors), refresh=True)
+            age = storage.age(LOCK)
+            if not facts["left"] or age is None or age > LEASE_S:
+                return 1 if facts["failed"] or facts["quarantined"] or facts["left"] is None or facts["left"] else 0
+            sleep(every)
+
+
+def _view(index: Index, facts: dict[str, Any], actors: Actors) -> Group:
+    ended = facts["done"] + facts["failed"] + facts["quarantined"]
+    head = ProgressBar(total=max(1, ended + (facts["left"] or 0)), completed=ended, width=60)
+    bad = [row for row in index.rows() if row.status != "done"] if ended > facts["done"] else []
+    last = sorted(bad, key=lambda row: row.finished_at or "")[-FAILURES:]
+    lines = [f"{safe(row.identity)}: {row.status} ({safe(row.reason)})" for row in last]
+    return panel(head, {name.replace("_", " "): value for name, value in facts.items()}, actors(), lines)

@@ -1,0 +1,1 @@
+"""From listings and index files to identities, from bytes to pixels."""

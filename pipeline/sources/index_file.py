@@ -1,0 +1,246 @@
+"""Index files: a CSV or Parquet table that names each photo and the identity on it, as the input of a run."""
+
+import contextlib
+import functools
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote
+
+from dladiff.errors import BusyError, ConfigError, StorageError
+from pipeline.sources.addresses import OUTSIDE, S3, address_of, place_of, root_faults, roots_of
+from pipeline.sources.find import Identity, identities
+from pipeline.sources.index_formats import Record, csv_records, parquet_records
+from pipeline.sources.spool import Listed, Spool, blob, text
+from pipeline.storage.base import Storage
+from pipeline.storage.keys import is_utf8, short, shown
+from pipeline.storage.open import open_storage
+
+EXTENSIONS = (".csv", ".parquet")
+ROLES = {"": "B", "protect": "B", "clean": "A", "ignore": "C"}  # to the marks of the spool
+MISSING = "missing"  # tag of a photo that is not there: it fails by itself, when it is read
+REFUSED = "refused: "  # begins the tag of a photo whose address is refused; the reason follows
+SHOWN_FAULTS = 5
+PAGE = 1000  # keys in one reply of S3 to a listing
+FOLDERS_KNOWN = 4096  # folders whose place is remembered: rows of one folder usually follow each other
+
+log = logging.getLogger(__name__)
+
+
+def is_index(uri: str) -> bool:
+    """Return whether an input is an index file, by its extension."""
+    return uri.lower().endswith(EXTENSIONS)
+
+
+def index_identities(uri: str, allow_roots: Sequence[str] = ()) -> Iterator[Identity]:
+    """Yield the identities of an index file (a path, file:// or s3://), sorted by name, photos sorted by URI.
+
+    Columns identity, uri (relative to the index's folder, or absolute) and, optional, role: protect, clean or
+    ignore. Only what is named is looked at, for its tag and size; a photo that is not there, or cannot be looked at,
+    has the tag "missing". One whose address is malformed has a tag that begins with "refused: ", and so has a file
+    outside of the index's folder and of `allow_roots`; objects of any bucket may be named, since credentials guard
+    them. Refused rows are logged, at most five of them. A photo's key is its name in its folder. Raises ConfigError
+    for faults of the file, at most five of them listed, and StorageError, where S3 is out of reach or not one photo
+    can be looked at.
+    """
+    if faults := root_faults(allow_roots):
+        raise ConfigError(faults)
+    name = uri.rpartition("/")[2]
+    storage = open_storage(uri.removesuffix(name) or ".")
+    name = unquote(name) if uri.startswith("file://") else name
+    where = _Where(shown(storage.uri_of(name)), storage.uri, roots_of(uri, allow_roots))
+    with Spool() as spool:
+        with _opened(storage, name) as handle:
+            read = parquet_records if name.lower().endswith(".parquet") else csv_records
+            _fill(spool, read(handle, where.index), where)
+        spool.execute("DELETE FROM photo WHERE mark = 'C'")
+        _look_up(spool, where)
+        yield from identities(spool.rows(), str)
+
+
+@dataclass(frozen=True)
+class _Where:
+    """The index as messages name it, its folder, and the folders of this machine that its rows may name."""
+
+    index: str
+    base: str
+    roots: tuple[Path, ...]
+
+
+class _Faults:
+    """Faults of a file: the first few are kept, the others counted."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.first: list[str] = []
+        self.more = 0
+
+    def add(self, fault: str) -> None:
+        if len(self.first) < SHOWN_FAULTS:
+            self.first.append(f"{self.where}, {fault}")
+        else:
+            self.more += 1
+
+    def lines(self) -> list[str]:
+        return self.first + ([f"{self.where}: {self.more} more faults"] if self.more else [])
+
+    def raise_any(self) -> None:
+        if self.first:
+            raise ConfigError(self.lines())
+
+    def log_any(self) -> None:
+        for line in self.lines():
+            log.error("%s", line)
+
+
+def _fill(spool: Spool, records: Iterator[Record], where: _Where) -> None:
+    """Spool the records, each photo once. Raises ConfigError when any is faulty or two contradict each other."""
+    faults, refused = _Faults(where.index), _Faults(where.index)
+    spool.add(_rows(records, where, faults, refused))
+    refused.log_any()
+    faults.raise_any()
+    spool.execute("CREATE INDEX by_uri ON photo (uri, name, mark)")
+    twice = "SELECT uri, min({0}), max({0}) FROM photo GROUP BY uri HAVING min({0}) <> max({0})"
+    for uri, one, other in spool.execute(twice.format("name")):
+        faults.add(f"uri {short(text(uri))}: is listed for {short(text(one))!r} and for {short(text(other))!r}")
+    for uri, *_ in spool.execute(twice.format("mark")):
+        faults.add(f"uri {short(text(uri))}: is listed with two roles")
+    faults.raise_any()
+    spool.execute(
+        "DELETE FROM photo WHERE EXISTS"
+        " (SELECT 1 FROM photo AS other WHERE other.uri = photo.uri AND other.rowid < photo.rowid)"
+    )
+
+
+def _rows(records: Iterator[Record], where: _Where, faults: _Faults, refused: _Faults) -> Iterator[Listed]:
+    @functools.lru_cache(FOLDERS_KNOWN)
+    def is_outside(folder: str) -> bool:
+        return not folder.startswith(S3) and place_of(folder or "/", where.roots) is None
+
+    for number, identity, uri, role in records:
+        if not identity.strip():
+            faults.add(f"row {number}: identity is empty")
+        elif not is_utf8(identity):
+            faults.add(f"row {number}: identity {short(identity)!r} is not UTF-8")
+        elif not uri.strip():
+            faults.add(f"row {number}: uri is empty")
+        elif (mark := ROLES.get(role.strip())) is None:
+            faults.add(f"row {number}: role {short(role)!r} is unknown; use protect, clean or ignore")
+        else:
+            address, fault = address_of(uri, where.base)
+            if not fault and is_outside(address.rpartition("/")[0]):
+                fault = OUTSIDE
+            tag = f"{REFUSED}{fault}" if fault else MISSING
+            if fault and mark != ROLES["ignore"]:
+                refused.add(f"row {number}: uri {short(uri)!r} is refused: {fault}")
+                address = uri if short(uri) == uri else f"{short(uri)} (row {number})"  # fit for a manifest
+            yield Listed(identity, mark, address.rpartition("/")[2], 0, tag, address)
+
+
+def _look_up(spool: Spool, where: _Where) -> None:
+    """Give each photo that is there its size and tag; what one row names wrongly is that row's fault alone."""
+    spool.function("folder", lambda uri: uri.rpartition("/")[0])
+    named = "SELECT folder(uri) AS folder, count(*) AS named FROM photo WHERE tag = ? GROUP BY 1"
+    spool.execute(f"CREATE TABLE place AS {named}", blob(MISSING))
+    opened: dict[str, Storage] = {}  # one client a bucket: making one takes longer than listing a folder
+    refused = _Faults(where.index)
+    first: StorageError | None = None
+    for folder, count in spool.execute("SELECT folder, named FROM place ORDER BY folder"):
+        try:
+            if text(folder).startswith(S3):
+                _look_into(spool, text(folder), count, opened)
+            else:
+                _look_at_files(spool, text(folder), where.roots, opened, refused)
+        except BusyError:  # the next run finds it: no row's fault
+            raise
+        except StorageError as error:
+            first = first or error
+    refused.log_any()
+    marks = blob(MISSING), len(REFUSED), blob(REFUSED)
+    if first and not spool.holds("SELECT 1 FROM photo WHERE tag <> ? AND substr(tag, 1, ?) <> ?", *marks):
+        raise first  # wrong credentials, say
+
+
+def _look_into(spool: Spool, folder: str, named: int, opened: dict[str, Storage]) -> None:
+    bucket, _, path = folder.removeprefix(S3).partition("/")
+    if S3 + bucket not in opened:
+        opened[S3 + bucket] = open_storage(S3 + bucket)
+    _look_at_objects(spool, folder, f"{path}/" if path else "", named, opened[S3 + bucket])
+
+
+def _look_at_files(
+    spool: Spool, folder: str, roots: Sequence[Path], opened: dict[str, Storage], refused: _Faults
+) -> None:
+    """One stat a photo: whatever else lies in the folder, or below it, is nobody's business."""
+
+    def tag_in(place: tuple[Path, str]) -> str | None:
+        root, key = str(place[0]), place[1]
+        if root not in opened:
+            opened[root] = open_storage(root)
+        return opened[root].tag(key)
+
+    place = place_of(folder or "/", roots)
+    for uri in _sought(spool, folder):
+        name, tag = uri.rpartition("/")[2], None
+        try:
+            tag = tag_in((place[0], f"{place[1]}/{name}".removeprefix("/"))) if place else None
+        except StorageError:  # a link that leaves the root, into another or into none; or not to be read
+            found = place_of(uri, roots)
+            if found is None:
+                refused.add(f"uri {short(uri)!r} is refused: {OUTSIDE}")
+                _note(spool, uri, 0, REFUSED + OUTSIDE)
+            else:
+                with contextlib.suppress(StorageError):  # not to be read: it is told when it is read
+                    tag = tag_in(found)
+        if tag:
+            _note(spool, uri, int(tag.partition("-")[0]), tag)
+
+
+def _look_at_objects(spool: Spool, folder: str, prefix: str, named: int, storage: Storage) -> None:
+    """List a folder of a bucket, which also lists what lies below it: for as many pages as it has photos at most.
+
+    Whoever was not met by then is asked for alone, so that neither many photos nor a large bucket cost many requests.
+    """
+    seen = found = 0
+    for entry in islice(storage.list(prefix, tell=False), named * PAGE):
+        seen += 1
+        name = entry.key.removeprefix(prefix)
+        found += 0 if "/" in name else _note(spool, f"{folder}/{name}", entry.size, entry.tag)
+        if found == named:
+            return
+    if seen < named * PAGE:
+        return
+    for uri in _sought(spool, folder):
+        key = prefix + uri.rpartition("/")[2]
+        for entry in islice(storage.list(key, tell=False), PAGE):  # a request for the object itself tells no size
+            if entry.key == key:
+                _note(spool, uri, entry.size, entry.tag)
+                break
+
+
+def _sought(spool: Spool, folder: str) -> Iterator[str]:
+    """Photos directly in a folder that nobody has met yet; "0" comes after "/"."""
+    rows = "SELECT uri FROM photo WHERE uri > ? AND uri < ? AND folder(uri) = ? AND tag = ?"
+    for (uri,) in spool.execute(rows, blob(f"{folder}/"), blob(f"{folder}0"), blob(folder), blob(MISSING)):
+        yield text(uri)
+
+
+def _note(spool: Spool, uri: str, size: int, tag: str) -> int:
+    """Give a photo its size and tag; return 0 where the index names no such photo."""
+    found = "UPDATE photo SET size = ?, tag = ? WHERE uri = ? AND tag = ?"
+    return spool.execute(found, size, blob(tag), blob(uri), blob(MISSING)).rowcount
+
+
+def _opened(storage: Storage, name: str) -> BinaryIO:
+    """The file for reading: a local one is streamed, an object of S3 is held whole."""
+    if storage.uri.startswith(S3):
+        return io.BytesIO(storage.get(name))
+    path = Path(storage.uri_of(name))
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise StorageError(f"cannot read {shown(str(path))}: {error.strerror}; check --input") from error

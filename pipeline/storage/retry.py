@@ -1,0 +1,98 @@
+"""Storage that waits: an operation that meets an overloaded or unreachable back end is tried again for a while."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from dladiff.errors import BusyError
+from pipeline.storage.base import Entry, Leftover, Storage
+
+log = logging.getLogger(__name__)
+
+FIRST_S, LONGEST_S = 1.0, 30.0  # seconds between tries: doubled up to the longest
+T = TypeVar("T")
+
+
+class PatientStorage:
+    """A Storage whose operations are repeated on BusyError until `patience_s` seconds have passed.
+
+    An outage of minutes then costs an identity time, not its work. Other errors pass at once. Repeating is safe: a
+    put writes the same bytes, and a conditional put that did succeed shows its own record to the one who asks.
+    """
+
+    def __init__(self, inner: Storage, patience_s: float, retried: Callable[[], None] = lambda: None) -> None:
+        self.inner = inner
+        self.patience_s = patience_s
+        self.retried = retried
+
+    @property
+    def uri(self) -> str:
+        """The prefix as `open_storage` takes it."""
+        return self.inner.uri
+
+    def uri_of(self, key: str) -> str:
+        """Return the full address of an object."""
+        return self.inner.uri_of(key)
+
+    def list(self, prefix: str = "", *, tell: bool = True, whole: bool = True) -> Iterator[Entry]:
+        """Yield the objects whose key begins with `prefix`; the whole listing is taken before the first is given."""
+        yield from self._try(lambda: [*self.inner.list(prefix, tell=tell, whole=whole)])
+
+    def get(self, key: str, limit: int | None = None) -> bytes:
+        """Return the bytes of an object, at most `limit` of them."""
+        return self._try(lambda: self.inner.get(key, limit))
+
+    def get_file(self, key: str, file: Path) -> None:
+        """Write the bytes of an object to a local file."""
+        self._try(lambda: self.inner.get_file(key, file))
+
+    def put(self, key: str, data: bytes, content_type: str | None = None) -> None:
+        """Write an object whole, or not at all."""
+        self._try(lambda: self.inner.put(key, data, content_type))
+
+    def put_file(self, key: str, file: Path) -> None:
+        """Write an object from a local file."""
+        self._try(lambda: self.inner.put_file(key, file))
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write an object unless there is one."""
+        return self._try(lambda: self.inner.put_if_absent(key, data))
+
+    def put_if_match(self, key: str, data: bytes, tag: str) -> bool:
+        """Replace an object if its tag is still `tag`."""
+        return self._try(lambda: self.inner.put_if_match(key, data, tag))
+
+    def tag(self, key: str) -> str | None:
+        """Return the tag of an object, None when it is missing."""
+        return self._try(lambda: self.inner.tag(key))
+
+    def age(self, key: str) -> float | None:
+        """Return the seconds since an object was written."""
+        return self._try(lambda: self.inner.age(key))
+
+    def delete(self, key: str) -> None:
+        """Remove an object; a missing one is no error."""
+        self._try(lambda: self.inner.delete(key))
+
+    def unfinished(self, prefix: str = "") -> Iterator[Leftover]:
+        """Yield what writers left; the whole listing is taken before the first is given."""
+        yield from self._try(lambda: [*self.inner.unfinished(prefix)])
+
+    def discard(self, left: Leftover) -> None:
+        """Remove what `unfinished` yielded."""
+        self._try(lambda: self.inner.discard(left))
+
+    def _try(self, call: Callable[[], T]) -> T:
+        deadline, wait = time.monotonic() + self.patience_s, FIRST_S
+        while True:
+            try:
+                return call()
+            except BusyError as error:
+                if time.monotonic() + wait > deadline:
+                    raise
+                log.warning("%s; trying again in %.0f s", error, wait)
+            self.retried()
+            time.sleep(wait)
+            wait = min(2 * wait, LONGEST_S)

@@ -1,0 +1,298 @@
+"""The compared methods' objectives against formulas written beside them, and what holds for every method."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from skimage.data import astronaut
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from dladiff.baselines.ace import LowRank, ace_loss
+from dladiff.baselines.anti_diffusion import anti_diffusion_loss
+from dladiff.baselines.aspl import alternate
+from dladiff.baselines.caat import KeysAndValues
+from dladiff.baselines.disdiff import disdiff_loss, step_scale, timesteps
+from dladiff.baselines.methods import METHODS
+from dladiff.baselines.mist import mist_loss, pattern, target_latents
+from dladiff.baselines.student import Student, ascend
+from dladiff.baselines.task import Task
+from dladiff.diffusion.surrogate import Surrogate
+from dladiff.errors import ConfigError
+from dladiff.faces.detect import CenterFaceDetector
+from dladiff.photo import PhotoIn
+from dladiff.protect import Models, protect
+from dladiff.service import named_encoder
+from dladiff.settings.schedules import PX, SCHEDULES, TINY, BaselineConfig, schedule_for
+from dladiff.settings.schema import method_config
+
+SIDE = 64
+QUICK = {"epochs": 1, "steps": 2, "training": 1, "search": 0, "prompt_steps": 1, "attention_resolution": 8}
+
+
+@pytest.fixture(scope="module")
+def surrogate() -> Surrogate:
+    return Surrogate("embedded", torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def x() -> Tensor:
+    return torch.rand(2, 3, SIDE, SIDE, generator=Generator().manual_seed(1))
+
+
+def streams(count: int = 2) -> list[Generator]:
+    return [Generator().manual_seed(i) for i in range(count)]
+
+
+def quick(method: str) -> BaselineConfig:
+    return replace(schedule_for(method, "embedded"), **QUICK)
+
+
+def noised(surrogate: Surrogate, x: Tensor, noise: Any) -> tuple[Tensor, Tensor]:
+    """Latents and noised latents by the definition, with diffusers' own schedule."""
+    from diffusers import DDPMScheduler
+
+    schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    posterior = surrogate.vae.encode(x * 2 - 1).latent_dist
+    z = posterior.mean + posterior.std * noise.posterior
+    return z, schedule.add_noise(z, noise.latent, noise.t)
+
+
+@contextmanager
+def seen_maps(unet: Any, cells: int) -> Iterator[list[Tensor]]:
+    """Cross-attention maps `b n m`, heads averaged, by diffusers' own attention scores."""
+    found: list[Tensor] = []
+    before = unet.attn_processors
+
+    class Seeing:
+        def __call__(self, attn: Any, hidden: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:
+            text = hidden if encoder_hidden_states is None else encoder_hidden_states
+            q, k, v = (
+                attn.head_to_batch_dim(f(t)) for f, t in ((attn.to_q, hidden), (attn.to_k, text), (attn.to_v, text))
+            )
+            scores = attn.get_attention_scores(q, k)
+            if encoder_hidden_states is not None and hidden.shape[1] == cells:
+                found.append(scores.view(len(hidden), attn.heads, *scores.shape[1:]).mean(1))
+            return attn.to_out[0](attn.batch_to_head_dim(scores @ v))
+
+    unet.set_attn_processor(Seeing())
+    yield found
+    unet.set_attn_processor(before)
+
+
+def test_every_method_has_a_schedule_and_the_paper_s_bound():
+    bounds = {"fsmg": 6.4, "aspl": 6.4, "disdiff": 6.4, "anti-diffusion": 7.8, "mist": 7, "caat": 6.4, "ace": 4}
+    assert set(SCHEDULES) == set(METHODS) and set(TINY) <= set(METHODS)
+    assert {name: round(SCHEDULES[name].eta * 255, 3) for name in bounds} == bounds
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
+def test_bound_range_and_repeatability(surrogate, x, method):
+    schedule = quick(method)
+    once, again = (
+        METHODS[method](Task(surrogate, x, x, schedule, streams(), Generator().manual_seed(5))) for _ in range(2)
+    )
+    assert once.shape == x.shape and torch.equal(once, again)
+    assert 0 < once.abs().max() <= schedule.eta + 1e-6
+    assert (x + once).min() >= 0 and (x + once).max() <= 1
+
+
+def test_the_surrogate_is_left_as_it_was(surrogate, x):
+    before = {k: v.clone() for k, v in surrogate.unet.state_dict().items()}
+    words = surrogate.encoders[0].network.get_input_embeddings().weight.clone()
+    METHODS["aspl"](Task(surrogate, x, x, quick("aspl"), streams(), Generator().manual_seed(5)))
+    METHODS["ace"](Task(surrogate, x, x, quick("ace"), streams(), Generator().manual_seed(5)))
+    after = surrogate.unet.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(v, after[k]) for k, v in before.items())
+    assert torch.equal(words, surrogate.encoders[0].network.get_input_embeddings().weight)
+
+
+def test_none_is_nothing(surrogate, x):
+    assert not METHODS["none"](Task(surrogate, x, x, SCHEDULES["none"], streams(), Generator())).any()
+
+
+def test_ascent_of_a_linear_loss_has_a_closed_form(x):
+    weight = torch.randn(x.shape, generator=Generator().manual_seed(2))
+    schedule = BaselineConfig(eta=0.03, step=0.005, batch=1)
+    delta = ascend(
+        x, torch.zeros_like(x), lambda point, own: (weight[own[0].initial_seed()] * point).sum(), schedule, streams(), 3
+    )
+    torch.testing.assert_close(delta, (x + 0.015 * weight.sign()).clamp(0, 1) - x)
+
+
+def test_denoising_is_the_mean_squared_error_of_the_noise(surrogate, x):
+    student, noise = Student(surrogate, "a photo of sks person"), surrogate.draw(streams(), SIDE)
+    _, noisy = noised(surrogate, x, noise)
+    text = surrogate.prompt("a photo of sks person").embedding.expand(2, -1, -1)
+    wanted = functional.mse_loss(surrogate.unet(noisy, noise.t, text).sample, noise.latent)
+    torch.testing.assert_close(student.denoising_at(x, noise), 2 * wanted)
+
+
+def test_training_moves_unet_and_text_encoder_by_the_learning_rate(surrogate, x):
+    student = Student(surrogate, "a photo of sks person")
+    student.train(x, BaselineConfig(eta=0, training=1, lr=1e-3), Generator().manual_seed(0))
+    text, old_text = (
+        student.texts[0].network.get_input_embeddings(),
+        surrogate.encoders[0].network.get_input_embeddings(),
+    )
+    pairs = ((student.unet.conv_in.weight, surrogate.unet.conv_in.weight), (text.weight, old_text.weight))
+    for new, old in pairs:
+        most = (new - old).abs().max()  # AdamW's first step: the rate, and the decay
+        assert 0.9e-3 <= most <= 1e-3 * (1 + 0.01 * old.abs().max()) + 1e-6
+    assert not any(p.requires_grad for p in student.parameters())
+
+
+def test_aspl_attacks_a_copy_that_learnt_the_clean_photos_and_teaches_the_result(x):
+    calls: list[str] = []
+
+    class Fake:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def twin(self) -> "Fake":
+            return Fake("copy")
+
+        def train(self, images: Tensor, schedule: BaselineConfig, generator: Generator) -> None:
+            calls.append(f"{self.name} learns {float(images.mean()):.2f}")
+
+    def attack(copy: Any, delta: Tensor) -> Tensor:
+        calls.append(f"attack on {copy.name}")
+        return delta + 0.1
+
+    zero = torch.zeros(1, 3, 4, 4)
+    task = Task(None, zero + 0.5, zero, BaselineConfig(eta=1, epochs=2), [], Generator())  # type: ignore[arg-type]
+    alternate(Fake("model"), task, attack)  # type: ignore[arg-type]
+    turn = ["copy learns 0.50", "attack on copy", "model learns {:.2f}"]
+    assert calls == [line.format(level) for level in (0.1, 0.2) for line in turn]
+
+
+def test_disdiff_takes_the_energy_of_the_token_off_the_loss(surrogate, x):
+    student, noise = Student(surrogate, "a photo of sks person"), surrogate.draw(streams(), SIDE)
+    schedule = BaselineConfig(eta=0.1, weight=0.1, attention_resolution=8)
+    place = surrogate.prompt("a photo of sks person").instance
+    with seen_maps(student.unet, 64) as maps:
+        plain = student.denoising_at(x, noise) / 2
+    energy = torch.stack([m[..., place].square().sum(1).mean() for m in maps]).mean()
+    torch.testing.assert_close(
+        disdiff_loss(student, x, noise, schedule), 2 * (plain - 0.1 * energy), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_disdiff_steps_shrink_with_the_timestep_and_poor_timesteps_are_dropped(surrogate, x):
+    assert (step_scale(0, 999), step_scale(999, 999)) == (1.0, 0.0)
+    assert step_scale(333, 999) == pytest.approx(0.75)
+    student = Student(surrogate, "a photo of sks person")
+    left = timesteps(student, x[:1], BaselineConfig(eta=0, search=1), Generator().manual_seed(0))
+    gone = sorted(set(range(1, 1000)) - set(left))
+    assert 21 <= len(gone) <= 41 and gone == list(range(gone[0], gone[-1] + 1))
+
+
+def test_anti_diffusion_pulls_all_cross_attention_to_zero(surrogate, x):
+    student, schedule = Student(surrogate, ""), BaselineConfig(eta=0.1, attention_resolution=8)
+    noise = surrogate.draw(streams(), SIDE)
+    with seen_maps(student.unet, 64) as maps:
+        plain = student.denoising_at(x, noise) / 2
+    away = (torch.stack(maps).mean(0) * 100).clamp(0, 1).square().mean()
+    torch.testing.assert_close(
+        anti_diffusion_loss(student, x, streams(), schedule), 2 * (plain - away), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_mist_pulls_to_the_pattern(surrogate, x):
+    student, noise = Student(surrogate, "a photo of sks person"), surrogate.draw(streams(), SIDE)
+    target = surrogate.vae.encode(pattern(x) * 2 - 1).latent_dist.mean
+    torch.testing.assert_close(target_latents(surrogate, x), target, rtol=1e-4, atol=1e-4)
+    distance = (surrogate.vae.encode(x * 2 - 1).latent_dist.mean - target).square().sum()
+    wanted = 100 * student.denoising_at(x, noise) - distance
+    torch.testing.assert_close(mist_loss(student, x, target, 100.0, streams()), wanted, rtol=1e-4, atol=1e-2)
+
+
+def test_the_pattern_is_black_and_white_and_repeats(x):
+    found = pattern(x)
+    assert set(found.unique().tolist()) == {0.0, 1.0} and 0.3 < found.mean() < 0.7
+    assert torch.equal(found[..., :32, :32], found[..., 32:, 32:])
+
+
+def test_caat_trains_keys_and_values_alone(surrogate):
+    student = KeysAndValues(surrogate, "a photo of sks person")
+    layers = [m for name, m in student.unet.named_modules() if name.endswith("attn2")]
+    wanted = {id(w) for layer in layers for w in (layer.to_k.weight, layer.to_v.weight)}
+    assert {id(p) for p in student.parameters()} == wanted and len(wanted) == 10
+
+
+def test_caat_s_first_step_is_the_sign_of_the_denoising_gradient(surrogate, x):
+    schedule = replace(SCHEDULES["caat"], steps=1)
+    delta = METHODS["caat"](Task(surrogate, x, x, schedule, streams(), Generator()))
+    point = x.clone().requires_grad_(True)
+    student = Student(surrogate, schedule.prompt)
+    (slope,) = torch.autograd.grad(student.denoising_at(point, surrogate.draw(streams(), SIDE)), point)
+    wanted = (x + schedule.step * slope.sign()).clamp(0, 1) - x
+    assert (delta - wanted).abs().gt(1e-6).float().mean() < 1e-3  # a gradient that is nearly zero may round either way
+
+
+def test_ace_pulls_the_prediction_to_the_target(surrogate, x):
+    student = LowRank(surrogate, "a photo of sks person", rank=2, seed=0)
+    noise, target = surrogate.draw(streams(), SIDE), target_latents(surrogate, x)
+    _, noisy = noised(surrogate, x, noise)
+    text = surrogate.prompt("a photo of sks person").embedding.expand(2, -1, -1)
+    predicted = surrogate.unet(noisy, noise.t, text).sample  # a fresh LoRA adds nothing
+    torch.testing.assert_close(
+        ace_loss(student, x, target, streams()), -2 * functional.mse_loss(predicted, target.expand_as(predicted)),
+        rtol=1e-4, atol=1e-5,
+    )  # fmt: skip
+    assert all(".attn" in name for name, p in student.unet.named_parameters() if "lora_" in name)
+
+
+@pytest.mark.parametrize("psnr", [30.0, 35.06, 40.0])
+def test_random_signs_have_the_asked_psnr_in_whole_levels(surrogate, x, psnr):
+    delta = METHODS["random"](
+        Task(surrogate, x, x, replace(SCHEDULES["random"], least_psnr=psnr), streams(), Generator())
+    )
+    for row in delta:
+        assert float(-10 * torch.log10(row.square().mean())) == pytest.approx(psnr, abs=0.05)
+    inside = (x > 0.1) & (x < 0.9)
+    levels = delta[inside] / PX
+    torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
+    assert abs(float(levels.sign().mean())) < 0.05
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("random", "none")])
+def test_methods_meet_at_one_psnr(surrogate, x, method):
+    schedule = replace(quick(method), eta=0.25, step=0.04, least_psnr=33.0)
+    delta = METHODS[method](Task(surrogate, x, x, schedule, streams(), Generator().manual_seed(0)))
+    for row in delta:
+        assert float(-10 * torch.log10(row.square().mean())) >= 33.0 - 1e-4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_configuration_takes_a_method_with_its_bound_and_without_layer_2(method):
+    config = method_config("tiny", None, {"protection": method})
+    assert (config.layers, config.finetuning.eta) == ("finetuning", SCHEDULES[method].eta)
+    assert method_config("tiny", None, {"protection": method, "finetuning": {"eta": 0.02}}).finetuning.eta == 0.02
+    with pytest.raises(ConfigError, match="has no layer 2"):
+        method_config("tiny", None, {"protection": method, "layers": "both"})
+
+
+def test_protecting_with_a_compared_method_keeps_its_own_bound(surrogate):
+    photo = astronaut()[:256, 100:356].copy()
+    models = Models(surrogate, [], [named_encoder("embedded:mobile")], CenterFaceDetector(), torch.device("cpu"))
+    found = {}
+    for method in ("random", "none"):
+        config = method_config("tiny", None, {"protection": method})
+        (out,) = protect([PhotoIn(key="a", pixels=photo)], [], models, config, 0).photos
+        found[method] = out
+        assert out.status == "layer1_only" and out.linf <= config.finetuning.eta + 1e-6
+    assert np.array_equal(found["none"].pixels, photo)
+    assert 7 / 255 < SCHEDULES["random"].eta and 3 / 255 < found["random"].linf
+
+
+def test_ablations_leave_out_what_they_name_and_keep_the_number_of_steps():
+    for preset, left_out in (("without_dsur", ("iter_ft", "iter_1")), ("without_adft", ("iter_2", "iter_3"))):
+        layer = method_config("tiny", preset, {}).finetuning
+        assert all(getattr(layer, name) == 0 for name in left_out)
+        assert layer.iter_1 + layer.iter_2 == 6
+    assert method_config("tiny", "without_layer2", {}).layers == "finetuning"

@@ -1,0 +1,90 @@
+"""Layer 2's objective, weights and momentum against closed forms; its levers on a real face."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dladiff.core.pixels import to_float
+from dladiff.core.randomness import stream
+from dladiff.errors import ConfigError
+from dladiff.faces.detect import alignment_matrix
+from dladiff.layers.stop_rule import FaceReader
+from dladiff.layers.zero_shot import (
+    Box,
+    ImageCanvas,
+    _drawn_look,
+    _Scene,
+    objective,
+    pasted,
+    perturb_face,
+    shares,
+)
+from dladiff.service import named_detector, named_encoder
+from dladiff.settings.schema import ZeroShotConfig, method_config
+from tests.golden.make_tiny import photo
+
+
+def test_objective_and_its_gradient() -> None:
+    cosines = [torch.tensor(c, requires_grad=True) for c in (0.5, 0.2, -0.3)]
+    loss = objective(cosines, [0.07, 0.07, 0.07], [0.5, 0.25, 0.25])
+    assert float(loss.detach()) == pytest.approx(1 - 0.5 * 0.5 - 0.25 * 0.2 - 0.25 * 0.07)
+    loss.backward()
+    assert [float(c.grad) for c in cosines] == [-0.5, -0.25, 0]
+
+
+def test_adaptive_shares_follow_the_excess() -> None:
+    assert shares((0.5, 0.5), [0.4, 0.2], [0.1, 0.1]) == pytest.approx([0.75, 0.25])
+    assert shares((1, 3), [0.2, 0.2], [0.1, 0.1]) == pytest.approx([0.25, 0.75])
+    assert shares((0.5, 0.5), [0.4, 0.0], [0.1, 0.1]) == [1, 0]
+    assert shares((0.2, 0.8), [0.0, 0.0], [0.1, 0.1]) == [0.2, 0.8]
+
+
+def test_a_robust_look_without_a_transform_is_the_plain_one() -> None:
+    x = to_float(photo())
+    landmarks = np.array([[90.0, 100], [150, 98], [122, 135], [98, 165], [146, 163]])
+    bases = alignment_matrix(landmarks)[None]
+    box = Box(40, 30, 190, 200)
+    scene = _Scene(x, bases, box, canvas := ImageCanvas(box, bases[0]))
+    delta = (torch.rand(1, 3, *canvas.shape, generator=torch.Generator().manual_seed(0)) - 0.5) * 0.1
+    plain = scene.plain(delta, bases, 112)
+    pasted = scene.changed(delta, lambda images: images, bases, 112)
+    assert float((plain - pasted).abs().mean()) < 2e-3
+    assert torch.equal(scene.plain(torch.zeros_like(delta), bases, 112), scene.align(scene.window, bases, 112))
+    turned = {
+        torch.allclose(_drawn_look(True, torch.Generator().manual_seed(s))(scene, delta, bases, 112), plain, atol=0.1)
+        for s in range(6)
+    }
+    assert turned == {True, False}
+
+
+@pytest.fixture(scope="module")
+def reader() -> FaceReader:
+    face = named_detector("centerface", 20, 0.5).detect(photo())[0]
+    return FaceReader(to_float(photo()), face, [], [named_encoder("embedded:mobile")])
+
+
+@pytest.mark.parametrize("changes", [{}, {"momentum": 1.0}, {"robust": True}, {"weighting": "adaptive"}])
+def test_every_lever_lowers_the_cosine_and_repeats_itself(changes: dict[str, Any], reader: FaceReader) -> None:
+    x = to_float(photo())
+    config = ZeroShotConfig(max_steps=5, step=6e-3, draws=1, ths=-1, **changes)
+    box = Box.of(reader.face, *x.shape[-2:])
+    patches = [
+        perturb_face(x, box, reader.bases, reader.targets, reader.encoders, config, stream(0), lambda _: [1.0])[0]
+        for _ in range(2)
+    ]
+    assert torch.equal(*patches) and float(patches[0].abs().max()) <= config.eta
+    assert reader.through(pasted(x, patches[0], box), reader.bases, [0])[0] < 0.9
+    coins = torch.rand(patches[0].shape, generator=stream(1)) < 0.5
+    noise = torch.where(coins, 1.0, -1.0) * patches[0].square().mean().sqrt()
+    assert reader.through(pasted(x, noise, box), reader.bases, [0])[0] > 0.95
+
+
+def test_levers_have_ranges() -> None:
+    with pytest.raises(ConfigError, match="momentum"):
+        method_config("tiny", None, {"zero_shot": {"momentum": -1}})
+    with pytest.raises(ConfigError, match="weighting"):
+        method_config("tiny", None, {"zero_shot": {"weighting": "softmax"}})
+    config = method_config("tiny", None, {}).zero_shot
+    assert (config.momentum, config.robust, config.weighting) == (0, False, "fixed")

@@ -1,0 +1,74 @@
+import pytest
+
+from dladiff.errors import ConfigError
+from dladiff.settings.merge import digest
+from dladiff.settings.schema import method_config
+
+
+def test_paper_preset_keeps_the_paper_schedule() -> None:
+    config = method_config("tiny", "paper", {})
+    layer = config.finetuning
+    assert (layer.iter_ft, layer.iter_opt, layer.iter_1, layer.iter_2, layer.iter_3) == (400, 50, 3, 3, 3)
+    assert config.finetuning.eta == 7 / 255 and config.zero_shot.eta == 11 / 255
+
+
+def test_every_fault_is_listed_at_once() -> None:
+    overrides = {
+        "finetunning": {},
+        "finetuning": {"eta": 3, "iter_opt": "many", "gradient": "up"},
+        "zero_shot": {"drawz": 1},
+    }
+    with pytest.raises(ConfigError) as caught:
+        method_config("tinny", None, overrides)
+    text = str(caught.value)
+    assert len(caught.value.faults) == 6
+    for part in (
+        "tinny",
+        "did you mean tiny",
+        "did you mean finetuning",
+        "iter_opt",
+        "gradient",
+        "eta: 3",
+        "did you mean draws",
+    ):
+        assert part in text
+
+
+def test_ranges_and_consistency() -> None:
+    with pytest.raises(ConfigError) as caught:
+        method_config("tiny", None, {"finetuning": {"eta": 3}, "resolution": 100, "held_out": ["embedded:residual"]})
+    assert len(caught.value.faults) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"fits": ["24GB"]}, "fits"),
+        ({"protection": ["mist"]}, "protection"),
+        ({"profile": "tiny"}, "no setting of the method"),
+        ({"finetuning": {"eta": 10**400}}, "too large"),
+        ({"zero_shot": {"weights": [float("nan")]}}, "each is a number above 0"),
+        ({"zero_shot": {"weights": [-1]}}, "each is a number above 0"),
+        ({"finetuning": {"tokens": "instance", "prompt": "a photo"}}, "token of sks"),
+    ],
+)
+def test_settings_that_cannot_be_meant(settings: dict[str, object], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        method_config("tiny", None, settings)
+
+
+def test_a_model_without_a_name_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"set method\.model"):
+        method_config("sd21", None, {"model": ""})
+
+
+def test_a_budget_of_lpips_needs_its_network() -> None:
+    with pytest.raises(ConfigError, match=r"lpips: finetuning\.most_lpips needs the network"):
+        method_config("tiny", None, {"finetuning": {"most_lpips": 0.1}})
+    assert method_config("tiny", None, {"finetuning": {"most_lpips": 0.1}, "lpips": "lpips.onnx"}).lpips
+
+
+def test_digest_ignores_order_and_sees_values() -> None:
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+    one = method_config("tiny", None, {}).to_dict()
+    assert one["finetuning"]["eta"] == 7 / 255 and isinstance(one["encoders"], list)

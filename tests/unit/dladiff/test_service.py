@@ -1,0 +1,159 @@
+"""The worker's service: a GPU without room for the batch gets half of it, and the result says so."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dladiff import service
+from dladiff.diffusion.bundle import CHECKSUMS, make_pins
+from dladiff.diffusion.surrogate import EMBEDDED, Surrogate
+from dladiff.errors import ConfigError, ModelError
+from dladiff.photo import PhotoIn
+from dladiff.protect import Protected
+from dladiff.service import Protector
+from pipeline.records.schema import PHOTOS as COLUMNS
+from pipeline.records.schema import table
+
+
+@pytest.fixture
+def protector(monkeypatch: pytest.MonkeyPatch) -> Protector:
+    """One whose models are never asked."""
+    made = Protector.__new__(Protector)
+    made.config = service.method_config("tiny", None, {})
+    made.config = replace(made.config, finetuning=replace(made.config.finetuning, batch_photos=4))
+    made.seed, made.trace = 0, False
+    models = SimpleNamespace(
+        device=torch.device("cpu"), detector=None, surrogate=SimpleNamespace(recorded=False, name="s")
+    )
+    made.models = models  # type: ignore[assignment]
+    monkeypatch.setattr(made, "_described", list)
+    return made
+
+
+def room_for(most: int, batches: list[int]) -> Any:
+    def protect(photos: Any, clean: Any, models: Any, config: Any, seed: int, trace: bool) -> Protected:
+        batches.append(config.finetuning.batch_photos)
+        if config.finetuning.batch_photos > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Protected([], {})
+
+    return protect
+
+
+PHOTOS = [PhotoIn(key="a", pixels=np.zeros((64, 64, 3), np.uint8))]
+
+
+@pytest.mark.parametrize(
+    ("most", "batches", "note"),
+    [(4, [4], ""), (1, [4, 2, 1], "GPU out of memory: batch_photos lowered from 4 to 1")],
+)
+def test_the_batch_is_halved_until_it_fits(
+    protector: Protector, monkeypatch: pytest.MonkeyPatch, most: int, batches: list[int], note: str
+) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr(service, "protect", room_for(most, tried))
+    assert protector.protect_identity("a", PHOTOS, []).note == note
+    assert tried == batches
+    tried.clear()
+    protector.protect_identity("b", PHOTOS, [])
+    assert tried[0] == 4  # the next identity starts with the batch as configured
+
+
+def test_before_that_steps_are_no_longer_recorded(protector: Protector, monkeypatch: pytest.MonkeyPatch) -> None:
+    surrogate, tried = protector.models.surrogate, list[bool]()
+
+    def protect(*arguments: Any) -> Protected:
+        tried.append(surrogate.recorded)
+        if surrogate.recorded:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Protected([], {})
+
+    monkeypatch.setattr(service, "protect", protect)
+    surrogate.recorded = True
+    notes = [protector.protect_identity(name, PHOTOS, []).note for name in ("a", "b")]
+    assert notes == ["GPU out of memory: steps are no longer recorded"] * 2
+    assert tried == [True, False, False]
+
+
+def test_a_single_photo_that_does_not_fit_fails(protector: Protector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "protect", room_for(0, []))
+    with pytest.raises(torch.OutOfMemoryError):
+        protector.protect_identity("a", PHOTOS, [])
+
+
+def test_class_images_are_squares_of_the_working_resolution(tmp_path: Path) -> None:
+    Image.new("RGB", (90, 60), (10, 20, 30)).save(tmp_path / "a.png")
+    Image.new("L", (40, 80), 200).save(tmp_path / "b.jpg")
+    (tmp_path / "notes.txt").write_text("no photo")
+    found = service.class_images(tmp_path, 32)
+    assert found.shape == (2, 3, 32, 32)
+    assert found[0, :, 5, 5].mul(255).round().tolist() == [10, 20, 30]
+    with pytest.raises(ModelError, match="no photos in"):
+        service.class_images(tmp_path / "absent", 32)
+    (tmp_path / "c.png").write_bytes(b"damaged")
+    with pytest.raises(ModelError, match=r"c\.png cannot be read"):
+        service.class_images(tmp_path, 32)
+
+
+@pytest.mark.parametrize(("there", "gpu", "found"), [(True, None, "cuda"), (True, False, "cpu"), (False, None, "cpu")])
+def test_the_device_is_the_one_asked_for(
+    there: bool, gpu: bool | None, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert service.chosen_device(gpu).type == found
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_no_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match=r"a GPU is asked for, and torch .* finds none: .* gpus_per_actor: 0"):
+        Protector({"profile": "tiny", "gpu": True}, 0, 1)
+
+
+def test_one_file_by_two_names_is_no_held_out_encoder() -> None:
+    path = str(service.EMBEDDED_ENCODERS / "residual.onnx")
+    with pytest.raises(ConfigError, match=r"held_out: residual \(residual\) is optimised against"):
+        Protector({"profile": "tiny", "overrides": {"held_out": [path]}}, 0, 1)
+    with pytest.raises(ConfigError, match="encoders: the same file stands there twice"):
+        Protector({"profile": "tiny", "overrides": {"encoders": ["embedded:residual", path]}}, 0, 1)
+
+
+def test_maps_that_the_model_does_not_have_are_told_before_any_photo() -> None:
+    settings = {"profile": "tiny", "overrides": {"finetuning": {"attention_resolution": 32}}}
+    with pytest.raises(ConfigError, match=r"attention_resolution: 32 is no side .* at 128 px; choose one of 16, 8"):
+        Protector(settings, 0, 1)
+
+
+def test_source_and_revision_of_the_model_reach_the_manifest(protector: Protector, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED, folder)
+    pins = make_pins(folder, "owner/name", "0123abc", "a licence")
+    (folder / CHECKSUMS).write_text(pins.text())
+    held = SimpleNamespace(name="d", sha256="0", licence="none")
+    protector.models = SimpleNamespace(  # type: ignore[assignment]
+        surrogate=Surrogate(folder, torch.device("cpu")), encoders=[], held_out=[], detector=held
+    )
+    rows = Protector._described(protector)
+    assert rows[0] == {
+        "name": "owner/name", "role": "surrogate", "sha256": pins.digest(), "licence": "a licence",
+        "source": "owner/name", "revision": "0123abc",
+    }  # fmt: skip
+    stored = table([{"models": rows}], COLUMNS).to_pylist()[0]["models"]
+    assert stored[0] == rows[0] and stored[1]["source"] is None
+
+
+def test_a_card_size_is_refused_where_no_setting_makes_the_model_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def two_text_encoders(model: str, device: torch.device) -> Surrogate:
+        made = Surrogate(model, device)
+        made.encoders *= 2
+        return made
+
+    monkeypatch.setattr(service, "Surrogate", two_text_encoders)
+    with pytest.raises(ConfigError, match="fits: SDXL"):
+        Protector({"profile": "tiny", "overrides": {"fits": "24GB"}}, 0, 1)

@@ -1,0 +1,68 @@
+"""What a worker holds: wrong names and settings are told before the first row."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dladiff.errors import ConfigError, DladiffError
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.networks import EvaluationModels
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers, at load
+
+
+def models(**others: Any) -> EvaluationModels:
+    return EvaluationModels(EvaluateConfig(output="o", results="r", **({"attacks": ("encoder_only",)} | others)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"attacks": ("lora",), "settings": {"lora": {"step": 3}}}, "did you mean steps"),
+        ({"attacks": ("lora",), "settings": {"lora": {"steps": "many"}}}, "lora.steps: expected int"),
+        ({"preprocessings": ("diffpure=/nowhere",)}, "diffpure needs"),
+        ({"bases": ("/nowhere",), "attacks": ("lora",)}, "nowhere"),
+        ({"attacks": ("instantid",)}, "instantid does not attack tiny"),
+        (
+            {"attacks": ("ip_adapter_faceid",), "settings": {"ip_adapter_faceid": {"adapter": "/nowhere"}}},
+            "no IP-Adapter FaceID weights",
+        ),
+    ],
+)
+def test_what_is_missing_is_told_at_once(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(DladiffError, match=text):
+        models(**settings).check()
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"attacks": ("encoder_only", "dreamboth")}, "did you mean dreambooth"),
+        ({"settings": {"loro": {"steps": 3}}}, "did you mean lora"),
+        ({"preprocessings": ("none", "jpg75")}, "did you mean jpeg75"),
+    ],
+)
+def test_wrong_names_are_told_before_anything_is_loaded(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        models(**settings)
+
+
+def test_a_missing_network_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DladiffError, match="no quality network"):
+        _ = models(fiqa=str(tmp_path / "none.onnx")).networks
+    with pytest.raises(ConfigError):
+        models(count=0)
+
+
+def test_preprocessing_by_name_and_squares_of_the_tiny_model(assets: Path) -> None:
+    import cv2
+
+    held = models(judges=("embedded:mobile",), preprocessings=("half",))
+    held.check()
+    photo = cv2.imread(str(assets / "photos" / "celebahq_103" / "set_B_2263.jpg"))[:, :, ::-1].copy()
+    assert held.way("half")(photo).shape == photo.shape
+    squares = held.squares([photo, np.zeros((80, 80, 3), np.uint8)], "embedded")
+    assert [s.shape for s in squares] == [(128, 128, 3)]
+    assert held.base("embedded")[1] is None  # no safety checker

@@ -1,0 +1,252 @@
+"""Actor, driver and scheduled metrics: numbers counted by hand, and names that the table holds."""
+
+import io
+import math
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+
+from dladiff.errors import ConfigError, StorageError
+from pipeline.run.progress import Progress
+from pipeline.telemetry import metrics
+from pipeline.telemetry.driver import DriverMetrics, Outcome, push, write_textfile
+from pipeline.telemetry.metrics import ActorMetrics, Tally
+
+
+def row(status: str, psnr: float | None, *after: tuple[bool, float | None]) -> dict[str, object]:
+    similarity = [{"encoder": "a" if o else "b", "optimised": o, "before": 1.0, "after": a} for o, a in after]
+    return {"source_uri": "secret/name.jpg", "status": status, "reason": "", "psnr": psnr, "similarity": similarity}
+
+
+RESULT = {
+    "identity": "secret",
+    "status": "done",
+    "reason": "",
+    "photos": 3,
+    "failed_photos": 1,
+    "seconds": 36.0,
+    "rows": [
+        row("protected", 33.5, (True, 0.1), (False, 0.6)),
+        row("layer1_only", 34.0, (True, -0.2), (True, None)),
+        row("failed", None),
+    ],
+}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_actor_counts_by_status_and_kind() -> None:
+    tally = Tally()
+    actor = ActorMetrics(tally)
+    actor.finished(RESULT)
+    actor.finished(RESULT | {"status": "failed", "rows": []})
+    actor.finished({"status": "storage"})
+    assert tally.of(metrics.TASKS, status="done") == [1]
+    assert tally.of(metrics.TASKS, status="failed") == [1]
+    assert tally.of(metrics.TASKS, status="storage") == [1]
+    assert [tally.of(metrics.PHOTOS, status=s) for s in metrics.PHOTO_STATUSES] == [[1], [1], [1], []]
+    assert tally.of(metrics.PSNR) == [33.5, 34.0]
+    assert tally.of(metrics.SIMILARITY, kind="optimised", encoder="a") == [0.1, 0.0]
+    assert tally.of(metrics.SIMILARITY, kind="held_out", encoder="b") == [0.6]
+
+
+def test_actor_counts_work_and_bytes() -> None:
+    actor = ActorMetrics()  # outside of Ray: the same class over a tally
+    assert isinstance(actor.meter, Tally)
+    steps = {"finetuning_layer": {"training": 21, "perturbation": 144}, "zero_shot_layer": {"perturbation": 50}}
+    actor.worked({"read": 0.5, "zero_shot_layer": 12.0, "new_step": 1.0}, 4e9, "NVIDIA L4", steps)
+    actor.worked({"read": 1.5}, 3e9, "cpu", {"zero_shot_layer": {"perturbation": 25, "odd": 1}})
+    for size in (10, 20):
+        actor.read(size)
+        actor.wrote(2 * size)
+    actor.retried()
+    tally = actor.meter
+    assert tally.of(metrics.STEP_SECONDS, step="read") == [0.5, 1.5]
+    assert tally.of(metrics.STEP_SECONDS, step="other") == [1.0]
+    assert tally.of(metrics.STEP_SPENT, step="read") == [2.0]
+    assert tally.of(metrics.ITERATIONS, step="finetuning_layer", work="training") == [21]
+    assert tally.of(metrics.ITERATIONS, step="finetuning_layer", work="perturbation") == [144]
+    assert tally.of(metrics.ITERATIONS, step="zero_shot_layer", work="perturbation") == [75]
+    assert tally.of(metrics.ITERATIONS, step="zero_shot_layer", work="other") == [1]
+    assert tally.of(metrics.PEAK_MEMORY, device="gpu") == [4e9]
+    assert tally.of(metrics.READ_BYTES) == [30]
+    assert tally.of(metrics.WRITTEN_BYTES) == [60]
+    assert tally.of(metrics.RETRIES) == [1]
+
+
+def test_labels_are_bounded_whatever_the_rows_say() -> None:
+    actor = ActorMetrics(tally := Tally())
+    actor.finished(RESULT | {"status": "../../etc", "rows": [row("secret", 30.0, (True, 0.3))]})
+    allowed = {*metrics.TASK_STATUSES, *metrics.PHOTO_STATUSES, *metrics.STEPS, *metrics.KINDS, "other", "cpu", "gpu"}
+    assert {value for _, labels in tally.values for _, value in labels} <= allowed | {"a"}
+    known = {"status", "step", "work", "kind", "encoder", "device", "tenant"}
+    assert {label for m in metrics.METRICS for label in m.labels} == known
+
+
+def test_more_encoders_than_a_configuration_has_are_one_label() -> None:
+    actor = ActorMetrics(tally := Tally())
+    for name in [*range(40), 0]:
+        similarity = [{"encoder": f"e{name}", "optimised": True, "before": 1.0, "after": 0.5}]
+        actor.finished(RESULT | {"rows": [{"status": "protected", "psnr": None, "similarity": similarity}]})
+    assert tally.of(metrics.SIMILARITY, kind="optimised", encoder="e0") == [0.5, 0.5]
+    assert len(tally.of(metrics.SIMILARITY, kind="optimised", encoder="other")) == 40 - metrics.MOST_ENCODERS
+
+
+def test_table_is_named_as_prometheus_asks() -> None:
+    names = [m.name for m in metrics.METRICS]
+    assert len(set(names)) == len(names)
+    for metric in metrics.METRICS:
+        assert metric.name.endswith("_total") == (metric.kind == "counter")
+        assert bool(metric.buckets) == (metric.kind == "histogram")
+        assert all(bucket > 0 for bucket in metric.buckets)  # Ray refuses others
+        assert list(metric.buckets) == sorted(metric.buckets)
+        for unit in ("seconds", "bytes"):
+            assert (unit in metric.name) == (metric.unit == unit)
+        if metric.place == "scheduled":
+            assert "tenant" in metric.labels
+    assert {"ray_dladiff_step_seconds_bucket", "ray_dladiff_photos_total", "dladiff_run_left"} <= metrics.SERIES
+
+
+def scrape(port: int) -> dict[str, float]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
+        text = reply.read().decode()
+    return {s.name: s.value for f in text_string_to_metric_families(text) for s in f.samples}
+
+
+def test_driver_serves_counts_rate_and_cost() -> None:
+    clock = Clock()
+    driver = DriverMetrics(price=3.0, clock=clock)
+    port = driver.serve("0")
+    try:
+        driver.begin(identities=12, tasks=10, gpus_per_actor=0.5)
+        clock.now += 3000
+        for status in ("failed", "skipped", "quarantined", "done"):
+            driver.advance(RESULT | {"status": status, "seconds": 600.0})
+        clock.now += 300
+        found = scrape(port)
+        driver.begin(identities=12, tasks=4)
+        clock.now += 601
+        stalled = scrape(port)
+    finally:
+        driver.close()
+    assert (found["dladiff_run_identities"], found["dladiff_run_planned"]) == (12, 10)
+    ends = ("done", "failed", "quarantined", "left")
+    assert [found[f"dladiff_run_{name}"] for name in ends] == [2, 1, 1, 6]
+    assert found["dladiff_run_photos_per_hour"] == 8 * 6  # 8 photos in the last ten minutes
+    assert found["dladiff_run_left_seconds"] == 6 * 600 / 4
+    assert found["dladiff_run_cost"] == 2400 / 3600 * 0.5 * 3
+    assert found["dladiff_run_last_result_timestamp_seconds"] == 1_003_000
+    assert found["dladiff_run_longest_task_seconds"] == 600
+    assert stalled["dladiff_run_photos_per_hour"] == 0
+    assert (stalled["dladiff_run_left"], stalled["dladiff_run_done"]) == (4, 0)  # another run of the same process
+    assert stalled["dladiff_run_cost"] == found["dladiff_run_cost"]
+    assert set(found) == {m.name for m in metrics.METRICS if m.place == "driver"}
+
+
+def test_driver_without_price_or_pace_claims_neither() -> None:
+    driver = DriverMetrics()
+    driver.begin(identities=1, tasks=1)
+    assert math.isnan(driver.seconds_left())
+    assert "dladiff_run_cost" not in {f.name for f in driver.registry.collect()}
+
+
+def test_progress_line_tells_the_cost_where_there_is_a_price() -> None:
+    driver, lines = DriverMetrics(price=3.0), io.StringIO()
+    driver.begin(identities=2, tasks=2, gpus_per_actor=0.5)
+    for metered, words in ((driver, ", cost 1.50"), (DriverMetrics(), "")):
+        with Progress(Console(file=lines, width=200), 2, metered.cost) as progress:
+            driver.advance(RESULT | {"seconds": 3600.0})
+            progress.advance(RESULT)
+        assert lines.getvalue().strip().endswith(f"left{words}")
+        lines.truncate(0)
+
+
+def test_bad_or_taken_address_says_what_to_do() -> None:
+    first, second = DriverMetrics(), DriverMetrics()
+    port = first.serve("127.0.0.1:0")
+    try:
+        with pytest.raises(ConfigError, match="choose another port"):
+            second.serve(f"127.0.0.1:{port}")
+        with pytest.raises(ConfigError, match=r"HOST:\]PORT"):
+            second.serve("127.0.0.1:http")
+    finally:
+        first.close()
+
+
+def parsed(text: str) -> dict[tuple[str, str, str], float]:
+    samples = [s for f in text_string_to_metric_families(text) for s in f.samples]
+    return {
+        (s.name.removeprefix("dladiff_scheduled_"), s.labels["tenant"], s.labels.get("status", "")): s.value
+        for s in samples
+    }
+
+
+def test_textfile_keeps_the_last_success_of_a_failed_run(tmp_path: Path) -> None:
+    path = write_textfile(tmp_path, Outcome(tenant="a", exit_code=1, ended=100.0, identities={"done": 3, "odd": 1}))
+    assert parsed(path.read_text()) == {
+        ("last_success_timestamp_seconds", "a", ""): 100,
+        ("last_end_timestamp_seconds", "a", ""): 100,
+        ("exit_code", "a", ""): 1,
+        ("identities", "a", "done"): 3,
+        ("identities", "a", "other"): 1,
+    }
+    write_textfile(tmp_path, Outcome(tenant="a", exit_code=3, ended=200.0))
+    found = parsed(path.read_text())
+    assert found[("last_success_timestamp_seconds", "a", "")] == 100
+    assert found[("last_end_timestamp_seconds", "a", "")] == 200
+    assert [p.name for p in tmp_path.iterdir()] == ["dladiff_a.prom"]
+    path.write_text("{ not metrics")
+    write_textfile(tmp_path, Outcome(tenant="a", exit_code=3, ended=300.0))
+    assert ("last_success_timestamp_seconds", "a", "") not in parsed(path.read_text())
+
+
+def test_textfile_in_no_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="give a folder that is there"):
+        write_textfile(tmp_path / "none", Outcome(tenant="a", exit_code=0, ended=1.0))
+
+
+@pytest.fixture
+def gateway() -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+    seen: list[tuple[str, str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            seen.append((self.command, self.path, body))
+            self.send_response(202)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", seen
+    server.shutdown()
+    server.server_close()
+
+
+def test_push_adds_to_the_tenants_group(gateway: tuple[str, list[tuple[str, str, str]]]) -> None:
+    url, seen = gateway
+    push(url, Outcome(tenant="a", exit_code=0, ended=100.0, identities={"done": 2}))
+    push(url, Outcome(tenant="a", exit_code=3, ended=200.0))
+    assert [(method, path) for method, path, _ in seen] == [("POST", "/metrics/job/dladiff/tenant/a")] * 2
+    assert ("last_success_timestamp_seconds", "a", "") in parsed(seen[0][2])
+    assert ("last_success_timestamp_seconds", "a", "") not in parsed(seen[1][2])  # POST leaves it as it stands
+
+
+@pytest.mark.parametrize("gateway", ["http://127.0.0.1:1", "http://127.0.0.1:1x"])
+def test_gateway_out_of_reach_is_one_line(gateway: str) -> None:
+    with pytest.raises(StorageError, match="check its address"):
+        push(gateway, Outcome(tenant="a", exit_code=0, ended=1.0))
