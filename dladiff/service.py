@@ -4,7 +4,7 @@ import gc
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -123,8 +123,7 @@ class Protector:
                 size = config.finetuning.batch_photos
                 if size == 1:
                     raise
-                finetuning = replace(config.finetuning, batch_photos=size // 2)
-                config = replace(config, finetuning=finetuning)
+                config = config.replaced(finetuning=config.finetuning.replaced(batch_photos=size // 2))
                 note = (
                     f"GPU out of memory: batch_photos lowered from {self.config.finetuning.batch_photos} to {size // 2}"
                 )

@@ -72,7 +72,7 @@ def doctor(config: Path | None, output: str | None, address: str | None) -> int:
 @click.option("--yes", is_flag=True, help="Delete; without it, only say what would be.")
 @AS_JSON
 def retention(
-    config: Path | None, gone: bool, older_than: int | None, records: str, yes: bool, as_json: bool, **places: Any
+    config: Path | None, gone: bool, older_than: int | None, records: Any, yes: bool, as_json: bool, **places: Any
 ) -> int:
     """Delete protected photos and records that are no longer wanted; the input is never touched.
 

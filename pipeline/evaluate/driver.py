@@ -1,6 +1,5 @@
 """`dladiff evaluate`: plan, subtract what is done, hand the rest to Ray Data row by row, print the tables."""
 
-import dataclasses
 import json
 import os
 import uuid
@@ -59,7 +58,7 @@ def evaluate(
     plan = make_plan(config)
     if plan.note:
         said(f"note: {plan.note}")
-    config = dataclasses.replace(config, inputs=plan.inputs)  # the actors read below these
+    config = config.replaced(inputs=plan.inputs)  # the actors read below these
     found = Evaluated(len(plan.identities), len(plan.left_out), len(plan.rows))
     try:
         storage = open_storage(config.results, create=not dry_run)

@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Literal, Self
 from urllib.parse import unquote
 
 import pyarrow as pa
+from pydantic import Field, model_validator
 
 from dladiff.errors import ConfigError, DamagedError, NotFoundError, StorageError
-from dladiff.settings.merge import nearest
+from dladiff.settings.validate import FaultsError, Settings
 from pipeline.config import RunConfig
 from pipeline.process.private import chosen_umask, private_files
 from pipeline.records import commit as records
@@ -28,33 +30,27 @@ from pipeline.storage.base import FOLDERS, TEMP_PREFIX, Storage
 from pipeline.storage.keys import escape, shown
 from pipeline.storage.open import open_storage
 
-RECORDS = ("delete", "keep")
 OUTPUTS = ("output_uri", "output_key", "output_sha256")
 MOST_UNATTENDED = 0.5  # share of the recorded identities that may go at once without a person looking
 
 
-@dataclass(frozen=True, kw_only=True)
-class Retention:
-    """What is to be deleted; by default nothing."""
+class Retention(Settings):
+    """What is to be deleted."""
 
     gone: bool = False
     """What is stored of identities whose originals left the input."""
-    protected_days: int = 0
+    protected_days: int = Field(default=0, ge=0)
     """Protected photos this many days after they were made; 0: never."""
-    records: str = "delete"
+    records: Literal["delete", "keep"] = "delete"
     """What becomes of the records of identities that left: delete, or keep (without the photos)."""
 
-    def faults(self) -> list[str]:
-        """Return what is wrong with it, field by field."""
-        found = []
-        if self.protected_days < 0:
-            found.append(f"protected_days: {self.protected_days} is less than 0")
-        if self.records not in RECORDS:
-            hint = nearest(self.records, list(RECORDS))
-            found.append(f"records: {self.records!r} is unknown{hint}; choose one of {', '.join(RECORDS)}")
+    @model_validator(mode="after")
+    def _of_something(self) -> Self:
         if not self.gone and self.protected_days == 0:
-            found.append("gone: nothing is to be deleted; give gone (--gone) or protected_days (--older-than DAYS)")
-        return found
+            raise FaultsError(
+                ["gone: nothing is to be deleted; give gone (--gone) or protected_days (--older-than DAYS)"]
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +96,8 @@ def retain(
     stays: work without a record would be done again. `unattended` refuses when more than MOST_UNATTENDED left.
     Raises ConfigError where the rule or the input cannot be meant so, StorageError; another run holds the lease.
     """
-    faults = [f"retention: {fault}" for fault in rule.faults()]
     if rule.gone and config is None:
-        faults.append("--gone: needs the input (--input URI, or --config FILE): it says who is still there")
-    if faults:
-        raise ConfigError(faults)
+        raise ConfigError(["--gone: needs the input (--input URI, or --config FILE): it says who is still there"])
     storage = open_storage(output)
     if not really:
         found = _find(storage, rule, config, unattended, now())

@@ -45,7 +45,7 @@ class ProtectIdentity:
     """One worker: models are loaded at the first identity and stay. A call never raises; a fault is a status."""
 
     def __init__(self, run: dict[str, Any], run_id: str, digest: str, deadline: float | None = None) -> None:
-        self.config = RunConfig(**{**run, "faces": tuple(run["faces"])})
+        self.config = RunConfig(**run)
         private_process(self.config.umask)
         self.run_id = run_id
         self.digest = digest  # of the driver, which may see other files than the workers

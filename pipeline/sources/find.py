@@ -21,7 +21,6 @@ PICTURES = frozenset(
 ) | {""}
 """Names of pictures that are left out; "" has no extension."""
 KINDS = 8  # extensions named in a warning
-LAYOUTS = ("auto", "folders", "flat", "one", "sets", "celeba_hq", "vggface2")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic"})
 
 
@@ -66,8 +65,8 @@ def find_identities(
     Memory holds one identity at a time. Raises ConfigError for an unknown layout, a bad list, and photos under
     `exclude_prefix` that no run put there; StorageError.
     """
-    if layout not in LAYOUTS:
-        raise ConfigError([f"layout: {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}"])
+    if layout not in layouts.LAYOUTS:
+        raise ConfigError([f"layout: {layout!r} is unknown; choose one of {', '.join(layouts.LAYOUTS)}"])
     return _find(storage, layout, _photos(storage, exclude_prefix, whole), lists)
 
 

@@ -4,11 +4,15 @@ import logging
 import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
+from typing import Literal, get_args
 
 from pipeline.sources.spool import Listed, Spool, blob, text
 from pipeline.storage.base import Entry
 
 log = logging.getLogger(__name__)
+
+Layout = Literal["auto", "folders", "flat", "one", "sets", "celeba_hq", "vggface2"]
+LAYOUTS: tuple[str, ...] = get_args(Layout)
 
 SET_FOLDER = re.compile(r"set_([abc])", re.IGNORECASE)  # Anti-DreamBooth: <id>/set_A/1.jpg
 SET_FILE = re.compile(r"set_([abc])_.+", re.IGNORECASE)  # the same in one folder: <id>/set_A_1.jpg

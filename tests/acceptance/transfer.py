@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -143,7 +143,7 @@ class Bench:
         x = to_float(case.photo)
         encoders = [(self.inner if condition.inner else self.encoders)[name] for name in condition.encoders]
         reader = FaceReader(x, case.face, case.readings, encoders)
-        config = replace(FIXED, **condition.changes)
+        config = FIXED.replaced(**condition.changes)
         start = time.process_time()
         with mock.patch.object(zero_shot_layer, "direction", _direction(condition.smooth)):
             patch, _, _ = perturb_face(

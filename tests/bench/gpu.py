@@ -11,7 +11,6 @@ import argparse
 import gc
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -125,7 +124,7 @@ def main() -> None:
     device = torch.device("cuda")
     best = peak(device)
     say(f"{torch.cuda.get_device_name()}, matrix product: {best / 1e12:.0f} TFLOP/s")
-    config = replace(PAPER, **FITS[options.fits]["finetuning"]) if options.fits else PAPER
+    config = PAPER.replaced(**FITS[options.fits]["finetuning"]) if options.fits else PAPER
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or Path(folder)
         if not (model / "model_index.json").is_file():

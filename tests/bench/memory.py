@@ -8,7 +8,6 @@ byte. Not counted: CUDA's own, the libraries' workspaces, the allocator's gaps, 
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -112,7 +111,7 @@ def peaks(config: FinetuningConfig, photos: int) -> tuple[float, float]:
 
 def shortened(config: FinetuningConfig) -> FinetuningConfig:
     """Return as few steps as reach the peaks: a second training step meets the moments of the first."""
-    return replace(config, iter_ft=2, iter_opt=2, iter_1=1, iter_2=1, iter_3=2)
+    return config.replaced(iter_ft=2, iter_opt=2, iter_1=1, iter_2=1, iter_3=2)
 
 
 def main() -> None:

@@ -9,9 +9,7 @@ from dladiff.core.randomness import stream
 from dladiff.diffusion.graphs import Graphs
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.evaluation.attackers import ATTACKS, load_base, settings_for
-from dladiff.evaluation.attackers.base import AttackSettings
 from dladiff.layers import finetuning as finetuning_layer
-from dladiff.settings.merge import build
 from dladiff.settings.schema import FinetuningConfig
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
@@ -56,7 +54,7 @@ def test_recording_changes_no_perturbation(size: int) -> None:
 @pytest.mark.parametrize("attack", ["dreambooth", "dreambooth_text", "lora", "textual_inversion"])
 def test_an_attack_on_a_gpu_makes_pictures(attack: str) -> None:
     base = load_base("embedded", "cuda")
-    settings = build(AttackSettings, {**vars(settings_for(attack, base)), "steps": 20, "sampling_steps": 3}, "", [])
+    settings = settings_for(attack, base).replaced(steps=20, sampling_steps=3)
     photos = [np.full((base.resolution, base.resolution, 3), 90 + 20 * i, np.uint8) for i in range(4)]
     made = ATTACKS[attack](base, photos, settings, ["a photo of sks person"], 2, 0)
     assert [picture.shape for picture in made["a photo of sks person"]] == [photos[0].shape] * 2

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -129,9 +128,9 @@ def test_steps_told_are_the_steps_taken(protector: Protector, monkeypatch: pytes
     for loss in ("attention", "denoising"):
         counted(_Ascent, loss, lambda point, _: len(point))
     counted(ImageCanvas, "align", lambda *_: 1)
-    finetuning = dataclasses.replace(protector.config.finetuning, iter_ft=2, iter_opt=2, iter_1=1, iter_2=2, iter_3=3)
-    zero_shot = dataclasses.replace(protector.config.zero_shot, max_steps=3)
-    config = dataclasses.replace(protector.config, finetuning=finetuning, zero_shot=zero_shot)
+    finetuning = protector.config.finetuning.replaced(iter_ft=2, iter_opt=2, iter_1=1, iter_2=2, iter_3=3)
+    zero_shot = protector.config.zero_shot.replaced(max_steps=3)
+    config = protector.config.replaced(finetuning=finetuning, zero_shot=zero_shot)
     done = protect(pieces()[:2], [], protector.models, config, seed=0)
     assert done.steps["static_surrogate"] == {"training": 2}
     assert done.steps["finetuning_layer"] == {"training": 3, "perturbation": 2 * 3 * 2}  # two squares
@@ -144,8 +143,8 @@ def test_steps_told_are_the_steps_taken(protector: Protector, monkeypatch: pytes
 @pytest.mark.parametrize("space", ["image", "aligned"])
 def test_layer_two_lowers_every_optimised_similarity(protector: Protector, space: str) -> None:
     quiet = {"linear_noise": 0.005, "shift_noise": 0.5}  # the paper's small alignment noise
-    zero_shot = dataclasses.replace(protector.config.zero_shot, space=space, step=2e-3, max_steps=40, **quiet)
-    config = dataclasses.replace(protector.config, layers="zero_shot", zero_shot=zero_shot)
+    zero_shot = protector.config.zero_shot.replaced(space=space, step=2e-3, max_steps=40, **quiet)
+    config = protector.config.replaced(layers="zero_shot", zero_shot=zero_shot)
     (out,) = protect([PhotoIn(key="a", pixels=photo())], [], protector.models, config, seed=0).photos
     optimised = [s for s in out.similarity if s["optimised"]]
     assert [s["before"] > 0.99 and s["after"] < 0.4 for s in optimised] == [True], optimised

@@ -1,7 +1,6 @@
 """The worker's service: a GPU without room for the batch gets half of it, and the result says so."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +26,7 @@ def protector(monkeypatch: pytest.MonkeyPatch) -> Protector:
     """One whose models are never asked."""
     made = Protector.__new__(Protector)
     made.config = service.method_config("tiny", None, {})
-    made.config = replace(made.config, finetuning=replace(made.config.finetuning, batch_photos=4))
+    made.config = made.config.replaced(finetuning=made.config.finetuning.replaced(batch_photos=4))
     made.seed, made.trace = 0, False
     models = SimpleNamespace(
         device=torch.device("cpu"), detector=None, surrogate=SimpleNamespace(recorded=False, name="s")

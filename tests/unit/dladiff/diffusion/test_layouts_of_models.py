@@ -1,7 +1,6 @@
 """The layouts of the supported models, with few channels, through the loader and layer 1 that real weights take."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +91,7 @@ def test_map_sides_are_those_that_a_pass_shows(surrogate: Surrogate) -> None:
 
 @pytest.mark.networks
 def test_layer_1_runs_and_stays_within_its_bound(layout: tuple[str, Path], surrogate: Surrogate) -> None:
-    config = replace(
-        method_config(layout[0], None, {}).finetuning,
+    config = method_config(layout[0], None, {}).finetuning.replaced(
         iter_ft=1, iter_opt=2, iter_1=1, iter_2=1, iter_3=1, attention_resolution=2, lr_static=1e-3,
     )  # fmt: skip
     x = torch.rand(1, 3, 64, 64, generator=stream(3))

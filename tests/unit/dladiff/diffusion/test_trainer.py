@@ -1,7 +1,5 @@
 """Training steps of a surrogate: weights, parts, moments elsewhere, class images."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -73,7 +71,7 @@ def test_the_prior_term_is_the_same_loss_on_class_images_and_draws_nothing_witho
 
     def delta(weight: float) -> torch.Tensor:
         static = static_surrogate(surrogate, x, config, stream(1))
-        return perturb(surrogate, static, x, replace(config, prior_weight=weight), [stream(2), stream(3)])
+        return perturb(surrogate, static, x, config.replaced(prior_weight=weight), [stream(2), stream(3)])
 
     before = stream(5).get_state()
     assert surrogate.prior_batch([same := stream(5)]) is None
