@@ -3,17 +3,17 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from dladiff.errors import ConfigError
 from dladiff.settings.merge import digest, nearest
 from dladiff.settings.schema import MethodConfig, method_config
-from dladiff.settings.validate import FaultsError, Items, Settings
+from dladiff.settings.validate import FaultsError, Items, Settings, unless
 from pipeline.models.fingerprint import by_content, missing
 from pipeline.process.private import chosen_umask, octal, umask_fault
 from pipeline.sources.layouts import Layout
@@ -24,35 +24,21 @@ from pipeline.storage.open import address_fault
 FILES_AT_ONCE = 4  # files of max_photo_bytes that max_task_bytes holds: one is in memory up to three times
 
 
-def _address(uri: str) -> str:
-    if fault := address_fault(uri):
-        raise ValueError(fault)
-    return uri
-
-
-def _root(folder: str) -> str:
+def _root_fault(folder: str) -> str | None:
     """Whether the folder is there is checked where the index is read: a job may name folders of the cluster."""
     if not folder or folder.startswith("s3://"):
-        raise ValueError(f"expected a folder, not {folder!r}")
-    return _address(folder)
+        return f"expected a folder, not {folder!r}"
+    return address_fault(folder)
 
 
-def _gpus(number: float) -> float:
-    if number > 1 and number % 1 != 0:
-        raise ValueError(f"{number} is no part of one GPU and no whole number of them")
-    return number
+def _gpus_fault(number: float) -> str | None:
+    return f"{number} is no part of one GPU and no whole number of them" if number > 1 and number % 1 else None
 
 
-def _umask(text: str) -> str:
-    if fault := umask_fault(text):
-        raise ValueError(fault)
-    return text
-
-
-Address = Annotated[str, AfterValidator(_address)]
+Address = Annotated[str, unless(address_fault)]
 """A folder or s3://bucket/prefix."""
 Umask = Annotated[
-    str, BeforeValidator(lambda value: octal(value) if type(value) is int else value), AfterValidator(_umask)
+    str, BeforeValidator(lambda given: octal(given) if type(given) is int else given), unless(umask_fault)
 ]
 """Two octal digits; YAML reads 027 without quotes as a number."""
 
@@ -74,7 +60,7 @@ class RunConfig(Settings):
     """How photos become identities."""
     lists: Address | None = None
     """Folder or s3://bucket/prefix of a collection's own lists, where they do not lie beside the photos."""
-    allow_roots: Items[Annotated[str, AfterValidator(_root)]] = ()
+    allow_roots: Items[Annotated[str, unless(_root_fault)]] = ()
     """Folders of this machine in which an index file may name photos, beside its own folder."""
     one_identity: bool = False
     """All photos are one identity: the same as layout `one`."""
@@ -97,7 +83,7 @@ class RunConfig(Settings):
     default holds 64 photos of 12 megapixels or 8 of 50: docs/decisions/0012-bounded-photos.md has the sum."""
     cpus_per_actor: int = Field(default=1, ge=1)
     """CPUs an actor reserves; on the CPU also its torch threads."""
-    gpus_per_actor: Annotated[float, AfterValidator(_gpus)] = Field(default=0, ge=0)
+    gpus_per_actor: Annotated[float, unless(_gpus_fault)] = Field(default=0, ge=0)
     """GPUs an actor reserves; fractions share one, 0 is the CPU. `run_config` makes it 1 for a full-size model."""
     min_actors: int = Field(default=1, ge=1)
     """Actors that start at once."""
@@ -129,20 +115,14 @@ class RunConfig(Settings):
             )
         return given
 
-    @model_validator(mode="after")
-    def _together(self) -> Self:
-        faults = []
+    def contradictions(self) -> Iterator[str]:
+        """Yield how settings contradict each other."""
         if self.max_actors is not None and self.max_actors < self.min_actors:
-            faults.append(f"max_actors: {self.max_actors} is less than min_actors = {self.min_actors}")
+            yield f"max_actors: {self.max_actors} is less than min_actors = {self.min_actors}"
         if self.max_task_bytes < (least := FILES_AT_ONCE * self.max_photo_bytes):
-            faults.append(
-                f"max_task_bytes: {self.max_task_bytes} is less than {FILES_AT_ONCE} x max_photo_bytes = {least}"
-            )
+            yield f"max_task_bytes: {self.max_task_bytes} is less than {FILES_AT_ONCE} x max_photo_bytes = {least}"
         if self.one_identity and self.layout not in ("auto", "one"):
-            faults.append(f"one_identity: contradicts layout: {self.layout}; give one of them")
-        if faults:
-            raise FaultsError(faults)
-        return self
+            yield f"one_identity: contradicts layout: {self.layout}; give one of them"
 
     def method_settings(self) -> dict[str, Any]:
         """Return what the protector is built from: profile, preset, overrides; plain JSON values."""

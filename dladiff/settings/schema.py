@@ -3,16 +3,16 @@
 Pixel quantities are in [0, 1] units (7/255 is seven grey levels). Nothing here imports torch: the driver reads it.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from dladiff.errors import ConfigError
 from dladiff.settings.merge import merge, nearest
 from dladiff.settings.presets import FITS, PRESETS, PROFILES
 from dladiff.settings.schedules import SCHEDULES
-from dladiff.settings.validate import FaultsError, Items, Settings
+from dladiff.settings.validate import Items, Settings
 
 
 class FinetuningConfig(Settings):
@@ -75,11 +75,10 @@ class FinetuningConfig(Settings):
     prior_weight: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the prior term."""
 
-    @model_validator(mode="after")
-    def _names_the_token(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Yield how settings contradict each other."""
         if self.tokens == "instance" and "sks" not in self.prompt.split():
-            raise FaultsError([f"tokens: instance is the token of sks, which {self.prompt!r} does not hold"])
-        return self
+            yield f"tokens: instance is the token of sks, which {self.prompt!r} does not hold"
 
 
 class ZeroShotConfig(Settings):
@@ -167,25 +166,21 @@ class MethodConfig(Settings):
             raise ValueError(f"{', '.join(sorted(both))} stands in encoders too; a held-out encoder is never optimised")
         return held_out
 
-    @model_validator(mode="after")
-    def _together(self) -> Self:
-        faults = []
+    def contradictions(self) -> Iterator[str]:
+        """Yield how settings contradict each other."""
         if self.protection != "dladiff" and self.layers != "finetuning":
-            faults.append(f"layers: {self.protection} is a compared method and has no layer 2; leave layers out")
+            yield f"layers: {self.protection} is a compared method and has no layer 2; leave layers out"
         if not self.encoders and self.layers != "finetuning":
-            faults.append("encoders: layer 2 needs at least one optimised encoder")
+            yield "encoders: layer 2 needs at least one optimised encoder"
         if (weights := len(self.zero_shot.weights)) not in (0, len(self.encoders)):
-            faults.append(f"zero_shot.weights: {weights} weights for {len(self.encoders)} encoders")
+            yield f"zero_shot.weights: {weights} weights for {len(self.encoders)} encoders"
         if self.finetuning.most_lpips and not self.lpips:
-            faults.append("lpips: finetuning.most_lpips needs the network; name its ONNX file (docs/method.md)")
+            yield "lpips: finetuning.most_lpips needs the network; name its ONNX file (docs/method.md)"
         if not self.model:
-            faults.append(
+            yield (
                 "model: is empty; set method.model to a known model (dladiff models list), a folder in the diffusers "
                 "layout, a hub id or s3://bucket/prefix"
             )
-        if faults:
-            raise FaultsError(faults)
-        return self
 
 
 def method_config(profile: str, preset: str | None, overrides: Mapping[str, Any]) -> MethodConfig:

@@ -2,10 +2,10 @@
 
 import json
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -44,6 +44,17 @@ class _Repr(reprlib.Repr):
 _repr = _Repr().repr
 
 
+def unless(fault: Callable[[Any], str | None]) -> AfterValidator:
+    """Return a validator that refuses a value of which `fault` says something."""
+
+    def check(value: Any) -> Any:
+        if text := fault(value):
+            raise ValueError(text)
+        return value
+
+    return AfterValidator(check)
+
+
 class FaultsError(ValueError):
     """Faults found by a validator; each line begins with a setting of the validator's model: `start: is after end`."""
 
@@ -58,6 +69,16 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     RENAMED: ClassVar[dict[str, str]] = {}
     """Earlier name of a setting to its present name."""
+
+    def contradictions(self) -> Iterable[str]:
+        """Return how right settings contradict each other, a line each that begins with a setting's name."""
+        return ()
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if lines := list(self.contradictions()):
+            raise FaultsError(lines)
+        return self
 
     def __init__(self, **values: Any) -> None:
         """Raise ConfigError with every fault."""
@@ -138,7 +159,7 @@ def _reason(found: ErrorDetails, owner: type[Settings], field: FieldInfo | None)
         return f"renamed to {new}" if new else f"unknown setting{nearest(name, list(owner.model_fields))}"
     if code == "literal_error":
         known = [str(one) for one in get_args(field and field.annotation)]
-        return f"{value} is not one of {', '.join(known)}{nearest(str(found['input']), known)}"
+        return f"{value} is not one of {', '.join(known)}{nearest(value[1:-1], known)}"
     if code == "float_type" and type(found["input"]) is int:
         return f"{value} is too large"
     if None not in (both := bounds(field)) and ("ge" in rule or "le" in rule):

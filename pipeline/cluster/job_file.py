@@ -3,16 +3,16 @@
 import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from dladiff.errors import ConfigError
 from dladiff.settings.merge import digest, merge
-from dladiff.settings.validate import FaultsError, Items, Settings
+from dladiff.settings.validate import Items, Settings, unless
 from pipeline.cluster.schedule import Schedule
 from pipeline.config import RunConfig, load_run, read_yaml
 from pipeline.retention.retain import Retention
@@ -22,17 +22,14 @@ _NAME = re.compile(r"[a-z]([a-z0-9-]{0,37}[a-z0-9])?")  # KubeRay lets a RayJob'
 _GATEWAY = re.compile(r"https?://[\w.-]+:(\d{1,5})/?")
 
 
-def _name(text: str) -> str:
-    if not _NAME.fullmatch(text):
-        raise ValueError(f"{text!r} must be at most 40 of a-z, 0-9 and -, a letter first; it names cluster objects")
-    return text
+def _name_fault(text: str) -> str | None:
+    fault = f"{text!r} must be at most 40 of a-z, 0-9 and -, a letter first; it names cluster objects"
+    return None if _NAME.fullmatch(text) else fault
 
 
-def _gateway(url: str) -> str:
+def _gateway_fault(url: str) -> str | None:
     found = _GATEWAY.fullmatch(url)
-    if url and not (found and int(found[1]) < 2**16):
-        raise ValueError(f"{url!r} is no http://host:port")
-    return url
+    return None if not url or (found and int(found[1]) < 2**16) else f"{url!r} is no http://host:port"
 
 
 def _mappings(tenants: Any) -> Any:
@@ -41,7 +38,7 @@ def _mappings(tenants: Any) -> Any:
     return tenants
 
 
-Name = Annotated[str, AfterValidator(_name)]
+Name = Annotated[str, unless(_name_fault)]
 
 
 class Workers(Settings):
@@ -52,11 +49,10 @@ class Workers(Settings):
     max: int = Field(default=4, ge=1)
     """Most."""
 
-    @model_validator(mode="after")
-    def _together(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Yield how settings contradict each other."""
         if self.max < self.min:
-            raise FaultsError([f"max: {self.max} is less than min = {self.min}"])
-        return self
+            yield f"max: {self.max} is less than min = {self.min}"
 
 
 class Cluster(Settings):
@@ -92,7 +88,7 @@ class Cluster(Settings):
     """Kueue queue; empty: none. With one all `workers.max` workers start together, without autoscaling."""
     retries: int = Field(default=3, ge=0)
     """New clusters after a failure; each goes on where the records end."""
-    pushgateway: Annotated[str, AfterValidator(_gateway)] = ""
+    pushgateway: Annotated[str, unless(_gateway_fault)] = ""
     """http://host:port that is told the ends of scheduled runs, inside the cluster; empty: nobody is."""
     price: float = Field(default=0.0, ge=0)
     """Of one GPU-hour, any currency, for the cost that a run tells; 0: it tells none."""
@@ -129,13 +125,12 @@ class JobValues(Settings):
     tenants: Annotated[Items[dict[str, Any]], BeforeValidator(_mappings)] = ()
     """Users of a nightly job, a list; left out, the job is one run."""
 
-    @model_validator(mode="after")
-    def _together(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Yield how settings contradict each other."""
         if self.tenants and self.schedule is None:
-            raise FaultsError(["schedule: is missing; tenants need cron, time_zone, start and end"])
+            yield "schedule: is missing; tenants need cron, time_zone, start and end"
         if self.schedule and not self.tenants:
-            raise FaultsError(["schedule: needs tenants; for one run give one tenant"])
-        return self
+            yield "schedule: needs tenants; for one run give one tenant"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,14 @@
 """When a night begins, and the window in which it may begin tenants."""
 
 import re
+from collections.abc import Iterator
 from datetime import datetime, time, timedelta
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BeforeValidator, field_validator, model_validator
+from pydantic import BeforeValidator
 
-from dladiff.settings.validate import FaultsError, Settings
+from dladiff.settings.validate import Settings, unless
 
 _CRON = re.compile(r"(\S+\s+){4}\S+|@(hourly|daily|weekly|monthly)")
 
@@ -19,42 +20,38 @@ def _clock(value: Any) -> time:
         raise ValueError(f'{value!r} is no time; write it in quotes, as "01:30"') from None
 
 
+def _cron_fault(text: str) -> str | None:
+    good = _CRON.fullmatch(text.strip())
+    return None if good else f'{text!r} has not five fields; write for example "0 1 * * *"'
+
+
+def _zone_fault(name: str) -> str | None:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return f"{name!r} is unknown; give one as Europe/Berlin"
+    return None
+
+
 Clock = Annotated[time, BeforeValidator(_clock)]
 
 
 class Schedule(Settings):
     """When a nightly run starts, and the window in which it may begin tenants."""
 
-    cron: str = "0 1 * * *"
+    cron: Annotated[str, unless(_cron_fault)] = "0 1 * * *"
     """When the job starts on Kubernetes: five cron fields, in `time_zone`."""
-    time_zone: str = "UTC"
+    time_zone: Annotated[str, unless(_zone_fault)] = "UTC"
     """Name of a time zone, as Europe/Berlin."""
     start: Clock = time(1)
     """Begin of the window, in quotes, as "01:00"."""
     end: Clock = time(6)
     """End of the window: no tenant and no task is begun after it."""
 
-    @field_validator("cron")
-    @classmethod
-    def _five_fields(cls, cron: str) -> str:
-        if not _CRON.fullmatch(cron.strip()):
-            raise ValueError(f'{cron!r} has not five fields; write for example "0 1 * * *"')
-        return cron
-
-    @field_validator("time_zone")
-    @classmethod
-    def _known_zone(cls, name: str) -> str:
-        try:
-            ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError(f"{name!r} is unknown; give one as Europe/Berlin") from None
-        return name
-
-    @model_validator(mode="after")
-    def _open_at_all(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Yield how settings contradict each other."""
         if self.start == self.end:
-            raise FaultsError(["end: is the same as start; the window would be empty"])
-        return self
+            yield "end: is the same as start; the window would be empty"
 
     def is_open(self, now: datetime) -> bool:
         """Return whether the window is open; it may go over midnight."""

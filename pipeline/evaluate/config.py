@@ -5,14 +5,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 import dladiff
 from dladiff.errors import ModelError
 from dladiff.evaluation.names import ATTACKS, PREPROCESSING, PURIFIERS
 from dladiff.faces import packs
 from dladiff.settings.merge import nearest
-from dladiff.settings.validate import FaultsError, Items, Settings, T
+from dladiff.settings.validate import FaultsError, Items, Settings, T, unless
 from pipeline.config import Address, Umask
 from pipeline.models.fingerprint import faces, fingerprint
 from pipeline.process.private import chosen_umask
@@ -27,19 +27,18 @@ DEFAULTS = Path(dladiff.__file__).parent / "evaluation" / "attackers" / "setting
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 
 
-def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
-    if not values or len(set(values)) < len(values):
-        raise ValueError(f"expected one or more, each once, not {list(values)}")
-    return values
+def _repeated(values: tuple[Any, ...]) -> str | None:
+    good = values and len(set(values)) == len(values)
+    return None if good else f"expected one or more, each once, not {list(values)}"
 
 
-def _method(name: str) -> str:
-    if not NAME.fullmatch(name) or name in DERIVED:
-        raise ValueError(f"{name!r} is no name of a method: letters, digits, _ . -, not clean or noise")
-    return name
+def _name_fault(name: str) -> str | None:
+    if NAME.fullmatch(name) and name not in DERIVED:
+        return None
+    return f"{name!r} is no name of a method: letters, digits, _ . -, not clean or noise"
 
 
-Some = Annotated[Items[T], AfterValidator(_distinct)]
+Some = Annotated[Items[T], unless(_repeated)]
 
 
 class EvaluateConfig(Settings):
@@ -52,7 +51,7 @@ class EvaluateConfig(Settings):
     inputs: Items[str] = ()
     """Folders, bucket prefixes or index files of the run's photos: originals are read below them and nowhere else;
     none: what the output says its input was."""
-    name: Annotated[str, AfterValidator(_method)] = Field(default="dladiff", title="--name")
+    name: Annotated[str, unless(_name_fault)] = Field(default="dladiff", title="--name")
     """Name of that run's method in the tables."""
     compare: dict[str, str] = Field(default_factory=dict)
     """Name to run of each compared method; runs of the same photos."""
@@ -110,11 +109,7 @@ class EvaluateConfig(Settings):
     @classmethod
     def _methods(cls, runs: dict[str, str], given: ValidationInfo) -> dict[str, str]:
         faults = [f"--compare {name}: {fault}" for name, uri in runs.items() if (fault := address_fault(uri))]
-        for name in runs:
-            try:
-                _method(name)
-            except ValueError as error:
-                faults.append(f"--compare: {error}")
+        faults += [f"--compare: {fault}" for name in runs if (fault := _name_fault(name))]
         if (own := given.data.get("name")) in runs:
             faults.append(f"--compare: {own!r} is the name of the run itself; choose another (or --name)")
         if faults:

@@ -2,19 +2,19 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal, Self
+from typing import Literal
 from urllib.parse import unquote
 
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from dladiff.errors import ConfigError, DamagedError, NotFoundError, StorageError
-from dladiff.settings.validate import FaultsError, Settings
+from dladiff.settings.validate import Settings
 from pipeline.config import RunConfig
 from pipeline.process.private import chosen_umask, private_files
 from pipeline.records import commit as records
@@ -44,13 +44,10 @@ class Retention(Settings):
     records: Literal["delete", "keep"] = "delete"
     """What becomes of the records of identities that left: delete, or keep (without the photos)."""
 
-    @model_validator(mode="after")
-    def _of_something(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Yield how settings contradict each other."""
         if not self.gone and self.protected_days == 0:
-            raise FaultsError(
-                ["gone: nothing is to be deleted; give gone (--gone) or protected_days (--older-than DAYS)"]
-            )
-        return self
+            yield "gone: nothing is to be deleted; give gone (--gone) or protected_days (--older-than DAYS)"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,13 @@
 """Settings of a model: every fault at once, in one line that names the setting, the value and what is allowed."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from dladiff.errors import ConfigError
-from dladiff.settings.validate import FaultsError, Items, Settings, bounds
+from dladiff.settings.validate import Items, Settings, bounds
 
 
 class Inner(Settings):
@@ -16,11 +17,10 @@ class Inner(Settings):
     mode: Literal["sign", "raw"] = "sign"
     steps: int = Field(default=1, ge=1)
 
-    @model_validator(mode="after")
-    def _together(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
         if self.mode == "raw" and self.steps > 5:
-            raise FaultsError(["mode: raw takes at most 5 steps", f"steps: {self.steps} is more than 5"])
-        return self
+            yield "mode: raw takes at most 5 steps"
+            yield f"steps: {self.steps} is more than 5"
 
 
 class Outer(Settings):
