@@ -206,7 +206,7 @@ def _look_at_objects(spool: Spool, folder: str, prefix: str, named: int, storage
     Whoever was not met by then is asked for alone, so that neither many photos nor a large bucket cost many requests.
     """
     seen = found = 0
-    for entry in islice(storage.list(prefix, tell=False), named * PAGE):
+    for entry in islice(storage.list(prefix, log_skipped=False), named * PAGE):
         seen += 1
         name = entry.key.removeprefix(prefix)
         found += 0 if "/" in name else _note(spool, f"{folder}/{name}", entry.size, entry.tag)
@@ -216,7 +216,7 @@ def _look_at_objects(spool: Spool, folder: str, prefix: str, named: int, storage
         return
     for uri in _sought(spool, folder):
         key = prefix + uri.rpartition("/")[2]
-        for entry in islice(storage.list(key, tell=False), PAGE):  # a request for the object itself tells no size
+        for entry in islice(storage.list(key, log_skipped=False), PAGE):  # Storage.tag returns no size
             if entry.key == key:
                 _note(spool, uri, entry.size, entry.tag)
                 break
