@@ -8,8 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-Row = dict[str, Any]
-"""A row of a manifest: column name to JSON value."""
+PhotoRow = dict[str, Any]
+"""A row of PHOTOS: column name to JSON value."""
+IdentityRow = dict[str, Any]
+"""A row of IDENTITIES: column name to JSON value."""
 TIME = pa.timestamp("us", tz="UTC")
 FACE = pa.struct(
     [
@@ -199,12 +201,12 @@ def _row(row: Mapping[str, Any], schema: pa.Schema) -> dict[str, Any]:
     return out
 
 
-def reasons(rows: Iterable[Row]) -> str:
+def reasons(rows: Iterable[PhotoRow]) -> str:
     """Return the distinct reasons of some rows, joined by "; "."""
     return "; ".join(dict.fromkeys(row["reason"] for row in rows))
 
 
-def brief(row: Row) -> Row:
+def brief(row: PhotoRow) -> PhotoRow:
     """Return the columns of a photo's row that the driver shows."""
     return {name: row.get(name) for name in ("source_uri", "status", "reason", "psnr", "similarity")}
 
@@ -214,6 +216,6 @@ def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def finite_similarity(similarity: list[Row]) -> list[Row]:
+def finite_similarity(similarity: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the entries with None instead of NaN and infinity."""
     return [entry | {name: finite(entry[name]) for name in ("before", "after")} for entry in similarity]
