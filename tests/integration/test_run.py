@@ -245,7 +245,7 @@ def test_a_run_that_is_told_to_end_says_so_in_one_line_and_goes_on_later(
     process.send_signal(number)
     ended = scene.end(process)
     assert (ended.code, ended.facts) == (1, {})
-    assert "stopped: what is done is kept; the same command goes on from there" in ended.errors.splitlines()
+    assert "stopped: what is done is kept; run the same command again to continue" in ended.errors.splitlines()
     assert "received at time" not in ended.errors and "Traceback" not in ended.errors, ended.errors
     assert scene.output.tag("lock.json") is None
     again = scene.run()

@@ -134,7 +134,7 @@ def test_a_command_that_is_told_to_end_says_so_in_one_line(
 
     monkeypatch.setattr("pipeline.run.plan.make_plan", struck)
     code, out, err = call("plan", "--input", str(photos), "--output", str(tmp_path / "out"))
-    assert (code, out, err) == (1, "", "stopped: what is done is kept; the same command goes on from there\n")
+    assert (code, out, err) == (1, "", "stopped: what is done is kept; run the same command again to continue\n")
     assert signal.getsignal(signal.SIGTERM) is before
     signal.signal(signal.SIGINT, interrupt)
 

@@ -103,7 +103,7 @@ def test_a_photo_that_an_index_file_names_and_that_is_not_there_fails(config: Ru
     photos[0]["missing"] = True
     result = call(config, photos=photos)
     assert (result["status"], result["failed_photos"]) == ("done", 1)
-    assert "mend the index file" in result["rows"][0]["reason"]
+    assert "fix the index file" in result["rows"][0]["reason"]
 
 
 def test_layer_two_did_not_run_where_there_is_no_face(

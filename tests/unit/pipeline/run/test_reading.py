@@ -106,7 +106,7 @@ def test_a_photo_that_alone_exceeds_the_budget_is_refused(config: RunConfig) -> 
     result = call(config.replaced(**budget_for(1)), photos=photos)
     assert [row["status"] for row in result["rows"]] == ["protected", "failed"]
     assert re.match(
-        r"too large: it takes 159570000 bytes and max_task_bytes leaves \d+; make", result["rows"][1]["reason"]
+        r"too large: it takes 159570000 bytes and max_task_bytes leaves \d+; shrink", result["rows"][1]["reason"]
     )
 
 

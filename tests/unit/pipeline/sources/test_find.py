@@ -125,7 +125,7 @@ class Listing:
         self.fails_after = fails_after
         self.uri = "s3://bucket/in"
 
-    def list(self, prefix: str = "", *, tell: bool = True, whole: bool = True) -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True) -> Iterator[Entry]:
         keys = sorted(self.keys)
         random.Random(len(keys)).shuffle(keys)  # some servers list folder by folder
         for number, key in enumerate(keys):
