@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from dladiff.core import quality
+from dladiff.core.pixels import Pixels
 from dladiff.errors import NotFoundError, PhotoError, StorageError
 from pipeline.records.checked import LAYERS, NO_PHOTO, layer_settings, stored_fault
 from pipeline.records.commit import INDEX, Index, load_many, read_index, stored_rows
@@ -135,7 +136,7 @@ def _check(storage: Storage, row: dict[str, Any], sources: Originals) -> tuple[s
     return next(_excess(row, change), "") or _other_figure(row, stored, source), True
 
 
-def _other_figure(row: dict[str, Any], stored: quality.Bytes, source: quality.Bytes) -> str:
+def _other_figure(row: dict[str, Any], stored: Pixels, source: Pixels) -> str:
     """What of L-inf and PSNR is not what the record says."""
     for measure in (quality.linf, quality.psnr):
         value, name = measure(stored, source), measure.__name__
