@@ -1,4 +1,4 @@
-"""One photo before and after: what comes in, what goes out, and the check and measures of its bytes."""
+"""Input and output of one photo, and the check and measurement of its protected bytes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from dladiff.settings.schema import MethodConfig
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoIn:
-    """One photo to protect: a key unique in its identity, and h x w x 3 RGB bytes."""
+    """One photo to protect: a key that is unique within the identity, and h x w x 3 RGB bytes."""
 
     key: str
     pixels: Pixels
@@ -23,7 +23,7 @@ class PhotoIn:
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoOut:
-    """One protected photo with what was measured on its bytes (units: [0, 1] for linf, dB for psnr)."""
+    """One protected photo and the measurements of its bytes (linf in [0, 1] units, psnr in dB)."""
 
     key: str
     pixels: Pixels
@@ -48,9 +48,9 @@ def measured(
     retained: float,
     reason: str,
 ) -> PhotoOut:
-    """Check the rounded bytes against the bounds and measure them.
+    """Return the protected photo with measurements of its rounded bytes.
 
-    A perturbation outside its bound is a bug: AssertionError.
+    Raises AssertionError if the perturbation exceeds its bound, which is a bug.
     """
     original = photo.pixels
     mask = _face_mask(faces, original.shape[0], original.shape[1])

@@ -21,7 +21,7 @@ from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 
 from dladiff.core.ball import around
-from dladiff.core.pgd import pgd, slope_of
+from dladiff.core.pgd import gradient_of, pgd
 from dladiff.core.pixels import to_float, to_uint8
 from dladiff.core.quality import psnr
 from dladiff.core.randomness import stream
@@ -88,9 +88,9 @@ def pushed(surrogate: Surrogate, faces: list[Face], seed: int) -> tuple[list[Fac
     delta = pgd(
         x,
         (torch.rand(x.shape, generator=stream(seed)) - 0.5) * 2 / 255,  # at the clean photo the gradient is zero
-        slope_of(lambda point: (surrogate.encode(point).mean - clean).square().sum()),
-        allowed=around(x, 6 / 255),
-        step=TINY.step,
+        gradient_of(lambda point: (surrogate.encode(point).mean - clean).square().sum()),
+        projection=around(x, 6 / 255),
+        step_size=TINY.step,
         steps=TINY.iter_opt * (TINY.iter_1 + TINY.iter_2),
     )
     return [to_uint8(one[None]) for one in (x + delta).clamp(0, 1)], time.perf_counter() - start

@@ -84,10 +84,10 @@ def weightless() -> Surrogate:
     """Return Stable Diffusion 2.1 as it is resident on a GPU, without values; the pretrained weights lie elsewhere."""
     surrogate = Surrogate.__new__(Surrogate)
     surrogate.device, surrogate.host = torch.device("cpu"), ELSEWHERE
-    surrogate.reduced, surrogate.recorded = True, False
+    surrogate.use_bf16, surrogate.use_cuda_graphs = True, False
     surrogate.unet = UNet2DConditionModel(**UNET).eval().requires_grad_(False).to(ELSEWHERE)
     surrogate.vae = AutoencoderKL(**VAE).eval().requires_grad_(False).bfloat16()
-    surrogate.learner = surrogate.still = surrogate.prior = None
+    surrogate.trainable = surrogate.frozen_copy = surrogate.prior = None
     surrogate.prompts = {FinetuningConfig().prompt: Prompt(torch.zeros(1, 77, UNET["cross_attention_dim"]), 4)}
     surrogate.alphas = torch.linspace(1, 0, 1000)
     surrogate.prediction = "epsilon"

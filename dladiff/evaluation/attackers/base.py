@@ -163,7 +163,7 @@ def customize(
         optimiser.step()
         return (loss.detach(),)
 
-    learn = graphs.of(step)
+    learn = graphs.captured(step)
     order: list[int] = []
     for _ in range(settings.steps):
         while len(order) < settings.batch:
