@@ -19,7 +19,7 @@ from dladiff.diffusion.surrogate import Surrogate
 from dladiff.errors import ModelError
 from dladiff.faces.clip_encoder import load_clip_encoder
 from pipeline.cli.main import main
-from tests.unit.model_layouts import change_json
+from tests.support.model_layouts import change_json
 
 BRACKETS = b"[" * 200_000
 UNET = "unet/diffusion_pytorch_model.safetensors"
