@@ -57,7 +57,9 @@ def sleeping(uri: str, identities: int, seconds: float) -> dict[str, Any]:
     """One actor, identities of four 512 px photos whose work is a sleep."""
     fill(f"{uri}/in", identities, 4, 512)
     os.environ["DLADIFF_FAKE_SECONDS"] = str(seconds)
-    config = RunConfig(input=f"{uri}/in", output=f"{uri}/out", protector="tests.fakes:Slow", min_actors=1, max_actors=1)
+    config = RunConfig(
+        input=f"{uri}/in", output=f"{uri}/out", protector="tests.support.fakes:Slow", min_actors=1, max_actors=1
+    )
     figures: dict[str, Any] = {"identities": identities, "sleep": seconds}
     timed("plan", figures, lambda: make_plan(config))
     timed("whole run, with the start of Ray", figures, lambda: run.protect(config, console=Console(quiet=True)))
@@ -80,7 +82,7 @@ def sleeping(uri: str, identities: int, seconds: float) -> dict[str, Any]:
 def idle(uri: str, identities: int) -> dict[str, Any]:
     """Identities of one small photo whose work is nothing."""
     fill(f"{uri}/in", identities, 1, 64)
-    config = RunConfig(input=f"{uri}/in", output=f"{uri}/out", protector="tests.fakes:AddNoise")
+    config = RunConfig(input=f"{uri}/in", output=f"{uri}/out", protector="tests.support.fakes:AddNoise")
     figures: dict[str, Any] = {"identities": identities}
     timed("plan", figures, lambda: make_plan(config))
     streamed: list[float] = []

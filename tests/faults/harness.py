@@ -20,7 +20,7 @@ import yaml
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import escape
 from pipeline.storage.open import open_storage
-from tests.unit.photo_bytes import flat_photo
+from tests.support.photo_bytes import flat_photo
 
 PATIENT_S = 240  # until an event is given up; generous, since the machine may be busy
 
@@ -70,7 +70,7 @@ class Scene:
     def start(self) -> "subprocess.Popen[str]":
         """Begin a run in a process of its own."""
         config = self.folder / "run.yaml"
-        values = {"input": self.source, "output": self.target, "protector": "tests.fakes:Slow", "max_actors": 2}
+        values = {"input": self.source, "output": self.target, "protector": "tests.support.fakes:Slow", "max_actors": 2}
         config.write_text(yaml.safe_dump(values | {"max_starts": 3} | self.settings))
         environment = os.environ | {"DLADIFF_FAKE_SECONDS": str(self.seconds)} | self.environment
         environment["PYTHONPATH"] = str(Path(__file__).parents[2])

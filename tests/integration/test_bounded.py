@@ -12,8 +12,8 @@ from pipeline.config import RunConfig
 from pipeline.records.commit import load
 from pipeline.run.driver import protect
 from pipeline.storage.open import open_storage
-from tests.unit.photo_bytes import flat_photo, many_scans, one_tile, saved
-from tests.unit.processes import decodes
+from tests.support.photo_bytes import flat_photo, many_scans, one_tile, saved
+from tests.support.processes import decodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("collected"), pytest.mark.filterwarnings("ignore")]
 
@@ -24,7 +24,7 @@ TASK = """
 import json, os, sys, threading, time
 from pathlib import Path
 from pipeline.run.actor import ProtectIdentity
-from tests.unit.processes import decodes  # a child that has not begun its program yet shows our own memory
+from tests.support.processes import decodes  # a child that has not begun its program yet shows our own memory
 run, photos, one = json.loads(sys.argv[1])
 actor = ProtectIdentity(run, "r", "d")
 most = 0
@@ -63,7 +63,7 @@ def test_a_task_of_many_large_photos_stays_within_its_budget(tmp_path: Path) -> 
         source.put(f"ann/{i:02d}.png", saved(Image.new("RGB", (SIDE, SIDE), (i, 2 * i, 3 * i)), "PNG"))
     source.put("small.png", flat_photo(3))
     config = RunConfig(input=source.uri, output=str(tmp_path / "out"), max_task_bytes=BUDGET)
-    config = config.replaced(protector="tests.fakes:Hungry", cpus_per_actor=2)
+    config = config.replaced(protector="tests.support.fakes:Hungry", cpus_per_actor=2)
     keys = [f"ann/{i:02d}.png" for i in range(COUNT)]
     photos, one = ([{"key": k, "uri": source.uri_of(k)} for k in some] for some in (keys, ["small.png"]))
     asked = json.dumps([config.to_dict(), photos, one])
@@ -85,7 +85,7 @@ def test_hostile_photos_cost_a_run_seconds_and_leave_no_process(
     source.put("ann/tile.tif", one_tile(64, 12_000))
     source.put("bob/good.png", flat_photo(30))
     monkeypatch.setenv("PYTHONPATH", f"{Path.cwd()}:{tmp_path}")  # goes to the decoders, and tells ours from others
-    config = RunConfig(input=source.uri, output=str(tmp_path / "out"), protector="tests.fakes:AddNoise")
+    config = RunConfig(input=source.uri, output=str(tmp_path / "out"), protector="tests.support.fakes:AddNoise")
     summary = protect(config.replaced(max_photo_seconds=1, max_pixels=100_000_000))
     assert (summary.done, summary.lost_photos, summary.exit_code) == (2, 3, 1)
     rows = load(open_storage(config.output), "done/ann.json")["photos"]

@@ -10,8 +10,8 @@ from pipeline.retention import leftovers
 from pipeline.retention.retain import Retention, retain
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
-from tests.departed import LEFT, Scene, files, objects
-from tests.outputs import portrait
+from tests.support.departed import LEFT, Scene, files, objects
+from tests.support.outputs import portrait
 
 pytestmark = pytest.mark.ray
 

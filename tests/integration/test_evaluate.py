@@ -14,7 +14,7 @@ from pipeline.evaluate.driver import evaluate
 from pipeline.records.lease import Lease
 from pipeline.run import engine
 from pipeline.storage.open import open_storage
-from tests.outputs import protected_output
+from tests.support.outputs import protected_output
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("collected"), pytest.mark.filterwarnings("ignore")]
 
@@ -45,7 +45,7 @@ def protect_all(folder: Path, names: dict[str, list[str]]) -> None:
     from pipeline.run.actor import ProtectIdentity
 
     source, target = open_storage(folder / "in"), open_storage(folder / "out")
-    config = RunConfig(input=source.uri, output=target.uri, protector="tests.fakes:AddNoise")
+    config = RunConfig(input=source.uri, output=target.uri, protector="tests.support.fakes:AddNoise")
     worker = ProtectIdentity(config.to_dict(), "r", "d")
     for identity, keys in names.items():
         photos = [{"key": key, "uri": source.uri_of(key)} for key in keys]

@@ -20,7 +20,7 @@ from pipeline.run.local_ray import CLUSTERS
 from pipeline.storage.open import open_storage
 from tests.faults.harness import until
 from tests.integration.tokens import ray_token
-from tests.unit.photo_bytes import flat_photo
+from tests.support.photo_bytes import flat_photo
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("collected"), pytest.mark.filterwarnings("ignore")]
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +43,9 @@ def running(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Summ
     monkeypatch.setenv("DLADIFF_FAKE_GATE", str(gate))
     photos = open_storage(str(folder / "in"), create=True)
     photos.put("ann/1.png", flat_photo(7))
-    config = RunConfig(input=str(folder / "in"), output=str(folder / "out"), protector="tests.fakes:WaitsAtGate")
+    config = RunConfig(
+        input=str(folder / "in"), output=str(folder / "out"), protector="tests.support.fakes:WaitsAtGate"
+    )
     ended: list[Summary] = []
     run = threading.Thread(target=lambda: ended.append(protect(config)))
     run.start()

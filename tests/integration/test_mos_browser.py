@@ -12,8 +12,8 @@ from pipeline.evaluate.mos import Session, faces_of
 from pipeline.evaluate.mos_server import make_server
 from pipeline.evaluate.ratings import read_ratings
 from pipeline.evaluate.results import write_results
-from tests.evaluated import evaluated
 from tests.integration.browsers import CHROMIUM, messages
+from tests.support.evaluated import evaluated
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 

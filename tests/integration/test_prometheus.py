@@ -144,7 +144,11 @@ def test_prometheus_sees_the_run_and_tells_when_it_stalls(head: tuple[str, Path,
             pixels = np.full((64, 72, 3), 40 + i, np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
     (tmp_path / "photos" / "ann" / "9.png").write_bytes(b"no image")
-    run = {"input": str(tmp_path / "photos"), "output": str(tmp_path / "out"), "protector": "tests.fakes:AddNoise"}
+    run = {
+        "input": str(tmp_path / "photos"),
+        "output": str(tmp_path / "out"),
+        "protector": "tests.support.fakes:AddNoise",
+    }
     values = {"name": "watched", "run": run | {"max_actors": 1}, "cluster": {"price": 360}}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(values))
     job = submit.submit(load_job(tmp_path / "job.yaml"), dashboard)

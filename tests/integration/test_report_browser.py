@@ -22,7 +22,7 @@ from pipeline.sources.decode import encode_png
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
 from tests.integration.browsers import messages
-from tests.outputs import HOSTILE, HOSTILE_FILE, protected_output
+from tests.support.outputs import HOSTILE, HOSTILE_FILE, protected_output
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

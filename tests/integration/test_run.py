@@ -23,7 +23,7 @@ from pipeline.run.verify import verify
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
 from tests.faults.harness import Scene, check_storage, until
-from tests.unit.photo_bytes import flat_photo
+from tests.support.photo_bytes import flat_photo
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("collected"), pytest.mark.filterwarnings("ignore")]
 
@@ -34,7 +34,7 @@ def fill(storage: Storage) -> None:
 
 
 def configured(source: str, target: str) -> RunConfig:
-    return RunConfig(input=source, output=target, protector="tests.fakes:AddNoise", max_actors=2)
+    return RunConfig(input=source, output=target, protector="tests.support.fakes:AddNoise", max_actors=2)
 
 
 def rows(target: Storage, name: str) -> list[dict[str, object]]:
@@ -126,7 +126,7 @@ def test_faults_stay_with_their_identity(tmp_path: Path) -> None:
 
 def test_a_model_that_is_missing_stops_the_run(tmp_path: Path) -> None:
     open_storage(str(tmp_path / "in"), create=True).put("ann/1.png", flat_photo(90))
-    config = configured(str(tmp_path / "in"), str(tmp_path / "out")).replaced(protector="tests.fakes:NoModel")
+    config = configured(str(tmp_path / "in"), str(tmp_path / "out")).replaced(protector="tests.support.fakes:NoModel")
     with pytest.raises(ModelError, match="no weights at nowhere"):
         protect(config)
     assert not (tmp_path / "out" / "lock.json").exists()
@@ -218,7 +218,7 @@ def test_a_result_is_told_when_it_is_there_not_with_the_next(tmp_path: Path) -> 
     source, target = (open_storage(str(tmp_path / name), create=True) for name in ("in", "out"))
     for name in ("ann", "bob"):
         source.put(f"{name}/1.png", flat_photo(7))
-    config = configured(source.uri, target.uri).replaced(max_actors=1, protector="tests.fakes:OneThenStalls")
+    config = configured(source.uri, target.uri).replaced(max_actors=1, protector="tests.support.fakes:OneThenStalls")
     plan = make_plan(config, folder=tmp_path)
     assert plan.todo_file is not None
     with closing(engine.results(config, plan.todo_file, target, "run")) as stream:

@@ -12,8 +12,8 @@ from pipeline.cli.main import main
 from pipeline.config import RunConfig
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
-from tests import shown
-from tests.unit.photo_bytes import rgb, saved
+from tests.support import shown
+from tests.support.photo_bytes import rgb, saved
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -23,7 +23,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     real = config.run_config
 
     def faked(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
-        return real(file, overrides).replaced(protector="tests.fakes:AddNoise", max_actors=1)
+        return real(file, overrides).replaced(protector="tests.support.fakes:AddNoise", max_actors=1)
 
     monkeypatch.setattr(config, "run_config", faked)
 

@@ -17,9 +17,9 @@ from pipeline.cli.main import main
 from pipeline.cluster import submit
 from pipeline.cluster.job_file import Job, load_job
 from pipeline.storage.open import open_storage
-from tests import shown
 from tests.integration.heads import started_head
 from tests.integration.tokens import ray_token
+from tests.support import shown
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def make_job(folder: Path, name: str, protector: str = "tests.fakes:AddNoise", **settings: object) -> Job:
+def make_job(folder: Path, name: str, protector: str = "tests.support.fakes:AddNoise", **settings: object) -> Job:
     for person in ("ann", "bob"):
         (folder / "photos" / person).mkdir(parents=True, exist_ok=True)
         pixels = np.full((64, 72, 3), 40 + len(person), np.uint8)
@@ -80,7 +80,7 @@ def test_commands_of_the_operations_page(address: str, tmp_path: Path, monkeypat
 
 
 def test_failed_job_is_the_next_attempt_and_tells_its_code(address: str, tmp_path: Path) -> None:
-    job = make_job(tmp_path, "fails", protector="tests.fakes:NoModel")
+    job = make_job(tmp_path, "fails", protector="tests.support.fakes:NoModel")
     first = submit.submit(job, address, wait=True)
     assert (first.status, first.exit_code) == ("FAILED", 2)
     second = submit.submit(job, address, wait=True)
@@ -89,7 +89,7 @@ def test_failed_job_is_the_next_attempt_and_tells_its_code(address: str, tmp_pat
 
 
 def test_running_job_is_found_and_can_be_stopped(address: str, tmp_path: Path) -> None:
-    job = make_job(tmp_path, "stopped", protector="tests.fakes:Slow")
+    job = make_job(tmp_path, "stopped", protector="tests.support.fakes:Slow")
     first = submit.submit(job, address)
     assert first.is_new
     deadline = time.monotonic() + 60

@@ -15,8 +15,8 @@ from dladiff import api
 from dladiff.api import protect_photos
 from dladiff.errors import ConfigError, PhotoError
 from pipeline.sources.decode import decode
-from tests.fakes import AddNoise
-from tests.unit.photo_bytes import grey_profile
+from tests.support.fakes import AddNoise
+from tests.support.photo_bytes import grey_profile
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "python.md"
 

@@ -17,7 +17,7 @@ from pipeline.run.actor import ProtectIdentity
 from pipeline.run.plan import SECONDS_PER_PHOTO
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
-from tests.unit.photo_bytes import rgb, saved
+from tests.support.photo_bytes import rgb, saved
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "operations.md").read_text()
@@ -61,7 +61,7 @@ def test_capacity_figures_follow_from_their_inputs(column: int) -> None:
 
 def test_requests_of_a_task_are_those_of_the_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, output = (open_storage(tmp_path / name, create=True) for name in ("in", "out"))
-    config = RunConfig(input=source.uri, output=output.uri, protector="tests.fakes:AddNoise")
+    config = RunConfig(input=source.uri, output=output.uri, protector="tests.support.fakes:AddNoise")
     photos, candidates = 3, 2
     for i in range(photos + candidates):
         source.put(f"ann/{i}.png", saved(rgb(), "PNG"))

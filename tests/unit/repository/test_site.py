@@ -25,8 +25,8 @@ from pipeline.cluster.schedule import Schedule
 from pipeline.config import RunConfig
 from pipeline.records import schema as rows
 from pipeline.retention.retain import Retention
-from tests import shown
-from tests.outputs import protected_output
+from tests.support import shown
+from tests.support.outputs import protected_output
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICK = {"plan", "status", "failed", "verify", "finalise", "report", "retention", "version"}

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from dladiff.core.colour import grey_to_srgb, profile_fault, profile_of, to_srgb
-from tests.unit.photo_bytes import grey_profile, lightness_profile, padded
+from tests.support.photo_bytes import grey_profile, lightness_profile, padded
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LAB = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()

@@ -18,7 +18,7 @@ from dladiff.diffusion.catalogue import profile_faults
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.layers.finetuning import perturb, static_surrogate
 from dladiff.settings.schema import method_config
-from tests.unit.model_layouts import SD21, VIT_H, write_parts
+from tests.support.model_layouts import SD21, VIT_H, write_parts
 
 
 def write_full_size(folder: Path) -> dict[str, int]:

@@ -16,7 +16,7 @@ from dladiff.diffusion.surrogate import Surrogate
 from dladiff.errors import ModelError
 from dladiff.layers.finetuning import perturb, static_surrogate
 from dladiff.settings.schema import method_config
-from tests.unit.model_layouts import UNETS, change_json, write_layout
+from tests.support.model_layouts import UNETS, change_json, write_layout
 
 CPU = torch.device("cpu")
 TEXT = "a photo of sks person"

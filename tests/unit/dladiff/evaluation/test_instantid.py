@@ -23,7 +23,7 @@ from dladiff.evaluation.attackers.base import TINY, sample
 from dladiff.evaluation.attackers.instantid import COLOURS, identity_net, landmark_image, with_identity
 from dladiff.evaluation.squares import thief_square
 from dladiff.faces.detect import CenterFaceDetector
-from tests.unit.model_layouts import write_layout
+from tests.support.model_layouts import write_layout
 
 pytestmark = [pytest.mark.networks, pytest.mark.filterwarnings("ignore")]  # warnings of diffusers, at load
 

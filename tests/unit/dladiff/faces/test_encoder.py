@@ -18,7 +18,7 @@ from dladiff.errors import ModelError
 from dladiff.faces.detect import alignment_matrix, warp
 from dladiff.faces.encoder import detector_from_pack, encoder_from_pack, load_encoder
 from dladiff.faces.onnx_import import OnnxNetwork, check_parity
-from tests.unit.iresnet import export, random_iresnet
+from tests.support.iresnet import export, random_iresnet
 
 
 def save(path: Path, nodes: list[Any], weights: dict[str, np.ndarray], shape: list[Any], opset: int = 13) -> Path:

@@ -12,8 +12,8 @@ from pipeline.evaluate.actor import _protected_places
 from pipeline.evaluate.plan import make_plan
 from pipeline.sources.decode import decode
 from pipeline.storage.open import open_storage
-from tests.evaluated import actor, configured, evaluated
-from tests.outputs import protected_output
+from tests.support.evaluated import actor, configured, evaluated
+from tests.support.outputs import protected_output
 
 PROMPT = "a photo of sks person"
 

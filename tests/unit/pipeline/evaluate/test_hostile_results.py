@@ -17,7 +17,7 @@ from pipeline.evaluate.ratings import COLUMNS, add_rating, keep_ratings, read_ra
 from pipeline.evaluate.results import _load, collect, flat_rows, write_results
 from pipeline.records.schema import RESULTS, table
 from pipeline.storage.base import Storage
-from tests.evaluated import evaluated
+from tests.support.evaluated import evaluated
 from tests.unit.pipeline.run.test_hostile_output import HOSTILE, OBJECTS, changed, positions
 
 Evaluated = tuple[EvaluateConfig, EvaluationPlan, Storage]

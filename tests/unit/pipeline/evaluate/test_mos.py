@@ -12,7 +12,7 @@ from pipeline.cli.main import main
 from pipeline.evaluate.mos import Session, faces_of, summary
 from pipeline.evaluate.results import write_results
 from pipeline.storage.open import open_storage
-from tests.evaluated import evaluated
+from tests.support.evaluated import evaluated
 
 PEOPLE = {"ann": ["1.png", "2.png"], "bob": ["1.png"]}
 

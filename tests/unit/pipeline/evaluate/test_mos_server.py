@@ -23,7 +23,7 @@ from pipeline.evaluate.ratings import read_ratings
 from pipeline.evaluate.results import write_results
 from pipeline.sources.decode import decode
 from pipeline.storage.open import open_storage
-from tests.evaluated import evaluated
+from tests.support.evaluated import evaluated
 
 SIGN = "the sign of a face"
 PEOPLE = {"ann": ["1.png", "2.png"], "bob": ["1.png"]}

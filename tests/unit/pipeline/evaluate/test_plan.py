@@ -12,9 +12,9 @@ from pipeline.evaluate import plan as evaluation_plan
 from pipeline.evaluate.config import EvaluateConfig, missing
 from pipeline.evaluate.plan import make_plan
 from pipeline.storage.open import open_storage
-from tests.evaluated import configured
-from tests.outputs import protected_output
-from tests.unit.photo_bytes import rgb, saved
+from tests.support.evaluated import configured
+from tests.support.outputs import protected_output
+from tests.support.photo_bytes import rgb, saved
 
 
 def keys(config: EvaluateConfig) -> dict[tuple[Any, ...], str]:

@@ -12,9 +12,9 @@ from PIL import Image
 from dladiff.errors import StorageError
 from pipeline.evaluate.ratings import add_rating, opinions, read_ratings
 from pipeline.evaluate.results import collect, evaluation, write_results
-from tests.evaluated import actor, evaluated
-from tests.outputs import HOSTILE
-from tests.pages import Page
+from tests.support.evaluated import actor, evaluated
+from tests.support.outputs import HOSTILE
+from tests.support.pages import Page
 
 PROMPT = "a photo of sks person"
 RATING = {"rater": "a", "face": "f", "identity": "ann", "attack": "dreambooth", "condition": "dladiff"}

@@ -21,7 +21,7 @@ from pipeline.models import fetch as models
 from pipeline.models.fetch import check, fetch, listed, mirror, on_this_machine
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
-from tests.unit.hub_server import COMMIT, Hub, serving
+from tests.support.hub_server import COMMIT, Hub, serving
 
 TINY = KnownModel(
     profile="sd21",

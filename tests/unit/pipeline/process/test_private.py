@@ -17,7 +17,7 @@ from pipeline.config import run_config
 from pipeline.process import private
 from pipeline.process.private import chosen_umask, private_files
 from pipeline.telemetry.driver import Outcome, write_textfile
-from tests.outputs import protected_output
+from tests.support.outputs import protected_output
 
 LIMITS = """
 import json, os, resource

@@ -18,8 +18,8 @@ from pipeline.report import write as report
 from pipeline.report.write import cosine, number, write_report
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
-from tests.outputs import HOSTILE, HOSTILE_FILE, portrait, protected_output
-from tests.pages import Page
+from tests.support.outputs import HOSTILE, HOSTILE_FILE, portrait, protected_output
+from tests.support.pages import Page
 
 
 def made(storage: Storage, photos: int = report.EMBEDDED) -> Page:

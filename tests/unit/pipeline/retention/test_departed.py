@@ -13,7 +13,7 @@ from pipeline.retention.retain import Retained, Retention, retain
 from pipeline.run.verify import verify
 from pipeline.storage.keys import escape
 from pipeline.storage.open import open_storage
-from tests.departed import GHOSTS, LEFT, STAYS, Scene, files
+from tests.support.departed import GHOSTS, LEFT, STAYS, Scene, files
 
 GONE = Retention(gone=True)
 

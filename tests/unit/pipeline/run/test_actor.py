@@ -25,8 +25,8 @@ from pipeline.storage import retry as patience
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
-from tests.fakes import AddNoise
-from tests.unit.photo_bytes import rgb, saved
+from tests.support.fakes import AddNoise
+from tests.support.photo_bytes import rgb, saved
 
 Row = dict[str, Any]
 
@@ -41,7 +41,7 @@ def config(tmp_path: Path) -> RunConfig:
     for i in range(3):
         source.put(f"ann/{i}.png", png(i))
     open_storage(tmp_path / "out", create=True)
-    return RunConfig(input=str(tmp_path / "in"), output=str(tmp_path / "out"), protector="tests.fakes:AddNoise")
+    return RunConfig(input=str(tmp_path / "in"), output=str(tmp_path / "out"), protector="tests.support.fakes:AddNoise")
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_no_exception_leaves_the_actor(
     def broken(*_: Any) -> Any:
         raise kind()
 
-    monkeypatch.setattr("tests.fakes.AddNoise.protect_identity", broken)
+    monkeypatch.setattr("tests.support.fakes.AddNoise.protect_identity", broken)
     assert call(config)["status"] == "failed"
     assert records.load(output, "failed/ann.json")["reason"].startswith(kind.__name__)
 

@@ -22,7 +22,7 @@ from pipeline.records.manifest import FILES, PHOTOS_KEY, write_manifest
 from pipeline.records.schema import table
 from pipeline.run.live import Actors
 from pipeline.storage.base import Storage
-from tests.outputs import protected_output
+from tests.support.outputs import protected_output
 
 DEEP = "[" * 200_000
 HOSTILE: list[str] = [

@@ -21,7 +21,7 @@ from pipeline.run.verify import verify
 from pipeline.sources.decode import decode, encode_png
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
-from tests.outputs import protected_output
+from tests.support.outputs import protected_output
 
 RECORD = "done/ann.json"
 

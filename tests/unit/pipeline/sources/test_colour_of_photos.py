@@ -7,7 +7,7 @@ import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from pipeline.sources.decode import decode, encode_checked, encode_png
-from tests.unit.photo_bytes import grey_profile, lightness_profile, padded, rgb, saved, smooth
+from tests.support.photo_bytes import grey_profile, lightness_profile, padded, rgb, saved, smooth
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 from dladiff.errors import PhotoError
 from pipeline.sources import decode as photos
 from pipeline.sources.decode import Decoded, decode, encode_checked, encode_png
-from tests.unit.photo_bytes import animated, png, rgb, saved, smooth
+from tests.support.photo_bytes import animated, png, rgb, saved, smooth
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

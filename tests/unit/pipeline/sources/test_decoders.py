@@ -14,8 +14,8 @@ from pipeline.config import RunConfig
 from pipeline.sources import decoders
 from pipeline.sources.decode import decode
 from pipeline.sources.decoders import Decoders
-from tests.unit.photo_bytes import grey_profile, many_scans, rgb, saved, smooth
-from tests.unit.processes import decoders_of
+from tests.support.photo_bytes import grey_profile, many_scans, rgb, saved, smooth
+from tests.support.processes import decoders_of
 
 CONFIG = RunConfig(input="in", output="out")
 

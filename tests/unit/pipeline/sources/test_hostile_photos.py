@@ -8,7 +8,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, TiffImagePlugin
 
 from dladiff.errors import PhotoError
 from pipeline.sources.decode import decode, dimensions
-from tests.unit.photo_bytes import animated, many_scans, one_tile, png, rgb, saved, smooth, tiff, with_chunk
+from tests.support.photo_bytes import animated, many_scans, one_tile, png, rgb, saved, smooth, tiff, with_chunk
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

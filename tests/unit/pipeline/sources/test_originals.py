@@ -24,8 +24,8 @@ from pipeline.sources.originals import OutsideError, named, originals
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
-from tests.evaluated import configured
-from tests.outputs import portrait, protected_output
+from tests.support.evaluated import configured
+from tests.support.outputs import portrait, protected_output
 
 
 @pytest.fixture

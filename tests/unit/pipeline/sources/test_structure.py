@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from pipeline.sources.structure import PNG_MAGIC, jpeg_scans, webp_size, without_texts
-from tests.unit.photo_bytes import animated, many_scans, padded, rgb, saved, with_chunk
+from tests.support.photo_bytes import animated, many_scans, padded, rgb, saved, with_chunk
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

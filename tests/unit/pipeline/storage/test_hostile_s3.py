@@ -11,7 +11,7 @@ from pipeline.storage import s3 as s3_storage
 from pipeline.storage.base import Storage
 from pipeline.storage.retry import PatientStorage
 from pipeline.storage.s3 import S3Storage
-from tests.unit.hostile_server import HostileServer
+from tests.support.hostile_server import HostileServer
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pipeline.evaluate.config import ENCODER_ONLY, EvaluateConfig
 from pipeline.evaluate.plan import EvaluationPlan, make_plan
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
-from tests.outputs import protected_output
+from tests.support.outputs import protected_output
 
 Picture = NDArray[np.uint8]
 FACE = Face(box=(4.0, 4.0, 60.0, 60.0), landmarks=np.zeros((5, 2)), score=1.0)

@@ -29,8 +29,8 @@ from pipeline.run.plan import make_plan, write_plan
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import escape, task_name
 from pipeline.storage.open import open_storage
-from tests.evaluated import actor
-from tests.outputs import portrait
+from tests.support.evaluated import actor
+from tests.support.outputs import portrait
 
 STAYS = ("Ann Lee", "Cy/x")
 LEFT = ("Bob Örtel", "Dee " + "d" * 150, "Eve~0001")
@@ -52,7 +52,9 @@ class Scene:
             prompts=("a photo of sks person",),
             count=4,
         )
-        self.config = RunConfig(input=source, output=output, protector="tests.fakes:AddNoise", max_photos_per_task=2)
+        self.config = RunConfig(
+            input=source, output=output, protector="tests.support.fakes:AddNoise", max_photos_per_task=2
+        )
         self.results = open_storage(results, create=True)
         self.photos: dict[str, list[bytes]] = {}
 

@@ -12,7 +12,7 @@ from pipeline.run.actor import ProtectIdentity
 from pipeline.run.plan import Plan, write_plan
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
-from tests.unit.photo_bytes import rgb, saved
+from tests.support.photo_bytes import rgb, saved
 
 HOSTILE = "<script>alert(1)</script>\"'&amp;\u202etxt"
 HOSTILE_FILE = "\"><img src=x onerror=alert(2)>'{{ 7*7 }}.png"
@@ -26,7 +26,7 @@ def portrait(shade: int) -> bytes:
 def protected_output(folder: Path, people: dict[str, Sequence[str]]) -> Storage:
     """Protect `people` (identity to file names) with one grey level of noise, as a run does; build the manifest."""
     source, target = open_storage(folder / "in", create=True), open_storage(folder / "out", create=True)
-    config = RunConfig(input=source.uri, output=target.uri, protector="tests.fakes:AddNoise")
+    config = RunConfig(input=source.uri, output=target.uri, protector="tests.support.fakes:AddNoise")
     actor = ProtectIdentity(config.to_dict(), "r", "d")
     plan = Plan(Index(), inputs=(source.uri,), plan_file=ParquetFile(folder, PLAN))
     assert plan.plan_file is not None
