@@ -1,42 +1,16 @@
 """One photo before and after: what comes in, what goes out, and the check and measures of its bytes."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dladiff.core import quality
+from dladiff.core.exchange import PhotoIn, PhotoOut
 from dladiff.core.pixels import Pixels
 from dladiff.faces.detect import Face
 from dladiff.layers.zero_shot import Box
 from dladiff.settings.schema import MethodConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhotoIn:
-    """One photo to protect: a key unique in its identity, and h x w x 3 RGB bytes."""
-
-    key: str
-    pixels: Pixels
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhotoOut:
-    """One protected photo with what was measured on its bytes (units: [0, 1] for linf, dB for psnr)."""
-
-    key: str
-    pixels: Pixels
-    status: str
-    reason: str
-    faces: list[dict[str, Any]]
-    linf: float
-    linf_face: float
-    psnr: float
-    psnr_face: float
-    ssim: float
-    similarity: list[dict[str, Any]]
-    retained: float
 
 
 def measured(

@@ -4,7 +4,7 @@ import gc
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from dladiff.core.exchange import IdentityOut, PhotoIn, PhotoOut
 from dladiff.core.pixels import Images, Pixels, to_float
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.errors import ConfigError, ModelError
@@ -22,7 +23,6 @@ from dladiff.faces.clip_encoder import load_clip_encoder
 from dladiff.faces.detect import CenterFaceDetector, Detector, ScrfdDetector
 from dladiff.faces.encoder import IdentityEncoder, detector_from_pack, encoder_from_pack, load_encoder
 from dladiff.faces.image_network import ImageNetwork
-from dladiff.photo import PhotoIn, PhotoOut
 from dladiff.protect import Models, protect
 from dladiff.settings.schema import method_config
 
@@ -33,24 +33,6 @@ EMBEDDED_ENCODERS = Path(__file__).parent / "profiles" / "tiny" / "encoders"
 PHOTOS = {".jpg", ".jpeg", ".png", ".webp"}
 UNRECORDED = "GPU out of memory: steps are no longer recorded"
 PACKAGES = ("torch", "diffusers", "transformers", "onnxruntime", "insightface", "numpy", "pillow")
-
-
-@dataclass(frozen=True)
-class IdentityOut:
-    """One protected identity and how it was made."""
-
-    photos: list[PhotoOut]
-    seconds: dict[str, float]
-    peak_memory_bytes: int
-    device: str
-    models: list[dict[str, str]]
-    versions: dict[str, str]
-    note: str = ""
-    """What was done otherwise than configured, for the manifest."""
-    steps: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Steps of each stage by kind of work, as in `protect.Protected`."""
-    trace: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """Losses and similarities of the steps, where the settings ask for them (`trace`)."""
 
 
 class Protector:

@@ -9,12 +9,12 @@ import pytest
 import skimage.data
 import torch
 
+from dladiff.core.exchange import PhotoIn
 from dladiff.core.pixels import whole_levels
 from dladiff.diffusion.trainer import Trainer
 from dladiff.faces.detect import warp
 from dladiff.layers.finetuning import _Ascent
 from dladiff.layers.zero_shot import AlignedCanvas, Box, ImageCanvas, pasted
-from dladiff.photo import PhotoIn
 from dladiff.protect import _above, protect
 from dladiff.service import Protector
 from dladiff.settings.schema import method_config
