@@ -1,42 +1,16 @@
 """Input and output of one photo, and the check and measurement of its protected bytes."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dladiff.core import quality
+from dladiff.core.exchange import PhotoIn, PhotoOut
 from dladiff.core.pixels import Pixels
 from dladiff.faces.detect import Face
 from dladiff.layers.zero_shot import Box
 from dladiff.settings.schema import MethodConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhotoIn:
-    """One photo to protect: a key that is unique within the identity, and h x w x 3 RGB bytes."""
-
-    key: str
-    pixels: Pixels
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhotoOut:
-    """One protected photo and the measurements of its bytes (linf in [0, 1] units, psnr in dB)."""
-
-    key: str
-    pixels: Pixels
-    status: str
-    reason: str
-    faces: list[dict[str, Any]]
-    linf: float
-    linf_face: float
-    psnr: float
-    psnr_face: float
-    ssim: float
-    similarity: list[dict[str, Any]]
-    retained: float
 
 
 def measured(

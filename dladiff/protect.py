@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dladiff.baselines.methods import compared_layer
 from dladiff.core import tiles
+from dladiff.core.exchange import PhotoIn, PhotoOut
 from dladiff.core.pixels import Images, Pixels, content_digest, to_float, to_uint8, whole_levels
 from dladiff.core.randomness import stream
 from dladiff.core.visibility import Measure
@@ -20,7 +21,7 @@ from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers import finetuning as finetuning_layer
 from dladiff.layers import zero_shot as zero_shot_layer
 from dladiff.layers.stop_rule import FaceReader, StopRule, similarity_rows
-from dladiff.photo import PhotoIn, PhotoOut, measured
+from dladiff.photo import measured
 from dladiff.settings.schema import MethodConfig, ZeroShotConfig
 
 

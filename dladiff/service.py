@@ -4,7 +4,6 @@ import gc
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from dladiff.core.exchange import IdentityOut, PhotoIn, PhotoOut
 from dladiff.core.pixels import Images, Pixels, to_float
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.errors import ConfigError, ModelError
@@ -22,7 +22,6 @@ from dladiff.faces.clip_encoder import load_clip_encoder
 from dladiff.faces.detect import CenterFaceDetector, Detector, ScrfdDetector
 from dladiff.faces.encoder import IdentityEncoder, detector_from_pack, encoder_from_pack, load_encoder
 from dladiff.faces.image_network import ImageNetwork
-from dladiff.photo import PhotoIn, PhotoOut
 from dladiff.protect import Models, protect
 from dladiff.settings.schema import method_config
 
@@ -33,24 +32,6 @@ EMBEDDED_ENCODERS = Path(__file__).parent / "profiles" / "tiny" / "encoders"
 PHOTOS = {".jpg", ".jpeg", ".png", ".webp"}
 GRAPHS_DISABLED = "GPU out of memory: steps are no longer recorded"
 PACKAGES = ("torch", "diffusers", "transformers", "onnxruntime", "insightface", "numpy", "pillow")
-
-
-@dataclass(frozen=True)
-class IdentityOut:
-    """One protected identity, with timings, device, models and package versions."""
-
-    photos: list[PhotoOut]
-    seconds: dict[str, float]
-    peak_memory_bytes: int
-    device: str
-    models: list[dict[str, str]]
-    versions: dict[str, str]
-    note: str = ""
-    """Deviations from the configuration, for the manifest."""
-    steps: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Step counts of each stage, as in `protect.Protected`."""
-    trace: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """Losses and similarities of the steps; empty unless the setting `trace` is on."""
 
 
 class Protector:

@@ -1,12 +1,37 @@
-"""Fixtures of every tier: where the test assets are."""
+"""What holds in every tier: one thread a process, no Ray of this machine, where the test assets are."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+RAY_TMPDIR = tempfile.mkdtemp(prefix="dt-")  # short: sockets below it may have 107 characters
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # results must not depend on the number of cores
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # else 15: on a busy machine Ray's workers would hardly be given a turn
+    "RAY_TMPDIR": RAY_TMPDIR,  # a cluster that is noted in /tmp/ray is not ours
+}
+FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")  # of another Ray
+
+os.environ |= ENVIRONMENT  # here, since numpy, torch and Ray read it when they are imported
+for name in FOREIGN:
+    os.environ.pop(name, None)
+
+settings.register_profile("dladiff", deadline=None)  # on a busy machine any example may take long
+settings.load_profile("dladiff")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(RAY_TMPDIR, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Shared parts of all HTML pages: escaping, content security policy, embedded pictures."""
 
 import base64
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -26,16 +27,16 @@ def filled(
 
     Every value is escaped; unprintable characters are made visible.
     """
-    templates = _environment()
-    templates.filters |= filters or {}
     given = {"css": Markup(css), "policy": policy(css, js, images), "version": version("dladiff")}
     if js is not None:
         given["js"] = Markup(js)  # not escaped: the policy holds the digests of css and js
-    return templates.get_template(template).render(**given, **values)
+    return _template(template, tuple((filters or {}).items())).render(**given, **values)
 
 
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+@functools.cache
+def _template(name: str, filters: tuple[tuple[str, Callable[..., str]], ...]) -> jinja2.Template:
+    """Compile a template, once a process."""
+    templates = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -43,6 +44,8 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.filters |= dict(filters)
+    return templates.get_template(name)
 
 
 def asset(*names: str) -> str:

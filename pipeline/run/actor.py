@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from dladiff.core.exchange import PhotoIn
 from dladiff.errors import ConfigError, DladiffError, ModelError, PhotoError, RefusedError, StorageError
 from pipeline.config import RunConfig
 from pipeline.models.fetch import on_this_machine
@@ -176,8 +177,6 @@ class ProtectIdentity:
         seconds: Counter[str],
     ) -> list[Any]:
         """Decode, protect and store the photos of one group; return [result without pixels], [] if none was decoded."""
-        from dladiff.service import PhotoIn
-
         with _timed(seconds, "read"):
             decoded = reading.decode(group)
         photos = [PhotoIn(key=uri, pixels=photo.pixels) for uri, photo in decoded.items()]

@@ -78,7 +78,10 @@ def is_utf8(text: str) -> bool:
 
 def shown(text: str) -> str:
     """Return `text` for one line of a message: without secrets, unprintable characters as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in redacted(text))
+    line = redacted(text)
+    if line.isprintable():  # nearly always
+        return line
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
 def short(text: str, most: int = MOST_SHOWN) -> str:

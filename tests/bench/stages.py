@@ -5,7 +5,7 @@ import skimage.data
 from rich.console import Console
 from rich.table import Table
 
-from dladiff.photo import PhotoIn
+from dladiff.core.exchange import PhotoIn
 from dladiff.service import Protector
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import skimage.data
 
-from dladiff.photo import PhotoIn
+from dladiff.core.exchange import PhotoIn
 from dladiff.service import IdentityOut, Protector
 
 GOLDEN = Path(__file__).with_name("tiny.json")

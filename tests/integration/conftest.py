@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -18,13 +19,16 @@ from typing import Any
 
 import pytest
 
+from pipeline.run.local_ray import CLUSTERS
 from tests.integration.browsers import started_browser
+from tests.integration.heads import Head, started_head
 from tests.integration.ports import free_ports
+from tests.integration.tokens import ray_token
 
 BUCKET = "out"
 KEY, SECRET = "testkey", "testsecret"
 GRPC = 10_000  # the server adds this to a port for its gRPC twin
-READY_S = 60
+READY_S = 240  # only a failure, or a very busy machine, waits as long
 
 
 def _weed() -> str:
@@ -123,6 +127,27 @@ def s3_uri(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in environment(s3_endpoint).items():
         monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def head(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """One Ray for all tests whose subject is not the Ray of a local run. Its workers find the S3 server."""
+    folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets below it may have 107 characters
+    try:
+        with contextlib.ExitStack() as started:
+            with ray_token():  # each test sets it anew: a local run in between has one of its own
+                log = tmp_path_factory.mktemp("head") / "head.log"
+                found = started.enter_context(started_head(folder, log, environment(s3_endpoint)))
+            yield found
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def cluster(head: Head) -> Iterator[Head]:
+    """Runs of this test join the shared Ray."""
+    with ray_token(head.token, RAY_ADDRESS=head.gcs, **{CLUSTERS: "0"}):  # its address is loopback
+        yield head
 
 
 @pytest.fixture

@@ -6,24 +6,36 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from dladiff.errors import StorageError
 from pipeline.cluster import submit
+from pipeline.run.local_ray import CLUSTERS
 from tests.integration.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
-READY_S = 90
+READY_S = 240  # only a failure, or a very busy machine, waits as long
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where a head is, and the token that it asks for."""
+
+    dashboard: str
+    gcs: str
+    token: str
 
 
 @contextlib.contextmanager
-def started_head(folder: str, log: Path) -> Iterator[str]:
-    """Start a head in its own process group and yield its dashboard; end that group, and no other Ray.
+def started_head(folder: str, log: Path, environment: Mapping[str, str] | None = None) -> Iterator[Head]:
+    """Start a head in its own process group; end that group, and no other Ray.
 
-    It asks for the token of `tests.integration.tokens.ray_token`, which is to be entered before.
+    Its workers have `environment` beside that of this process. It asks for the token of
+    `tests.integration.tokens.ray_token`, which is to be entered before.
     """
     assert os.environ.get("RAY_AUTH_MODE") == "token"
     names = (
@@ -32,22 +44,24 @@ def started_head(folder: str, log: Path) -> Iterator[str]:
     )  # fmt: skip
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     bin_folder = Path(sys.executable).parent
-    command = [str(bin_folder / "ray"), "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
+    command = [str(bin_folder / "ray"), "start", "--head", "--block", "--num-cpus=4", "--disable-usage-stats"]
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
     command += ["--object-store-memory=200000000", f"--temp-dir={folder}"]
     command += [f"--{name}={port}" for name, port in ports.items()]
-    environment = os.environ | {
+    inherited = os.environ | {
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),  # the fake protector
         "DLADIFF_FAKE_SECONDS": "300",  # of the protector Slow: its job runs for as long as the test wants
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nothing is left to drain
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        CLUSTERS: "0",  # the node's address is loopback
     }
-    environment.pop("RAY_ADDRESS", None)
+    inherited |= environment or {}
+    inherited.pop("RAY_ADDRESS", None)
     with log.open("wb") as output:
         head = subprocess.Popen(
-            command, env=environment, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command, env=inherited, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     address = f"http://127.0.0.1:{ports['dashboard-port']}"
     try:
@@ -60,7 +74,7 @@ def started_head(folder: str, log: Path) -> Iterator[str]:
                 if head.poll() is not None or time.monotonic() > deadline:
                     pytest.fail(f"the head did not start:\n{log.read_text()[-2000:]}")
                 time.sleep(0.5)
-        yield address
+        yield Head(address, f"127.0.0.1:{ports['port']}", os.environ["RAY_AUTH_TOKEN"])
     finally:
         head.send_signal(signal.SIGTERM)  # `ray start --block` ends what it started
         try:

@@ -1,4 +1,4 @@
-"""`dladiff evaluate` on a local Ray: the bundled model is attacked in a few steps; a second run finds nothing to do."""
+"""`dladiff evaluate` on a real Ray: the bundled model is attacked in a few steps; a second run finds nothing to do."""
 
 import json
 from pathlib import Path
@@ -100,6 +100,7 @@ def test_the_life_of_an_evaluation(people: Path, tmp_path: Path, monkeypatch: py
         evaluate(config)
 
 
+@pytest.mark.usefixtures("cluster")
 def test_an_unknown_setting_of_an_attack_stops_the_run(people: Path, tmp_path: Path) -> None:
     wrong = {"lora": {"step": 1}}
     config = configured(people, tmp_path / "results").replaced(attacks=("lora",), settings=wrong, identities=1)

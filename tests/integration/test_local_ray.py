@@ -19,6 +19,7 @@ from pipeline.run.driver import Summary, protect
 from pipeline.run.local_ray import CLUSTERS
 from pipeline.storage.open import open_storage
 from tests.faults.harness import until
+from tests.integration.heads import Head
 from tests.integration.tokens import ray_token
 from tests.support.photo_bytes import flat_photo
 
@@ -30,7 +31,7 @@ import os, sys, ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
 print("GOT", ray.get(ray.remote(num_cpus=0)(lambda: os.environ.get("AWS_SECRET_ACCESS_KEY")).remote(), timeout=60))
 """
-CLIENT_S = 90  # a client that is neither let in nor refused by then
+CLIENT_S = 240  # a client that is neither let in nor refused by then
 NAMES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
 
 
@@ -164,23 +165,34 @@ def test_each_run_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     assert os.environ["RAY_AUTH_MODE"] == "disabled"
 
 
-def test_a_recorded_cluster_is_not_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`ray start` notes its address in /tmp/ray; a local run starts a Ray of its own all the same."""
-    from ray.cluster_utils import Cluster
+def test_a_recorded_cluster_is_not_joined(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ray start` notes its address, people keep a token in their home; a local run uses neither."""
+    from ray._private.services import find_bootstrap_address
 
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with ray_token():
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        recorded = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"
-        before = recorded.read_text() if recorded.exists() else None
-        recorded.parent.mkdir(exist_ok=True)
-        recorded.write_text(cluster.address)
-        try:
-            with engine.started() as ray:
-                assert ray.get_runtime_context().gcs_address != cluster.address
-        finally:
-            cluster.shutdown()
-            if before is None:
-                recorded.unlink(missing_ok=True)
-            else:
-                recorded.write_text(before)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # in whose folder ray/ a client looks for the note
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(head.gcs)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text(head.token)
+    with ray_token(head.token):
+        assert find_bootstrap_address(None) == head.gcs
+    with engine.started() as ray:
+        assert ray.get_runtime_context().gcs_address != head.gcs
+        assert os.environ["RAY_AUTH_TOKEN"] != head.token
+        assert ray.get(ray.remote(num_cpus=0)(lambda: 1).remote()) == 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_that_is_named_is_joined_with_its_own_token(
+    head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
+    with engine.started() as ray:
+        assert ray.get_runtime_context().gcs_address == head.gcs
+        assert ray.get(ray.remote(num_cpus=0)(lambda: 1).remote()) == 1

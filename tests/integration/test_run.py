@@ -1,4 +1,4 @@
-"""The whole chain on a local Ray with a fake protector: what is done, what is not, and what a second run does."""
+"""The whole chain on a real Ray with a fake protector: what is done, what is not, and what a second run does."""
 
 import io
 import json
@@ -85,10 +85,12 @@ def test_life_of_a_run_on_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     full_life(str(tmp_path / "in"), str(tmp_path / "in" / "out"), monkeypatch)
 
 
+@pytest.mark.usefixtures("cluster")
 def test_life_of_a_run_on_s3(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     full_life(f"{s3_uri}/in", f"{s3_uri}/out", monkeypatch)
 
 
+@pytest.mark.usefixtures("cluster")
 def test_faults_stay_with_their_identity(tmp_path: Path) -> None:
     source, target = tmp_path / "in", tmp_path / "out"
     photos = open_storage(str(source), create=True)
@@ -124,6 +126,7 @@ def test_faults_stay_with_their_identity(tmp_path: Path) -> None:
     assert json.loads(output.get("failed/raises.json"))["attempts"] == 2
 
 
+@pytest.mark.usefixtures("cluster")
 def test_a_model_that_is_missing_stops_the_run(tmp_path: Path) -> None:
     open_storage(str(tmp_path / "in"), create=True).put("ann/1.png", flat_photo(90))
     config = configured(str(tmp_path / "in"), str(tmp_path / "out")).replaced(protector="tests.support.fakes:NoModel")
@@ -139,6 +142,7 @@ def test_second_driver_is_refused(tmp_path: Path) -> None:
         protect(configured(str(tmp_path / "in"), str(tmp_path / "out")))
 
 
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize(("umask", "folders"), [("077", 0o700), ("027", 0o750)])
 def test_who_may_read_the_output_of_a_run(tmp_path: Path, umask: str, folders: int) -> None:
     """Files of the driver and of the actors: in each, the workers' umask is that of the run."""
@@ -188,10 +192,12 @@ def parts(source: str, target: str) -> None:
     assert list(output.list("plan/todo-")) == []
 
 
+@pytest.mark.usefixtures("cluster")
 def test_an_identity_of_many_photos_is_several_tasks_and_one_row(tmp_path: Path) -> None:
     parts(str(tmp_path / "in"), str(tmp_path / "out"))
 
 
+@pytest.mark.usefixtures("cluster")
 def test_many_tasks_reach_ray_through_the_output(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "IN_MEMORY", 0)
     parts(f"{s3_uri}/in", f"{s3_uri}/out")
@@ -204,6 +210,7 @@ def test_ray_s_own_first_line_is_left_out(tmp_path: Path, capfd: pytest.CaptureF
     assert out == "" and "1/1 ann: done" in err and "log level" not in err
 
 
+@pytest.mark.usefixtures("cluster")
 def test_no_task_is_begun_after_the_deadline(tmp_path: Path) -> None:
     fill(open_storage(str(tmp_path / "in"), create=True))
     config = configured(str(tmp_path / "in"), str(tmp_path / "out"))
@@ -213,7 +220,8 @@ def test_no_task_is_begun_after_the_deadline(tmp_path: Path) -> None:
     assert protect(config).done == 3
 
 
-@pytest.mark.timeout(120)  # the second identity never ends; Ray Data may begin with either
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.timeout(300)  # the second identity never ends; Ray Data may begin with either
 def test_a_result_is_told_when_it_is_there_not_with_the_next(tmp_path: Path) -> None:
     source, target = (open_storage(str(tmp_path / name), create=True) for name in ("in", "out"))
     for name in ("ann", "bob"):
@@ -228,9 +236,9 @@ def test_a_result_is_told_when_it_is_there_not_with_the_next(tmp_path: Path) -> 
 def test_more_than_the_machine_has_is_told(tmp_path: Path) -> None:
     fill(open_storage(str(tmp_path / "in"), create=True))
     config = configured(str(tmp_path / "in"), str(tmp_path / "out"))
-    for asked in ({"cpus_per_actor": 4096}, {"gpus_per_actor": 64}):
+    for asked in (config.replaced(cpus_per_actor=4096), config.replaced(gpus_per_actor=64)):
         with pytest.raises(ConfigError, match="is more than this machine has"):
-            protect(config.replaced(**asked))
+            protect(asked)
     assert protect(config).done == 3
 
 

@@ -219,7 +219,7 @@ def test_age_is_by_the_servers_clock(s3: S3Storage, monkeypatch: pytest.MonkeyPa
     assert s3.age("lock") is None
     s3.put("lock", b"x")
     first = s3.age("lock")
-    assert first is not None and 0 <= first <= 5
+    assert first is not None and first >= 0
     time.sleep(2.1)
     later = s3.age("lock")
     assert later is not None and later >= first + 1

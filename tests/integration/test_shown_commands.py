@@ -47,6 +47,7 @@ def test_start_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path("protected/report/index.html").is_file()
 
 
+@pytest.mark.usefixtures("cluster")
 def test_whole_collections(s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text("seed: 1\n")

@@ -1,7 +1,5 @@
 """Jobs on a real head that the test starts: submitted once, followed, refused, resumed, stopped."""
 
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,22 +15,19 @@ from pipeline.cli.main import main
 from pipeline.cluster import submit
 from pipeline.cluster.job_file import Job, load_job
 from pipeline.storage.open import open_storage
-from tests.integration.heads import started_head
+from tests.integration.heads import Head
 from tests.integration.tokens import ray_token
 from tests.support import shown
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
-ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 240  # only a failure, or a very busy machine, waits as long
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets below it may have 107 characters
-    try:
-        with ray_token(), started_head(folder, tmp_path_factory.mktemp("head") / "head.log") as address:
-            yield address
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+@pytest.fixture
+def address(head: Head, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(submit, "POLL_S", 0.2)
+    with ray_token(head.token):
+        yield head.dashboard
 
 
 def make_job(folder: Path, name: str, protector: str = "tests.support.fakes:AddNoise", **settings: object) -> Job:
@@ -92,7 +87,7 @@ def test_running_job_is_found_and_can_be_stopped(address: str, tmp_path: Path) -
     job = make_job(tmp_path, "stopped", protector="tests.support.fakes:Slow")
     first = submit.submit(job, address)
     assert first.is_new
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while submit.job_status(address, first.submission_id).status == "PENDING" and time.monotonic() < deadline:
         time.sleep(0.5)
     again = submit.submit(job, address)

@@ -8,12 +8,12 @@ import pytest
 import skimage.data
 import torch
 
+from dladiff.core.exchange import PhotoIn
 from dladiff.core.pixels import whole_levels
 from dladiff.diffusion.trainer import Trainer
 from dladiff.faces.detect import warp
 from dladiff.layers.finetuning import _Ascent
 from dladiff.layers.zero_shot import AlignedGrid, Box, ImageGrid, pasted
-from dladiff.photo import PhotoIn
 from dladiff.protect import _still_above, protect
 from dladiff.service import Protector
 from dladiff.settings.schema import method_config

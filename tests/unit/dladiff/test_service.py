@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from dladiff import service
+from dladiff.core.exchange import PhotoIn
 from dladiff.diffusion.bundle import CHECKSUMS, make_pins
 from dladiff.diffusion.surrogate import EMBEDDED, Surrogate
 from dladiff.errors import ConfigError, ModelError
-from dladiff.photo import PhotoIn
 from dladiff.protect import Protected
 from dladiff.service import Protector
 from pipeline.records.schema import PHOTOS as COLUMNS

@@ -20,10 +20,10 @@ from dladiff.baselines.methods import METHODS
 from dladiff.baselines.mist import mist_loss, pattern, target_latents
 from dladiff.baselines.student import Student, ascend
 from dladiff.baselines.task import Task
+from dladiff.core.exchange import PhotoIn
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.errors import ConfigError
 from dladiff.faces.detect import CenterFaceDetector
-from dladiff.photo import PhotoIn
 from dladiff.protect import Models, protect
 from dladiff.service import named_encoder
 from dladiff.settings.schedules import PX, SCHEDULES, TINY, BaselineConfig, schedule_for

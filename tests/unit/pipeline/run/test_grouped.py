@@ -1,6 +1,6 @@
 """grouped: what the method says of several groups is one task's account."""
 
-from dladiff.service import IdentityOut
+from dladiff.core.exchange import IdentityOut
 from pipeline.run.grouped import together
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
@@ -229,7 +229,6 @@ def test_no_global_of_pillow_is_changed() -> None:
 SEEDS = [saved(rgb(), k) for k in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")]
 
 
-@settings(deadline=None)
 @given(st.sampled_from(SEEDS), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=8))
 def test_damaged_bytes_give_pixels_or_one_clear_line(seed: bytes, edits: list[tuple[int, int]]) -> None:
     data = bytearray(seed)
@@ -243,7 +242,6 @@ def test_damaged_bytes_give_pixels_or_one_clear_line(seed: bytes, edits: list[tu
         assert isinstance(decoded, Decoded) and decoded.pixels.ndim == 3
 
 
-@settings(deadline=None)
 @given(st.integers(64, 80), st.integers(64, 80), st.integers(0, 2**32 - 1), st.booleans())
 def test_png_round_trip(height: int, width: int, seed: int, with_alpha: bool) -> None:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)

@@ -322,7 +322,7 @@ def test_only_the_files_that_are_named_are_looked_at(
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=4).filter(str.strip)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.integers(0, 30), st.tuples(NAMES, st.sampled_from(["", "protect", "clean"])), max_size=12))
 def test_csv_and_parquet_agree_and_lose_nothing(tmp_path: Path, given: dict[int, tuple[str, str]]) -> None:
     rows = [(name, f"{number % 3}/{number}.jpg", role) for number, (name, role) in given.items()]

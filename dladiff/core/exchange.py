@@ -1,0 +1,51 @@
+"""Input and output of the method. Imports no torch: the actor passes photos on before networks are loaded."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoIn:
+    """One photo to protect: a key unique in its identity, and h x w x 3 RGB bytes."""
+
+    key: str
+    pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoOut:
+    """One protected photo and the measurements of its bytes (linf in [0, 1] units, psnr in dB)."""
+
+    key: str
+    pixels: NDArray[np.uint8]
+    status: str
+    reason: str
+    faces: list[dict[str, Any]]
+    linf: float
+    linf_face: float
+    psnr: float
+    psnr_face: float
+    ssim: float
+    similarity: list[dict[str, Any]]
+    retained: float
+
+
+@dataclass(frozen=True)
+class IdentityOut:
+    """One protected identity, with timings, device, models and package versions."""
+
+    photos: list[PhotoOut]
+    seconds: dict[str, float]
+    peak_memory_bytes: int
+    device: str
+    models: list[dict[str, str]]
+    versions: dict[str, str]
+    note: str = ""
+    """Deviations from the configuration, for the manifest."""
+    steps: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Step counts of each stage, as in `protect.Protected`."""
+    trace: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """Losses and similarities of the steps; empty unless the setting `trace` is on."""
