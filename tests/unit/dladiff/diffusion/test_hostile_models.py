@@ -98,7 +98,7 @@ def test_a_huge_configuration_is_not_read(folder: Path) -> None:
 )
 def test_settings_of_impossible_size_or_type(path: str, values: dict[str, Any], folder: Path) -> None:
     change_json(folder / path, **values)
-    refused(lambda: read_architecture(folder), "^the model in .* (is not supported|wrong type|code of its own)")
+    refused(lambda: read_architecture(folder), "^the model in .* (is not supported|wrong type|brings its own code)")
     assert "fault: " in checked(folder)
 
 

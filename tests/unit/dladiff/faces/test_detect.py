@@ -84,7 +84,7 @@ def test_warp_is_opencvs(shift: float) -> None:
     got = warp(torch.from_numpy(photo).permute(2, 0, 1)[None], torch.from_numpy(matrix).float()[None])
     largest = max(np.abs(np.diff(photo, axis=axis)).max() for axis in (0, 1))
     difference = np.abs(got[0].permute(1, 2, 0).numpy() - expected)
-    # OpenCV rounds sampling points to 1/32 px: half a step on each axis; at the photo's edge the difference is the value
+    # OpenCV rounds sampling points to 1/32 px: half a step on each axis; at the photo's edge, of the value
     inside = warp(torch.ones(1, 3, 150, 170), torch.from_numpy(matrix).float()[None])[0].permute(1, 2, 0).numpy() == 1
     assert difference[inside].max() <= largest / 32 + 1e-5
     assert difference.max() <= photo.max() / 32 + 1e-5
