@@ -95,7 +95,7 @@ def test_input_that_is_missing_or_empty(config: RunConfig, tmp_path: Path) -> No
     [
         ("put_if_absent", True, "ignores If-None-Match"),
         ("put_if_match", True, "ignores If-Match"),
-        ("get", b"other", "gave back other bytes"),
+        ("get", b"other", "returned other bytes"),
         ("delete", None, "does not delete"),
     ],
 )

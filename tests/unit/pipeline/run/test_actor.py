@@ -74,7 +74,7 @@ def test_a_photo_that_is_gone_is_skipped_and_one_that_is_damaged_fails(config: R
 def test_a_clean_set_that_cannot_be_read_is_told(config: RunConfig, output: Storage) -> None:
     clean = [{"key": f"clean/{i}.png", "uri": f"{config.input}/clean/{i}.png"} for i in range(2)]
     open_storage(config.input).put("clean/0.png", b"no photo")
-    for good, words in ((False, "2 of 2 photos.*the photos themselves stood in"), (True, "1 of 2 photos .*0.png")):
+    for good, words in ((False, "2 of 2 photos.*the photos themselves were used"), (True, "1 of 2 photos .*0.png")):
         if good:
             open_storage(config.input).put("clean/1.png", png(1))
         result = call(config, clean=clean)
