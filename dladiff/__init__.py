@@ -1,6 +1,6 @@
-"""The DLADiff method: tensors in, tensors out. Knows no Ray, bucket, terminal or Prometheus."""
+"""The DLADiff method: tensors in, tensors out. Imports no Ray, storage, command line or metrics."""
 
 import os
 
-# onnxruntime 1.29 and newer sends events about models and machine to its maker, and reads this when it is imported
+# onnxruntime 1.29 and newer sends telemetry about models and machine; it reads this variable at import
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

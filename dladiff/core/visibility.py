@@ -1,4 +1,4 @@
-"""Perceptual limits on a perturbation beside its L-inf bound: a blur in smooth regions, and a maximum LPIPS."""
+"""Perceptual limits on a perturbation in addition to its L-inf bound: a blur in smooth regions, and a maximum LPIPS."""
 
 from collections.abc import Callable
 

@@ -109,7 +109,7 @@ def weight_faults(root: Path) -> dict[str, str]:
             where, strange = f"{part}/{index.name}", [name for name in sorted(named) if not _is_weights(name)]
             if strange or not named:
                 what = quoted(strange[0]) if strange else "nothing"
-                faults[where] = f"{where} names {what}, which is no file of weights beside it"
+                faults[where] = f"{where} names {what}, which is not a weight file in its folder"
                 continue
             names = sorted(named)
         paths = [f"{part}/{name}" for name in names]

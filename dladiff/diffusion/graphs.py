@@ -1,6 +1,6 @@
 """CUDA graphs: capture the kernels of a repeated step once, then launch them together.
 
-A step of these networks launches thousands of small kernels; launching them one by one is slower than the GPU.
+A step of these networks launches thousands of small kernels; separate launches take longer than the kernels themselves.
 """
 
 from collections.abc import Callable

@@ -70,9 +70,8 @@ class Trainer:
             self._optimiser_step(surrogate.device)
             return total
         parts = list(parts)
-        if (
-            self.captured_step is None
-        ):  # holds no reference to this trainer, so that its memory is freed with the trainer
+        if self.captured_step is None:
+            # The step must not refer to this trainer, so that its memory is freed together with the trainer.
             step = partial(_training_step, self.unet, self.optimisers, surrogate, parts, weight)
             self.captured_step = self.graphs.captured(step)
         (total,) = self.captured_step(*_tensors(parts))

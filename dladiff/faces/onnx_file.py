@@ -53,11 +53,13 @@ def load_model(path: Path) -> Any:
     if size > MAX_BYTES:
         raise ModelError(f"{path} is {size} bytes; at most {MAX_BYTES} are read")
     try:
-        beside = _structure(path, size)
+        structure = _structure(path, size)
     except (ValueError, IndexError) as error:
         raise ModelError(f"{path} is not a readable ONNX file") from error
-    if beside > MAX_STRUCTURE:
-        raise ModelError(f"{path} has {beside} bytes beside its weights, at most {MAX_STRUCTURE} are read: no network")
+    if structure > MAX_STRUCTURE:
+        raise ModelError(
+            f"{path} has {structure} bytes beside its weights, at most {MAX_STRUCTURE} are read: no network"
+        )
     try:
         model = onnx.load_model(str(path), load_external_data=False)
     except Exception as error:  # protobuf raises its own class

@@ -97,11 +97,11 @@ def train(
 def write(output: Path, unet: UNet2DConditionModel) -> None:
     """Write the base model: this UNet in fp16, the profile's other parts, and the mark that it generates faces only."""
     if not output.exists():
-        beside = output.with_name(output.name + ".part")
-        shutil.copytree(EMBEDDED, beside, ignore=shutil.ignore_patterns("unet"), dirs_exist_ok=True)
+        temporary = output.with_name(output.name + ".part")
+        shutil.copytree(EMBEDDED, temporary, ignore=shutil.ignore_patterns("unet"), dirs_exist_ok=True)
         index = json.loads((EMBEDDED / "model_index.json").read_bytes())
-        (beside / "model_index.json").write_text(json.dumps(index | {"_region": "face"}, indent=2))
-        beside.rename(output)
+        (temporary / "model_index.json").write_text(json.dumps(index | {"_region": "face"}, indent=2))
+        temporary.rename(output)
     copy.deepcopy(unet).half().save_pretrained(output / "unet.part")
     shutil.rmtree(output / "unet", ignore_errors=True)
     (output / "unet.part").rename(output / "unet")

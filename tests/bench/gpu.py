@@ -39,7 +39,7 @@ from tests.bench.speed import (
 def on_gpu(case: Case, best: float, straight: bool, say: Callable[[str], None]) -> None:
     """Say the paper preset's seconds, FLOPs and share of the peak of each way, as soon as it is measured.
 
-    The straight way, and ours without recorded steps, over a short schedule; ours as it is over the whole one.
+    The straight way, and ours without CUDA graphs, over a short schedule; ours as it is over the whole one.
     """
     resident = Surrogate(case.folder, case.device)
     resident.use_cuda_graphs = False
