@@ -88,7 +88,10 @@ def test_driver_killed_and_resumed(scene: Scene) -> None:
     assert ended.facts["skipped"] >= len(before) > 0
     assert (ended.code, ended.facts["done"] + ended.facts["skipped"]) == (0, 4)
     assert check_storage(scene.output) == {"protected": 8}
-    note("driver killed, run again", "what was done is skipped, the rest done, lease of the dead driver taken over, exit 0")
+    note(
+        "driver killed, run again",
+        "what was done is skipped, the rest done, lease of the dead driver taken over, exit 0",
+    )
 
 
 def test_driver_told_to_end(scene: Scene) -> None:
