@@ -2,4 +2,4 @@
 
 from pipeline.storage.keys import redact_logs
 
-redact_logs()  # here: actors, drivers and whoever imports one module of this package all come by
+redact_logs()  # here, so that it also runs in actors and drivers

@@ -19,6 +19,7 @@ from pipeline.config import RunConfig
 from pipeline.process.private import chosen_umask, private_files
 from pipeline.records import commit as records
 from pipeline.records import manifest
+from pipeline.records.checked import DELETED
 from pipeline.records.commit import Recorded, load, read_index
 from pipeline.records.lease import Lease
 from pipeline.records.schema import PLAN, parquet
@@ -214,7 +215,7 @@ def _strip(storage: Storage, row: Recorded, now: datetime) -> None:
     if not row.place.startswith("done/"):
         return
     record = load(storage, row.place)
-    note = f"the protected photo was deleted on {now:%Y-%m-%d}, as retention asks"
+    note = f"the protected photo was deleted on {now:%Y-%m-%d}, {DELETED}"
     for photo in record["photos"]:
         if photo.get("output_key"):
             photo |= dict.fromkeys(OUTPUTS)

@@ -48,6 +48,7 @@ class Scene:
         self.judged = EvaluateConfig(
             output=output,
             results=results,
+            inputs=(source,),
             attacks=("dreambooth",),
             prompts=("a photo of sks person",),
             count=4,

@@ -51,7 +51,7 @@ def test_every_fault_is_a_line(photos: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "text"),
     [
         ("output: 2026-02-30", "not YAML"),
         ("seed: !!int foo", "not YAML"),
@@ -65,20 +65,20 @@ def test_every_fault_is_a_line(photos: Path) -> None:
         ("seed: 1\nlimit: 2\nseed: 1", "seed: is there twice (lines 1 and 3)"),
     ],
 )
-def test_a_setting_that_cannot_be_is_bad_usage(photos: Path, tmp_path: Path, setting: str, told: str) -> None:
+def test_a_setting_that_cannot_be_is_bad_usage(photos: Path, tmp_path: Path, setting: str, text: str) -> None:
     (tmp_path / "run.yaml").write_text(setting)
     output = [] if setting.startswith("output") else ["--output", str(tmp_path / "out")]
     code, _, err = call("plan", "--input", str(photos), "--config", str(tmp_path / "run.yaml"), *output)
-    assert code == 2 and told in err and err.startswith("error: "), err
+    assert code == 2 and text in err and err.startswith("error: "), err
 
 
 @pytest.mark.parametrize("command", ["verify", "status", "failed", "finalise", "report", "retention"])
 @pytest.mark.parametrize(
-    ("address", "told"), [("", "is empty"), ("s3://", "no bucket"), ("ftp://a/b", "unknown storage")]
+    ("address", "text"), [("", "is empty"), ("s3://", "no bucket"), ("ftp://a/b", "unknown storage")]
 )
-def test_an_address_that_cannot_be_is_bad_usage(command: str, address: str, told: str) -> None:
+def test_an_address_that_cannot_be_is_bad_usage(command: str, address: str, text: str) -> None:
     code, out, err = call(command, "--output", address)
-    assert (code, out) == (2, "") and told in err
+    assert (code, out) == (2, "") and text in err
 
 
 @pytest.mark.parametrize("setting", ["model", "detector", "lpips"])
@@ -94,7 +94,7 @@ def test_a_name_longer_than_files_have_is_one_line(photos: Path, tmp_path: Path,
     ("command", "word", "ends"),
     [(["plan"], "note", 0), (["protect", "--dry-run"], "note", 0), (["protect"], "error", 2)],
 )
-def test_weights_that_are_not_here_are_told_before_anything_begins(
+def test_weights_that_are_not_here_are_reported_before_anything_begins(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], word: str, ends: int
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -122,7 +122,7 @@ def test_weights_of_a_cluster_lie_with_its_workers(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_command_that_is_told_to_end_says_so_in_one_line(
+def test_a_terminated_command_says_so_in_one_line(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
@@ -170,9 +170,9 @@ def test_missing_input_is_storage_out_of_reach(tmp_path: Path) -> None:
 
 def test_status_asks_for_a_place_or_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
-    for arguments, told in ((["status"], "give --output URI"), (["status", "--job", "x"], "needs --address")):
+    for arguments, text in ((["status"], "give --output URI"), (["status", "--job", "x"], "needs --address")):
         code, _, err = call(*arguments)
-        assert code == 2 and told in err
+        assert code == 2 and text in err
 
 
 def test_status_and_failed_of_an_empty_output(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

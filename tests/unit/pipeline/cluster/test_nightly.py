@@ -1,4 +1,4 @@
-"""The nightly run with chosen outcomes: order, window, isolation, summary, exit code, and what monitoring is told."""
+"""The nightly run with chosen outcomes: order, window, isolation, summary, exit code, and what monitoring gets."""
 
 import json
 from collections.abc import Callable
@@ -186,7 +186,7 @@ def test_retention_of_a_tenant_comes_after_its_turn(tmp_path: Path) -> None:
     assert "none of 2 recorded identities" in outcome.reason
 
 
-def test_monitoring_is_told_and_its_faults_are_notes(tmp_path: Path) -> None:
+def test_monitoring_gets_outcomes_and_its_faults_are_notes(tmp_path: Path) -> None:
     night, texts = Night(bob=fails(StorageError("gone"))), tmp_path / "textfiles"
     texts.mkdir()
     summary = run_nightly(

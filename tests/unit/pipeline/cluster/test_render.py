@@ -213,11 +213,13 @@ def test_price_and_gateway_reach_the_driver_and_the_way_is_open(tmp_path: Path) 
         file.write_text(yaml.safe_dump({"name": "x", "run": RUN, "cluster": cluster}))
         found = {m["kind"]: m for m in render(load_job(file))["x.rayjob.yaml"]}
         head = found["RayJob"]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
-        told = {entry["name"]: entry["value"] for entry in head["env"]}
+        variables = {entry["name"]: entry["value"] for entry in head["env"]}
         options = {str(p.envvar) for p in main.commands["nightly"].params if p.envvar}
         assert {"DLADIFF_PRICE", "DLADIFF_PUSHGATEWAY", "DLADIFF_METRICS"} <= options
         wanted = {"DLADIFF_PRICE": "0.5", "DLADIFF_PUSHGATEWAY": "http://gateway.monitoring:9191"} if cluster else {}
-        assert {name: told.get(name) for name in ("DLADIFF_PRICE", "DLADIFF_PUSHGATEWAY") if name in told} == wanted
+        assert {
+            name: variables.get(name) for name in ("DLADIFF_PRICE", "DLADIFF_PUSHGATEWAY") if name in variables
+        } == wanted
         ports = {port["port"] for rule in found["NetworkPolicy"]["spec"]["egress"] for port in rule.get("ports", [])}
         assert ports == {53, 443, 6443} | ({9191} if cluster else set())
 

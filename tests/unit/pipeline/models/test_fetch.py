@@ -127,8 +127,8 @@ def test_from_a_folder_to_a_mirror_and_back(tmp_path: Path, origin: Path) -> Non
     folder = fetch("sd21", str(origin))
     pins = read_pins(folder)
     assert pins is not None and pins.licence == "of the test"
-    told = mirror("sd21", str(tmp_path / "mirror"))
-    assert files(tmp_path / "mirror") == files(EMBEDDED) | {CHECKSUMS} and told == pins
+    mirrored = mirror("sd21", str(tmp_path / "mirror"))
+    assert files(tmp_path / "mirror") == files(EMBEDDED) | {CHECKSUMS} and mirrored == pins
     shutil.rmtree(folder)
     again = fetch("sd21", f"file://{tmp_path / 'mirror'}")
     assert read_pins(again) == pins

@@ -53,7 +53,7 @@ def test_nothing_is_missing_of_what_ships_and_of_what_lies_here(tmp_path: Path) 
     assert missing(given) == []
 
 
-def test_everything_that_is_missing_is_told_at_once_and_the_same_once(
+def test_everything_that_is_missing_is_reported_at_once_and_the_same_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("HOME", "DLADIFF_MODELS", "DLADIFF_FACES"):

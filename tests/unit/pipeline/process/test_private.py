@@ -110,7 +110,7 @@ def test_commands_write_files_that_others_do_not_read(
     assert group == {0o666 & ~int(umask, 8)}
 
 
-def test_the_exporter_reads_what_it_is_told(tmp_path: Path) -> None:
+def test_the_exporter_reads_what_was_written(tmp_path: Path) -> None:
     with private_files("077"):
         path = write_textfile(tmp_path, Outcome(tenant="t", exit_code=0, ended=1.0, identities={}))
     assert stat.S_IMODE(path.stat().st_mode) == 0o644

@@ -94,7 +94,7 @@ def test_many_records_come_in_order(storage: Storage) -> None:
     assert [(k, r["k"]) for k, r in records.load_many(storage, keys, records.load)] == [(k, k) for k in keys]
 
 
-def test_an_address_without_a_run_is_told(tmp_path: Path) -> None:
+def test_an_address_without_a_run_is_reported(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(StorageError, match=r"no run has written to .*; check the address"):
         records.open_run(str(tmp_path))

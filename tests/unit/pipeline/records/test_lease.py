@@ -71,7 +71,7 @@ def test_a_dead_process_of_this_host_is_taken_over_at_once(storage: Storage) -> 
         pass
 
 
-def test_the_loser_of_a_take_over_is_told(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loser_of_a_take_over_gets_an_error(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "RENEW_S", 0.02)
     with Lease(storage) as held:
         held.check()

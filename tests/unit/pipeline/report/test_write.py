@@ -90,7 +90,7 @@ def test_originals_that_are_gone_or_changed(tmp_path: Path) -> None:
     storage.put(third, portrait(5))
     written = write_report(storage)
     page = Page(storage.get("report/index.html").decode())
-    # whoever wrote the manifest reads the page too, and must not learn from it which files are there
+    # a forger of the manifest may read the page, which must not show which files exist
     assert page.text.count("Original not reachable.") == 2
     assert "Protected photo not readable: the file has changed since" in page.text
     recorded, unread = written.notes
@@ -209,7 +209,7 @@ def test_an_old_page_stays_when_the_new_one_fails(tmp_path: Path, monkeypatch: p
     assert file.read_text() == "old"
 
 
-def test_failures_of_whole_identities_are_told_once(tmp_path: Path) -> None:
+def test_failures_of_whole_identities_are_reported_once(tmp_path: Path) -> None:
     storage = protected_output(tmp_path, {"ann": ["1.png", "broken.png"], "raises": ["1.png", "2.png"]})
     page = made(storage)
     assert records.read_index(storage).failed

@@ -148,7 +148,7 @@ def test_leftovers_of_a_first_run_go_only_where_somebody_of_it_is_in_the_input(t
     assert {entry.key for entry in scene.output.list("photos/")} == set()
 
 
-def test_a_write_in_progress_is_left_alone_and_told(tmp_path: Path) -> None:
+def test_a_write_in_progress_is_kept_and_reported(tmp_path: Path) -> None:
     scene = Scene(tmp_path, str(tmp_path / "in"), str(tmp_path / "out"), str(tmp_path / "results"))
     scene.source.put("zoe/1.png", b"")
     scene.output.put("starts/zoe/1.json", b"{}")

@@ -36,7 +36,7 @@ def page(output: Storage, path: Path, *people: str) -> Path:
 
 
 def forge(output: Storage, address: str, people: Iterable[str] = ("bob",), **more: Any) -> None:
-    """Write a note of any address, as somebody could who can write the output."""
+    """Write a note of any address, as anyone who can write the output can."""
     values = {"kind": "explain", "address": address, "host": socket.gethostname(), "time": "x", "people": frozenset()}
     note = pages.Note(**values | more)
     pages.Note(**vars(note) | {"people": frozenset(map(note.sign, people))}).put(output)
@@ -98,7 +98,7 @@ def test_forged_notes_delete_nothing(output: Storage, tmp_path: Path) -> None:
     assert found.deleted == [] and len(found.missed) == 13
     assert all("delete" in line for line in found.missed), found.missed
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
-    assert gone(output).missed == found.missed  # they are told until somebody looks
+    assert gone(output).missed == found.missed  # reported again until fixed
 
 
 def test_pictures_beside_a_page_go_and_nothing_else(output: Storage, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_pictures_beside_a_page_go_and_nothing_else(output: Storage, tmp_path: P
     assert (foreign / "00000-before.webp").exists()
 
 
-def test_what_is_not_there_is_told(output: Storage, tmp_path: Path) -> None:
+def test_what_is_not_there_is_reported(output: Storage, tmp_path: Path) -> None:
     page(output, tmp_path / "moved.html", "bob").unlink()
     forge(output, "/nowhere/page.html", host="another-machine")
     forge(output, str(tmp_path / "here.html"), host="another-machine")
@@ -132,7 +132,7 @@ def test_what_is_not_there_is_told(output: Storage, tmp_path: Path) -> None:
     assert len(gone(output).missed) == 3  # the page that was deleted is no news any more
 
 
-def test_no_permission_is_told(output: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_permission_is_reported(output: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = page(output, tmp_path / "page.html", "bob")
 
     def refused(name: str, folder: int) -> None:
@@ -145,7 +145,7 @@ def test_no_permission_is_told(output: Storage, tmp_path: Path, monkeypatch: pyt
     assert gone(output).deleted == [str(path)]
 
 
-def test_results_in_use_are_told_and_other_outputs_people_stay(output: Storage, tmp_path: Path) -> None:
+def test_results_in_use_are_reported_and_other_outputs_people_stay(output: Storage, tmp_path: Path) -> None:
     results = open_storage(tmp_path / "results", create=True)
     for i, name in enumerate(("ann", "bob", "zoe")):
         results.put(f"rows/{str(i) * 32}.json", json.dumps({"identity": name}).encode())

@@ -252,7 +252,7 @@ def test_an_output_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_command_is_dry_until_told(storage: Storage, photos: Path) -> None:
+def test_command_is_dry_without_yes(storage: Storage, photos: Path) -> None:
     leave(photos, "bob")
     asked = ["retention", "--output", storage.uri, "--input", str(photos), "--gone"]
     before = keys(storage)

@@ -71,7 +71,7 @@ def test_a_photo_that_is_gone_is_skipped_and_one_that_is_damaged_fails(config: R
     assert list(output.list("starts/")) == []
 
 
-def test_a_clean_set_that_cannot_be_read_is_told(config: RunConfig, output: Storage) -> None:
+def test_a_clean_set_that_cannot_be_read_is_reported(config: RunConfig, output: Storage) -> None:
     clean = [{"key": f"clean/{i}.png", "uri": f"{config.input}/clean/{i}.png"} for i in range(2)]
     open_storage(config.input).put("clean/0.png", b"no photo")
     for good, words in ((False, "2 of 2 photos.*the photos themselves were used"), (True, "1 of 2 photos .*0.png")):

@@ -4,7 +4,7 @@ from dladiff.core.exchange import IdentityOut
 from pipeline.run.grouped import together
 
 
-def test_groups_are_told_as_one_task() -> None:
+def test_groups_are_reported_as_one_task() -> None:
     def out(seconds: float, peak: int, note: str) -> IdentityOut:
         trace = {"Layer 1": {"loss": [seconds]}, f"Layer 2, {peak}": {"a": [1.0]}}
         steps = {"static_surrogate": {"training": 10}}

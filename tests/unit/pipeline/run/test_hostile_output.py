@@ -1,4 +1,4 @@
-"""Outputs in which somebody wrote what a run never writes: each object is told and left out, and stops nobody else."""
+"""Outputs with forged or damaged objects: each is reported and skipped, and no other identity is affected."""
 
 import io
 import json
@@ -107,7 +107,7 @@ def test_any_value_in_any_place_of_a_record_costs_that_record_alone(tmp_path: Pa
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_any_bytes_in_any_place_of_an_output_stop_nobody(
+def test_any_bytes_in_any_place_of_an_output_stop_no_one_else(
     tmp_path: Path, output: Storage, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "LEASE_S", 0.0)
@@ -141,7 +141,7 @@ def column(rows: pa.Table, name: str, values: pa.Array) -> bytes:
 
 
 @pytest.mark.parametrize("key", list(FILES))
-def test_manifests_of_other_columns_are_told_and_rows_without_a_value_left_out(tmp_path: Path, key: str) -> None:
+def test_manifests_of_other_columns_are_reported_and_rows_without_a_value_left_out(tmp_path: Path, key: str) -> None:
     output = protected_output(tmp_path, {"ann": ["1.png"]})
     data = output.get(key)
     rows = pq.read_table(io.BytesIO(data))
@@ -177,7 +177,7 @@ def test_text_that_is_no_text_and_times_beyond_the_calendar(tmp_path: Path) -> N
             ).replace("(ValueError)", "")
 
 
-def test_a_forged_index_is_told_and_rebuilt(tmp_path: Path) -> None:
+def test_a_forged_index_is_reported_and_rebuilt(tmp_path: Path) -> None:
     output = protected_output(tmp_path, {"ann": ["1.png"], "bob": ["1.png"]})
     rows = pq.read_table(io.BytesIO(output.get(records.INDEX))).to_pylist()
 
@@ -212,9 +212,9 @@ def test_a_lock_never_signals_a_group_of_processes(
     monkeypatch.setattr(os, "kill", lambda *asked: pytest.fail(f"asked for {asked}"))
     held = {"owner": "x", "host": lease.socket.gethostname(), "pid": pid, "time": {"since": "x" * 50_000}}
     output.put("lock.json", json.dumps(held).encode())
-    with pytest.raises(StorageError, match="another run writes") as told, Lease(output):
+    with pytest.raises(StorageError, match="another run writes") as caught, Lease(output):
         pass
-    assert len(str(told.value)) < 600
+    assert len(str(caught.value)) < 600
     then = time.time() - lease.LEASE_S - 1
     os.utime(output.uri_of("lock.json"), (then, then))
     with Lease(output):

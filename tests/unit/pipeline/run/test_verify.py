@@ -65,7 +65,7 @@ def test_a_photo_of_another_size(output: Storage) -> None:
     assert manifest == "manifest/photos.parquet: 1 rows are not what the records say; run `dladiff finalise`"
 
 
-def test_a_pixel_outside_its_bound_is_told_with_its_place(output: Storage) -> None:
+def test_a_pixel_outside_its_bound_is_reported_with_its_position(output: Storage) -> None:
     row = first_photo(output)
     pixels = np.array(decode(output.get(row["output_key"]), max_pixels=10**6).pixels)
     pixels[3, 5] = np.where(pixels[3, 5] > 127, 0, 255)
@@ -132,7 +132,7 @@ def test_a_photo_that_failed_alone_is_taken_up_again(tmp_path: Path) -> None:
         failures.forget(output, Retry(()))
 
 
-def test_what_is_no_record_is_left_alone_or_told(output: Storage) -> None:
+def test_what_is_no_record_is_ignored_or_reported(output: Storage) -> None:
     output.put("done/.DS_Store", b"\0")
     output.put("failed/notes.txt", b"x")
     assert verify(output).faults == []

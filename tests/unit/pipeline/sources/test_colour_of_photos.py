@@ -71,7 +71,7 @@ def test_grey_goes_through_its_profile_with_orientation_and_alpha() -> None:
     assert flat.pixels[9, 9].tolist() == [128, 128, 128]
 
 
-def test_a_profile_that_cannot_be_kept_is_told() -> None:
+def test_a_profile_that_cannot_be_kept_is_reported() -> None:
     damaged, other = (f"its colour profile {why} and was left out" for why in ("is damaged", "does not fit its pixels"))
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     grey, ink = rgb().convert("L"), cmyk()
@@ -90,7 +90,7 @@ def test_a_profile_that_cannot_be_kept_is_told() -> None:
         assert (with_it.icc, with_it.note) == (None, note)
 
 
-def test_a_jpeg_that_lost_a_piece_of_its_profile_is_told() -> None:
+def test_a_jpeg_that_lost_a_piece_of_its_profile_is_reported() -> None:
     data = saved(rgb(), "JPEG", icc_profile=SRGB)
     at = data.index(b"ICC_PROFILE\0") + 12
     assert data[at : at + 2] == b"\x01\x01"  # ICC.1, B.4: the number of this piece, and of how many

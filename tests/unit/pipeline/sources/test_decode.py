@@ -109,7 +109,7 @@ def test_16_bit_grey_is_divided_by_257() -> None:
         assert decoded.note == "16-bit grey scaled to 8 bits"
 
 
-def test_sixteen_bit_colour_is_told() -> None:
+def test_sixteen_bit_colour_is_reported() -> None:
     deep = np.full((64, 64, 3), 0x05F0, np.uint16)
     for ending in (".png", ".tiff"):
         decoded = decode(cv2.imencode(ending, deep)[1].tobytes())

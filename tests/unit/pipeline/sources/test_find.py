@@ -112,7 +112,7 @@ def test_an_unknown_layout_names_the_choices(tmp_path: Path) -> None:
         find_identities(open_storage(tmp_path), layout="folder")
 
 
-def test_photos_left_out_by_a_layout_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_photos_left_out_by_a_layout_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     find(tmp_path, "ann/1.jpg 2.jpg", "folders")
     assert "1 photos are left out" in caplog.text
 
@@ -246,7 +246,7 @@ def test_no_photo_is_taken_twice_and_none_is_lost(keys: set[str], layout: str) -
         assert all("set_C" in key for key in keys - taken.keys())
 
 
-def test_pictures_that_are_not_read_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_pictures_that_are_not_read_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     keys = "ann/1.jfif ann/2.jpe ann/3.avif ann/4 ann/5.AVIF ann/list.csv ann/.hidden.avif out/6.avif"
     assert find(tmp_path, keys, exclude="out") == {"ann": "ann/1.jfif ann/2.jpe"}
     assert "left out 3 files that are not read as photos: .avif 2, no extension 1; convert them" in caplog.text

@@ -1,4 +1,4 @@
-"""Index files: CSV and Parquet give the same identities, and every fault is told by its row."""
+"""Index files: CSV and Parquet give the same identities, and every fault names its row."""
 
 import csv
 import io
@@ -296,7 +296,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         list(index_identities(str(tmp_path / "d.csv")))
 
 
-def test_an_empty_index_holds_nobody(tmp_path: Path) -> None:
+def test_an_empty_index_holds_no_identity(tmp_path: Path) -> None:
     assert found(write(tmp_path / "index.csv", [])) == found(write(tmp_path / "index.parquet", [])) == {}
 
 

@@ -106,7 +106,7 @@ def test_of_a_large_folder_of_a_bucket_few_pages_are_listed(tmp_path: Path, monk
     assert (listed, met[-1]) == (["s3://one/a/"], "s3://one/a/003.jpg")
 
 
-def test_keys_that_a_listing_skips_are_not_told(
+def test_keys_that_a_listing_skips_are_not_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Telling(Bucket):

@@ -161,7 +161,7 @@ def test_names_that_are_no_keys_are_skipped_and_logged(
     assert len(caplog.records) == 2
 
 
-def test_what_is_no_file_is_told_even_to_a_quiet_run(
+def test_what_is_no_file_is_logged_even_in_a_quiet_run(
     local: Storage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     os.mkfifo(tmp_path / "root/pipe.jpg")
