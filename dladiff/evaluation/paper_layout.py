@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dladiff.evaluation import paper_tables as paper
+from dladiff.evaluation.attacks import ZERO_SHOT
 from dladiff.evaluation.intervals import paired_change
-from dladiff.evaluation.names import ZERO_SHOT
 from dladiff.evaluation.paper_tables import PaperTable
 from dladiff.evaluation.summaries import ENCODER_ONLY, Group, fid
 from dladiff.evaluation.tables import EMPTY, Evaluation, Table, build, cell, counted, lost

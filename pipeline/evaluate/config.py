@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import dladiff
 from dladiff.errors import ConfigError, ModelError
-from dladiff.evaluation.names import ATTACKS, PREPROCESSING, PURIFIERS
+from dladiff.evaluation.attacks import ATTACKS
+from dladiff.evaluation.preprocessing_records import PREPROCESSINGS
 from dladiff.faces import packs
 from dladiff.settings.merge import nearest
 from pipeline.models.fingerprint import faces, fingerprint
@@ -22,7 +22,6 @@ DERIVED = ("clean", "noise")
 """Conditions that need no run of their own: the originals, and random signs as strong as the main run's protection."""
 ENCODER_ONLY = "encoder_only"
 PROMPTS = ("a photo of sks person", "a dslr portrait of sks person")
-DEFAULTS = Path(dladiff.__file__).parent / "evaluation" / "attackers" / "settings.py"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 LEAST = {"count": 1, "photos": 1, "kept": 0, "cpus": 1, "gpus": 0, "max_starts": 1, "actors": 1, "identities": 1}
 
@@ -103,7 +102,7 @@ class EvaluateConfig:
             faults.append(f"--compare: {self.name!r} is the name of the run itself; choose another (or --name)")
         faults += _unknown("--attack", (*self.attacks, *self.settings), [*ATTACKS, ENCODER_ONLY])
         ways = (way.partition("=")[0] for way in self.preprocessings)
-        faults += _unknown("--preprocessing", ways, [*PREPROCESSING, *PURIFIERS])
+        faults += _unknown("--preprocessing", ways, list(PREPROCESSINGS))
         for name in ("attacks", "preprocessings", "prompts", "bases", "judges", "shares", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
@@ -126,7 +125,6 @@ class EvaluateConfig:
         return {
             "version": VERSION,
             "tiny": fingerprint("embedded", frozenset()) if "embedded" in self.bases else "",
-            "defaults": fingerprint(str(DEFAULTS)),
             "judges": [faces(name) for name in self.judges],
             **{name: fingerprint(getattr(self, name) or "") for name in ("features", "fiqa", "lpips")},
             "prompts": list(self.prompts),
@@ -151,11 +149,10 @@ def missing(config: EvaluateConfig) -> list[str]:
     for way in config.preprocessings:
         name, given, folder = way.partition("=")
         if given and not Path(folder).exists():
-            faults.append(
-                f"--preprocessing: nothing at {folder}: name the folder of {PURIFIERS.get(name) or 'a model'}"
-            )
-        elif not given and PURIFIERS.get(name):
-            faults.append(f"--preprocessing: {name} needs weights: {name}=FOLDER of {PURIFIERS[name]}")
+            needs = PREPROCESSINGS[name].needs or "a model"
+            faults.append(f"--preprocessing: nothing at {folder}: name the folder of {needs}")
+        elif not given and (needs := PREPROCESSINGS[name].needs):
+            faults.append(f"--preprocessing: {name} needs weights: {name}=FOLDER of {needs}")
     faults += [f"--base: nothing at {b}: name a folder" for b in config.bases if fingerprint(b) == b]
     return faults
 
