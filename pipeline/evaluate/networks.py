@@ -26,11 +26,11 @@ class EvaluationModels:
 
     @property
     def networks(self) -> Any:
-        """Return `dladiff.evaluation.metrics.Networks`. Raises ModelError."""
+        """Return `dladiff.evaluation.scores.Networks`. Raises ModelError."""
         if self._networks is None:
             from dladiff.evaluation.devices import prepare
             from dladiff.evaluation.judge import embedded_features, load_judge
-            from dladiff.evaluation.metrics import Networks
+            from dladiff.evaluation.scores import Networks
             from dladiff.faces.image_network import ImageNetwork
 
             prepare(self.config.cpus, False)
