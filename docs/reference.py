@@ -32,6 +32,7 @@ from pipeline.cluster import job_file as jobs
 from pipeline.cluster import schedule
 from pipeline.records import schema as rows
 from pipeline.retention import retain as retention
+from pipeline.sources.layouts import LAYOUTS
 from pipeline.storage.base import S3_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +49,7 @@ KINDS = {bool: "`true` or `false`", int: "whole number", float: "number", str: "
 RUN_RULES = {
     "profile": ", ".join(f"`{name}`" for name in presets.PROFILES),
     "preset": ", ".join(f"`{name}`" for name in presets.PRESETS),
-    "layout": ", ".join(f"`{name}`" for name in run.LAYOUTS),
+    "layout": ", ".join(f"`{name}`" for name in LAYOUTS),
     "s3": ", ".join(f"`{name}`" for name in S3_OPTIONS),
     "umask": "two octal digits of 0, 2 and 7, in quotes",
 } | {name: f"at least {least}" for name, least in run._LEAST.items()}
@@ -134,6 +135,8 @@ def records() -> str:
             ),
             "## Before the attack (`dladiff evaluate --preprocessing NAME`)",
             _table(("name", "what it does", "weights"), map(_preprocessing, PREPROCESSINGS.values())),
+            "## Input layouts (`dladiff protect --layout NAME`)",
+            _table(("name", "identities"), ((f"`{one.name}`", _text(one.about)) for one in LAYOUTS.values())),
             "## Metrics",
             _table(("column", "heading", "what", "speaks for the protection"), map(_metric, METRICS.values())),
         ]

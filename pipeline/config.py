@@ -15,11 +15,11 @@ from dladiff.settings.merge import digest, nearest
 from dladiff.settings.schema import MethodConfig, method_config
 from pipeline.models.fingerprint import by_content, missing
 from pipeline.process.private import chosen_umask, octal, umask_fault
+from pipeline.sources.layouts import LAYOUTS
 from pipeline.storage.base import MAX_OBJECT, S3_OPTIONS
 from pipeline.storage.keys import shown
 from pipeline.storage.open import address_fault
 
-LAYOUTS = ("auto", "folders", "flat", "one", "sets", "celeba_hq", "vggface2")
 FILES_AT_ONCE = 4  # files of max_photo_bytes that max_task_bytes holds: one is in memory up to three times
 _TYPES: dict[str, tuple[type, ...]] = {
     "input": (str,),
@@ -93,7 +93,7 @@ class RunConfig:
     seed: int = 0
     """Seed of every random stream."""
     layout: str = "auto"
-    """How photos become identities: auto, folders, flat, one, sets, celeba_hq, vggface2."""
+    """How photos become identities."""
     lists: str | None = None
     """Folder or s3://bucket/prefix of a collection's own lists, where they do not lie beside the photos."""
     allow_roots: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ import click
 
 from dladiff.errors import ConfigError
 from pipeline.cli.options import AS_JSON, METRICS, PRICE, tell
+from pipeline.sources.layouts import LAYOUTS
 from pipeline.storage.keys import shown
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def _settings(function: Command) -> Command:
         click.option("--config", type=click.Path(path_type=Path), help="YAML file; options win over it."),
         click.option("--limit", type=int, help="Most identities."),
         click.option("--seed", type=int, help="Seed of every random stream (0)."),
-        click.option("--layout", help="auto (the default), folders, flat, one, sets, celeba_hq or vggface2."),
+        click.option("--layout", help=f"{', '.join(LAYOUTS)}; left out: auto."),
         click.option("--lists", help="Folder or bucket of a collection's lists, if not beside the photos."),
         click.option("--allow-root", "allow_roots", multiple=True, help="Folder an index may name too; repeatable."),
         click.option("--one-identity", is_flag=True, default=None, help="All photos are one person."),

@@ -15,7 +15,7 @@ from pipeline.models.fingerprint import fingerprint
 from pipeline.records.checked import photo_fault, stored_fault
 from pipeline.records.manifest import PHOTOS_KEY
 from pipeline.records.schema import NO_PARQUET, PHOTOS, parquet
-from pipeline.sources.layouts import SET_FILE, SET_FOLDER
+from pipeline.sources.grouping import SET_FILE, SET_FOLDER
 from pipeline.sources.originals import Originals, named, originals, stored_limit
 from pipeline.storage.keys import key_fault, shown
 from pipeline.storage.open import open_storage

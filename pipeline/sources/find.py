@@ -9,7 +9,8 @@ from operator import attrgetter
 from pathlib import PurePosixPath
 
 from dladiff.errors import ConfigError
-from pipeline.sources import layouts, released
+from pipeline.sources.layouts import LAYOUTS
+from pipeline.sources.layouts.record import Listing
 from pipeline.sources.spool import Listed, Spool
 from pipeline.storage.base import FOLDERS, Entry, Storage
 from pipeline.storage.keys import shown
@@ -21,7 +22,6 @@ PICTURES = frozenset(
 ) | {""}
 """Names of pictures that are left out; "" has no extension."""
 KINDS = 8  # extensions named in a warning
-LAYOUTS = ("auto", "folders", "flat", "one", "sets", "celeba_hq", "vggface2")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic"})
 
 
@@ -54,12 +54,8 @@ def find_identities(
 ) -> Iterator[Identity]:
     """List `storage` once and yield its identities, sorted by name, each with its photos sorted by key.
 
-    folders: a folder is an identity ("a/b" when nested). flat: a photo is an identity, named by its stem, with the
-    extension only where stems collide. one: everything is one identity, named as the input folder. sets:
-    <id>/set_A/* or <id>/set_A_* is clean, set_B is protected, set_C ignored. vggface2: the nNNNNNN folder is the
-    identity, wherever it lies. celeba_hq: the release's lists say who is on photo <index>. auto: CelebA-HQ where its
-    lists lie at the top, sets where an identity has A and B, VGGFace2 where all folders are named so, else folders,
-    and flat for photos at the top. `lists` holds the release's lists where they are not among the photos.
+    `layout` names a record of `pipeline.sources.layouts`. `lists` holds a release's lists where they are not among the
+    photos.
     Keys under `exclude_prefix` (an output inside the input), hidden files and other extensions are no photos.
     A folder that cannot be read is logged, counted and skipped; with `whole` it raises StorageError, for a caller to
     whom an identity that is not listed has left.
@@ -96,22 +92,7 @@ def _find(storage: Storage, layout: str, photos: Iterator[Entry], lists: Storage
     places = [lists, storage] if lists else [storage]
     root = storage.uri.rstrip("/").rpartition("/")[2] or "all"
     with Spool() as spool:
-        if layout == "celeba_hq" or (layout == "auto" and released.has_celeba_hq(storage)):
-            released.celeba_hq(spool, photos, places)
-        elif layout == "vggface2":
-            released.vggface2(spool, photos, places)
-        elif layout == "one":
-            layouts.one(spool, photos, root)
-        elif layout == "flat":
-            layouts.flat(spool, photos)
-        elif layout == "folders":
-            layouts.folders(spool, photos)
-        elif layout == "sets":
-            layouts.sets(spool, photos, root)
-        else:
-            layouts.auto(spool, photos, root)
-            if released.is_vggface2(spool):
-                released.settle_vggface2(spool, places)
+        LAYOUTS[layout].group(Listing(spool, photos, root, storage, places))
         yield from identities(spool.rows(), storage.uri_of)
 
 

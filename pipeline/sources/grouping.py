@@ -1,4 +1,4 @@
-"""Layouts: which identity a photo belongs to by its key alone. What needs all keys at once is said in SQL."""
+"""What layouts share: names of photos by their keys. What needs all keys at once is said in SQL."""
 
 import logging
 import re
@@ -15,42 +15,6 @@ SET_FILE = re.compile(r"set_([abc])_.+", re.IGNORECASE)  # the same in one folde
 ALONE = "alone"  # mark of a photo that is an identity by itself
 
 
-def one(spool: Spool, photos: Iterable[Entry], root: str) -> None:
-    """Everything is one identity."""
-    spool.add(row(photo, root) for photo in photos)
-
-
-def folders(spool: Spool, photos: Iterable[Entry]) -> None:
-    """A folder is an identity; photos at the top are left out."""
-    spool.add(row(photo, _folder(photo.key)) for photo in photos)
-    warn_left_out(spool.execute("DELETE FROM photo WHERE name = x''").rowcount, "lie in no folder")
-
-
-def flat(spool: Spool, photos: Iterable[Entry]) -> None:
-    """A photo is an identity."""
-    spool.add(row(photo, _stem(photo.key), ALONE) for photo in photos)
-    _tell_apart(spool)
-
-
-def sets(spool: Spool, photos: Iterable[Entry], root: str) -> None:
-    """<id>/set_A, set_B and set_C; what belongs to no identity with a set_B is left out."""
-    _add_with_sets(spool, photos, "max(mark = 'B')")
-    left_out = spool.execute("DELETE FROM photo WHERE mark = ''").rowcount
-    warn_left_out(left_out, "belong to no identity with a set_B")
-    _name_root(spool, root)
-
-
-def auto(spool: Spool, photos: Iterable[Entry], root: str) -> None:
-    """Sets where an identity has A and B, else folders; a photo at the top is an identity."""
-    _add_with_sets(spool, photos, "max(mark = 'A') AND max(mark = 'B')")
-    if spool.holds("SELECT 1 FROM owner WHERE name = x''"):
-        _name_root(spool, root)
-        return
-    spool.function("stem", _stem)
-    if spool.execute("UPDATE photo SET name = stem(key), mark = ? WHERE name = x''", ALONE).rowcount:
-        _tell_apart(spool)
-
-
 def row(photo: Entry, name: str, mark: str = "") -> Listed:
     """Return the row of a listed photo."""
     return Listed(name, mark, photo.key, photo.size, photo.tag)
@@ -62,47 +26,49 @@ def warn_left_out(count: int, why: str) -> None:
         log.warning("%d photos are left out: they %s; use --layout auto to take them", count, why)
 
 
-def _folder(key: str) -> str:
+def folder(key: str) -> str:
+    """Return the folder of a key; "" at the top."""
     return key.rpartition("/")[0]
 
 
-def _stem(key: str) -> str:
+def stem(key: str) -> str:
+    """Return a key without its extension."""
     return str(PurePosixPath(key).with_suffix(""))
 
 
 def _set_of(key: str) -> tuple[str, str] | None:
     """The owner's folder and the set letter, A, B or C, of a key in either form; None for any other key."""
-    folder, _, name = key.rpartition("/")
-    owner, _, last = folder.rpartition("/")
+    above, _, name = key.rpartition("/")
+    owner, _, last = above.rpartition("/")
     if match := SET_FOLDER.fullmatch(last):
         return owner, match[1].upper()
     if match := SET_FILE.fullmatch(name):
-        return folder, match[1].upper()
+        return above, match[1].upper()
     return None
 
 
-def _add_with_sets(spool: Spool, photos: Iterable[Entry], complete: str) -> None:
+def add_with_sets(spool: Spool, photos: Iterable[Entry], complete: str) -> None:
     """Name each photo by its folder, or by the owner of its set where the owner's sets are `complete`.
 
     The owners are left in a table. A photo beside the sets has the owner's folder for a name, and so is theirs.
     """
-    spool.add(row(photo, *(_set_of(photo.key) or (_folder(photo.key), ""))) for photo in photos)
+    spool.add(row(photo, *(_set_of(photo.key) or (folder(photo.key), ""))) for photo in photos)
     spool.execute(f"CREATE TABLE owner AS SELECT name FROM photo WHERE mark <> '' GROUP BY name HAVING {complete}")
-    spool.function("folder", _folder)
+    spool.function("folder", folder)
     spool.execute(
         "UPDATE photo SET name = folder(key), mark = '' WHERE mark <> '' AND name NOT IN (SELECT name FROM owner)"
     )
     spool.execute("DELETE FROM photo WHERE mark = 'C'")
 
 
-def _name_root(spool: Spool, root: str) -> None:
+def name_root(spool: Spool, root: str) -> None:
     """The input itself holds the sets: it lends its name, unless a folder has that."""
     while spool.holds("SELECT 1 FROM photo WHERE name = ?", blob(root)):
         root += "_"
     spool.execute("UPDATE photo SET name = ? WHERE name = x''", blob(root))
 
 
-def _tell_apart(spool: Spool) -> None:
+def tell_apart(spool: Spool) -> None:
     """Photos that are alone and share a name get their keys for names, until no two are alike."""
     spool.execute("CREATE INDEX by_name ON photo (name, mark)")
     changed = 1
