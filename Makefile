@@ -74,7 +74,7 @@ ABLATIONS :=
 HOW := --attack dreambooth --attack ip_adapter_faceid --prompt "a photo of sks person" --count 8
 else
 PEOPLE := --people 8 --sets 2
-METHODS := fsmg aspl disdiff anti-diffusion mist caat ace
+METHODS = $(shell $(BIN)/python -m dladiff.settings.schedules)
 ABLATIONS := without_dsur without_adft without_layer2
 HOW := --attack dreambooth --attack lora --attack ip_adapter_faceid --count 8 --seed 0 --seed 1
 endif

@@ -19,7 +19,12 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from pydantic.fields import FieldInfo
 
+from dladiff.evaluation.attacks import ATTACKS, Attack, AttackSettings
+from dladiff.evaluation.metrics import METRICS
+from dladiff.evaluation.metrics.record import Metric
+from dladiff.evaluation.preprocessing_records import PREPROCESSINGS, Preprocessing
 from dladiff.settings import presets
+from dladiff.settings.schedules import METHODS, PX, Method
 from dladiff.settings.schema import MethodConfig
 from dladiff.settings.validate import Settings, bounds, group
 from pipeline.cli.main import main
@@ -28,6 +33,7 @@ from pipeline.cluster.schedule import Schedule
 from pipeline.config import RunConfig
 from pipeline.records import schema as rows
 from pipeline.retention.retain import Retention
+from pipeline.sources.layouts import LAYOUTS
 from pipeline.storage.base import S3_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,6 +113,57 @@ def manifest() -> str:
     for name, schema in schemas().items():
         parts += [f"## {SCHEMAS[name]}", _table(("column", "type", "what"), (_column(field) for field in schema))]
     return "\n\n".join(parts)
+
+
+def records() -> str:
+    """Return the page of what an evaluation can name: methods, attacks, preprocessings, metrics."""
+    return "\n\n".join(
+        [
+            "# Methods, attacks, metrics",
+            "Made from the records of the code: each stands in the file that does the work.",
+            "## Compared methods (`dladiff protect --method NAME`)",
+            _table(
+                ("name", "paper", "what gradient ascent maximises", "bound, of 255"), map(_method, METHODS.values())
+            ),
+            "## Attacks (`dladiff evaluate --attack NAME`)",
+            _table(
+                ("name", "paper", "what is trained, or goes in", "source of the settings", "settings"),
+                map(_attack, ATTACKS.values()),
+            ),
+            "## Before the attack (`dladiff evaluate --preprocessing NAME`)",
+            _table(("name", "what it does", "weights"), map(_preprocessing, PREPROCESSINGS.values())),
+            "## Input layouts (`dladiff protect --layout NAME`)",
+            _table(("name", "identities"), ((f"`{one.name}`", _text(one.about)) for one in LAYOUTS.values())),
+            "## Metrics",
+            _table(("column", "heading", "what", "speaks for the protection"), map(_metric, METRICS.values())),
+        ]
+    )
+
+
+def _method(method: Method) -> tuple[str, ...]:
+    bound = f"{method.schedule.eta / PX:.4g}"
+    return f"`{method.name}`", method.paper or "-", _text(method.maximises), bound
+
+
+def _attack(attack: Attack) -> tuple[str, ...]:
+    kinds = (f"{kind}: {_changed(settings)}" for kind, settings in attack.settings().items())
+    return f"`{attack.name}`", attack.paper, _text(attack.about), _text(attack.source), _text("; ".join(kinds))
+
+
+def _changed(settings: AttackSettings) -> str:
+    """Name the settings of an attack that differ from those of every attack; files that ship by their names."""
+    plain, given = AttackSettings().to_dict(), settings.to_dict()
+    changed = {k: Path(v).name if isinstance(v, str) else v for k, v in given.items() if v != plain[k]}
+    return ", ".join(f"{name} {value}" for name, value in changed.items())
+
+
+def _preprocessing(record: Preprocessing) -> tuple[str, ...]:
+    return f"`{record.name}`", _text(record.about), _text(record.needs) or "-"
+
+
+def _metric(metric: Metric) -> tuple[str, ...]:
+    column = f"`similarity.{metric.name}`" if metric.per_encoder else f"`{metric.name}`"
+    return column, _text(metric.heading), _text(metric.about), metric.better
 
 
 def schemas() -> dict[str, pa.Schema]:
@@ -228,6 +285,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/configuration.md": configuration(),
         "reference/commands.md": commands(),
         "reference/manifest.md": manifest(),
+        "reference/records.md": records(),
         "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
         "changes.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
     }

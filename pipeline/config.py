@@ -16,7 +16,7 @@ from dladiff.settings.schema import MethodConfig, method_config
 from dladiff.settings.validate import FaultsError, Items, Settings, unless
 from pipeline.models.fingerprint import by_content, missing
 from pipeline.process.private import chosen_umask, octal, umask_fault
-from pipeline.sources.layouts import Layout
+from pipeline.sources.layouts import LayoutName
 from pipeline.storage.base import MAX_OBJECT, S3_OPTIONS
 from pipeline.storage.keys import shown
 from pipeline.storage.open import address_fault
@@ -56,7 +56,7 @@ class RunConfig(Settings):
     """Schedule of the method; None is the profile's own."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seed of every random stream."""
-    layout: Layout = "auto"
+    layout: LayoutName = "auto"
     """How photos become identities."""
     lists: Address | None = None
     """Folder or s3://bucket/prefix of a collection's own lists, where they do not lie beside the photos."""

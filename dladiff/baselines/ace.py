@@ -15,6 +15,18 @@ from dladiff.baselines.student import Student, ascend
 from dladiff.baselines.task import Task
 from dladiff.core.pixels import Images
 from dladiff.diffusion.surrogate import Surrogate
+from dladiff.settings.schedules import PX, BaselineConfig, Method
+
+METHOD = Method(
+    name="ace",
+    function="ace",
+    paper="Zheng et al. 2025",
+    year=2025,
+    maximises="minus the distance between the predicted noise and a pattern's latents, with ASPL's alternation and "
+    "LoRA",
+    schedule=BaselineConfig(eta=4 * PX, epochs=5, steps=50, training=10, lr=1e-4, rank=4),
+    tiny={"epochs": 4, "steps": 12, "lr": 5e-3},
+)
 
 
 class LowRank(Student):

@@ -17,7 +17,19 @@ from dladiff.core.pgd import gradient_of, pgd
 from dladiff.core.pixels import Images
 from dladiff.diffusion.attention import Maps
 from dladiff.diffusion.surrogate import Prompt, Surrogate
-from dladiff.settings.schedules import BaselineConfig
+from dladiff.settings.schedules import PX, BaselineConfig, Method
+
+METHOD = Method(
+    name="anti-diffusion",
+    function="anti_diffusion",
+    paper="Zheng et al. 2025",
+    year=2025,
+    maximises="L_cond - mean square of all cross maps, with a tuned prompt, for each photo separately",
+    schedule=BaselineConfig(
+        eta=6 * 1.3 * PX, step=0.26 * PX, epochs=6, steps=10, training=20, lr=5e-7, prompt_steps=30, prompt_lr=1e-3
+    ),
+    tiny={"training": 5, "lr": 2e-4, "prompt_steps": 10, "prompt_lr": 1e-2},
+)
 
 SCALE = 100.0
 """The maps are scaled by this and cut at 1, in the authors' program."""

@@ -7,6 +7,17 @@ from torch import Tensor
 
 from dladiff.baselines.student import Student, ascend
 from dladiff.baselines.task import Task
+from dladiff.settings.schedules import PX, BaselineConfig, Method
+
+METHOD = Method(
+    name="aspl",
+    function="aspl",
+    paper="Van Le et al. 2023",
+    year=2023,
+    maximises="L_cond of a copy tuned on clean photos, while the model trains on the result",
+    schedule=BaselineConfig(eta=6.4 * PX, epochs=50, steps=6, training=3, lr=5e-7),
+    tiny={"epochs": 8, "lr": 2e-4},
+)
 
 Ascend = Callable[[Student, Tensor], Tensor]
 """(the model of this epoch, delta) to the new delta."""

@@ -12,6 +12,17 @@ from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
 from dladiff.core.ball import around
 from dladiff.core.pgd import gradient_of, pgd
+from dladiff.settings.schedules import PX, BaselineConfig, Method
+
+METHOD = Method(
+    name="caat",
+    function="caat",
+    paper="Xu et al. 2024",
+    year=2024,
+    maximises="L_cond, while gradient descent on the cross-attention's keys and values minimises it",
+    schedule=BaselineConfig(eta=6.4 * PX, steps=250, lr=1e-5),
+    tiny={"steps": 48, "lr": 4e-4},
+)
 
 
 class KeysAndValues(Student):

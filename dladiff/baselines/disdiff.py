@@ -19,7 +19,18 @@ from dladiff.core.pgd import gradient_of, pgd
 from dladiff.core.pixels import Images
 from dladiff.diffusion.attention import Maps
 from dladiff.diffusion.surrogate import Noise
-from dladiff.settings.schedules import BaselineConfig
+from dladiff.settings.schedules import PX, BaselineConfig, Method
+
+METHOD = Method(
+    name="disdiff",
+    function="disdiff",
+    paper="Liu et al. 2024",
+    year=2024,
+    maximises="L_cond - 0.1 x energy of the `sks` map, with ASPL's alternation, a step size that shrinks with t, "
+    "timesteps from SimAC's search",
+    schedule=BaselineConfig(eta=6.4 * PX, epochs=50, steps=6, training=3, lr=5e-7, weight=0.1, search=50),
+    tiny={"epochs": 8, "lr": 2e-4, "search": 8},
+)
 
 CANDIDATES, NEIGHBOURS, FEWEST = 5, 20, 100
 """Timesteps that a round of the search compares; how many on each side of the worst are dropped; how many stay."""

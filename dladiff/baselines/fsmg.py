@@ -5,6 +5,17 @@ from torch import Tensor
 
 from dladiff.baselines.student import Student, ascend
 from dladiff.baselines.task import Task
+from dladiff.settings.schedules import PX, BaselineConfig, Method
+
+METHOD = Method(
+    name="fsmg",
+    function="fsmg",
+    paper="Van Le et al. 2023",
+    year=2023,
+    maximises="L_cond of a model tuned on the clean photos",
+    schedule=BaselineConfig(eta=6.4 * PX, steps=100, training=1000, lr=5e-7),
+    tiny={"steps": 48, "training": 160, "lr": 5e-4},
+)
 
 
 def fsmg(task: Task) -> Tensor:

@@ -10,6 +10,17 @@ from dladiff.baselines.student import Student, ascend
 from dladiff.baselines.task import Task
 from dladiff.core.pixels import Images
 from dladiff.diffusion.surrogate import Surrogate
+from dladiff.settings.schedules import PX, BaselineConfig, Method
+
+METHOD = Method(
+    name="mist",
+    function="mist",
+    paper="Liang and Wu 2023",
+    year=2023,
+    maximises="1e4 x L_cond - squared distance between the latents and those of a pattern",
+    schedule=BaselineConfig(eta=7 * PX, step=PX, steps=100, weight=1e4),  # 16 px in its paper, 7 in the DLADiff paper
+    tiny={"steps": 48},
+)
 
 
 def pattern(like: Images) -> Images:

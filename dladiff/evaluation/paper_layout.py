@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dladiff.evaluation import paper_tables as paper
+from dladiff.evaluation.attacks import ZERO_SHOT
 from dladiff.evaluation.intervals import paired_change
-from dladiff.evaluation.names import ZERO_SHOT
+from dladiff.evaluation.metrics import in_table
+from dladiff.evaluation.metrics.record import Metric
 from dladiff.evaluation.paper_tables import PaperTable
 from dladiff.evaluation.summaries import ENCODER_ONLY, Group, fid
 from dladiff.evaluation.tables import EMPTY, Evaluation, Table, build, cell, counted, lost
@@ -44,23 +46,38 @@ def _after(way: str, table: Table | None) -> Table | None:
     return table and replace(table, title=f"{table.title} (photos after {way})")
 
 
-def _isms(found: Evaluation, kind: str) -> list[str]:
-    return [f"{kind} {found.label(e)}" for e in found.encoders]
-
-
-def _scores(found: Evaluation, which: Group, prompt: str) -> list[str]:
-    """FDR, ISM of each encoder (all, detected) and N."""
-    images = which.estimate("fdr", "", prompt)
+def _columns(found: Evaluation, *tables: str) -> list[tuple[Metric, str, str]]:
+    """Return metric, encoder and heading of the columns of some kinds of table."""
     return [
-        str(images.n if images else 0),
-        cell(images),
-        *(cell(which.estimate("ism_all", e, prompt)) for e in found.encoders),
-        *(counted(which.estimate("ism_detected", e, prompt)) for e in found.encoders),
+        (metric, encoder, f"{metric.heading} {found.label(encoder)}" if encoder else metric.heading)
+        for table in tables
+        for metric in in_table(table)
+        for encoder in (found.encoders if metric.per_encoder else ("",))
     ]
 
 
+def _heads(found: Evaluation, *tables: str) -> list[str]:
+    return [head for _, _, head in _columns(found, *tables)]
+
+
+def _cells(found: Evaluation, which: Group, prompt: str, *tables: str) -> list[str]:
+    return [_cell(which, metric, encoder, prompt) for metric, encoder, _ in _columns(found, *tables)]
+
+
+def _cell(which: Group, metric: Metric, encoder: str, prompt: str) -> str:
+    if metric.cell is not None:
+        return metric.cell([v for values in which.values(metric.name, encoder, prompt).values() for v in values])
+    return (counted if metric.counted else cell)(which.estimate(metric.name, encoder, prompt), metric.digits)
+
+
+def _scores(found: Evaluation, which: Group, prompt: str) -> list[str]:
+    """Return N and what every table of generated pictures shows."""
+    images = which.estimate("fdr", "", prompt)
+    return [str(images.n if images else 0), *_cells(found, which, prompt, "scores")]
+
+
 def _score_heads(found: Evaluation) -> list[str]:
-    return ["images", "FDR", *_isms(found, "ISM all"), *_isms(found, "ISM detected")]
+    return ["images", *_heads(found, "scores")]
 
 
 def _attack(found: Evaluation, attack: str, prompt: str) -> Table | None:
@@ -71,12 +88,12 @@ def _attack(found: Evaluation, attack: str, prompt: str) -> Table | None:
         return which, [
             *_scores(found, which, prompt),
             counted(fid(which, found.clean, prompt, found.features, per_person=False), 1),
-            counted(which.estimate("fiqa", "", prompt)),
+            *_cells(found, which, prompt, "attack"),
             counted(found.opinions.get((attack, condition, prompt)), 2),
         ]
 
     title = f"{name or 'Beyond the paper'}: {attack}, prompt {prompt!r}"
-    heads = [*_score_heads(found), f"FID ({found.feature_name})", "FIQA", "MOS"]
+    heads = [*_score_heads(found), f"FID ({found.feature_name})", *_heads(found, "attack"), "MOS"]
     return build(found, title, heads, row, printed=printed)
 
 
@@ -86,10 +103,10 @@ def _other_base(found: Evaluation, base: str, attack: str) -> Table | None:
     def row(condition: str) -> tuple[Group, list[str]]:
         which = found.of(condition, attack, base=base)
         distance = fid(which, found.clean, prompt, found.features, per_person=False)
-        safety = counted(which.estimate("nsfwr", "", prompt))
-        return which, [*_scores(found, which, prompt), counted(distance, 1), safety]
+        others = _cells(found, which, prompt, "other base")
+        return which, [*_scores(found, which, prompt), counted(distance, 1), *others]
 
-    heads = [*_score_heads(found), f"FID ({found.feature_name})", "NSFWR"]
+    heads = [*_score_heads(found), f"FID ({found.feature_name})", *_heads(found, "other base")]
     printed = paper.TABLE_3 if attack == "dreambooth" else None
     return build(found, f"Table 3: {attack} on another base model, {base}", heads, row, printed=printed)
 
@@ -99,17 +116,18 @@ def _zero_shot(found: Evaluation) -> Table | None:
 
     def row(condition: str) -> tuple[Group, list[str]]:
         shown = found.of(condition, ENCODER_ONLY)
-        cells = [counted(shown.estimate("pro_all", e)) for e in found.encoders]
+        cells = _cells(found, shown, "", "zero-shot photos")
         for attack in attacks:
             which = found.of(condition, attack)
             cells += [str(which.people()), lost(which)]
             cells.append(counted(which.estimate("fdr", "", found.prompts[0])))
-            cells += [counted(which.estimate("gen_all", e, found.prompts[0])) for e in found.encoders]
+            cells += _cells(found, which, found.prompts[0], "zero-shot pictures")
         return shown, cells
 
-    heads = _isms(found, "ISM_pro")
+    heads = _heads(found, "zero-shot photos")
     for attack in attacks:
-        heads += [f"{attack} people", f"{attack} lost", f"{attack} FDR", *_isms(found, f"{attack} ISM_gen")]
+        shown_heads = ["people", "lost", "FDR", *_heads(found, "zero-shot pictures")]
+        heads += [f"{attack} {head}" for head in shown_heads]
     both = {"Faceid": paper.TABLE_4_FACEID, "InstantID": paper.TABLE_4_INSTANTID}
     columns = tuple(f"{attack} {c}" for attack, t in both.items() for c in t.columns)
     methods = paper.TABLE_4_FACEID.rows
@@ -130,19 +148,19 @@ def _ablations(found: Evaluation) -> list[Table | None]:
         return which, [
             *_scores(found, which, prompt),
             counted(fid(which, found.clean, prompt, found.features, per_person=False), 1),
-            counted(which.estimate("fiqa", "", prompt)),
+            *_cells(found, which, prompt, "attack"),
         ]
 
     def shown(condition: str) -> tuple[Group, list[str]]:
         which = found.of(condition, ENCODER_ONLY)
         made = found.of(condition, "ip_adapter_faceid")
         return which, [
-            *(counted(which.estimate("pro_all", e)) for e in found.encoders),
-            *(counted(made.estimate("gen_all", e, prompt)) for e in found.encoders),
+            *_cells(found, which, "", "zero-shot photos"),
+            *_cells(found, made, prompt, "zero-shot pictures"),
         ]
 
-    tuned_heads = [*_score_heads(found), f"FID ({found.feature_name})", "FIQA"]
-    shown_heads = [*_isms(found, "ISM_pro"), *_isms(found, "ISM_gen")]
+    tuned_heads = [*_score_heads(found), f"FID ({found.feature_name})", *_heads(found, "attack")]
+    shown_heads = _heads(found, "zero-shot photos", "zero-shot pictures")
     first, second = ([c for c in (*part, main) if c in (*named, main)] for part in (ABLATIONS[:2], ABLATIONS[2:]))
     one, two = "Table 5: ablation of layer 1, dreambooth", "Table 5: ablation of layer 2, ip_adapter_faceid"
     return [
@@ -154,12 +172,10 @@ def _ablations(found: Evaluation) -> list[Table | None]:
 def _quality(found: Evaluation) -> Table | None:
     def row(condition: str) -> tuple[Group, list[str]]:
         which = found.of(condition, ENCODER_ONLY, preprocessing="none")
-        names = {"psnr": 2, "psnr_face": 2, "ssim": 4, "lpips": 4}
-        levels = [v * 255 for values in which.values("linf").values() for v in values]
-        cells = [cell(which.estimate(name), digits) for name, digits in names.items()]
-        return which, [str(len(levels)), *cells, f"{max(levels):.0f}" if levels else EMPTY]
+        photos = sum(len(values) for values in which.values("linf").values())
+        return which, [str(photos), *_cells(found, which, "", "stored")]
 
-    heads = ["photos", "PSNR dB", "PSNR face dB", "SSIM", "LPIPS", "largest change, of 255"]
+    heads = ["photos", *_heads(found, "stored")]
     return build(found, "Table 9: the protected photos", heads, row, printed=paper.TABLE_9)
 
 
@@ -178,7 +194,7 @@ def _fid_alone(found: Evaluation, attacks: Sequence[str]) -> Table | None:
 def _change(found: Evaluation, attack: str) -> Table | None:
     """Differences within people, which say more than two intervals side by side: people differ most."""
     prompt = found.prompts[0]
-    metrics = [("fdr", "", "FDR"), *(("ism_all", e, f"ISM all {found.label(e)}") for e in found.encoders)]
+    metrics = _columns(found, "change")
     others = [c for c in ("clean", "noise") if c in found.conditions]
 
     def row(condition: str) -> tuple[Group, list[str]]:
@@ -186,7 +202,7 @@ def _change(found: Evaluation, attack: str) -> Table | None:
         for other in others:
             than = found.of(other, attack)
             for metric, encoder, _ in metrics:
-                pair = (g.values(metric, encoder, prompt) for g in (which, than))
+                pair = (g.values(metric.name, encoder, prompt) for g in (which, than))
                 cells.append(EMPTY if condition == other else cell(paired_change(*pair)))
         return which, cells
 
@@ -199,14 +215,14 @@ def _change(found: Evaluation, attack: str) -> Table | None:
 def _less(found: Evaluation, attack: str) -> Table | None:
     """The main method less each of the others: whether it is lower than they are, and by how much."""
     prompt, main = found.prompts[0], found.of(found.conditions[-1], attack)
-    metrics = [("fdr", "")] + [(kind, e) for kind in ("ism_all", "ism_detected") for e in found.encoders]
+    metrics = _columns(found, "less")
 
     def row(condition: str) -> tuple[Group, list[str]]:
         which = found.of(condition, attack)
-        pairs = ((main.values(m, e, prompt), which.values(m, e, prompt)) for m, e in metrics)
+        pairs = ((main.values(m.name, e, prompt), which.values(m.name, e, prompt)) for m, e, _ in metrics)
         return which, [cell(paired_change(*pair)) for pair in pairs]
 
-    heads = ["FDR", *_isms(found, "ISM all"), *_isms(found, "ISM detected")]
+    heads = [head for _, _, head in metrics]
     title = f"{found.conditions[-1]} less each method: {attack}"
     note = "Mean of each person's own difference; below 0 it leaves less than that method."
     others = found.conditions[:-1]
@@ -221,7 +237,7 @@ def _purified(found: Evaluation) -> Table | None:
             if which.records:
                 cells = [cell(which.estimate("pro_all", e)) for e in found.encoders]
                 rows.append((way, condition, str(which.people()), str(which.dropped()), *cells))
-    heads = ("preprocessing", "method", "people", "no face", *_isms(found, "ISM_pro"))
+    heads = ("preprocessing", "method", "people", "no face", *_heads(found, "zero-shot photos"))
     return Table("Preprocessing, seen by encoders alone", heads, tuple(rows))
 
 

@@ -1,23 +1,37 @@
-"""What happens to photos before a thief trains on them: what sites, programs and purifiers do. Whole photos, uint8."""
+"""What happens to photos before an attacker trains on them: what sites and programs do. Whole photos, uint8."""
 
 import io
-from collections.abc import Callable
-from functools import partial
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from dladiff.core.pixels import Pixels, content_digest
+from dladiff.evaluation.preprocessing_records import Preprocessing
 
-Preprocess = Callable[[Pixels], Pixels]
-"""One photo, h x w x 3, to another; `half`, `crop` and `social` say what becomes of its size."""
+PREPROCESSINGS = (
+    Preprocessing(name="none", function="unchanged", about="nothing"),
+    Preprocessing(name="jpeg95", function="jpeg", settings={"quality": 95}, about="JPEG of quality 95"),
+    Preprocessing(name="jpeg75", function="jpeg", settings={"quality": 75}, about="JPEG of quality 75"),
+    Preprocessing(name="jpeg50", function="jpeg", settings={"quality": 50}, about="JPEG of quality 50"),
+    Preprocessing(name="half", function="half", about="half the size and back, Lanczos"),
+    Preprocessing(name="crop", function="crop", about="the middle 90 % of each side, not resized back"),
+    Preprocessing(name="blur", function="blur", about="Gaussian blur, 1 px"),
+    Preprocessing(name="noise", function="noise", about="Gaussian noise of 8 grey levels, seeded by the photo"),
+    Preprocessing(name="tv", function="total_variation", about="total variation (Chambolle 2004), weight 0.05"),
+    Preprocessing(name="social", function="social", about="longest side 1080 px at most, JPEG 75"),
+)
 
 CROP = 0.9
 BLUR_SIGMA = 1.0
 NOISE_SIGMA = 8.0
 TV_WEIGHT = 0.05
 SOCIAL_SIDE = 1080
+
+
+def unchanged(photo: Pixels) -> Pixels:
+    """Return a copy."""
+    return photo.copy()
 
 
 def jpeg(photo: Pixels, quality: int) -> Pixels:
@@ -73,18 +87,3 @@ def social(photo: Pixels) -> Pixels:
 
 def _resized(photo: Pixels, width: int, height: int) -> Pixels:
     return np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.LANCZOS)).copy()
-
-
-PREPROCESSING: dict[str, Preprocess] = {
-    "none": np.copy,
-    "jpeg95": partial(jpeg, quality=95),
-    "jpeg75": partial(jpeg, quality=75),
-    "jpeg50": partial(jpeg, quality=50),
-    "half": half,
-    "crop": crop,
-    "blur": blur,
-    "noise": noise,
-    "tv": total_variation,
-    "social": social,
-}
-"""Name to preprocessing that needs no weights. Purifiers by diffusion: `dladiff.evaluation.purifiers`."""

@@ -15,7 +15,7 @@ from dladiff.core.pixels import Pixels, content_digest, to_float, to_uint8
 from dladiff.core.tiles import Square, add_square, covering_squares, cut, face_square
 from dladiff.errors import ModelError
 from dladiff.evaluation.attackers.base import load_base
-from dladiff.evaluation.names import PURIFIERS
+from dladiff.evaluation.preprocessing_records import Preprocessing
 from dladiff.faces.detect import CenterFaceDetector
 
 SDEDIT_STRENGTH, SDEDIT_STEPS = 0.2, 50
@@ -28,15 +28,52 @@ UPSCALE_NOISE, UPSCALE_LEVEL, UPSCALE_SIDE = 0.1, 20, 512
 """Hoenig et al. 2025: noise on [-1, 1] before upscaling; the upscaler's own noise level; longest side that goes in."""
 
 
-def purifier(name: str, weights: str | Path = "", device: str = "cpu") -> Callable[[Pixels], Pixels]:
-    """Load a purifier of whole photos; sizes stay. Raises ModelError where its weights are missing."""
-    if PURIFIERS[name] and not (str(weights) and (Path(weights) / "model_index.json").is_file()):
-        raise ModelError(f"{name} needs {PURIFIERS[name]}: name its folder, with model_index.json in it")
-    if name == "sdedit":
-        return _SdEdit(str(weights) or "embedded", device)
-    if name == "noisy_upscaling":
-        return _NoisyUpscaling(Path(weights), device)
-    return _PixelModel(Path(weights), device, grid=name == "gridpure")
+PURIFIERS = (
+    Preprocessing(
+        name="sdedit",
+        function="sdedit",
+        purifier=True,
+        about="SDEdit: a base model draws the last 20 % of its schedule again, on each face's square",
+    ),
+    Preprocessing(
+        name="diffpure",
+        function="pixel_model",
+        purifier=True,
+        settings={"grid": False},
+        about="DiffPure: noise to t* = 150, ancestral steps back",
+        needs="an unconditional pixel model in the diffusers layout (google/ddpm-celebahq-256 for faces)",
+    ),
+    Preprocessing(
+        name="gridpure",
+        function="pixel_model",
+        purifier=True,
+        settings={"grid": True},
+        about="GrIDPure: 20 rounds of 10 steps on cells of 256 px",
+        needs="an unconditional pixel model in the diffusers layout (google/ddpm-celebahq-256 for faces)",
+    ),
+    Preprocessing(
+        name="noisy_upscaling",
+        function="noisy_upscaling",
+        purifier=True,
+        about="Noisy Upscaling: noise of 0.1 on [-1, 1], an upscaler, the original size",
+        needs="an upscaler in the diffusers layout (stabilityai/stable-diffusion-x4-upscaler)",
+    ),
+)
+
+
+def sdedit(weights: str, device: str) -> Callable[[Pixels], Pixels]:
+    """Return SDEdit by a base model; the tiny bundle without `weights`. Raises ModelError."""
+    return _SdEdit(weights or "embedded", device)
+
+
+def pixel_model(weights: str, device: str, grid: bool) -> Callable[[Pixels], Pixels]:
+    """Return DiffPure, or GrIDPure (`grid`). Raises ModelError."""
+    return _PixelModel(Path(weights), device, grid)
+
+
+def noisy_upscaling(weights: str, device: str) -> Callable[[Pixels], Pixels]:
+    """Return Noisy Upscaling. Raises ModelError."""
+    return _NoisyUpscaling(Path(weights), device)
 
 
 class _SdEdit:

@@ -2,7 +2,7 @@
 
 A record is what `pipeline` stores of one attack on one person: `identity`, `condition`, `attack`, `base`,
 `preprocessing`, `share`, `seed`, `status` ("done", "failed", "no_photo"), `photos`, `dropped`, `images` (prompt to the
-rows of `metrics.generated_rows`) and `protected` (rows of `metrics.protected_row`, with `quality`).
+rows of `scores.generated_rows`) and `protected` (rows of `scores.protected_row`, with `quality`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from dladiff.evaluation.frechet import frechet_distance
 from dladiff.evaluation.intervals import Estimate, mean_over_people, statistic_over_people
+from dladiff.evaluation.metrics import METRICS
+from dladiff.evaluation.metrics.record import Metric
 
 Record = Mapping[str, Any]
 Values = dict[str, list[float]]
@@ -22,27 +24,6 @@ FeaturesOf = Callable[[Record, str], NDArray[np.float32] | None]
 """Record and prompt ("" the thief's own squares) to n x d features; None where there are none."""
 ENCODER_ONLY = "encoder_only"
 FID_DRAWS = 200
-
-GENERATED: dict[str, Callable[[Mapping[str, Any], str], float | None]] = {
-    "fdr": lambda row, _: float(row["face"]),
-    "ism_all": lambda row, e: _or_zero(row["ism"].get(e)),
-    "ism_detected": lambda row, e: row["ism"].get(e),
-    "gen_all": lambda row, e: _or_zero(row["gen"][e]) if e in row["gen"] else None,
-    "gen_detected": lambda row, e: row["gen"].get(e),
-    "fiqa": lambda row, _: row["fiqa"],
-    "nsfwr": lambda row, _: None if row["nsfw"] is None else float(row["nsfw"]),
-}
-"""Metrics of generated images: an image's row and an encoder's name to its value, None where it has none."""
-PROTECTED: dict[str, Callable[[Mapping[str, Any], str], float | None]] = {
-    "pro_all": lambda row, e: _or_zero(row["pro"][e]) if e in row["pro"] else None,
-    "pro_detected": lambda row, e: row["pro"].get(e),
-    "psnr": lambda row, _: row.get("quality", {}).get("psnr"),
-    "psnr_face": lambda row, _: row.get("quality", {}).get("psnr_face"),
-    "ssim": lambda row, _: row.get("quality", {}).get("ssim"),
-    "linf": lambda row, _: row.get("quality", {}).get("linf"),
-    "lpips": lambda row, _: row.get("quality", {}).get("lpips"),
-}
-"""Metrics of protected photos."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +53,10 @@ class Group:
         return sum(r.get("dropped", 0) for r in self.records)
 
     def values(self, metric: str, encoder: str = "", prompt: str = "") -> Values:
-        """Return each person's values of a metric of GENERATED (then `prompt` counts) or PROTECTED."""
+        """Return each person's values of a metric; `prompt` counts where it is one of generated pictures."""
         found: Values = {}
         for record in self.done:
-            if metric in GENERATED:
-                read, rows = GENERATED[metric], record["images"].get(prompt, ())
-            else:
-                read, rows = PROTECTED[metric], record["protected"]
-            values = (read(row, encoder) for row in rows)
-            found.setdefault(record["identity"], []).extend(v for v in values if v is not None)
+            found.setdefault(record["identity"], []).extend(_of_record(METRICS[metric], record, encoder, prompt))
         return found
 
     def estimate(self, metric: str, encoder: str = "", prompt: str = "") -> Estimate | None:
@@ -130,5 +106,9 @@ def _stack(parts: Iterable[NDArray[np.float32] | None]) -> NDArray[np.float32] |
     return np.concatenate(found) if found else None
 
 
-def _or_zero(value: float | None) -> float:
-    return 0.0 if value is None else value
+def _of_record(metric: Metric, record: Record, encoder: str, prompt: str) -> list[float]:
+    rows = record["images"].get(prompt, ()) if metric.of == "generated" else record["protected"]
+    if metric.of == "stored":
+        rows = [row["quality"] for row in rows if "quality" in row]
+    values = [v for row in rows if (v := metric.value(row.get(metric.entry), encoder)) is not None]
+    return [metric.reduce(values)] if metric.reduce and values else values

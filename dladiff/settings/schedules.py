@@ -1,10 +1,13 @@
-"""Bounds, steps and schedules of the compared methods: their papers' own, and scaled ones for the tiny model.
+"""Compared methods: their records, of which each file of `dladiff/baselines/` with a method holds one.
 
-Nothing here imports torch: the driver reads it.
+A record has its paper's bound, step and schedule, and a scaled schedule for the tiny model. Nothing here imports torch:
+the driver reads it. `python -m dladiff.settings.schedules` prints the names of the published methods.
 """
 
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
+from dladiff.settings.records import Record, read_records
 from dladiff.settings.validate import Settings
 
 PX = 1 / 255
@@ -48,35 +51,48 @@ class BaselineConfig(Settings):
     """Weight of the class images' loss, where the surrogate holds class images."""
 
 
-SCHEDULES: dict[str, BaselineConfig] = {
-    # METHOD "The compared methods, as their papers define them"
-    "fsmg": BaselineConfig(eta=6.4 * PX, steps=100, training=1000, lr=5e-7),
-    "aspl": BaselineConfig(eta=6.4 * PX, epochs=50, steps=6, training=3, lr=5e-7),
-    "disdiff": BaselineConfig(eta=6.4 * PX, epochs=50, steps=6, training=3, lr=5e-7, weight=0.1, search=50),
-    "anti-diffusion": BaselineConfig(
-        eta=6 * 1.3 * PX, step=0.26 * PX, epochs=6, steps=10, training=20, lr=5e-7, prompt_steps=30, prompt_lr=1e-3
-    ),
-    "mist": BaselineConfig(eta=7 * PX, step=PX, steps=100, weight=1e4),  # 16 px in its paper, 7 in the DLADiff paper
-    "caat": BaselineConfig(eta=6.4 * PX, steps=250, lr=1e-5),
-    "ace": BaselineConfig(eta=4 * PX, epochs=5, steps=50, training=10, lr=1e-4, rank=4),
-    "random": BaselineConfig(eta=16 * PX, least_psnr=35.06),  # the paper's own for its method (Table 9)
-    "none": BaselineConfig(eta=0.0),
-}
-"""Name to the schedule of its paper, for a full-size base model."""
+@dataclass(frozen=True, kw_only=True)
+class Method(Record):
+    """A compared method; `function` takes a `dladiff.baselines.task.Task` and returns the perturbation."""
 
-TINY: dict[str, dict[str, Any]] = {
-    # As many PGD steps as ours takes on this model (8 epochs of 6), learning rates as far up as ours
-    "fsmg": {"steps": 48, "training": 160, "lr": 5e-4},
-    "aspl": {"epochs": 8, "lr": 2e-4},
-    "disdiff": {"epochs": 8, "lr": 2e-4, "search": 8},
-    "anti-diffusion": {"training": 5, "lr": 2e-4, "prompt_steps": 10, "prompt_lr": 1e-2},
-    "mist": {"steps": 48},
-    "caat": {"steps": 48, "lr": 4e-4},
-    "ace": {"epochs": 4, "steps": 12, "lr": 5e-3},
+    paper: str = ""
+    """Authors and year; empty for a control."""
+    year: int = 0
+    """Of publication; tables list methods by it."""
+    maximises: str
+    """What gradient ascent maximises."""
+    schedule: BaselineConfig
+    """Of its paper, for a full-size base model."""
+    tiny: dict[str, Any] = field(default_factory=dict)
+    """What differs on the tiny model: as many PGD steps as ours takes there (8 epochs of 6), learning rates as far up
+    as ours."""
+
+
+def _order(method: Method) -> tuple[bool, int, str]:
+    return not method.paper, method.year, method.name
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in sorted(
+        read_records("dladiff.baselines", Method, {"BaselineConfig": BaselineConfig, "PX": PX}), key=_order
+    )
 }
-"""What differs on the tiny model."""
+"""Name to record: published methods by year, then the controls."""
+
+SCHEDULES = {name: method.schedule for name, method in METHODS.items()}
+
+if TYPE_CHECKING:
+    Protection = str
+else:
+    Protection = Literal[("dladiff", *METHODS)]
+"""Name of what makes layer 1: this package's method, or a compared one."""
 
 
 def schedule_for(method: str, model: str) -> BaselineConfig:
     """Return the default schedule of a method on a base model (`embedded` is the tiny one)."""
-    return SCHEDULES[method].replaced(**(TINY.get(method, {}) if model == "embedded" else {}))
+    return SCHEDULES[method].replaced(**(METHODS[method].tiny if model == "embedded" else {}))
+
+
+if __name__ == "__main__":
+    print(" ".join(name for name, method in METHODS.items() if method.paper))

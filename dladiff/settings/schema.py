@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from dladiff.errors import ConfigError
 from dladiff.settings.merge import merge, nearest
 from dladiff.settings.presets import FITS, PRESETS, PROFILES
-from dladiff.settings.schedules import SCHEDULES
+from dladiff.settings.schedules import SCHEDULES, Protection
 from dladiff.settings.validate import Items, Settings
 
 
@@ -148,10 +148,8 @@ class MethodConfig(Settings):
     Stable Diffusion 1 and 2. `any` leaves them as they are."""
     layers: Literal["both", "finetuning", "zero_shot"] = "both"
     """Which layers run (the ablations of the paper's Table 5)."""
-    protection: Literal[
-        "dladiff", "fsmg", "aspl", "disdiff", "anti-diffusion", "mist", "caat", "ace", "random", "none"
-    ] = "dladiff"
-    """Method of layer 1: this package's, or a compared one, by its own schedule (dladiff/settings/schedules.py) and
+    protection: Protection = "dladiff"
+    """Method of layer 1: this package's, or a compared one, by its own schedule (dladiff/baselines) and
     without layer 2. Its own bound is `finetuning.eta` where no other is set; `step` and the schedule above are not
     its."""
     finetuning: FinetuningConfig = FinetuningConfig()

@@ -11,6 +11,7 @@ import click
 
 from dladiff.errors import ConfigError
 from pipeline.cli.options import AS_JSON, METRICS, PRICE, print_facts
+from pipeline.sources.layouts import LAYOUTS
 from pipeline.storage.keys import shown
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def _settings(function: Command) -> Command:
         click.option("--config", type=click.Path(path_type=Path), help="YAML file; options override it."),
         click.option("--limit", type=int, help="Protect at most so many identities."),
         click.option("--seed", type=int, help="Seed of every random stream (0)."),
-        click.option("--layout", help="auto (the default), folders, flat, one, sets, celeba_hq or vggface2."),
+        click.option("--layout", help=f"{', '.join(LAYOUTS)}; left out: auto."),
         click.option("--lists", help="Folder or bucket of a collection's lists, if they are not beside the photos."),
         click.option(
             "--allow-root",

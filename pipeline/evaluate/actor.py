@@ -124,7 +124,7 @@ class EvaluateIdentity:
 
     def _seen_by_encoders(self, record: Row, pairs: list[tuple[UInt8, UInt8]], shown: list[UInt8]) -> None:
         """ISM_pro and visible quality; of the clean photos also the squares that FID compares with."""
-        from dladiff.evaluation.metrics import features_of, protected_row
+        from dladiff.evaluation.scores import features_of, protected_row
 
         for (before, after), photo in zip(pairs, shown, strict=True):
             stored = after if record["preprocessing"] == "none" else None
@@ -141,7 +141,7 @@ class EvaluateIdentity:
         self, record: Row, work: Row, pairs: list[tuple[UInt8, UInt8]], shown: list[UInt8], run_attack: Any
     ) -> None:
         """Let the thief learn from what it has, and the judge read what comes out."""
-        from dladiff.evaluation.metrics import features_of, generated_rows
+        from dladiff.evaluation.scores import features_of, generated_rows
 
         squares = self.models.squares(shown, work["base"])
         record["dropped"] = len(shown) - len(squares)

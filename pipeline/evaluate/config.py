@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-import dladiff
 from dladiff.errors import ModelError
-from dladiff.evaluation.names import ATTACKS, PREPROCESSING, PURIFIERS
+from dladiff.evaluation.attacks import ATTACKS
+from dladiff.evaluation.preprocessing_records import PREPROCESSINGS
 from dladiff.faces import packs
 from dladiff.settings.merge import nearest
 from dladiff.settings.validate import FaultsError, Items, Settings, T, unless
@@ -23,7 +23,6 @@ DERIVED = ("clean", "noise")
 """Conditions that need no run of their own: the originals, and random signs as strong as the main run's protection."""
 ENCODER_ONLY = "encoder_only"
 PROMPTS = ("a photo of sks person", "a dslr portrait of sks person")
-DEFAULTS = Path(dladiff.__file__).parent / "evaluation" / "attackers" / "settings.py"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 
 
@@ -124,7 +123,7 @@ class EvaluateConfig(Settings):
     @field_validator("preprocessings")
     @classmethod
     def _preprocessings(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        _known("--preprocessing", [name.partition("=")[0] for name in names], [*PREPROCESSING, *PURIFIERS])
+        _known("--preprocessing", [name.partition("=")[0] for name in names], list(PREPROCESSINGS))
         return names
 
     @property
@@ -142,7 +141,6 @@ class EvaluateConfig(Settings):
         return {
             "version": VERSION,
             "tiny": fingerprint("embedded", frozenset()) if "embedded" in self.bases else "",
-            "defaults": fingerprint(str(DEFAULTS)),
             "judges": [faces(name) for name in self.judges],
             **{name: fingerprint(getattr(self, name) or "") for name in ("features", "fiqa", "lpips")},
             "prompts": list(self.prompts),
@@ -162,11 +160,10 @@ def missing(config: EvaluateConfig) -> list[str]:
     for way in config.preprocessings:
         name, given, folder = way.partition("=")
         if given and not Path(folder).exists():
-            faults.append(
-                f"--preprocessing: nothing at {folder}: name the folder of {PURIFIERS.get(name) or 'a model'}"
-            )
-        elif not given and PURIFIERS.get(name):
-            faults.append(f"--preprocessing: {name} needs weights: {name}=FOLDER of {PURIFIERS[name]}")
+            needs = PREPROCESSINGS[name].needs or "a model"
+            faults.append(f"--preprocessing: nothing at {folder}: name the folder of {needs}")
+        elif not given and (needs := PREPROCESSINGS[name].needs):
+            faults.append(f"--preprocessing: {name} needs weights: {name}=FOLDER of {needs}")
     faults += [f"--base: nothing at {b}: name a folder" for b in config.bases if fingerprint(b) == b]
     return faults
 

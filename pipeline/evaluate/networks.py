@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from dladiff.errors import ConfigError
-from dladiff.evaluation.names import ZERO_SHOT
+from dladiff.evaluation.attacks import ATTACKS, AttackSettings
+from dladiff.evaluation.preprocessing_records import PREPROCESSINGS
 from pipeline.evaluate.config import ENCODER_ONLY, EvaluateConfig
 from pipeline.sources.decode import UInt8
 
@@ -24,11 +25,11 @@ class EvaluationModels:
 
     @property
     def networks(self) -> Any:
-        """Return `dladiff.evaluation.metrics.Networks`. Raises ModelError."""
+        """Return `dladiff.evaluation.scores.Networks`. Raises ModelError."""
         if self._networks is None:
             from dladiff.evaluation.devices import prepare
             from dladiff.evaluation.judge import embedded_features, load_judge
-            from dladiff.evaluation.metrics import Networks
+            from dladiff.evaluation.scores import Networks
             from dladiff.faces.image_network import ImageNetwork
 
             prepare(self.config.cpus, False)
@@ -63,28 +64,23 @@ class EvaluationModels:
         """
         if name == ENCODER_ONLY:
             return None
-        from dladiff.evaluation.attackers import ATTACKS, AttackSettings, settings_for
-        from dladiff.evaluation.attackers.adapter import adapter_weights, recogniser
-        from dladiff.evaluation.attackers.instantid import with_identity
+        from dladiff.evaluation.attackers.settings import settings_for
 
-        attack = ATTACKS[name]
+        record = ATTACKS[name]
         model = self.base(base)[0]
         changed = self.config.settings.get(name, {})
         settings, faults = AttackSettings.load(dict(settings_for(name, model)) | changed, f"{name}.")
         if settings is None:
             raise ConfigError(faults)
-        if name.startswith("ip_adapter"):
-            adapter_weights(settings.adapter, "IP-Adapter FaceID")
-        if name == "instantid":
-            with_identity(model, settings)
-        if name in ZERO_SHOT:
-            recogniser(settings.encoder)
+        if record.check:
+            record.load(record.check)(model, settings)
+        attack = record.load()
         return lambda squares, seed: attack(model, squares, settings, self.config.prompts, self.config.count, seed)
 
     def base(self, folder: str) -> tuple[Any, Any]:
         """Return a base model and its safety checker, if it has one."""
         if folder not in self._bases:
-            from dladiff.evaluation.attackers import load_base
+            from dladiff.evaluation.attackers.base import load_base
             from dladiff.evaluation.devices import prepare
             from dladiff.evaluation.safety import safety_checker
 
@@ -96,12 +92,10 @@ class EvaluationModels:
         """Return a preprocessing, or a purifier, by NAME or NAME=FOLDER."""
         if name not in self._ways:
             from dladiff.evaluation.devices import prepare
-            from dladiff.evaluation.preprocessing import PREPROCESSING
-            from dladiff.evaluation.purifiers import purifier
 
             plain, _, folder = name.partition("=")
             device = prepare(self.config.cpus, bool(self.config.gpus))
-            self._ways[name] = PREPROCESSING[plain] if plain in PREPROCESSING else purifier(plain, folder, device)
+            self._ways[name] = PREPROCESSINGS[plain].prepare(folder, device)
         return self._ways[name]
 
     def squares(self, photos: list[UInt8], base: str) -> list[UInt8]:

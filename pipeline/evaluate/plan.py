@@ -1,5 +1,6 @@
 """What an evaluation does: one row an identity, condition, attack, base, preprocessing, share and seed."""
 
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -7,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dladiff.errors import ConfigError, NotFoundError, StorageError
+from dladiff.evaluation.attacks import ATTACKS, TINY
 from dladiff.settings.merge import digest
 from pipeline.evaluate.config import ENCODER_ONLY, EvaluateConfig
-from pipeline.models.fingerprint import EMBEDDED, fingerprint
+from pipeline.models.fingerprint import fingerprint
 from pipeline.records.checked import photo_fault, stored_fault
 from pipeline.records.manifest import PHOTOS_KEY
 from pipeline.records.schema import NO_PARQUET, PHOTOS, parquet
-from pipeline.sources.layouts import SET_FILE, SET_FOLDER
+from pipeline.sources.grouping import SET_FILE, SET_FOLDER
 from pipeline.sources.originals import Originals, named, originals, stored_limit
 from pipeline.storage.keys import key_fault, shown
 from pipeline.storage.open import open_storage
@@ -21,7 +23,6 @@ from pipeline.storage.open import open_storage
 log = logging.getLogger(__name__)
 
 BATCH = 500
-FACEID = "ip_adapter_faceid"  # the attacks whose adapters ship with the tiny model
 WEIGHTS = ("adapter", "encoder", "control")  # settings of attacks that name files
 REFERENCES = 16  # clean photos of a person that the judge averages
 
@@ -65,7 +66,7 @@ def make_plan(config: EvaluateConfig) -> EvaluationPlan:
     fingerprints = {name: fingerprint(name) for name in config.bases}
     ways = {way: _weighed(way) for way in ("none", *config.preprocessings)}
     settings = {name: _by_content(given) for name, given in config.settings.items()}
-    adapters = fingerprint(str(EMBEDDED / "adapter"))
+    defaults = {name: _defaults(name) for name in config.attacks}
     if config.references is not None:
         sources = named([config.references])
     for identity in plan.identities:
@@ -79,7 +80,7 @@ def make_plan(config: EvaluateConfig) -> EvaluationPlan:
             about |= {"references": [[uri.rpartition("/")[2], tag] for uri, tag in references]}
             about |= {"preprocessing": ways[what["preprocessing"]]}
             about |= {"base": fingerprints[what["base"]], "settings": settings.get(what["attack"], {})}
-            about |= {"adapters": adapters} if what["attack"].startswith(FACEID) else {}
+            about |= {"defaults": defaults.get(what["attack"], {})}
             row["key"] = digest({"row": about, **parts})[:32]
             plan.rows.append(row)
     return plan
@@ -88,6 +89,16 @@ def make_plan(config: EvaluateConfig) -> EvaluationPlan:
 def _by_content(settings: dict[str, Any]) -> dict[str, Any]:
     """Name weights by what is in them, so that other weights under an old name are another attack."""
     return {key: fingerprint(str(value)) if key in WEIGHTS else value for key, value in settings.items()}
+
+
+def _defaults(attack: str) -> dict[str, Any]:
+    """Return an attack's default settings for each kind of base model, weights by content; {} for `encoder_only`."""
+    kinds = ATTACKS[attack].settings() if attack in ATTACKS else {}
+    found = {kind: _by_content(dataclasses.asdict(settings)) for kind, settings in kinds.items()}
+    return {  # weights that did not ship keep their path: the same key on every machine
+        kind: {k: v.removeprefix(str(TINY)) if isinstance(v, str) else v for k, v in settings.items()}
+        for kind, settings in found.items()
+    }
 
 
 def _weighed(way: str) -> str:

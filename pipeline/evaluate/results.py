@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dladiff.errors import DamagedError, NotFoundError, TooLargeError
+from dladiff.evaluation.metrics import METRICS
+from dladiff.evaluation.metrics.record import Metric
 from dladiff.evaluation.paper_layout import all_tables
 from dladiff.evaluation.paper_tables import NAMES
 from dladiff.evaluation.summaries import Group
@@ -39,8 +41,7 @@ HEAD = (
     "this evaluation; it calls " + ", ".join(f"{ours} {theirs}" for ours, theirs in NAMES.items()) + "."
 )
 
-QUALITY = ("psnr", "psnr_face", "ssim", "linf", "lpips")
-
+_NO_INCEPTION = "FID by Inception (no --features; a bundled encoder's features stand in a column named so)"
 ABOUT = {"key", "identity", "condition", "attack", "base", "preprocessing", "share", "seed"}
 ENCODER = ("name", "sha256")
 MOST_FEATURES = 2**29  # bytes of the features of one attack: 16 pictures of two prompts take less than 1 MB
@@ -182,8 +183,8 @@ def flat_rows(record: Row) -> Iterable[Row]:
     """Yield rows of RESULTS: one a prompt, or one for a record that generated nothing."""
     images, own = record.get("images") or {"": []}, Group((record,))
     for prompt, pictures in images.items():
-        means = {m: _mean(own, m, "", prompt) for m in ("fdr", "fiqa", "nsfwr", *QUALITY)}
-        kinds = ("ism_all", "ism_detected", "gen_all", "gen_detected", "pro_all", "pro_detected")
+        means = {m.name: _mean(own, m.name, "", prompt) for m in METRICS.values() if not m.per_encoder}
+        kinds = [m.name for m in METRICS.values() if m.per_encoder]
         similarity = [
             {"encoder": e["name"]} | {kind: _mean(own, kind, e["name"], prompt) for kind in kinds}
             for e in record.get("judge", [])
@@ -213,15 +214,16 @@ def shown_lines(text: str) -> str:
     return "\n".join(shown(line) for line in text.splitlines()) + "\n"
 
 
+def _measured(metric: Metric, records: Sequence[Row]) -> bool:
+    """Whether a row holds what its network gave: it is None in every row where the network is missing."""
+    kept = (part for r in records for rows in r.get("images", {}).values() for part in rows)
+    stored = (row.get("quality", {}) for r in records for row in r.get("protected", []))
+    return any(part.get(metric.entry) is not None for part in (kept if metric.of == "generated" else stored))
+
+
 def _about(config: EvaluateConfig, plan: EvaluationPlan, records: Sequence[Row]) -> list[str]:
-    flags = [p["nsfw"] for r in records for pictures in r.get("images", {}).values() for p in pictures]
-    absent = {
-        "FID by Inception (no --features; a bundled encoder's features stand in a column named so)": config.features,
-        "FIQA (no --fiqa)": config.fiqa,
-        "LPIPS (no --lpips)": config.lpips,
-        "NSFWR (the base model has no safety checker)": any(flag is not None for flag in flags) or None,
-    }
-    missing = [name for name, given in absent.items() if given is None]
+    missing = [_NO_INCEPTION] if config.features is None else []
+    missing += sorted(f"{m.heading} ({m.needs})" for m in METRICS.values() if m.needs and not _measured(m, records))
     kinds = {r["reference_set"] for r in records if "reference_set" in r}
     return [
         f"{len(plan.identities)} people, {len(records)} of {len(plan.rows)} rows done or failed"

@@ -1,12 +1,15 @@
 """Column names, types and units of manifests, plans, the index and evaluation results; and their Parquet files."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from dladiff.evaluation.metrics import METRICS
 
 PhotoRow = dict[str, Any]
 """A row of PHOTOS: column name to JSON value."""
@@ -26,7 +29,7 @@ SIMILARITY = pa.struct(
 ATTACKED = pa.struct(
     [
         ("encoder", pa.string()),
-        *((f"{kind}_{which}", pa.float64()) for kind in ("ism", "gen", "pro") for which in ("all", "detected")),
+        *((metric.name, pa.float64()) for metric in METRICS.values() if metric.per_encoder),
     ]
 )
 MODEL = pa.struct([(name, pa.string()) for name in ("name", "role", "sha256", "licence", "source", "revision")])
@@ -34,6 +37,13 @@ MODEL = pa.struct([(name, pa.string()) for name in ("name", "role", "sha256", "l
 
 def _column(name: str, kind: pa.DataType, about: str) -> pa.Field:
     return pa.field(name, kind, metadata={"about": about})
+
+
+def _metric_columns() -> Iterator[pa.Field]:
+    """Yield a column a metric (`dladiff/evaluation/metrics`), and one of those that have a value for each encoder."""
+    similarity = _column("similarity", pa.list_(ATTACKED), "mean cosines, by encoder of the judge")
+    for together, metrics in groupby(METRICS.values(), key=lambda metric: metric.per_encoder):
+        yield from [similarity] if together else [_column(m.name, pa.float64(), m.about) for m in metrics]
 
 
 _RUN = [
@@ -139,15 +149,7 @@ RESULTS = pa.schema(
         _column("photos", pa.int32(), "photos the attacker had"),
         _column("dropped", pa.int32(), "of these, photos in which it found no face"),
         _column("pictures", pa.int32(), "pictures generated"),
-        _column("fdr", pa.float64(), "share of the pictures with a face"),
-        _column("similarity", pa.list_(ATTACKED), "mean cosines, by encoder of the evaluator"),
-        _column("fiqa", pa.float64(), "mean face quality; null without its network"),
-        _column("nsfwr", pa.float64(), "share flagged by the safety checker; null without one"),
-        _column("psnr", pa.float64(), "dB, mean over photos; null where nothing changed"),
-        _column("psnr_face", pa.float64(), "dB inside the face boxes; null where nothing changed"),
-        _column("ssim", pa.float64(), "1"),
-        _column("lpips", pa.float64(), "1; null without its network"),
-        _column("linf", pa.float64(), "mean of the photos' largest changes, [0, 1] units"),
+        *_metric_columns(),
         _column("references", pa.int32(), "clean photos behind the reference embedding"),
         _column("reference_set", pa.string(), "other photos | originals of the protected photos"),
         _column("feature_network", pa.string(), "network of the FID features"),

@@ -9,7 +9,8 @@ from operator import attrgetter
 from pathlib import PurePosixPath
 
 from dladiff.errors import ConfigError
-from pipeline.sources import layouts, released
+from pipeline.sources.layouts import LAYOUTS
+from pipeline.sources.layouts.record import Listing
 from pipeline.sources.spool import Listed, Spool
 from pipeline.storage.base import FOLDERS, Entry, Storage
 from pipeline.storage.keys import shown
@@ -53,20 +54,16 @@ def find_identities(
 ) -> Iterator[Identity]:
     """List `storage` once and yield its identities, sorted by name, each with its photos sorted by key.
 
-    folders: a folder is an identity ("a/b" when nested). flat: a photo is an identity, named by its stem, with the
-    extension only where stems collide. one: everything is one identity, named as the input folder. sets:
-    <id>/set_A/* or <id>/set_A_* is clean, set_B is protected, set_C ignored. vggface2: the nNNNNNN folder is the
-    identity, at any depth. celeba_hq: the release's lists give the person on photo <index>. auto: CelebA-HQ if its
-    lists are at the top, sets for identities with A and B, VGGFace2 if all folders have its names, else folders,
-    and flat for photos at the top. `lists` holds the release's lists if they are not among the photos.
-    Keys under `exclude_prefix` (an output inside the input), hidden files and other extensions are skipped.
-    Unreadable folders are logged, counted and skipped; with `whole` they raise StorageError. Callers that treat an
-    unlisted identity as gone need `whole`.
+    `layout` names a record of `pipeline.sources.layouts`. `lists` holds a release's lists where they are not among the
+    photos.
+    Keys under `exclude_prefix` (an output inside the input), hidden files and other extensions are no photos.
+    A folder that cannot be read is logged, counted and skipped; with `whole` it raises StorageError, for a caller to
+    whom an identity that is not listed has left.
     Memory holds one identity at a time. Raises ConfigError for an unknown layout, a bad list, and photos under
     `exclude_prefix` that no run put there; StorageError.
     """
-    if layout not in layouts.LAYOUTS:
-        raise ConfigError([f"layout: {layout!r} is unknown; choose one of {', '.join(layouts.LAYOUTS)}"])
+    if layout not in LAYOUTS:
+        raise ConfigError([f"layout: {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}"])
     return _find(storage, layout, _photos(storage, exclude_prefix, whole), lists)
 
 
@@ -92,25 +89,10 @@ def _hidden(key: str) -> bool:
 
 
 def _find(storage: Storage, layout: str, photos: Iterator[Entry], lists: Storage | None) -> Iterator[Identity]:
-    storages = [lists, storage] if lists else [storage]
+    lists_of = [lists, storage] if lists else [storage]
     root = storage.uri.rstrip("/").rpartition("/")[2] or "all"
     with Spool() as spool:
-        if layout == "celeba_hq" or (layout == "auto" and released.has_celeba_hq(storage)):
-            released.celeba_hq(spool, photos, storages)
-        elif layout == "vggface2":
-            released.vggface2(spool, photos, storages)
-        elif layout == "one":
-            layouts.one(spool, photos, root)
-        elif layout == "flat":
-            layouts.flat(spool, photos)
-        elif layout == "folders":
-            layouts.folders(spool, photos)
-        elif layout == "sets":
-            layouts.sets(spool, photos, root)
-        else:
-            layouts.auto(spool, photos, root)
-            if released.is_vggface2(spool):
-                released.settle_vggface2(spool, storages)
+        LAYOUTS[layout].group(Listing(spool, photos, root, storage, lists_of))
         yield from identities(spool.rows(), storage.uri_of)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 
 from dladiff.errors import ConfigError
-from pipeline.sources.layouts import row, warn_left_out
+from pipeline.sources.grouping import row, warn_left_out
 from pipeline.sources.spool import Listed, Spool, Value, blob, text
 from pipeline.storage.base import Entry, Storage
 from pipeline.storage.keys import short, shown

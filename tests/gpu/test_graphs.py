@@ -8,7 +8,9 @@ from torch import Tensor
 from dladiff.core.randomness import stream
 from dladiff.diffusion.graphs import Graphs
 from dladiff.diffusion.surrogate import Surrogate
-from dladiff.evaluation.attackers import ATTACKS, load_base, settings_for
+from dladiff.evaluation.attackers.base import load_base
+from dladiff.evaluation.attackers.settings import settings_for
+from dladiff.evaluation.attacks import ATTACKS
 from dladiff.layers import finetuning as finetuning_layer
 from dladiff.settings.schema import FinetuningConfig
 
@@ -56,5 +58,5 @@ def test_an_attack_on_a_gpu_makes_pictures(attack: str) -> None:
     base = load_base("embedded", "cuda")
     settings = settings_for(attack, base).replaced(steps=20, sampling_steps=3)
     photos = [np.full((base.resolution, base.resolution, 3), 90 + 20 * i, np.uint8) for i in range(4)]
-    made = ATTACKS[attack](base, photos, settings, ["a photo of sks person"], 2, 0)
+    made = ATTACKS[attack].load()(base, photos, settings, ["a photo of sks person"], 2, 0)
     assert [picture.shape for picture in made["a photo of sks person"]] == [photos[0].shape] * 2

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dladiff.errors import ModelError
 from dladiff.evaluation.judge import Reading
-from dladiff.evaluation.metrics import Networks
+from dladiff.evaluation.scores import Networks
 from dladiff.faces.detect import Face
 from pipeline.evaluate.actor import EvaluateIdentity
 from pipeline.evaluate.config import ENCODER_ONLY, EvaluateConfig

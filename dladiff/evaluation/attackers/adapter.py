@@ -19,9 +19,27 @@ from torch import Tensor
 
 from dladiff.core.pixels import Pixels
 from dladiff.errors import ModelError
-from dladiff.evaluation.attackers.base import AttackSettings, Base, copied, sample, with_parts
+from dladiff.evaluation.attackers.base import Base, copied, sample, with_parts
+from dladiff.evaluation.attacks import Attack, AttackSettings, shipped
 from dladiff.faces.detect import CenterFaceDetector, alignment_matrix
 from dladiff.faces.onnx_session import onnx_session
+
+ATTACK = Attack(
+    name="ip_adapter_faceid",
+    function="ip_adapter_faceid",
+    check="check_faceid",
+    kind="zero-shot",
+    paper="Ye et al. 2023",
+    year=2023,
+    about="nothing; input: one photo's identity embedding, by diffusers' loader",
+    source="IP-Adapter's FaceID demonstration; the user brings weights and recogniser",
+    full_size=AttackSettings(sampling_steps=30),
+    tiny=AttackSettings(
+        guidance=6.0,
+        adapter=shipped("adapter/residual.safetensors"),
+        encoder=shipped("encoders/residual.onnx"),
+    ),
+)
 
 
 def ip_adapter_faceid(
@@ -44,6 +62,12 @@ def ip_adapter_faceid(
         return sample(sampler, settings, prompt, numbers, seed, ip_adapter_image_embeds=[pair])
 
     return {prompt: in_turn(found, count, partial(show, prompt=prompt)) for prompt in prompts}
+
+
+def check_faceid(base: Base, settings: AttackSettings) -> None:
+    """Read the adapter and the recogniser. Raises ModelError."""
+    adapter_weights(settings.adapter, "IP-Adapter FaceID")
+    recogniser(settings.encoder)
 
 
 def in_turn(found: Sequence["SeenFace"], count: int, show: Callable[..., list[Pixels]]) -> list[Pixels]:

@@ -17,10 +17,8 @@ from dladiff.diffusion.architecture import foreign_part
 from dladiff.diffusion.graphs import Graphs
 from dladiff.diffusion.model_json import read_object
 from dladiff.errors import ModelError
-from dladiff.settings.validate import Settings
+from dladiff.evaluation.attacks import TINY, AttackSettings
 
-TINY = Path(__file__).parents[2] / "profiles" / "tiny"
-"""The tiny bundle, its encoders and its adapters, which ship with the package."""
 SAMPLED_AT_ONCE = 8
 
 
@@ -41,39 +39,6 @@ class Base:
     def sdxl(self) -> bool:
         """Tell whether this is SDXL, with two text encoders."""
         return isinstance(self.pipe, StableDiffusionXLPipeline)
-
-
-class AttackSettings(Settings):
-    """Settings of one attack; those that it does not know it leaves alone."""
-
-    prompt: str = "a photo of sks person"
-    """Prompt of every training step."""
-    initializer: str = "person"
-    """Textual Inversion: the word whose embedding `sks` starts from."""
-    steps: int = 0
-    lr: float = 0.0
-    """Of AdamW, constant."""
-    batch: int = 1
-    rank: int = 4
-    """LoRA: rank, and alpha."""
-    sampling_steps: int = 20
-    """Of DPM-Solver++."""
-    guidance: float = 7.5
-    """Classifier-free guidance."""
-    adapter: str = ""
-    """Zero-shot: weights file in the layout of IP-Adapter FaceID or InstantID, or a folder that holds one."""
-    encoder: str = ""
-    """Zero-shot: ONNX file of the recogniser that the adapter listens to."""
-    scale: float = 1.0
-    """Zero-shot: weight of the image tokens."""
-    control: str = ""
-    """InstantID: folder of IdentityNet, its ControlNet, in the diffusers layout."""
-    control_scale: float = 0.8
-    """InstantID: weight of IdentityNet."""
-
-
-Attack = Callable[[Base, Sequence[Pixels], AttackSettings, Sequence[str], int, int], dict[str, list[Pixels]]]
-"""(base, training photos r x r x 3, settings, prompts, images a prompt, seed) to the images of each prompt."""
 
 
 def load_base(folder: str | Path, device: torch.device | str = "cpu") -> Base:

@@ -1,9 +1,22 @@
-"""DreamBooth (Ruiz et al. 2023), without the prior term: the UNet alone, or the UNet and the text encoder."""
+"""DreamBooth (Ruiz et al. 2023), without the prior term, on the UNet alone."""
 
 from collections.abc import Sequence
 
 from dladiff.core.pixels import Pixels
-from dladiff.evaluation.attackers.base import AttackSettings, Base, copied, customize, sample, with_parts
+from dladiff.evaluation.attackers.base import Base, copied, customize, sample, with_parts
+from dladiff.evaluation.attacks import Attack, AttackSettings
+
+ATTACK = Attack(
+    name="dreambooth",
+    function="dreambooth",
+    kind="fine-tuning",
+    paper="Ruiz et al. 2023",
+    year=2023,
+    about="the UNet, no prior term",
+    source="the DLADiff paper, section 5.1",
+    full_size=AttackSettings(steps=400, lr=5e-6, batch=4, sampling_steps=25),
+    tiny=AttackSettings(steps=300, lr=5e-4, batch=4, guidance=2.0),
+)
 
 
 def dreambooth(
@@ -13,14 +26,4 @@ def dreambooth(
     unet = copied(base.pipe.unet)
     customize(base, photos, settings, unet, base.pipe.text_encoder, seed, unet.parameters())
     sampler = with_parts(base, unet, base.pipe.text_encoder)
-    return {prompt: sample(sampler, settings, prompt, range(count), seed) for prompt in prompts}
-
-
-def dreambooth_text(
-    base: Base, photos: Sequence[Pixels], settings: AttackSettings, prompts: Sequence[str], count: int, seed: int
-) -> dict[str, list[Pixels]]:
-    """Fine-tune the UNet and the text encoder."""
-    unet, text = copied(base.pipe.unet), copied(base.pipe.text_encoder)
-    customize(base, photos, settings, unet, text, seed, [*unet.parameters(), *text.parameters()])
-    sampler = with_parts(base, unet, text)
     return {prompt: sample(sampler, settings, prompt, range(count), seed) for prompt in prompts}

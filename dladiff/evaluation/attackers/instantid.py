@@ -21,8 +21,28 @@ from torch import Tensor
 
 from dladiff.core.pixels import Pixels
 from dladiff.errors import ModelError
-from dladiff.evaluation.attackers.adapter import SeenFace, adapter_weights, in_turn, load_adapter, seen_faces
-from dladiff.evaluation.attackers.base import AttackSettings, Base, copied, sample
+from dladiff.evaluation.attackers.adapter import (
+    SeenFace,
+    adapter_weights,
+    in_turn,
+    load_adapter,
+    recogniser,
+    seen_faces,
+)
+from dladiff.evaluation.attackers.base import Base, copied, sample
+from dladiff.evaluation.attacks import Attack, AttackSettings
+
+ATTACK = Attack(
+    name="instantid",
+    function="instantid",
+    check="check_instantid",
+    kind="zero-shot",
+    paper="Wang et al. 2024",
+    year=2024,
+    about="nothing; input: one photo's identity embedding and landmarks",
+    source="InstantID's demonstration; the user brings weights and recogniser",
+    sdxl=AttackSettings(sampling_steps=30, guidance=5.0, scale=0.8, control_scale=0.8),
+)
 
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
 """RGB of eyes, nose and corners of the mouth, as IdentityNet was trained on them."""
@@ -67,6 +87,12 @@ def instantid(
         return sample(sampler, settings, prompt, numbers, seed, **extra)
 
     return {prompt: in_turn(found, count, partial(show, prompt=prompt)) for prompt in prompts}
+
+
+def check_instantid(base: Base, settings: AttackSettings) -> None:
+    """Read the adapter, IdentityNet and the recogniser. Raises ModelError."""
+    with_identity(base, settings)
+    recogniser(settings.encoder)
 
 
 def with_identity(base: Base, settings: AttackSettings) -> Any:

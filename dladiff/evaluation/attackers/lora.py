@@ -6,7 +6,20 @@ import torch
 from peft import LoraConfig
 
 from dladiff.core.pixels import Pixels
-from dladiff.evaluation.attackers.base import AttackSettings, Base, copied, customize, sample, with_parts
+from dladiff.evaluation.attackers.base import Base, copied, customize, sample, with_parts
+from dladiff.evaluation.attacks import Attack, AttackSettings
+
+ATTACK = Attack(
+    name="lora",
+    function="lora",
+    kind="fine-tuning",
+    paper="Hu et al. 2022",
+    year=2022,
+    about="low-rank matrices on the attention layers (peft)",
+    source="diffusers' train_dreambooth_lora",
+    full_size=AttackSettings(steps=500, lr=1e-4, batch=1, rank=4, sampling_steps=25),
+    tiny=AttackSettings(steps=300, lr=5e-3, batch=4, rank=16, guidance=2.0),
+)
 
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 

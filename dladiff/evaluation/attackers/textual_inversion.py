@@ -9,7 +9,20 @@ import torch
 
 from dladiff.core.pixels import Pixels
 from dladiff.errors import ModelError
-from dladiff.evaluation.attackers.base import AttackSettings, Base, copied, customize, sample, with_parts
+from dladiff.evaluation.attackers.base import Base, copied, customize, sample, with_parts
+from dladiff.evaluation.attacks import Attack, AttackSettings
+
+ATTACK = Attack(
+    name="textual_inversion",
+    function="textual_inversion",
+    kind="fine-tuning",
+    paper="Gal et al. 2023",
+    year=2023,
+    about="the embedding of `sks`, initialised from `person`",
+    source="diffusers' textual_inversion: 5e-4, batch 1, accumulated and scaled to 2e-3 over 4",
+    full_size=AttackSettings(steps=3000, lr=2e-3, batch=4, sampling_steps=25),
+    tiny=AttackSettings(steps=300, lr=5e-2, batch=4, guidance=2.0),
+)
 
 PLACEHOLDER = "sks"
 

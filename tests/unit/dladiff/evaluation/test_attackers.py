@@ -10,11 +10,10 @@ from skimage.data import astronaut
 
 from dladiff.core.pixels import Pixels, to_float
 from dladiff.errors import ModelError
-from dladiff.evaluation import names
-from dladiff.evaluation.attackers import ATTACKS, Base, load_base, settings_for
 from dladiff.evaluation.attackers.adapter import adapter_weights, load_adapter, seen_faces
-from dladiff.evaluation.attackers.base import TINY, AttackSettings, copied, customize, sample, with_parts
-from dladiff.evaluation.attackers.settings import FULL_SIZE, SDXL, TINY_MODEL
+from dladiff.evaluation.attackers.base import Base, copied, customize, load_base, sample, with_parts
+from dladiff.evaluation.attackers.settings import settings_for
+from dladiff.evaluation.attacks import ATTACKS, TINY, ZERO_SHOT, AttackSettings
 from dladiff.evaluation.squares import thief_square
 from dladiff.evaluation.train_adapter import trained, untrained
 from dladiff.faces.detect import CenterFaceDetector, alignment_matrix, warp
@@ -57,16 +56,16 @@ def quick(attack: str, base: Base, adapter: str) -> AttackSettings:
     return settings_for(attack, base).replaced(steps=1, batch=1, sampling_steps=2, **zero_shot)
 
 
-@pytest.mark.parametrize("attack", TINY_MODEL)
+@pytest.mark.parametrize("attack", [name for name, record in ATTACKS.items() if record.tiny])
 def test_an_attack_gives_images_and_leaves_the_base_alone(base, square, adapter, attack):
     parts = (base.pipe.unet, base.pipe.text_encoder)
     before = [{k: v.clone() for k, v in part.state_dict().items()} for part in parts]
     settings = quick(attack, base, adapter)
-    found = ATTACKS[attack](base, [square], settings, PROMPTS, 2, 0)
+    found = ATTACKS[attack].load()(base, [square], settings, PROMPTS, 2, 0)
     assert list(found) == list(PROMPTS)
     assert all(image.shape == (128, 128, 3) and image.dtype == np.uint8 for image in found[PROMPTS[0]])
     assert not np.array_equal(*found[PROMPTS[0]])
-    fewer = ATTACKS[attack](base, [square], settings, PROMPTS[:1], 1, 0)[PROMPTS[0]]
+    fewer = ATTACKS[attack].load()(base, [square], settings, PROMPTS[:1], 1, 0)[PROMPTS[0]]
     assert np.abs(fewer[0].astype(int) - found[PROMPTS[0]][0]).max() <= 1  # a batch of one may round otherwise
     for part, old in zip(parts, before, strict=True):
         new = part.state_dict()
@@ -74,9 +73,9 @@ def test_an_attack_gives_images_and_leaves_the_base_alone(base, square, adapter,
 
 
 def test_attacks_have_names_and_settings(base):
-    assert tuple(ATTACKS) == names.ATTACKS
-    assert set(TINY_MODEL) | set(SDXL) == set(ATTACKS)
-    assert set(FULL_SIZE) == set(TINY_MODEL) - {"ip_adapter_faceid_held_out"}
+    assert all(record.settings() for record in ATTACKS.values())
+    assert [name for name, record in ATTACKS.items() if record.sdxl] == ["instantid"]
+    assert ZERO_SHOT == ("ip_adapter_faceid", "ip_adapter_faceid_held_out", "instantid")
     with pytest.raises(ModelError, match="magic does not attack tiny"):
         settings_for("magic", base)
 
@@ -98,18 +97,18 @@ def test_the_first_step_of_dreambooth_is_adamw_s(base, square):
 
 def test_an_untrained_lora_changes_nothing(base, square):
     settings = settings_for("lora", base).replaced(steps=0, sampling_steps=2)
-    found = ATTACKS["lora"](base, [square], settings, PROMPTS[:1], 1, 3)[PROMPTS[0]]
+    found = ATTACKS["lora"].load()(base, [square], settings, PROMPTS[:1], 1, 3)[PROMPTS[0]]
     plain = sample(with_parts(base, base.pipe.unet, base.pipe.text_encoder), settings, PROMPTS[0], [0], 3)
     assert np.abs(found[0].astype(int) - plain[0]).max() <= 1
 
 
 def test_textual_inversion_changes_one_word(base, square, monkeypatch):
-    module = sys.modules[ATTACKS["textual_inversion"].__module__]
+    module = sys.modules[ATTACKS["textual_inversion"].module]
     seen = []
     monkeypatch.setattr(module, "with_parts", lambda base, unet, text: seen.append((unet, text)))
     monkeypatch.setattr(module, "sample", lambda *_: [])
     settings = settings_for("textual_inversion", base).replaced(steps=2, batch=1)
-    ATTACKS["textual_inversion"](base, [square], settings, PROMPTS[:1], 1, 0)
+    ATTACKS["textual_inversion"].load()(base, [square], settings, PROMPTS[:1], 1, 0)
     (unet, text), tokenizer = seen[0], base.pipe.tokenizer
     new, old = (part.get_input_embeddings().weight for part in (text, base.pipe.text_encoder))
     place, person = (tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("sks", "person"))
@@ -117,7 +116,7 @@ def test_textual_inversion_changes_one_word(base, square, monkeypatch):
     assert unet is base.pipe.unet and torch.equal(new[others], old[others])
     assert 0 < (new[place] - old[person]).abs().max() <= 2.1 * settings.lr
     with pytest.raises(ModelError, match="not one token"):
-        ATTACKS["textual_inversion"](base, [square], settings.replaced(initializer="a man"), PROMPTS, 1, 0)
+        ATTACKS["textual_inversion"].load()(base, [square], settings.replaced(initializer="a man"), PROMPTS, 1, 0)
 
 
 def test_the_thief_s_embedding_is_the_encoder_s(square):
@@ -134,7 +133,7 @@ def test_each_image_shows_one_photo_in_turn(base, adapter):
     cut = [thief_square(p, "face", 128, CenterFaceDetector()) for p in (photo, photo[:, ::-1])]
     settings = quick("ip_adapter_faceid", base, adapter)
     found, alone = (
-        ATTACKS["ip_adapter_faceid"](base, p, settings, PROMPTS[:1], 3, 0)[PROMPTS[0]] for p in (cut, cut[:1])
+        ATTACKS["ip_adapter_faceid"].load()(base, p, settings, PROMPTS[:1], 3, 0)[PROMPTS[0]] for p in (cut, cut[:1])
     )
     apart = [np.abs(a.astype(int) - b).max() for a, b in zip(found, alone, strict=True)]
     assert apart[0] <= 1 and apart[2] <= 1 and apart[1] > 1
@@ -143,7 +142,7 @@ def test_each_image_shows_one_photo_in_turn(base, adapter):
 def test_photos_without_a_face_give_no_image(base, adapter):
     settings = quick("ip_adapter_faceid", base, adapter)
     blank = np.full((128, 128, 3), 90, np.uint8)
-    assert ATTACKS["ip_adapter_faceid"](base, [blank], settings, PROMPTS[:1], 2, 0) == {PROMPTS[0]: []}
+    assert ATTACKS["ip_adapter_faceid"].load()(base, [blank], settings, PROMPTS[:1], 2, 0) == {PROMPTS[0]: []}
 
 
 def test_an_adapter_file_goes_through_diffusers_own_loader(base, adapter):

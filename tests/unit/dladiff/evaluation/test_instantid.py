@@ -17,10 +17,11 @@ from torch.nn import functional
 
 from dladiff.core.pixels import Pixels
 from dladiff.errors import ModelError
-from dladiff.evaluation.attackers import ATTACKS, AttackSettings, Base, load_base, settings_for
 from dladiff.evaluation.attackers.adapter import seen_faces
-from dladiff.evaluation.attackers.base import TINY, sample
+from dladiff.evaluation.attackers.base import Base, load_base, sample
 from dladiff.evaluation.attackers.instantid import COLOURS, identity_net, landmark_image, with_identity
+from dladiff.evaluation.attackers.settings import settings_for
+from dladiff.evaluation.attacks import ATTACKS, TINY, AttackSettings
 from dladiff.evaluation.squares import thief_square
 from dladiff.faces.detect import CenterFaceDetector
 from tests.support.model_layouts import write_layout
@@ -99,7 +100,7 @@ def squares(base: Base) -> list[Pixels]:
 
 
 def attack(base: Base, settings: AttackSettings, photos: list[Pixels], count: int) -> list[Pixels]:
-    return ATTACKS["instantid"](base, photos, settings, [PROMPT], count, 0)[PROMPT]
+    return ATTACKS["instantid"].load()(base, photos, settings, [PROMPT], count, 0)[PROMPT]
 
 
 def apart(a: Pixels, b: Pixels) -> float:

@@ -10,30 +10,29 @@ from skimage.data import astronaut
 
 from dladiff.core.tiles import Square
 from dladiff.errors import ModelError
-from dladiff.evaluation import names, purifiers
-from dladiff.evaluation.names import PURIFIERS
-from dladiff.evaluation.preprocessing import PREPROCESSING
-from dladiff.evaluation.purifiers import purifier
+from dladiff.evaluation import purifiers
+from dladiff.evaluation.preprocessing_records import PREPROCESSINGS
 
+PLAIN = [name for name, record in PREPROCESSINGS.items() if not record.purifier]
 PHOTO = astronaut()[:256, 100:356].copy()
 FLAT = np.full((48, 64, 3), 120, np.uint8)
 
 
 def error(name: str) -> float:
-    return float(np.square(PREPROCESSING[name](PHOTO).astype(float) - PHOTO).mean())
+    return float(np.square(PREPROCESSINGS[name].prepare()(PHOTO).astype(float) - PHOTO).mean())
 
 
-@pytest.mark.parametrize("name", PREPROCESSING)
+@pytest.mark.parametrize("name", PLAIN)
 def test_same_photo_same_bytes_and_the_photo_itself_stays(name):
     before = PHOTO.copy()
-    once, again = PREPROCESSING[name](PHOTO), PREPROCESSING[name](PHOTO)
+    once, again = PREPROCESSINGS[name].prepare()(PHOTO), PREPROCESSINGS[name].prepare()(PHOTO)
     assert once.dtype == np.uint8 and np.array_equal(once, again)
     assert np.array_equal(PHOTO, before) and not np.shares_memory(once, PHOTO)
 
 
-@pytest.mark.parametrize("name", [n for n in PREPROCESSING if n not in ("noise", "crop")])
+@pytest.mark.parametrize("name", [n for n in PLAIN if n not in ("noise", "crop")])
 def test_a_flat_photo_stays_flat(name):
-    assert np.abs(PREPROCESSING[name](FLAT).astype(int) - 120).max() <= 1
+    assert np.abs(PREPROCESSINGS[name].prepare()(FLAT).astype(int) - 120).max() <= 1
 
 
 def test_jpeg_loses_more_at_lower_quality():
@@ -42,22 +41,23 @@ def test_jpeg_loses_more_at_lower_quality():
 
 def test_half_takes_single_pixels_away():
     board = np.indices((64, 64)).sum(0) % 2 * 255
-    found = PREPROCESSING["half"](np.repeat(board[..., None], 3, 2).astype(np.uint8))
+    found = PREPROCESSINGS["half"].prepare()(np.repeat(board[..., None], 3, 2).astype(np.uint8))
     assert found.shape == (64, 64, 3) and np.abs(found[8:-8, 8:-8].astype(float) - 127.5).max() < 4
 
 
 def test_crop_is_the_middle_nine_tenths():
-    found = PREPROCESSING["crop"](PHOTO[:200, :100])
+    found = PREPROCESSINGS["crop"].prepare()(PHOTO[:200, :100])
     assert np.array_equal(found, PHOTO[10:190, 5:95])
 
 
 def test_blur_is_scipy_s():
     wanted = gaussian_filter(PHOTO.astype(float), (1, 1, 0), mode="nearest")
-    assert np.abs(PREPROCESSING["blur"](PHOTO) - wanted).max() < 2
+    assert np.abs(PREPROCESSINGS["blur"].prepare()(PHOTO) - wanted).max() < 2
 
 
 def test_noise_has_eight_levels_and_depends_on_the_photo():
-    one, two = PREPROCESSING["noise"](FLAT) - FLAT.astype(int), PREPROCESSING["noise"](FLAT + 1) - FLAT.astype(int) - 1
+    noise = PREPROCESSINGS["noise"].prepare()
+    one, two = noise(FLAT) - FLAT.astype(int), noise(FLAT + 1) - FLAT.astype(int) - 1
     assert one.std() == pytest.approx(8, abs=0.2) and abs(one.mean()) < 0.3
     assert np.abs(np.corrcoef(one.ravel(), two.ravel())[0, 1]) < 0.05
 
@@ -66,23 +66,19 @@ def test_total_variation_falls():
     def variation(photo: np.ndarray) -> float:
         return sum(float(np.abs(np.diff(photo.astype(float), axis=axis)).sum()) for axis in (0, 1))
 
-    assert variation(PREPROCESSING["tv"](PHOTO)) < 0.7 * variation(PHOTO)
+    assert variation(PREPROCESSINGS["tv"].prepare()(PHOTO)) < 0.7 * variation(PHOTO)
 
 
 @pytest.mark.parametrize(("size", "wanted"), [((2160, 1000), (1080, 500)), ((300, 200), (300, 200))])
 def test_social_networks_shrink_to_1080(size, wanted):
-    assert PREPROCESSING["social"](np.zeros((*size, 3), np.uint8)).shape[:2] == wanted
+    assert PREPROCESSINGS["social"].prepare()(np.zeros((*size, 3), np.uint8)).shape[:2] == wanted
 
 
-@pytest.mark.parametrize("name", [n for n in PURIFIERS if PURIFIERS[n]])
+@pytest.mark.parametrize("name", [n for n, record in PREPROCESSINGS.items() if record.needs])
 def test_a_purifier_without_weights_says_which(name, tmp_path):
-    for weights in ("", tmp_path):
+    for weights in ("", str(tmp_path)):
         with pytest.raises(ModelError, match="name its folder"):
-            purifier(name, weights)
-
-
-def test_names_without_torch_are_those_there_are():
-    assert tuple(PREPROCESSING) == names.PREPROCESSING
+            PREPROCESSINGS[name].prepare(weights)
 
 
 def test_squares_that_nothing_is_done_to_come_back_and_overlaps_are_averaged():
@@ -100,7 +96,7 @@ def test_squares_that_nothing_is_done_to_come_back_and_overlaps_are_averaged():
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers' DPM-Solver++
 def test_sdedit_redraws_the_face_and_nothing_else(monkeypatch):
     monkeypatch.setattr(purifiers, "SDEDIT_STEPS", 10)
-    purify = purifier("sdedit")
+    purify = PREPROCESSINGS["sdedit"].prepare()
     found = purify(PHOTO)
     assert found.shape == PHOTO.shape and np.array_equal(found, purify(PHOTO))
     changed = np.abs(found.astype(int) - PHOTO).max(2) > 0
@@ -130,7 +126,7 @@ def test_a_pixel_model_noises_and_goes_back(name, pixel_model, monkeypatch):
     monkeypatch.setattr(purifiers, "GRID_ROUNDS", 1)
     monkeypatch.setattr(purifiers, "GRID_T", 2)
     photo = PHOTO[:40, :56]
-    purify = purifier(name, pixel_model)
+    purify = PREPROCESSINGS[name].prepare(str(pixel_model))
     found = purify(photo)
     assert found.shape == photo.shape and np.array_equal(found, purify(photo))
     assert 0 < np.abs(found.astype(float) - photo).mean() < 20

@@ -1,5 +1,6 @@
 """What an evaluation plans: which people, photos, references and rows, and what makes a row new work."""
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ def test_what_makes_a_row_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     first = keys(given)
     (tmp_path / "weights.bin").write_bytes(b"two")
     assert {k for k in first if first[k] != keys(given)[k]} == {k for k in before if k[2] == "dreambooth"}
-    monkeypatch.setattr(evaluation_plan, "EMBEDDED", tmp_path)  # other adapters
+    record = evaluation_plan.ATTACKS["ip_adapter_faceid"]
+    other = dataclasses.replace(record, tiny=record.tiny.replaced(adapter=str(tmp_path / "weights.bin")))
+    monkeypatch.setitem(evaluation_plan.ATTACKS, "ip_adapter_faceid", other)  # another adapter ships
     zero_shot = config.replaced(attacks=("dreambooth", "ip_adapter_faceid"))
     others = keys(zero_shot)
     monkeypatch.undo()

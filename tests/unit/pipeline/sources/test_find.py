@@ -108,7 +108,7 @@ def test_photos_carry_uri_tag_and_size(tmp_path: Path) -> None:
 
 
 def test_an_unknown_layout_names_the_choices(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="folder' is unknown; choose one of auto, folders"):
+    with pytest.raises(ConfigError, match="folder' is unknown; choose one of auto, celeba_hq, flat, folders"):
         find_identities(open_storage(tmp_path), layout="folder")
 
 

@@ -1,4 +1,4 @@
-"""Layouts: assign photos to identities by their keys. Rules that need all keys are SQL."""
+"""What layouts share: names of photos by their keys. What needs all keys at once is said in SQL."""
 
 import logging
 import re
@@ -19,42 +19,6 @@ SET_FILE = re.compile(r"set_([abc])_.+", re.IGNORECASE)  # the same in one folde
 ALONE = "alone"  # mark of a photo that is its own identity
 
 
-def one(spool: Spool, photos: Iterable[Entry], root: str) -> None:
-    """Assign all photos to one identity."""
-    spool.add(row(photo, root) for photo in photos)
-
-
-def folders(spool: Spool, photos: Iterable[Entry]) -> None:
-    """Assign each photo to its folder; photos at the top are skipped."""
-    spool.add(row(photo, _folder(photo.key)) for photo in photos)
-    warn_left_out(spool.execute("DELETE FROM photo WHERE name = x''").rowcount, "are in no folder")
-
-
-def flat(spool: Spool, photos: Iterable[Entry]) -> None:
-    """Make each photo an identity."""
-    spool.add(row(photo, _stem(photo.key), ALONE) for photo in photos)
-    _make_unique(spool)
-
-
-def sets(spool: Spool, photos: Iterable[Entry], root: str) -> None:
-    """Assign photos of <id>/set_A, set_B and set_C to <id>; photos of identities without set_B are skipped."""
-    _add_with_sets(spool, photos, "max(mark = 'B')")
-    left_out = spool.execute("DELETE FROM photo WHERE mark = ''").rowcount
-    warn_left_out(left_out, "belong to no identity with a set_B")
-    _name_root(spool, root)
-
-
-def auto(spool: Spool, photos: Iterable[Entry], root: str) -> None:
-    """Use sets for identities with A and B, else folders; a photo at the top is its own identity."""
-    _add_with_sets(spool, photos, "max(mark = 'A') AND max(mark = 'B')")
-    if spool.holds("SELECT 1 FROM owner WHERE name = x''"):
-        _name_root(spool, root)
-        return
-    spool.function("stem", _stem)
-    if spool.execute("UPDATE photo SET name = stem(key), mark = ? WHERE name = x''", ALONE).rowcount:
-        _make_unique(spool)
-
-
 def row(photo: Entry, name: str, mark: str = "") -> Listed:
     """Return the spool's row of a listed photo."""
     return Listed(name, mark, photo.key, photo.size, photo.tag)
@@ -66,48 +30,50 @@ def warn_left_out(count: int, why: str) -> None:
         log.warning("%d photos are left out: they %s; use --layout auto to include them", count, why)
 
 
-def _folder(key: str) -> str:
+def folder(key: str) -> str:
+    """Return the folder of a key; "" at the top."""
     return key.rpartition("/")[0]
 
 
-def _stem(key: str) -> str:
+def stem(key: str) -> str:
+    """Return a key without its extension."""
     return str(PurePosixPath(key).with_suffix(""))
 
 
 def _set_of(key: str) -> tuple[str, str] | None:
-    """Return the owner's folder and the set letter (A, B or C) of a key in either form; None for other keys."""
-    folder, _, name = key.rpartition("/")
-    owner, _, last = folder.rpartition("/")
+    """The owner's folder and the set letter, A, B or C, of a key in either form; None for any other key."""
+    above, _, name = key.rpartition("/")
+    owner, _, last = above.rpartition("/")
     if match := SET_FOLDER.fullmatch(last):
         return owner, match[1].upper()
     if match := SET_FILE.fullmatch(name):
-        return folder, match[1].upper()
+        return above, match[1].upper()
     return None
 
 
-def _add_with_sets(spool: Spool, photos: Iterable[Entry], complete: str) -> None:
-    """Name each photo by its folder, or by the owner of its set if the owner's sets are `complete` (SQL).
+def add_with_sets(spool: Spool, photos: Iterable[Entry], complete: str) -> None:
+    """Name each photo by its folder, or by the owner of its set where the owner's sets are `complete`.
 
     The table `owner` holds the owners. Photos beside the sets have the owner's folder as name, so they are the owner's.
     """
-    spool.add(row(photo, *(_set_of(photo.key) or (_folder(photo.key), ""))) for photo in photos)
+    spool.add(row(photo, *(_set_of(photo.key) or (folder(photo.key), ""))) for photo in photos)
     spool.execute(f"CREATE TABLE owner AS SELECT name FROM photo WHERE mark <> '' GROUP BY name HAVING {complete}")
-    spool.function("folder", _folder)
+    spool.function("folder", folder)
     spool.execute(
         "UPDATE photo SET name = folder(key), mark = '' WHERE mark <> '' AND name NOT IN (SELECT name FROM owner)"
     )
     spool.execute("DELETE FROM photo WHERE mark = 'C'")
 
 
-def _name_root(spool: Spool, root: str) -> None:
-    """Name the identity of sets at the top after the input, with "_" appended while a folder has that name."""
+def name_root(spool: Spool, root: str) -> None:
+    """The input itself holds the sets: it lends its name, unless a folder has that."""
     while spool.holds("SELECT 1 FROM photo WHERE name = ?", blob(root)):
         root += "_"
     spool.execute("UPDATE photo SET name = ? WHERE name = x''", blob(root))
 
 
-def _make_unique(spool: Spool) -> None:
-    """Name photos that are their own identity by their key if they share a name, until names are unique."""
+def tell_apart(spool: Spool) -> None:
+    """Photos that are alone and share a name get their keys for names, until no two are alike."""
     spool.execute("CREATE INDEX by_name ON photo (name, mark)")
     changed = 1
     while changed:

@@ -13,8 +13,8 @@ from skimage import metrics as reference
 
 from dladiff.errors import ModelError
 from dladiff.evaluation.judge import EncoderFeatures, Judge, Reading, embedded_features, load_judge, unit_mean
-from dladiff.evaluation.metrics import Networks, features_of, generated_rows, protected_row, quality_row
 from dladiff.evaluation.noise import noise_like
+from dladiff.evaluation.scores import Networks, features_of, generated_rows, protected_row, quality_row
 from dladiff.evaluation.squares import thief_square
 from dladiff.faces.detect import Face
 from dladiff.faces.image_network import ImageNetwork
@@ -66,7 +66,10 @@ def test_networks_of_the_user_score() -> None:
             return np.array([picture.mean()])
 
     found = generated_rows(
-        [picture(9, 0), picture(0, 0)], {}, {}, networks(fiqa=Fiqa(), safety=lambda pictures: [True, False])
+        [picture(9, 0), picture(0, 0)],
+        {},
+        {},
+        networks(fiqa=Fiqa(), safety=lambda pictures: [p[0, 0, 0] > 0 for p in pictures]),
     )
     assert [row["nsfw"] for row in found] == [True, False]
     assert found[0]["fiqa"] == pytest.approx(9 / (64 * 64 * 3))
@@ -86,14 +89,20 @@ def test_quality_agrees_with_scikit_image() -> None:
     rng = np.random.default_rng(0)
     one = rng.integers(20, 230, (48, 56, 3)).astype(np.uint8)
     other = (one + rng.integers(-9, 10, one.shape)).astype(np.uint8)
-    row = quality_row(one, other, [(10.2, 8.0, 39.5, 44.0)], None)
+    row = quality_row(one, other, [(10.2, 8.0, 39.5, 44.0)], networks())
     assert row["psnr"] == pytest.approx(reference.peak_signal_noise_ratio(one, other))
     inside = (slice(8, 44), slice(10, 40))
     assert row["psnr_face"] == pytest.approx(reference.peak_signal_noise_ratio(one[inside], other[inside]))
     assert row["ssim"] == pytest.approx(reference.structural_similarity(one, other, channel_axis=2))
     assert row["linf"] == 9 / 255
     assert row["lpips"] is None
-    assert quality_row(one, one, [], None) == {"psnr": None, "psnr_face": None, "ssim": 1.0, "linf": 0.0, "lpips": None}
+    assert quality_row(one, one, [], networks()) == {
+        "psnr": None,
+        "psnr_face": None,
+        "ssim": 1.0,
+        "linf": 0.0,
+        "lpips": None,
+    }
 
 
 def onnx_file(path: Path, inputs: int, nodes: list[Any], shape: list[Any], meta: dict[str, str] | None = None) -> Path:
@@ -125,7 +134,7 @@ def test_lpips_takes_two_pictures_of_any_size(tmp_path: Path) -> None:
     nodes = [helper.make_node("Sub", ["a", "b"], ["d"]), helper.make_node("Abs", ["d"], ["m"]), mean_of("m")]
     network = ImageNetwork(onnx_file(tmp_path / "lpips.onnx", 2, nodes, ["n", 3, "h", "w"]), "lpips")
     one, other = np.full((20, 30, 3), 51, np.uint8), np.full((20, 30, 3), 102, np.uint8)
-    assert quality_row(one, other, [], network)["lpips"] == pytest.approx(51 / 127.5, abs=1e-6)
+    assert quality_row(one, other, [], networks(lpips=network))["lpips"] == pytest.approx(51 / 127.5, abs=1e-6)
 
 
 @pytest.mark.parametrize("fault", ["missing", "damaged", "shape", "mean"])

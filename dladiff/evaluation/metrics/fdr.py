@@ -1,0 +1,16 @@
+"""FDR: the face detection rate."""
+
+from dladiff.evaluation.metrics.record import Metric, plain
+
+METRIC = Metric(
+    name="fdr",
+    heading="FDR",
+    about="share of the pictures with a face",
+    place=10,
+    of="generated",
+    better="lower",
+    tables=("scores", "change", "less"),
+    entry="face",
+    measure=lambda picture: picture.face,
+    value=plain,
+)

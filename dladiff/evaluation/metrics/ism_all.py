@@ -1,0 +1,17 @@
+"""ISM over all pictures, as the paper counts it."""
+
+from dladiff.evaluation.metrics.record import Metric
+
+METRIC = Metric(
+    name="ism_all",
+    heading="ISM all",
+    about="cosine of the largest face to the clean references, 0 without a face",
+    place=20,
+    of="generated",
+    better="lower",
+    per_encoder=True,
+    tables=("scores", "change", "less"),
+    entry="ism",
+    measure=lambda picture: picture.to_references,
+    value=lambda kept, encoder: kept.get(encoder) or 0.0,
+)

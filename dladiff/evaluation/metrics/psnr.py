@@ -1,0 +1,18 @@
+"""PSNR of the stored photo."""
+
+from dladiff.core import quality
+from dladiff.evaluation.metrics.record import Metric, finite, plain
+
+METRIC = Metric(
+    name="psnr",
+    heading="PSNR dB",
+    about="dB, mean over photos; null where nothing changed",
+    place=60,
+    of="stored",
+    better="higher",
+    tables=("stored",),
+    digits=2,
+    entry="psnr",
+    measure=lambda photo: finite(quality.psnr(photo.original, photo.protected)),
+    value=plain,
+)
