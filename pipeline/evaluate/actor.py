@@ -18,7 +18,8 @@ from pipeline.evaluate.config import ENCODER_ONLY, EvaluateConfig
 from pipeline.evaluate.networks import EvaluationModels
 from pipeline.process.private import private_process
 from pipeline.records import commit as records
-from pipeline.sources.decode import UInt8, decode, encode_png
+from pipeline.records.output_format import PNG
+from pipeline.sources.decode import UInt8, decode
 from pipeline.sources.originals import Originals, named
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import redacted
@@ -160,9 +161,9 @@ class EvaluateIdentity:
         networks = dataclasses.replace(self.models.networks, safety=self.models.base(work["base"])[1])
         record["images"] = {p: generated_rows(made[p], reference, originals, networks) for p in made}
         for i, (prompt, pictures) in enumerate(made.items()):
-            keys = [f"faces/{work['key']}/{i}-{j:02d}.png" for j in range(min(self.config.kept, len(pictures)))]
+            keys = [f"faces/{work['key']}/{i}-{j:02d}{PNG.suffix}" for j in range(min(self.config.kept, len(pictures)))]
             for key, picture in zip(keys, pictures, strict=False):
-                self.results.put(key, encode_png(picture), "image/png")
+                self.results.put(key, PNG.encode(picture), PNG.content_type)
             record["faces"][prompt] = keys
         features = [features_of(pictures, networks.features) for pictures in made.values()]
         record["features"] = self._put_features(work["key"], features)

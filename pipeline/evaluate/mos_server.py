@@ -20,8 +20,9 @@ from dladiff.errors import DladiffError, NotFoundError, StorageError
 from dladiff.evaluation.ratings import SCALE
 from pipeline.evaluate.mos import FACES, Session, faces_of
 from pipeline.evaluate.ratings import SCORES
+from pipeline.records.output_format import PNG
 from pipeline.report.page import asset, filled, policy
-from pipeline.sources.decode import decode, encode_png
+from pipeline.sources.decode import decode
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import shown
 
@@ -218,7 +219,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             session = self.server.session
             face = session.faces[path.removeprefix("/face/").removesuffix(".png")]["face"]
             pixels = decode(session.results.get(face), max_pixels=2048 * 2048, min_side=1).pixels
-            return 200, "image/png", encode_png(pixels)
+            return 200, PNG.content_type, PNG.encode(pixels)
         return _error(404, "no such page")
 
     def _post(self) -> Reply:

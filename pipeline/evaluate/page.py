@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from dladiff.errors import NotFoundError, PhotoError
 from dladiff.evaluation.tables import Evaluation, Table
+from pipeline.records.output_format import PNG
 from pipeline.report.page import asset, embedded, filled
 from pipeline.sources.decode import UInt8, decode
 from pipeline.storage.base import Storage
@@ -27,7 +28,7 @@ def write_sheets(results: Storage, found: Evaluation) -> list[tuple[str, bytes]]
             rows = [(name, first[name]["faces"][found.prompts[0]]) for name in sorted(first)][:DOWN]
             if rows:
                 picture = _sheet(results, rows)
-                results.put(f"sheets/{escape(attack)}--{escape(condition)}.png", picture, "image/png")
+                results.put(f"sheets/{escape(attack)}--{escape(condition)}{PNG.suffix}", picture, PNG.content_type)
                 sheets.append((f"{attack}: {condition}", picture))
     return sheets
 

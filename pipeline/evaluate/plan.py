@@ -1,6 +1,5 @@
 """What an evaluation does: one row an identity, condition, attack, base, preprocessing, share and seed."""
 
-import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -94,7 +93,7 @@ def _by_content(settings: dict[str, Any]) -> dict[str, Any]:
 def _defaults(attack: str) -> dict[str, Any]:
     """Return an attack's default settings for each kind of base model, weights by content; {} for `encoder_only`."""
     kinds = ATTACKS[attack].settings() if attack in ATTACKS else {}
-    found = {kind: _by_content(dataclasses.asdict(settings)) for kind, settings in kinds.items()}
+    found = {kind: _by_content(settings.to_dict()) for kind, settings in kinds.items()}
     return {  # weights that did not ship keep their path: the same key on every machine
         kind: {k: v.removeprefix(str(TINY)) if isinstance(v, str) else v for k, v in settings.items()}
         for kind, settings in found.items()

@@ -1,6 +1,5 @@
 """The Parquet manifests, built from the records alone, and the sweep of orphaned photos."""
 
-import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -12,13 +11,13 @@ import pyarrow.parquet as pq
 
 from pipeline.process.temporary import temporary_folder
 from pipeline.records.commit import INDEX, Index, Record, Recorded, load_many, read_index
+from pipeline.records.output_format import OUTPUT
 from pipeline.records.schema import IDENTITIES, PHOTOS, RECORDS, table
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import escape
 
 PHOTOS_KEY, IDENTITIES_KEY = "manifest/photos.parquet", "manifest/identities.parquet"
 FILES = {PHOTOS_KEY: PHOTOS, IDENTITIES_KEY: IDENTITIES}
-STORED = re.compile(r"\.[0-9a-f]{12}\.png$")  # end of a protected photo's name; the sweep removes no other file
 GROUP = 500  # rows of one row group, held in memory: a plan row names up to a hundred photos
 
 
@@ -108,7 +107,7 @@ def sweep(storage: Storage, identity: str, current: list[Recorded], stale: list[
     removed = [row.place for row in stale]
     named = {photo.get("output_key") for record in records.values() for photo in record.get("photos", [])}
     folder = f"photos/{escape(identity)}/"
-    removed += [e.key for e in storage.list(folder) if e.key not in named and STORED.search(e.key)]
+    removed += [e.key for e in storage.list(folder) if e.key not in named and OUTPUT.names(e.key)]
     for key in removed:
         storage.delete(key)
     return removed

@@ -22,12 +22,13 @@ from pipeline.process.private import private_process
 from pipeline.records import commit as records
 from pipeline.records.latest import unchanged
 from pipeline.records.manifest import GROUP
+from pipeline.records.output_format import OUTPUT, encode_checked
 from pipeline.records.schema import PhotoRow, brief, finite, finite_similarity, reasons
 from pipeline.records.trace import write_trace
 from pipeline.run.grouped import together
 from pipeline.run.reading import STREAMS, PlannedPhoto, Reading, Source
 from pipeline.sources.addresses import read_allowed, roots_of
-from pipeline.sources.decode import Decoded, encode_checked
+from pipeline.sources.decode import Decoded
 from pipeline.sources.decoder import PIXEL_BYTES
 from pipeline.sources.index_file import is_index
 from pipeline.storage.base import Storage
@@ -231,9 +232,9 @@ class ProtectIdentity:
             row |= {"status": "failed", "reason": f"cannot be encoded: {_line(error)}"}
             return
         sha = hashlib.sha256(data).hexdigest()
-        key = f"photos/{escape(identity)}/{stem(row['source_uri'])}.{sha[:12]}.png"
+        key = f"photos/{escape(identity)}/{OUTPUT.file_name(stem(row['source_uri']), sha)}"
         try:
-            self.target.put(key, data, "image/png")
+            self.target.put(key, data, OUTPUT.content_type)
         except RefusedError as error:  # this key or size; other storage errors end the run
             row |= {"status": "failed", "reason": str(error)}
             return

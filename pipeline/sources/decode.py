@@ -89,29 +89,6 @@ def dimensions(
             return width, height
 
 
-def encode_png(pixels: UInt8, icc: bytes | None = None, alpha: UInt8 | None = None) -> bytes:
-    """Encode uint8 (H, W, 3) RGB and optional uint8 (H, W) alpha as PNG; the same input gives the same bytes.
-
-    The colour profile is the only metadata; EXIF and GPS of the source are dropped.
-    """
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"pixels must be uint8 (H, W, 3), not {pixels.dtype} {pixels.shape}")
-    stacked = pixels if alpha is None else np.dstack([pixels, alpha])
-    out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(stacked)).save(out, "PNG", compress_level=6, icc_profile=icc)
-    return out.getvalue()
-
-
-def encode_checked(pixels: UInt8, icc: bytes | None = None, alpha: UInt8 | None = None) -> bytes:
-    """Encode as PNG and compare the decoded result. Raises PhotoError when its pixels differ."""
-    data = encode_png(pixels, icc, alpha)
-    with Image.open(io.BytesIO(data)) as image:
-        stored = np.asarray(image)[:, :, :3]
-    if not np.array_equal(stored, pixels):
-        raise PhotoError("the encoded photo differs from the protected pixels")
-    return data
-
-
 @contextlib.contextmanager
 def _faults() -> Iterator[None]:
     """Raise every exception of Pillow as PhotoError, and ignore its warnings."""

@@ -26,10 +26,10 @@ from rich.console import Console
 from pipeline.config import RunConfig
 from pipeline.records.commit import load_many
 from pipeline.records.manifest import write_manifest
+from pipeline.records.output_format import encode_png
 from pipeline.run import driver as run
 from pipeline.run import engine
 from pipeline.run.plan import make_plan
-from pipeline.sources.decode import encode_png
 from pipeline.storage.open import open_storage
 from tests.integration.conftest import s3_server
 

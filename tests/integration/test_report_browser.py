@@ -16,9 +16,9 @@ import skimage.data
 
 from pipeline.config import RunConfig
 from pipeline.records.manifest import write_manifest
+from pipeline.records.output_format import encode_png
 from pipeline.report.write import write_report
 from pipeline.run.actor import ProtectIdentity
-from pipeline.sources.decode import encode_png
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
 from tests.integration.browsers import messages

@@ -21,10 +21,10 @@ from dladiff.errors import ConfigError
 from dladiff.settings.schema import method_config
 from pipeline.cli.main import main
 from pipeline.config import run_config
+from pipeline.records.output_format import encode_png
 from pipeline.records.schema import PHOTOS
 from pipeline.records.trace import Trace, read_trace, trace_key, traces_of, write_trace
 from pipeline.report.explain import _rows, explain
-from pipeline.sources.decode import encode_png
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import escape
 from pipeline.storage.open import open_storage

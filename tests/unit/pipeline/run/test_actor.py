@@ -15,11 +15,11 @@ from dladiff.errors import BusyError, StorageError
 from pipeline.config import RunConfig
 from pipeline.records import commit as records
 from pipeline.records.manifest import ParquetFile
+from pipeline.records.output_format import encode_checked
 from pipeline.records.schema import TODO
 from pipeline.run.actor import ProtectIdentity
 from pipeline.run.plan import _listed, identities
 from pipeline.sources.addresses import OUTSIDE
-from pipeline.sources.decode import encode_checked
 from pipeline.storage import local as local_storage
 from pipeline.storage import retry as patience
 from pipeline.storage.base import Storage

@@ -74,7 +74,7 @@ def test_many_photos_become_parts_of_equal_size_that_share_their_clean_photos(
     clean = [[Path(p["key"]).stem for p in t["clean"]] for t in tasks]
     assert clean == [["3", "4", "5", "6"]] * 3 + [[]]  # the largest files, four times as many as are used
     assert [p["size"] for t in tasks[:3] for p in t["photos"]] == list(range(1, 8))
-    _, tasks = work(config.replaced(method={"clean_photos": 1}, max_photo_bytes=5), tmp_path)
+    _, tasks = work(config.model_copy(update={"method": {"clean_photos": 1}, "max_photo_bytes": 5}), tmp_path)
     assert [Path(p["key"]).stem for p in tasks[0]["clean"]] == ["1", "2", "3", "4"]  # larger ones are not read
 
 

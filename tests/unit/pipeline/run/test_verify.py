@@ -15,10 +15,11 @@ from dladiff.errors import StorageError
 from pipeline.records import commit as records
 from pipeline.records.lease import Lease
 from pipeline.records.manifest import write_manifest
+from pipeline.records.output_format import encode_png
 from pipeline.run import failures
 from pipeline.run.plan import Retry
 from pipeline.run.verify import verify
-from pipeline.sources.decode import decode, encode_png
+from pipeline.sources.decode import decode
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
 from tests.support.outputs import protected_output

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from pipeline.sources.decode import decode, encode_checked, encode_png
+from pipeline.records.output_format import encode_checked, encode_png
+from pipeline.sources.decode import decode
 from tests.support.photo_bytes import grey_profile, lightness_profile, padded, rgb, saved, smooth
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from dladiff.errors import PhotoError
-from pipeline.sources import decode as photos
-from pipeline.sources.decode import Decoded, decode, encode_checked, encode_png
+from pipeline.records import output_format
+from pipeline.records.output_format import encode_checked, encode_png
+from pipeline.sources.decode import Decoded, decode
 from tests.support.photo_bytes import animated, png, rgb, saved, smooth
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -256,6 +258,7 @@ def test_png_round_trip(height: int, width: int, seed: int, with_alpha: bool) ->
 def test_what_is_encoded_is_decoded_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.full((64, 64, 3), 100, np.uint8)
     assert np.array_equal(decode(encode_checked(pixels)).pixels, pixels)
-    monkeypatch.setattr(photos, "encode_png", lambda *_: encode_png(pixels + 1))
+    other = replace(output_format.PNG, encode=lambda *_: encode_png(pixels + 1))
+    monkeypatch.setattr(output_format, "OUTPUT", other)
     with pytest.raises(PhotoError, match="differs from the protected pixels"):
         encode_checked(pixels)
