@@ -266,7 +266,7 @@ def test_verify_says_how_many_planned_photos_have_no_record(tmp_path: Path) -> N
     write_manifest(output, force=True)
     found = verify(output)
     assert (found.left, found.faults, len(found.orphans)) == (2, [], 2)
-    found = CliRunner().invoke(main, ["verify", "--output", output.uri])
-    assert found.exit_code == 0
-    assert "left: 2 photos of the latest plan have no record; the next protect does them" in found.stdout
+    done = CliRunner().invoke(main, ["verify", "--output", output.uri])
+    assert done.exit_code == 0
+    assert "left: 2 photos of the latest plan have no record; the next protect does them" in done.stdout
     assert json.loads(CliRunner().invoke(main, ["verify", "--output", output.uri, "--json"]).stdout)["left"] == 2
