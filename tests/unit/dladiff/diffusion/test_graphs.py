@@ -28,6 +28,7 @@ class Called(Graphs):
         return step
 
 
+@pytest.mark.networks
 @pytest.mark.parametrize("prior", [False, True])
 def test_what_is_recorded_of_a_training_step_is_the_step(prior: bool) -> None:
     surrogate, found = Surrogate("embedded", CPU), []

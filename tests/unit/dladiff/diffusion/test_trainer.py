@@ -21,6 +21,7 @@ def surrogate() -> Surrogate:
     return Surrogate("embedded", CPU)
 
 
+@pytest.mark.networks
 def test_trainer_moves_fp32_weights_and_leaves_the_pretrained_ones(surrogate: Surrogate) -> None:
     before = surrogate.unet.conv_in.weight.clone()
     unet = surrogate.fresh_unet()
@@ -65,6 +66,7 @@ def test_a_training_step_in_parts_is_the_whole_step(surrogate: Surrogate) -> Non
     assert moved.abs().max() > 0 and (moved - moved_too).norm() < 1e-3 * moved.norm()
 
 
+@pytest.mark.networks
 def test_the_prior_term_is_the_same_loss_on_class_images_and_draws_nothing_without(surrogate: Surrogate) -> None:
     config = FinetuningConfig(
         iter_ft=0, iter_opt=2, iter_1=1, iter_2=1, iter_3=1, lr_dynamic=1e-3, attention_resolution=8

@@ -58,6 +58,7 @@ def quick(attack: str, base: Base, adapter: str) -> AttackSettings:
     return replace(settings_for(attack, base), steps=1, batch=1, sampling_steps=2, **zero_shot)
 
 
+@pytest.mark.networks
 @pytest.mark.parametrize("attack", TINY_MODEL)
 def test_an_attack_gives_images_and_leaves_the_base_alone(base, square, adapter, attack):
     parts = (base.pipe.unet, base.pipe.text_encoder)
@@ -121,6 +122,7 @@ def test_textual_inversion_changes_one_word(base, square, monkeypatch):
         ATTACKS["textual_inversion"](base, [square], replace(settings, initializer="a man"), PROMPTS, 1, 0)
 
 
+@pytest.mark.networks
 def test_the_thief_s_embedding_is_the_encoder_s(square):
     face = CenterFaceDetector().detect(square)[0]
     crop = warp(to_float(square), torch.from_numpy(alignment_matrix(face.landmarks)).float()[None])
@@ -130,6 +132,7 @@ def test_the_thief_s_embedding_is_the_encoder_s(square):
     assert np.array_equal(found.landmarks, face.landmarks)
 
 
+@pytest.mark.networks
 def test_each_image_shows_one_photo_in_turn(base, adapter):
     photo = astronaut()
     cut = [thief_square(p, "face", 128, CenterFaceDetector()) for p in (photo, photo[:, ::-1])]

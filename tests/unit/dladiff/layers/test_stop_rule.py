@@ -61,6 +61,7 @@ def reader(detector: ScrfdDetector, encoder: IdentityEncoder) -> FaceReader:
     return FaceReader(to_float(photo()), face, detector.readings(photo()), [encoder])
 
 
+@pytest.mark.networks
 def test_no_outsider_reads_more(pack: Path, detector: ScrfdDetector, reader: FaceReader) -> None:
     from insightface.app import FaceAnalysis
 

@@ -65,6 +65,7 @@ def reader() -> FaceReader:
     return FaceReader(to_float(photo()), face, [], [named_encoder("embedded:mobile")])
 
 
+@pytest.mark.networks
 @pytest.mark.parametrize("changes", [{}, {"momentum": 1.0}, {"robust": True}, {"weighting": "adaptive"}])
 def test_every_lever_lowers_the_cosine_and_repeats_itself(changes: dict[str, Any], reader: FaceReader) -> None:
     x = to_float(photo())

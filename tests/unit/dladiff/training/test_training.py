@@ -88,6 +88,7 @@ def test_a_bases_loss_is_weighed_by_the_signal_to_noise_ratio() -> None:
     torch.testing.assert_close(found, torch.minimum(ratio, torch.tensor(5.0)) / ratio)
 
 
+@pytest.mark.networks
 def test_another_base_learns_and_loads_beside_the_profile_s_own_parts(tmp_path: Path) -> None:
     surrogate = Surrogate("embedded", torch.device("cpu"))
     pool = surrogate.encode_fixed(torch.rand(8, 3, 128, 128, generator=torch.Generator().manual_seed(0)), 8)

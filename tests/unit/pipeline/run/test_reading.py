@@ -48,10 +48,10 @@ def test_a_file_is_read_up_to_its_limit_and_not_at_all_where_its_listing_says_mo
     assert [row["status"] for row in result["rows"]] == ["failed", "skipped", "protected"]
     assert result["rows"][0]["reason"].startswith("too large: 1099511627776 bytes is more than max_photo_bytes")
     assert "changed while it was planned or read" in result["rows"][1]["reason"]
-    assert [place for place in read if place[0].startswith("ann/")] == [
+    assert {place for place in read if place[0].startswith("ann/")} == {  # two threads read them
         ("ann/1.png", sizes[1]),
         ("ann/2.png", sizes[2]),
-    ]
+    }
     read.clear()
     result = call(limited)  # without sizes
     assert [row["status"] for row in result["rows"]] == ["failed", "protected", "protected"]
