@@ -30,6 +30,7 @@ from pipeline.storage.base import Storage
 from pipeline.storage.keys import escape, task_name
 from pipeline.storage.open import open_storage
 from tests.support.evaluated import actor
+from tests.support.kept import kept_decoders
 from tests.support.outputs import portrait
 
 STAYS = ("Ann Lee", "Cy/x")
@@ -68,8 +69,8 @@ class Scene:
             plan = make_plan(self.config, folder=folder)
             assert plan.todo_file is not None
             worker = ProtectIdentity(self.config.to_dict(), "run", "digest")
-            for row in plan.todo_file.rows():
-                assert json.loads(worker(row)["result"])["status"] == "done"
+            with kept_decoders():
+                assert {json.loads(worker(row)["result"])["status"] for row in plan.todo_file.rows()} == {"done"}
             write_plan(self.output, plan, "run")
         write_manifest(self.output)
         for name in (*STAYS, *LEFT):

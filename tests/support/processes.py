@@ -3,11 +3,15 @@
 import os
 from pathlib import Path
 
+from tests.support.kept import SHELF
+
 
 def decoders_of(pid: int | None = None) -> set[int]:
-    """Return the decoders among the children of a process, by default this one."""
+    """Return the decoders among the children of a process, by default this one; without those kept for tests."""
+    kept = {decoder._process.pid for decoder in SHELF}
     lists = Path(f"/proc/{pid or os.getpid()}/task").glob("*/children")
-    return {int(child) for file in lists for child in file.read_text().split() if decodes(child)}
+    found = {int(child) for file in lists for child in file.read_text().split() if decodes(child)}
+    return found - kept
 
 
 def decodes(pid: str) -> bool:

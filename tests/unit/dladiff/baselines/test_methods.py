@@ -87,6 +87,7 @@ def test_every_method_has_a_schedule_and_the_paper_s_bound():
     assert {name: round(SCHEDULES[name].eta * 255, 3) for name in bounds} == bounds
 
 
+@pytest.mark.networks
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
 def test_bound_range_and_repeatability(surrogate, x, method):
     schedule = quick(method)
@@ -98,6 +99,7 @@ def test_bound_range_and_repeatability(surrogate, x, method):
     assert (x + once).min() >= 0 and (x + once).max() <= 1
 
 
+@pytest.mark.networks
 def test_the_surrogate_is_left_as_it_was(surrogate, x):
     before = {k: v.clone() for k, v in surrogate.unet.state_dict().items()}
     words = surrogate.encoders[0].network.get_input_embeddings().weight.clone()
@@ -257,6 +259,7 @@ def test_random_signs_have_the_asked_psnr_in_whole_levels(surrogate, x, psnr):
     assert abs(float(levels.sign().mean())) < 0.05
 
 
+@pytest.mark.networks
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("random", "none")])
 def test_methods_meet_at_one_psnr(surrogate, x, method):
     schedule = quick(method).replaced(eta=0.25, step=0.04, least_psnr=33.0)
@@ -274,6 +277,7 @@ def test_the_configuration_takes_a_method_with_its_bound_and_without_layer_2(met
         method_config("tiny", None, {"protection": method, "layers": "both"})
 
 
+@pytest.mark.networks
 def test_protecting_with_a_compared_method_keeps_its_own_bound(surrogate):
     photo = astronaut()[:256, 100:356].copy()
     models = Models(surrogate, [], [named_encoder("embedded:mobile")], CenterFaceDetector(), torch.device("cpu"))

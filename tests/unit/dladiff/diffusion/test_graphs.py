@@ -28,6 +28,7 @@ class EagerGraphs(Graphs):
         return step
 
 
+@pytest.mark.networks
 @pytest.mark.parametrize("prior", [False, True])
 def test_the_captured_training_step_equals_the_eager_one(prior: bool) -> None:
     surrogate, found = Surrogate("embedded", CPU), []

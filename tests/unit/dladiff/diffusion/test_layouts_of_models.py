@@ -35,6 +35,7 @@ def surrogate(layout: tuple[str, Path]) -> Surrogate:
     return Surrogate(layout[1], CPU)
 
 
+@pytest.mark.networks
 def test_prompt_is_the_pipelines(layout: tuple[str, Path], surrogate: Surrogate) -> None:
     name, folder = layout
     kind: Any = StableDiffusionXLPipeline if name == "sdxl" else StableDiffusionPipeline
@@ -62,7 +63,7 @@ def test_prompt_is_the_pipelines(layout: tuple[str, Path], surrogate: Surrogate)
     assert torch.equal(seen["time_ids"], sizes.expand(2, -1)) and seen["text_embeds"].shape == (2, 40)
 
 
-@pytest.mark.parametrize("part", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("part", [pytest.param(4, marks=pytest.mark.networks), pytest.param(1, marks=pytest.mark.slow)])
 def test_maps_of_the_profile(layout: tuple[str, Path], surrogate: Surrogate, part: int) -> None:
     """At a quarter of the profile's resolution the same layers have maps of a quarter of the side."""
     name = layout[0]

@@ -19,6 +19,7 @@ def surrogate() -> Surrogate:
     return Surrogate("embedded", CPU)
 
 
+@pytest.mark.networks
 def test_trainer_changes_its_weights_and_not_the_pretrained_ones(surrogate: Surrogate) -> None:
     before = surrogate.unet.conv_in.weight.clone()
     unet = surrogate.fresh_unet()
@@ -63,6 +64,7 @@ def test_a_training_step_in_parts_is_the_whole_step(surrogate: Surrogate) -> Non
     assert moved.abs().max() > 0 and (moved - moved_too).norm() < 1e-3 * moved.norm()
 
 
+@pytest.mark.networks
 def test_the_prior_term_is_the_loss_on_class_images_and_without_them_nothing_is_drawn(surrogate: Surrogate) -> None:
     config = FinetuningConfig(
         iter_ft=0, iter_opt=2, iter_1=1, iter_2=1, iter_3=1, lr_dynamic=1e-3, attention_resolution=8

@@ -56,6 +56,7 @@ def quick(attack: str, base: Base, adapter: str) -> AttackSettings:
     return settings_for(attack, base).replaced(steps=1, batch=1, sampling_steps=2, **zero_shot)
 
 
+@pytest.mark.networks
 @pytest.mark.parametrize("attack", [name for name, record in ATTACKS.items() if record.tiny])
 def test_an_attack_gives_images_and_leaves_the_base_alone(base, square, adapter, attack):
     parts = (base.pipe.unet, base.pipe.text_encoder)
@@ -119,6 +120,7 @@ def test_textual_inversion_changes_one_word(base, square, monkeypatch):
         ATTACKS["textual_inversion"].load()(base, [square], settings.replaced(initializer="a man"), PROMPTS, 1, 0)
 
 
+@pytest.mark.networks
 def test_the_thief_s_embedding_is_the_encoder_s(square):
     face = CenterFaceDetector().detect(square)[0]
     crop = warp(to_float(square), torch.from_numpy(alignment_matrix(face.landmarks)).float()[None])
@@ -128,6 +130,7 @@ def test_the_thief_s_embedding_is_the_encoder_s(square):
     assert np.array_equal(found.landmarks, face.landmarks)
 
 
+@pytest.mark.networks
 def test_each_image_shows_one_photo_in_turn(base, adapter):
     photo = astronaut()
     cut = [thief_square(p, "face", 128, CenterFaceDetector()) for p in (photo, photo[:, ::-1])]

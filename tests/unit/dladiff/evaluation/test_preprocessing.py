@@ -93,6 +93,7 @@ def test_squares_that_nothing_is_done_to_come_back_and_overlaps_are_averaged():
     assert torch.equal(found[..., 50:], x[..., 50:])
 
 
+@pytest.mark.networks
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers' DPM-Solver++
 def test_sdedit_redraws_the_face_and_nothing_else(monkeypatch):
     monkeypatch.setattr(purifiers, "SDEDIT_STEPS", 10)

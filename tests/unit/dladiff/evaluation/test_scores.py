@@ -189,6 +189,7 @@ def test_the_mean_of_unit_vectors_is_one() -> None:
     assert found == pytest.approx([np.sqrt(0.5)] * 2)
 
 
+@pytest.mark.networks
 def test_the_bundled_judge_tells_people_apart(assets: Path) -> None:
     import cv2
 

@@ -103,6 +103,7 @@ def test_distinct_keeps_the_best_of_a_face() -> None:
     assert distinct(boxes) == [1, 2]
 
 
+@pytest.mark.networks
 def test_centerface_counts(centerface: Detector, six_people: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(centerface.detect(astronaut())) == 1
     faces = centerface.detect(six_people)
@@ -116,6 +117,7 @@ def test_nobody(centerface: Detector) -> None:
     assert centerface.detect(np.full((64, 90, 3), 128, dtype=np.uint8)) == []
 
 
+@pytest.mark.networks
 def test_the_same_face_at_every_size(centerface: Detector) -> None:
     original = astronaut()
     (reference,) = centerface.detect(original)
@@ -126,6 +128,7 @@ def test_the_same_face_at_every_size(centerface: Detector) -> None:
         assert drift < 0.1 * (reference.box[2] - reference.box[0])
 
 
+@pytest.mark.networks
 def test_a_face_cut_by_the_edges(centerface: Detector) -> None:
     (whole,) = centerface.detect(astronaut())
     x0, y0, x1, y1 = (int(v) for v in whole.box)
@@ -140,12 +143,14 @@ def test_small_faces_are_left_out(six_people: np.ndarray) -> None:
     assert CenterFaceDetector(min_face_px=1000).detect(six_people) == []
 
 
+@pytest.mark.networks
 def test_same_photo_same_faces(centerface: Detector) -> None:
     first, again = (centerface.detect(astronaut())[0] for _ in range(2))
     assert first.box == again.box and first.score == again.score
     assert np.array_equal(first.landmarks, again.landmarks)
 
 
+@pytest.mark.networks
 @pytest.mark.parametrize("folder", ["celebahq_103", "celebahq_1972", "vggface2_n000050"])
 @pytest.mark.parametrize("name", ["centerface", "scrfd"])
 def test_close_ups_are_all_found(folder: str, name: str, assets: Path, request: pytest.FixtureRequest) -> None:
@@ -161,6 +166,7 @@ def test_scrfd_counts(scrfd: Detector, six_people: np.ndarray) -> None:
     assert len(scrfd.detect(astronaut())) == 1
 
 
+@pytest.mark.networks
 def test_scrfd_passes_are_insightfaces(scrfd: Detector, assets: Path) -> None:
     from insightface.model_zoo import get_model
 
@@ -180,6 +186,7 @@ def test_scrfd_passes_are_insightfaces(scrfd: Detector, assets: Path) -> None:
         assert drift < 0.5 * 640 / side  # half a pixel of what the detector sees
 
 
+@pytest.mark.networks
 def test_centerface_passes_hold_the_faces_that_detect_merges(centerface: Detector, six_people: np.ndarray) -> None:
     passes = centerface.passes(six_people)
     assert len(passes) == 3 and len(passes[0]) == 6

@@ -46,6 +46,7 @@ def flat_encoder(path: Path, side: int = 112, names: tuple[str, str] = ("Sub0", 
     return save(path, nodes, constants, ["N", 3, side, side])
 
 
+@pytest.mark.networks
 @pytest.mark.parametrize("pack", ["mini_y1", "mini_relu6"])
 def test_embedding_is_insightfaces(pack: str, assets: Path) -> None:
     from insightface.app import FaceAnalysis
@@ -85,7 +86,11 @@ def test_gradient_against_finite_differences(assets: Path) -> None:
 
 @pytest.mark.parametrize(
     ("depth", "width"),
-    [(50, 4), (100, 4), pytest.param(50, 64, marks=pytest.mark.slow), pytest.param(100, 64, marks=pytest.mark.slow)],
+    [
+        *(pytest.param(depth, 4, marks=pytest.mark.networks) for depth in (50, 100)),
+        pytest.param(50, 64, marks=pytest.mark.slow),
+        pytest.param(100, 64, marks=pytest.mark.slow),
+    ],
 )
 def test_iresnet_is_the_network_that_was_exported(depth: int, width: int, tmp_path: Path) -> None:
     network = random_iresnet(depth, width)

@@ -61,6 +61,7 @@ def reader(detector: ScrfdDetector, encoder: IdentityEncoder) -> FaceReader:
     return FaceReader(to_float(photo()), face, detector.passes(photo()), [encoder])
 
 
+@pytest.mark.networks
 def test_insightface_measures_no_higher_cosine(pack: Path, detector: ScrfdDetector, reader: FaceReader) -> None:
     from insightface.app import FaceAnalysis
 

@@ -67,6 +67,7 @@ def reader() -> FaceReader:
     return FaceReader(to_float(photo()), face, [], [named_encoder("embedded:mobile")])
 
 
+@pytest.mark.networks
 @pytest.mark.parametrize("changes", [{}, {"momentum": 1.0}, {"robust": True}, {"weighting": "adaptive"}])
 def test_each_setting_lowers_the_cosine_and_is_reproducible(changes: dict[str, Any], reader: FaceReader) -> None:
     x = to_float(photo())

@@ -89,6 +89,7 @@ def test_the_loss_of_a_base_is_weighted_by_min_snr() -> None:
     torch.testing.assert_close(found, torch.minimum(ratio, torch.tensor(5.0)) / ratio)
 
 
+@pytest.mark.networks
 def test_another_base_learns_and_loads_beside_the_profile_s_own_parts(tmp_path: Path) -> None:
     surrogate = Surrogate("embedded", torch.device("cpu"))
     pool = surrogate.encode_fixed(torch.rand(8, 3, 128, 128, generator=torch.Generator().manual_seed(0)), 8)

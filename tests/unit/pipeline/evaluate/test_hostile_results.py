@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dladiff.errors import DamagedError, StorageError
+from dladiff.evaluation import summaries
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.mos import faces_of
 from pipeline.evaluate.plan import EvaluationPlan
@@ -24,7 +25,8 @@ Evaluated = tuple[EvaluateConfig, EvaluationPlan, Storage]
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Evaluated:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluated:
+    monkeypatch.setattr(summaries, "FID_DRAWS", 4)  # of 200: each table is made many times here
     return evaluated(tmp_path, {"ann": ["1.png", "2.png"], "bob": ["1.png"]}, kept=1)
 
 

@@ -56,6 +56,7 @@ def test_a_missing_network_is_told(tmp_path: Path) -> None:
         models(count=0)
 
 
+@pytest.mark.networks
 def test_preprocessing_by_name_and_squares_of_the_tiny_model(assets: Path) -> None:
     import cv2
 

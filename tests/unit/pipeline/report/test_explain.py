@@ -65,6 +65,7 @@ def photos(folder: Path, **more: str) -> tuple[Path, Path]:
     return source, output
 
 
+@pytest.mark.networks
 def test_page_shows_both_photos_under_three_weights_and_escapes_names(tmp_path: Path) -> None:
     source, output = photos(tmp_path)
     write_trace(open_storage(output), NAME, 0, {"Layer 1, attention steps": {"loss": [1.0, 3.0, 2.0]}})
@@ -134,6 +135,7 @@ def test_the_address_decides_and_then_the_bytes(tmp_path: Path, monkeypatch: pyt
             _rows(storage, sha256, photo)
 
 
+@pytest.mark.networks
 def test_command_tells_names_that_print_other_holders_and_other_settings(tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(json.dumps({"seed": 3, "method": {"finetuning": {"iter_ft": 1}}}))

@@ -32,6 +32,7 @@ def everything(scene: Scene) -> dict[str, bytes]:
     return files(scene.folder)
 
 
+@pytest.mark.networks
 def test_nothing_of_who_left_stays(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     scene.fill(monkeypatch, explained=True)
     scene.die_in_folders()

@@ -26,6 +26,7 @@ from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
 from tests.support.fakes import AddNoise
+from tests.support.kept import kept_decoders
 from tests.support.photo_bytes import rgb, saved
 
 Row = dict[str, Any]
@@ -42,6 +43,12 @@ def config(tmp_path: Path) -> RunConfig:
         source.put(f"ann/{i}.png", png(i))
     open_storage(tmp_path / "out", create=True)
     return RunConfig(input=str(tmp_path / "in"), output=str(tmp_path / "out"), protector="tests.support.fakes:AddNoise")
+
+
+@pytest.fixture(autouse=True)
+def kept() -> Iterator[None]:
+    with kept_decoders():
+        yield
 
 
 @pytest.fixture
