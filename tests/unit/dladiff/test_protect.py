@@ -142,8 +142,8 @@ def test_steps_told_are_the_steps_taken(protector: Protector, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("space", ["image", "aligned"])
-def test_layer_two_lowers_every_optimised_similarity(protector: Protector, space: str) -> None:
-    quiet = {"linear_noise": 0.005, "shift_noise": 0.5}  # the paper's small alignment noise
+def test_layer_two_lowers_every_optimised_similarity(protector: Protector, space: Any) -> None:
+    quiet: dict[str, Any] = {"linear_noise": 0.005, "shift_noise": 0.5}  # the paper's small alignment noise
     zero_shot = dataclasses.replace(protector.config.zero_shot, space=space, step=2e-3, max_steps=40, **quiet)
     config = dataclasses.replace(protector.config, layers="zero_shot", zero_shot=zero_shot)
     (out,) = protect([PhotoIn(key="a", pixels=photo())], [], protector.models, config, seed=0).photos
