@@ -114,7 +114,7 @@ def test_the_command(people: Path, tmp_path: Path) -> None:
     arguments = ["evaluate", "--output", str(people / "out"), "--results", str(tmp_path / "r"), "--attack", "lora"]
     arguments += ["--seed", "0", "--seed", "1", "--dry-run", "--json", "--set", "lora.steps=3"]
     found = CliRunner().invoke(cli.main, arguments)
-    assert (found.exit_code, json.loads(found.output)["planned"]) == (0, 2 * (3 + 6))
+    assert (found.exit_code, json.loads(found.stdout)["planned"]) == (0, 2 * (3 + 6))
     wrong = CliRunner().invoke(cli.main, [*arguments, "--compare", "aspl", "--share", "0"])
     assert wrong.exit_code == 2
     assert "--compare: 'aspl' is not NAME=VALUE" in wrong.output
