@@ -1,4 +1,4 @@
-"""Python use without Ray: `protect_photos` takes PIL images or arrays and gives PIL images back."""
+"""Python interface without Ray: `protect_photos` takes PIL images or arrays and returns PIL images."""
 
 import contextlib
 import json
@@ -21,12 +21,12 @@ __all__ = ["Photo", "ProtectedPhoto", "Similarity", "protect_photos"]
 
 Photo = Image.Image | NDArray[np.uint8]
 """A PIL image, or uint8 (height, width, 3) RGB."""
-MIN_SIDE = 64  # px, as in the batch
+MIN_SIDE = 64  # px; the batch has the same limit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Similarity:
-    """Cosine of one encoder to the original photo, the highest of any face: after layer 1, and of the result."""
+    """One encoder's highest cosine of any face to the original: `before` layer 2, and `after` it."""
 
     encoder: str
     optimised: bool
@@ -36,22 +36,22 @@ class Similarity:
 
 @dataclass(frozen=True, kw_only=True)
 class ProtectedPhoto:
-    """One protected photo. Save `image` lossless (PNG): the figures hold for exactly these pixels."""
+    """One protected photo. Save `image` in a lossless format (PNG): the measurements hold for exactly these pixels."""
 
     image: Image.Image
-    """RGB, or RGBA where the photo had transparency; upright, with the photo's colour profile, a grey one's applied."""
+    """RGB, or RGBA if the photo had transparency; upright, with the photo's colour profile (a grey one is applied)."""
     status: str
-    """`protected`; `layer1_only` where no face was found; `failed` where then nothing is left to protect it."""
+    """`protected`; `layer1_only` if no face was found; `failed` if no face was found and layer 1 is off."""
     reason: str
-    """What fell short, or nothing."""
+    """Why the protection is incomplete, or ""."""
     psnr: float
-    """dB; infinite when nothing changed."""
+    """PSNR, dB; infinite if nothing changed."""
     ssim: float
     """Structural similarity to the original."""
     linf: float
-    """Largest change of a channel, [0, 1] units."""
+    """Largest change of any channel, [0, 1] units."""
     similarity: list[Similarity]
-    """One entry an encoder; empty without a face."""
+    """One entry for each encoder; empty without a face."""
 
 
 def protect_photos(
@@ -64,13 +64,13 @@ def protect_photos(
     encoders: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> list[ProtectedPhoto]:
-    """Protect the photos of one person; return them in the order given.
+    """Return the protected photos of one person, in the order given.
 
-    `clean`: photos of the same person that layer 1's static surrogate learns from, else the photos themselves.
-    `encoders`: what layer 2 optimises against (`embedded:residual`, an ONNX file, an InsightFace pack's name or
-    folder, `clip:FOLDER`), else the profile's own. `settings`: fields of MethodConfig that differ from the profile.
-    The same photos, settings and seed give the same pixels on the CPU. Models stay in memory for the next call with
-    the same settings.
+    `clean`: photos of the same person for training layer 1's static surrogate; by default the photos themselves.
+    `encoders`: the encoders of layer 2 (`embedded:residual`, an ONNX file, an InsightFace pack's name or folder,
+    `clip:FOLDER`); by default the profile's. `settings`: fields of MethodConfig that differ from the profile. The same
+    photos, settings and seed give the same pixels on the CPU. Models stay in memory for later calls with the same
+    settings and seed.
 
     Raises PhotoError (it names the photo), ConfigError or ModelError: one line that says what to do.
     """
@@ -80,39 +80,39 @@ def protect_photos(
     cleaned = [photo.pixels for photo in _read_all("clean", clean)]
     overrides = dict(settings or {}) | ({"encoders": list(encoders)} if encoders else {})
     try:
-        asked = json.dumps({"profile": profile, "preset": preset, "overrides": overrides}, sort_keys=True)
+        request = json.dumps({"profile": profile, "preset": preset, "overrides": overrides}, sort_keys=True)
     except TypeError as error:
         raise ConfigError([f"settings: {error}; give numbers, text, lists and dicts"]) from error
     inputs = [PhotoIn(key=str(i), pixels=photo.pixels) for i, photo in enumerate(read)]
-    done = _protector(asked, seed).protect_identity("", inputs, cleaned)
+    done = _protector(request, seed).protect_identity("", inputs, cleaned)
     return [_result(photo, out) for photo, out in zip(read, done.photos, strict=True)]
 
 
 @lru_cache(maxsize=1)
-def _protector(asked: str, seed: int) -> Protector:
-    return Protector(json.loads(asked), seed, torch.get_num_threads())
+def _protector(request: str, seed: int) -> Protector:
+    return Protector(json.loads(request), seed, torch.get_num_threads())
 
 
 @dataclass(frozen=True)
-class _Read:
+class _DecodedPhoto:
     pixels: Pixels
     alpha: NDArray[np.uint8] | None = None
     icc: bytes | None = None
-    lost: str = ""
-    """What is wrong with its colour profile."""
+    profile_fault: str = ""
+    """Why its colour profile was dropped, or ""."""
 
 
-def _read_all(name: str, photos: Iterable[Photo]) -> list[_Read]:
+def _read_all(name: str, photos: Iterable[Photo]) -> list[_DecodedPhoto]:
     if isinstance(photos, Image.Image | np.ndarray | str | bytes) or not isinstance(photos, Iterable):
         raise PhotoError(f"{name}: give a list of photos, not one {type(photos).__name__}")
     return [_read(f"{name}[{i}]", photo) for i, photo in enumerate(photos)]
 
 
-def _read(name: str, photo: object) -> _Read:
+def _read(name: str, photo: object) -> _DecodedPhoto:
     if isinstance(photo, Image.Image):
         found = _from_image(name, photo)
     elif isinstance(photo, np.ndarray) and photo.dtype == np.uint8 and photo.ndim == 3 and photo.shape[2] == 3:
-        found = _Read(np.ascontiguousarray(photo))
+        found = _DecodedPhoto(np.ascontiguousarray(photo))
     else:
         what = f"{photo.dtype} {photo.shape}" if isinstance(photo, np.ndarray) else type(photo).__name__
         raise PhotoError(f"{name}: expected a PIL image or a uint8 array (height, width, 3), not {what}")
@@ -122,30 +122,30 @@ def _read(name: str, photo: object) -> _Read:
     return found
 
 
-def _from_image(name: str, image: Image.Image) -> _Read:
-    """Apply the EXIF orientation and go to RGB; what has no agreed way there is refused."""
+def _from_image(name: str, image: Image.Image) -> _DecodedPhoto:
+    """Return an image upright and in RGB. Raises PhotoError: damaged, or no standard conversion from its mode."""
     try:
         image.load()
-    except Exception as error:  # Pillow raises nearly anything on a damaged file: it is the photo's fault
+    except Exception as error:  # Pillow raises exceptions of many classes for damaged files
         raise PhotoError(
             f"{name}: cannot be decoded ({type(error).__name__}); copy it again from its source"
         ) from error
     upright = image
-    with contextlib.suppress(Exception):  # damaged EXIF is no reason to refuse a photo whose pixels are whole
+    with contextlib.suppress(Exception):  # a photo with intact pixels is accepted although its EXIF data are damaged
         upright = ImageOps.exif_transpose(image)
-    icc, lost = profile_of(upright)
+    icc, fault = profile_of(upright)
     if upright.mode.startswith("I;16"):
-        return _Read(grey_to_srgb(np.asarray(upright).astype(np.uint16), icc), lost=lost)
+        return _DecodedPhoto(grey_to_srgb(np.asarray(upright).astype(np.uint16), icc), profile_fault=fault)
     if upright.mode in ("I", "F", "CMYK", "LAB", "HSV", "YCbCr"):
         raise PhotoError(f'{name}: mode {upright.mode} is not supported; convert it with image.convert("RGB")')
     rgba = np.asarray(upright.convert("RGBA" if upright.has_transparency_data else "RGB"))
     rgb, alpha = np.ascontiguousarray(rgba[:, :, :3]), rgba[:, :, 3] if rgba.shape[2] == 4 else None
     if upright.mode in GREY:
-        return _Read(grey_to_srgb(rgb[:, :, 0], icc), alpha, lost=lost)
-    return _Read(rgb, alpha, icc, lost)
+        return _DecodedPhoto(grey_to_srgb(rgb[:, :, 0], icc), alpha, profile_fault=fault)
+    return _DecodedPhoto(rgb, alpha, icc, fault)
 
 
-def _result(photo: _Read, out: PhotoOut) -> ProtectedPhoto:
+def _result(photo: _DecodedPhoto, out: PhotoOut) -> ProtectedPhoto:
     stacked = out.pixels if photo.alpha is None else np.dstack([out.pixels, photo.alpha])
     image = Image.fromarray(np.ascontiguousarray(stacked))
     if photo.icc:
@@ -153,7 +153,7 @@ def _result(photo: _Read, out: PhotoOut) -> ProtectedPhoto:
     return ProtectedPhoto(
         image=image,
         status=out.status,
-        reason="; ".join(text for text in (photo.lost, out.reason) if text),
+        reason="; ".join(text for text in (photo.profile_fault, out.reason) if text),
         psnr=out.psnr,
         ssim=out.ssim,
         linf=out.linf,

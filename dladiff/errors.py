@@ -1,21 +1,21 @@
-"""The error tree: every error a user can act on is a DladiffError whose message is one line that says what to do."""
+"""Error classes. Errors that a user can fix are DladiffErrors; their message is one line that says what to do."""
 
 from collections.abc import Sequence
 
 
 class DladiffError(Exception):
-    """Base of every error that is the user's, the data's or the machine's, not a bug."""
+    """Base of all errors caused by input, data or environment; every other exception is a bug."""
 
 
 class ConfigError(DladiffError):
-    """Bad configuration; `faults` lists every fault found, not only the first."""
+    """Invalid configuration; `faults` lists every fault."""
 
     def __init__(self, faults: Sequence[str]) -> None:
         self.faults = list(faults)
         super().__init__("; ".join(self.faults))
 
     def __reduce__(self) -> tuple[type["ConfigError"], tuple[list[str]]]:
-        """Pickle by the fault list, since the message alone would be split into characters."""
+        """Return the arguments for unpickling: the list of faults. The message alone would be split into characters."""
         return type(self), (self.faults,)
 
 
@@ -24,28 +24,28 @@ class ModelError(DladiffError):
 
 
 class PhotoError(DladiffError):
-    """One photo cannot be used; the rest of its identity can."""
+    """One photo cannot be used; the other photos of its identity can."""
 
 
 class StorageError(DladiffError):
-    """Storage is out of reach, full or refuses the operation."""
+    """Storage is unreachable or full, or refuses the operation."""
 
 
 class NotFoundError(StorageError):
-    """An object is not there (any more)."""
+    """An object does not exist."""
 
 
 class TooLargeError(StorageError):
-    """An object has more bytes than the caller reads."""
+    """An object is larger than the caller's limit."""
 
 
 class RefusedError(StorageError):
-    """Storage works, and does not take this one object: its name, or its size."""
+    """Storage works but refuses this object because of its name or size."""
 
 
 class DamagedError(StorageError):
-    """A record of ours is not what it should be."""
+    """A stored record of this program is damaged."""
 
 
 class BusyError(StorageError):
-    """Storage is overloaded or out of reach for the moment; the same call may succeed later."""
+    """Storage is overloaded or temporarily unreachable; the same call may succeed later."""

@@ -1,4 +1,4 @@
-"""Cross-attention of the instance word, as the paper's Figure 7 shows it: what a surrogate sees in a photo."""
+"""Cross-attention maps of the instance word for a photo and its protected version, as in the paper's Figure 7."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 
-from dladiff.core import tiles as region
+from dladiff.core import tiles
 from dladiff.core.pixels import Images, Pixels, to_float, to_uint8
 from dladiff.core.randomness import stream
 from dladiff.diffusion.attention import MapReader
@@ -20,11 +20,11 @@ from dladiff.protect import Models
 from dladiff.settings.schema import MethodConfig
 
 DRAWS = 8
-"""Timesteps and noises that a map is the mean of."""
+"""Draws of timestep and noise that a map averages."""
 WEIGHTS = ("pretrained", "fine-tuned on the clean photos", "fine-tuned on the protected photos")
 PHOTOS = ("clean", "protected")
 Map = NDArray[np.float64]
-"""Attention to the instance word, side x side; 1 is the mean over the cells."""
+"""Attention to the instance word, side x side, scaled to mean 1."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The working square of the clean and the protected photo, and one map for each weights and each of them."""
+    """The working squares of the clean and the protected photo, and the map of each for each of WEIGHTS."""
 
     squares: dict[str, Pixels]
     maps: dict[tuple[str, str], Map]
 
 
 def explain(pairs: Sequence[Pair], chosen: int, models: Models, config: MethodConfig, seed: int) -> Explanation:
-    """Read the maps of `pairs[chosen]` in the pretrained UNet and in two fine-tuned on the photos of `pairs`.
+    """Return the maps of `pairs[chosen]` in the pretrained UNet and in two fine-tuned on the photos of `pairs`.
 
-    Every square is where the clean photo's largest face, or the photo's first covering square, is. Raises PhotoError
-    where a photo and its protected version differ in size, and ModelError's kin where the model has no such maps.
+    The square frames the clean photo's largest face, or is the first covering square. Raises PhotoError if a photo and
+    its protected version differ in size, ConfigError if the model has no maps of `attention_resolution`.
     """
     for number, pair in enumerate(pairs):
         if pair.clean.shape != pair.protected.shape:
@@ -55,17 +55,17 @@ def explain(pairs: Sequence[Pair], chosen: int, models: Models, config: MethodCo
     squares = [_square(pair.clean, models, config) for pair in pairs]
     images: dict[str, Images] = {
         name: torch.cat([
-            region.cut(to_float(getattr(pair, name)).to(models.device), square, config.resolution)
+            tiles.cut(to_float(getattr(pair, name)).to(models.device), square, config.resolution)
             for pair, square in zip(pairs, squares, strict=True)
         ])
         for name in PHOTOS
     }  # fmt: skip
     maps: dict[tuple[str, str], Map] = {}
-    for weights, learned in zip(WEIGHTS, (None, "clean", "protected"), strict=True):
+    for weights, training_set in zip(WEIGHTS, (None, "clean", "protected"), strict=True):
         unet = models.surrogate.fresh_unet()
-        if learned is not None:
+        if training_set is not None:
             unet = static_surrogate(
-                models.surrogate, images[learned], config.finetuning, stream(seed, "explain", learned)
+                models.surrogate, images[training_set], config.finetuning, stream(seed, "explain", training_set)
             )
         for name in PHOTOS:
             square = images[name][chosen : chosen + 1]
@@ -76,23 +76,23 @@ def explain(pairs: Sequence[Pair], chosen: int, models: Models, config: MethodCo
 def instance_map(
     surrogate: Surrogate, unet: UNet2DConditionModel, square: Images, config: MethodConfig, seed: int
 ) -> Map:
-    """Return the attention of `1 3 r r` to the prompt's instance word, the mean of its layers and of some draws.
+    """Return the attention of a square `1 3 r r` to the prompt's instance word, averaged over layers and DRAWS draws.
 
-    The draws depend on the seed alone, so maps of different weights and photos can be compared.
+    The draws depend on the seed only, so that maps of different weights and photos are comparable.
     """
     settings = config.finetuning
     prompt = surrogate.prompt(settings.prompt)
-    read, total = MapReader(settings.attention_resolution), torch.zeros((), device=square.device)
+    map_reader, total = MapReader(settings.attention_resolution), torch.zeros((), device=square.device)
     posterior = surrogate.encode_fixed(square, 1)
-    place = prompt.instance if prompt.instance is not None else 1
+    position = prompt.instance if prompt.instance is not None else 1
     for number in range(DRAWS):
         noise = surrogate.draw([stream(seed, "explain", str(number))], square.shape[-1])
         latents = surrogate.latents(posterior, noise)
         with torch.no_grad(), surrogate.autocast():
-            maps = read(unet, partial(surrogate.predict, unet, latents, noise, prompt))
+            maps = map_reader(unet, partial(surrogate.predict, unet, latents, noise, prompt))
         if not maps.cross:
             raise ConfigError(["finetuning.attention_resolution: no cross-attention layer has such maps; change it"])
-        total = total + torch.stack([layer.attention_map()[0, :, place].float() for layer in maps.cross]).mean(0)
+        total = total + torch.stack([layer.attention_map()[0, :, position].float() for layer in maps.cross]).mean(0)
     side = settings.attention_resolution
     values: Map = (total / DRAWS).reshape(side, side).double().cpu().numpy()
     values /= values.mean()
@@ -100,12 +100,12 @@ def instance_map(
 
 
 def correlation(a: Map, b: Map) -> float:
-    """Pearson's correlation of two maps over their cells."""
+    """Return Pearson's correlation of two maps over their cells."""
     return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
 
 
-def _square(photo: Pixels, models: Models, config: MethodConfig) -> region.Square:
+def _square(photo: Pixels, models: Models, config: MethodConfig) -> tiles.Square:
     faces = models.detector.detect(photo) if config.region == "face" else []
     if faces:
-        return region.face_square(faces[0].landmarks)
-    return region.covering_squares(photo.shape[0], photo.shape[1], config.max_squares)[0]
+        return tiles.face_square(faces[0].landmarks)
+    return tiles.covering_squares(photo.shape[0], photo.shape[1], config.max_squares)[0]

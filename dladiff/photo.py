@@ -1,4 +1,4 @@
-"""One photo before and after: what comes in, what goes out, and the check and measures of its bytes."""
+"""Input and output of one photo, and the check and measurement of its protected bytes."""
 
 from typing import Any
 
@@ -22,9 +22,9 @@ def measured(
     retained: float,
     reason: str,
 ) -> PhotoOut:
-    """Check the rounded bytes against the bounds and measure them.
+    """Return the protected photo with measurements of its rounded bytes.
 
-    A perturbation outside its bound is a bug: AssertionError.
+    Raises AssertionError if the perturbation exceeds its bound, which is a bug.
     """
     original = photo.pixels
     mask = _face_mask(faces, original.shape[0], original.shape[1])

@@ -1,4 +1,4 @@
-"""Both layers, in order, for the photos of one identity: the one call the batch makes."""
+"""Protection of one identity's photos: layer 1, then layer 2."""
 
 import time
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dladiff.baselines.methods import compared_layer
-from dladiff.core import tiles as region
+from dladiff.core import tiles
 from dladiff.core.exchange import PhotoIn, PhotoOut
 from dladiff.core.pixels import Images, Pixels, content_digest, to_float, to_uint8, whole_levels
 from dladiff.core.randomness import stream
@@ -27,7 +27,7 @@ from dladiff.settings.schema import MethodConfig, ZeroShotConfig
 
 @dataclass(frozen=True)
 class Models:
-    """The networks of one run, resident on one device."""
+    """The networks of one run, on one device."""
 
     surrogate: Surrogate
     encoders: Sequence[IdentityEncoder]
@@ -39,30 +39,30 @@ class Models:
 
 @dataclass(frozen=True)
 class Protected:
-    """The photos, in the order they came in, the seconds of each stage, and its steps by kind of work."""
+    """The protected photos in input order, with seconds and step counts of each stage."""
 
     photos: list[PhotoOut]
     seconds: dict[str, float]
     steps: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Stage to work to count: "training" steps; "perturbation" steps, one of one square or of one face."""
+    """Stage to kind of step to count: "training" or "perturbation" (each square and each face counts separately)."""
     trace: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """Chart to series to values, one a step; empty where none was asked for."""
+    """Chart to series to one value for each step; empty unless `trace` is set."""
 
 
 @dataclass
 class _Work:
-    """What is held of a photo while its identity is worked on: nothing of its own size but its bytes."""
+    """State of one photo. At the photo's own size it holds only the bytes, to save memory."""
 
     photo: PhotoIn
     name: str
     faces: list[Face]
-    squares: list[region.Square]
+    squares: list[tiles.Square]
     crops: Images
     deltas: list[Tensor] = field(default_factory=list)
     steps: int = 0
-    """Of layer 2, all faces together."""
+    """Steps of layer 2, summed over the faces."""
     cosines: list[list[float]] = field(default_factory=list)
-    """Of the optimised encoders, at each of these steps."""
+    """Cosine of each optimised encoder at each of these steps."""
 
 
 def protect(
@@ -73,10 +73,11 @@ def protect(
     seed: int,
     trace: bool = False,
 ) -> Protected:
-    """Protect one identity. `clean` is the set X_clean, or empty for the photos themselves; `trace` keeps the losses.
+    """Return the protected photos of one identity: layer 1 (Algorithm 1), then layer 2 (Algorithm 2) for each face.
 
-    Every photo's random stream is named by its content, and photos are worked on in the order of their content,
-    so neither the order given nor the worker changes a byte.
+    `clean`: the set X_clean; if empty, the photos themselves. `trace`: keep the losses. Random streams are named by a
+    photo's content, and photos are processed in the order of their digests, so that the result depends neither on
+    their order nor on the worker.
     """
     seconds: dict[str, float] = {}
     steps: dict[str, dict[str, int]] = {}
@@ -115,7 +116,7 @@ def protect(
 def _charts(
     losses: finetuning_layer.Losses, works: list[_Work], encoders: Sequence[IdentityEncoder]
 ) -> dict[str, dict[str, list[float]]]:
-    """One chart a stage of layer 1, one a photo of layer 2: a series an encoder, faces one after another."""
+    """Return a chart for each stage of layer 1, and for each photo with a series for each encoder, faces in order."""
     charts = {f"Layer 1, {stage}": {"loss": torch.stack(values).tolist()} for stage, values in losses.items()}
     for work in works:
         lines = zip(*work.cosines, strict=True)
@@ -128,10 +129,10 @@ def _prepare(photo: PhotoIn, models: Models, config: MethodConfig) -> _Work:
     faces = models.detector.detect(photo.pixels)
     height, width = photo.pixels.shape[:2]
     if config.region == "face" and faces:
-        squares = [region.face_square(f.landmarks) for f in faces[: config.max_squares]]
+        squares = [tiles.face_square(f.landmarks) for f in faces[: config.max_squares]]
     else:
-        squares = region.covering_squares(height, width, config.max_squares)
-    crops = torch.cat([region.cut(x, square, config.resolution) for square in squares])
+        squares = tiles.covering_squares(height, width, config.max_squares)
+    crops = torch.cat([tiles.cut(x, square, config.resolution) for square in squares])
     name = content_digest(photo.pixels).hex()
     return _Work(photo, name, faces, squares, crops)
 
@@ -139,7 +140,7 @@ def _prepare(photo: PhotoIn, models: Models, config: MethodConfig) -> _Work:
 def _clean_squares(
     works: list[_Work], clean: Sequence[Pixels], models: Models, config: MethodConfig
 ) -> tuple[Images, list[str]]:
-    """Return one square of each clean photo (the largest face's, or the first), and the photos' names."""
+    """Return one square of each clean photo (of the largest face, or the first), `m 3 r r`, and the photos' digests."""
     sources = works
     if clean:
         sources = sorted((_prepare(PhotoIn(key="", pixels=p), models, config) for p in clean), key=lambda w: w.name)
@@ -154,7 +155,7 @@ def _static(
     seed: int,
     losses: finetuning_layer.Losses | None,
 ) -> Any:
-    """Fine-tune the static surrogate on the clean photos."""
+    """Return the static surrogate, fine-tuned on the clean photos."""
     squares, names = _clean_squares(works, clean, models, config)
     return finetuning_layer.static_surrogate(
         models.surrogate, squares, config.finetuning, stream(seed, "static", *names), losses
@@ -164,15 +165,15 @@ def _static(
 def _compared_layer(
     works: list[_Work], clean: Sequence[Pixels], models: Models, config: MethodConfig, seed: int
 ) -> None:
-    """Let a compared method take layer 1's place; these methods have no layer 2."""
+    """Set the perturbations of a compared method in place of layer 1's."""
     squares, names = _clean_squares(works, clean, models, config)
     x, streams = _squares(works, seed)
-    one = stream(seed, "compared", *names)
-    _keep(works, compared_layer(models.surrogate, squares, x, config, streams, one))
+    shared_generator = stream(seed, "compared", *names)
+    _keep(works, compared_layer(models.surrogate, squares, x, config, streams, shared_generator))
 
 
 def _squares(works: list[_Work], seed: int) -> tuple[Images, list[torch.Generator]]:
-    """Return all squares of the identity, and a stream for each."""
+    """Return all squares of the identity, `n 3 r r`, and a random stream for each."""
     streams = [stream(seed, "layer1", work.name, str(i)) for work in works for i in range(len(work.squares))]
     return torch.cat([work.crops for work in works]), streams
 
@@ -184,43 +185,43 @@ def _keep(works: list[_Work], deltas: Tensor) -> None:
 
 
 def _at_full_size(work: _Work, x: Images, eta: float) -> Tensor:
-    """Return layer 1 in the photo's own pixels: its squares spread, added, and clipped to the bound again."""
+    """Return layer 1 at the photo's size, `1 3 h w`: the sum of the enlarged squares, clipped to the bound."""
     layer1 = torch.zeros_like(x)
     for delta, square in zip(work.deltas, work.squares, strict=False):  # no deltas where layer 1 did not run
-        region.add_square(layer1, region.spread(delta, square, eta), square)
+        tiles.add_square(layer1, tiles.spread(delta, square, eta), square)
     return layer1.clamp_(-eta, eta)
 
 
 def _retained(work: _Work, x: Images, layer1: Tensor, config: MethodConfig) -> float:
-    """Check the rounded original-size perturbation again after the attacker's resize to the working resolution."""
+    """Return the mean share of layer 1 that survives rounding and the attacker's resize to the working resolution."""
     if not work.deltas:
         return 1.0
     rounded = to_float(to_uint8(x + layer1)).to(x.device)
-    shares = []
+    retained = []
     for square in work.squares:
-        before, wanted, found = (region.cut(image, square, config.resolution) for image in (x, x + layer1, rounded))
-        shares.append(region.retained(wanted - before, found - before))
-    return float(np.mean(shares))
+        before, wanted, found = (tiles.cut(image, square, config.resolution) for image in (x, x + layer1, rounded))
+        retained.append(tiles.retained(wanted - before, found - before))
+    return float(np.mean(retained))
 
 
 def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) -> PhotoOut:
     x = to_float(work.photo.pixels).to(models.device)
     layer1 = _at_full_size(work, x, whole_levels(config.finetuning.eta))
     retained = _retained(work, x, layer1, config)
-    first = (x + layer1).clamp(0, 1)
+    after_layer1 = (x + layer1).clamp(0, 1)
     del layer1
-    readings = models.detector.readings(work.photo.pixels) if work.faces else []
-    every = [*models.encoders, *models.held_out]
-    readers = [FaceReader(x, face, readings, every) for face in work.faces]
-    current, worked = first, []
+    passes = models.detector.passes(work.photo.pixels) if work.faces else []
+    all_encoders = [*models.encoders, *models.held_out]
+    readers = [FaceReader(x, face, passes, all_encoders) for face in work.faces]
+    current, optimised = after_layer1, []
     if config.layers != "finetuning":
         bound = whole_levels(config.zero_shot.eta)
         layer2 = torch.zeros_like(x)
         for i, face in enumerate(work.faces):
-            reader = FaceReader(x, face, readings, models.encoders)
+            reader = FaceReader(x, face, passes, models.encoders)
             rule = StopRule(reader, models.detector, config.zero_shot, stream(seed, "views", work.name, str(i)))
             box = zero_shot_layer.Box.of(face, *x.shape[-2:])
-            patch, steps, seen = zero_shot_layer.perturb_face(
+            patch, steps, cosines = zero_shot_layer.perturb_face(
                 current,
                 box,
                 reader.bases,
@@ -231,30 +232,34 @@ def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) 
                 rule,
             )
             work.steps += steps
-            work.cosines += seen
+            work.cosines += cosines
             layer2[..., box.y0 : box.y1, box.x0 : box.x1] += patch
             layer2.clamp_(-bound, bound)
-            current = (first + layer2).clamp(0, 1)
-            worked.append((rule, box, steps))
-    reasons = _above(worked, current, config.zero_shot)
-    if config.layers != "zero_shot" and config.region == "face" and (rest := len(work.faces) - config.max_squares) > 0:
-        reasons.append(f"{rest} of {len(work.faces)} faces got no layer 1: max_squares is {config.max_squares}")
+            current = (after_layer1 + layer2).clamp(0, 1)
+            optimised.append((rule, box, steps))
+    reasons = _still_above(optimised, current, config.zero_shot)
+    if (
+        config.layers != "zero_shot"
+        and config.region == "face"
+        and (skipped := len(work.faces) - config.max_squares) > 0
+    ):
+        reasons.append(f"{skipped} of {len(work.faces)} faces got no layer 1: max_squares is {config.max_squares}")
     final = to_uint8(current)
-    rows = similarity_rows(readers, len(models.encoders), to_uint8(first), final, models.detector)
+    rows = similarity_rows(readers, len(models.encoders), to_uint8(after_layer1), final, models.detector)
     return measured(work.photo, work.faces, final, config, rows, retained, "; ".join(reasons))
 
 
-def _above(
-    worked: Sequence[tuple[StopRule, zero_shot_layer.Box, int]], photo: Images, config: ZeroShotConfig
+def _still_above(
+    optimised: Sequence[tuple[StopRule, zero_shot_layer.Box, int]], photo: Images, config: ZeroShotConfig
 ) -> list[str]:
-    """Return a line for each face whose similarity is above the threshold in the end.
+    """Return a message for each face whose similarity is above the threshold in the final photo.
 
-    A face that stopped below it can be above it again where another face's box overlaps its own: what they add up to is
-    clipped to the bound.
+    A face that stopped below the threshold is checked again if another face's box overlaps its own, because the sum of
+    their perturbations is clipped to the bound.
     """
     lines = []
-    for i, (rule, box, steps) in enumerate(worked):
-        overlapped = any(box.overlaps(other) for j, (_, other, _) in enumerate(worked) if j != i)
+    for i, (rule, box, steps) in enumerate(optimised):
+        overlapped = any(box.overlaps(other) for j, (_, other, _) in enumerate(optimised) if j != i)
         if (overlapped or steps >= config.max_steps) and max(rule(photo)) > config.ths:
             after = f"{steps} steps" + " and those of a face that overlaps it" * overlapped
             lines.append(f"face {i + 1}: similarity still above {config.ths} after {after}")

@@ -1,10 +1,9 @@
-"""Models loaded once, identities protected one after another: what a long-lived worker holds."""
+"""Long-lived protection service: loads the models once, then protects identities one after another."""
 
 import gc
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,22 +28,22 @@ from dladiff.settings.schema import method_config
 __all__ = ["IdentityOut", "PhotoIn", "PhotoOut", "Protector"]
 
 EMBEDDED_ENCODERS = Path(__file__).parent / "profiles" / "tiny" / "encoders"
-"""The small identity encoders that ship with the package."""
+"""Folder of the small identity encoders in this package."""
 PHOTOS = {".jpg", ".jpeg", ".png", ".webp"}
-UNRECORDED = "GPU out of memory: steps are no longer recorded"
+GRAPHS_DISABLED = "GPU out of memory: steps are no longer recorded"
 PACKAGES = ("torch", "diffusers", "transformers", "onnxruntime", "insightface", "numpy", "pillow")
 
 
 class Protector:
-    """Holds the networks of one configuration."""
+    """Protects identities with the networks of one configuration."""
 
-    unrecorded = False
-    """Whether memory ran out while steps were recorded."""
+    graphs_disabled = False
+    """Whether CUDA graphs were switched off after the GPU ran out of memory."""
 
     def __init__(self, settings: Mapping[str, Any], seed: int, threads: int) -> None:
         """Load the models of `settings`: profile, preset, overrides, trace, gpu. Raises ConfigError or ModelError.
 
-        `gpu` says whether to work on a GPU; left out, where there is one.
+        `gpu`: True for a GPU, False for the CPU; by default a GPU if there is one.
         """
         torch.set_num_threads(max(1, threads))
         _quiet()
@@ -62,15 +61,17 @@ class Protector:
         )
         held = {e.sha256: e.name for e in self.models.held_out}
         if twice := [f"{e.name} ({held[e.sha256]})" for e in self.models.encoders if e.sha256 in held]:
-            raise ConfigError([f"held_out: {', '.join(twice)} is optimised against: the same file stands in encoders"])
+            raise ConfigError([f"held_out: {', '.join(twice)} is optimised: encoders names the same file"])
         if len({e.sha256 for e in self.models.encoders}) < len(self.models.encoders):
-            raise ConfigError(["encoders: the same file stands there twice; zero_shot.weights gives one more weight"])
+            raise ConfigError(
+                ["encoders: one file is listed twice; remove one, and set its weight in zero_shot.weights"]
+            )
         finetuning = self.config.finetuning
         sides = self.models.surrogate.map_sides(self.config.resolution)
         if self.config.layers != "zero_shot" and finetuning.iter_1 and finetuning.attention_resolution not in sides:
             raise ConfigError(
                 [
-                    f"finetuning.attention_resolution: {finetuning.attention_resolution} is no side of this model's "
+                    f"finetuning.attention_resolution: {finetuning.attention_resolution} is not a side of this model's "
                     f"attention maps at {self.config.resolution} px; choose one of {', '.join(map(str, sides))}"
                 ]
             )
@@ -81,15 +82,15 @@ class Protector:
             self.models.surrogate.set_prior(images, finetuning.class_prompt, finetuning.batch)
 
     def protect_identity(self, identity: str, photos: Sequence[PhotoIn], clean: Sequence[Pixels]) -> IdentityOut:
-        """Protect the photos of one identity; its name takes no part in the result.
+        """Return the protected photos of one identity; the result does not depend on its name.
 
-        `clean` may hold more photos than the method wants: the best are taken. When the GPU runs out of memory the
-        identity is begun again, first without recorded steps, then with a batch of half the size: the same mathematics,
-        and the note says so.
+        `clean`: if there are more than `clean_photos`, the best are used. If the GPU runs out of memory, the identity
+        is protected again, first without CUDA graphs, then with half the batch, repeatedly. The result is the same
+        except for rounding, and `note` reports the change. Raises torch.OutOfMemoryError if one square does not fit.
         """
         cuda = self.models.device.type == "cuda"
         chosen = best_photos(clean, self.config.clean_photos, self.models.detector)
-        config, note = self.config, UNRECORDED if self.unrecorded else ""
+        config, note = self.config, GRAPHS_DISABLED if self.graphs_disabled else ""
         while True:
             if cuda:
                 _free()
@@ -98,27 +99,26 @@ class Protector:
                 done = protect(photos, chosen, self.models, config, self.seed, self.trace)
                 break
             except torch.OutOfMemoryError:
-                if self.models.surrogate.recorded:
-                    self.models.surrogate.recorded = False  # for the identities to come as well
-                    self.unrecorded, note = True, UNRECORDED
+                if self.models.surrogate.use_cuda_graphs:
+                    self.models.surrogate.use_cuda_graphs = False  # also for later identities
+                    self.graphs_disabled, note = True, GRAPHS_DISABLED
                     continue
                 size = config.finetuning.batch_photos
                 if size == 1:
                     raise
-                finetuning = replace(config.finetuning, batch_photos=size // 2)
-                config = replace(config, finetuning=finetuning)
+                config = config.replaced(finetuning=config.finetuning.replaced(batch_photos=size // 2))
                 note = (
                     f"GPU out of memory: batch_photos lowered from {self.config.finetuning.batch_photos} to {size // 2}"
                 )
         memory = self._peak_memory()
         if cuda:
             _free()
-        about = (memory, self._device_name(), self._described(), _versions(), note)
-        return IdentityOut(done.photos, done.seconds, *about, steps=done.steps, trace=done.trace)
+        metadata = (memory, self._device_name(), self._described(), _versions(), note)
+        return IdentityOut(done.photos, done.seconds, *metadata, steps=done.steps, trace=done.trace)
 
     def _peak_memory(self) -> int:
         if self.models.device.type == "cuda":
-            return torch.cuda.max_memory_reserved()  # what recorded steps keep counts as free, but nobody else gets it
+            return torch.cuda.max_memory_reserved()  # reserved, not allocated: it includes the pool of CUDA graphs
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 
@@ -139,18 +139,18 @@ class Protector:
 
 
 def chosen_device(gpu: bool | None) -> torch.device:
-    """Return the GPU or the CPU; None: the GPU where there is one. Raises ModelError: asked for and not there."""
-    there = torch.cuda.is_available()
-    if gpu and not there:
+    """Return the GPU or the CPU; None: the GPU if there is one. Raises ModelError: no GPU, but `gpu` is True."""
+    available = torch.cuda.is_available()
+    if gpu and not available:
         raise ModelError(
-            f"a GPU is asked for, and torch {torch.__version__} finds none: install its CUDA build and the NVIDIA "
+            f"a GPU is requested, but torch {torch.__version__} finds none: install its CUDA build and the NVIDIA "
             "driver, or set gpus_per_actor: 0 to work on the CPU"
         )
-    return torch.device("cuda" if there and gpu is not False else "cpu")
+    return torch.device("cuda" if available and gpu is not False else "cpu")
 
 
 def class_images(folder: Path, resolution: int) -> Images:
-    """Read the photos of a folder as `m 3 r r`: the middle square of each. Raises ModelError where there are none."""
+    """Return the central squares of a folder's photos, `m 3 r r`. Raises ModelError: no photos, or unreadable."""
     files = [p for p in sorted(folder.glob("*")) if p.suffix.lower() in PHOTOS] if folder.is_dir() else []
     if not files:
         raise ModelError(f"no photos in {folder}: finetuning.class_images names a folder of photos of other people")
@@ -191,7 +191,7 @@ def named_detector(name: str, min_face_px: int, threshold: float) -> Detector:
 
 
 def _free() -> None:
-    """Give memory back to the device: what the last identity left is no other's."""
+    """Free cached GPU memory of the last identity."""
     gc.collect()
     torch.cuda.empty_cache()
 

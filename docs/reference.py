@@ -1,7 +1,6 @@
 """Pages of the site that are made from the code: settings, commands, stored tables. A hook of mkdocs (mkdocs.yml)."""
 
 import ast
-import dataclasses
 import functools
 import inspect
 import re
@@ -18,15 +17,17 @@ import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from pydantic.fields import FieldInfo
 
 from dladiff.settings import presets
-from dladiff.settings import schema as method
-from pipeline import config as run
+from dladiff.settings.schema import MethodConfig
+from dladiff.settings.validate import Settings, bounds, group
 from pipeline.cli.main import main
 from pipeline.cluster import job_file as jobs
-from pipeline.cluster import schedule
+from pipeline.cluster.schedule import Schedule
+from pipeline.config import RunConfig
 from pipeline.records import schema as rows
-from pipeline.retention import retain as retention
+from pipeline.retention.retain import Retention
 from pipeline.storage.base import S3_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,41 +44,37 @@ KINDS = {bool: "`true` or `false`", int: "whole number", float: "number", str: "
 RUN_RULES = {
     "profile": ", ".join(f"`{name}`" for name in presets.PROFILES),
     "preset": ", ".join(f"`{name}`" for name in presets.PRESETS),
-    "layout": ", ".join(f"`{name}`" for name in run.LAYOUTS),
     "s3": ", ".join(f"`{name}`" for name in S3_OPTIONS),
     "umask": "two octal digits of 0, 2 and 7, in quotes",
-} | {name: f"at least {least}" for name, least in run._LEAST.items()}
-CLUSTER_RULES = {"cloud": ", ".join(f"`{name}`" for name in jobs.CLOUDS)}
-RETENTION_RULES = {"records": ", ".join(f"`{name}`" for name in retention.RECORDS)}
+}
 
 
 def configuration() -> str:
     """Return the page of every setting: of a run, of the method, of a job file."""
-    ranges = {name: f"{low:g} to {high:g}" for name, (low, high) in method._RANGES.items()}
     return "\n\n".join(
         [
             "# Settings",
-            "Made from the dataclasses of the code. A run takes `--config run.yaml`; options of the command line win. "
-            "Every fault is told at once, an unknown name with the nearest known one.",
+            "Made from the code. A run takes `--config run.yaml`; options of the command line win. "
+            "Every fault is reported at once, an unknown name with the nearest known one.",
             "## A run",
-            _settings(run.RunConfig, RUN_RULES),
+            _settings(RunConfig, RUN_RULES),
             "## The method",
             "Under `method:` in `run.yaml`. Pixel quantities are in [0, 1] units: write 0.0275 for 7/255.",
-            *_nested(method.MethodConfig, "", ranges),
+            *_nested(MethodConfig),
             "## Profiles and presets",
             "What a profile sets differently from the defaults above; a preset goes over it, `method:` over both.",
             _table(("profile", "setting", "value"), _layers(presets.PROFILES)),
             _table(("preset", "setting", "value"), _layers(presets.PRESETS)),
             "## A job file",
-            _table(("key", "meaning"), ((f"`{key}`", _text(about)) for key, about in jobs.KEYS.items())),
+            _table(("key", "meaning"), _keys(jobs.JobValues)),
             "### `tenants`",
-            _table(("key of a tenant", "meaning"), ((f"`{k}`", _text(about)) for k, about in jobs.TENANT_KEYS.items())),
+            _table(("key of a tenant", "meaning"), _keys(jobs.TenantValues)),
             "### `retention`",
-            _settings(retention.Retention, RETENTION_RULES),
+            _settings(Retention),
             "### `schedule`",
-            _settings(schedule.Schedule, {}),
+            _settings(Schedule),
             "### `cluster`",
-            *_nested(jobs.Cluster, "", CLUSTER_RULES),
+            *_nested(jobs.Cluster),
         ]
     )
 
@@ -119,7 +116,7 @@ def schemas() -> dict[str, pa.Schema]:
 
 @functools.cache
 def docstrings(kind: type) -> dict[str, str]:
-    """Return the docstring under each field of a dataclass, its lines joined."""
+    """Return the docstring under each field of a class, its lines joined."""
     (definition,) = ast.parse(inspect.getsource(kind)).body
     assert isinstance(definition, ast.ClassDef)
     found = {}
@@ -129,28 +126,36 @@ def docstrings(kind: type) -> dict[str, str]:
     return found
 
 
-def _nested(kind: type, path: str, rules: Mapping[str, str]) -> Iterator[str]:
-    """Yield the table of a dataclass, then a heading and a table for each dataclass among its fields."""
-    yield _settings(kind, {name.removeprefix(path): rule for name, rule in rules.items()})
-    for name, hint in typing.get_type_hints(kind).items():
-        if dataclasses.is_dataclass(hint):
+def _keys(kind: type[Settings]) -> Iterator[tuple[str, str]]:
+    return ((f"`{key}`", _text(about)) for key, about in docstrings(kind).items())
+
+
+def _nested(kind: type[Settings], path: str = "") -> Iterator[str]:
+    """Yield the table of a group of settings, then a heading and a table for each group among its fields."""
+    yield _settings(kind)
+    for name, field in kind.model_fields.items():
+        if inner := group(field):
             yield f"### `{path}{name}`"
-            yield from _nested(typing.cast(type, hint), f"{path}{name}.", rules)
+            yield from _nested(inner, f"{path}{name}.")
 
 
-def _settings(kind: type, rules: Mapping[str, str]) -> str:
+def _settings(kind: type[Settings], rules: Mapping[str, str] = types.MappingProxyType({})) -> str:
     about, hints = docstrings(kind), typing.get_type_hints(kind)
     lines = []
-    for field in dataclasses.fields(kind):
-        hint = hints[field.name]
-        if not dataclasses.is_dataclass(hint):
-            allowed = rules.get(field.name) or _kind(hint)
-            lines.append((f"`{field.name}`", _default(field), allowed, _text(about.get(field.name, ""))))
+    for name, field in kind.model_fields.items():
+        if not group(field):
+            allowed = rules.get(name) or _range(field) or _kind(hints[name])
+            lines.append((f"`{name}`", _default(field), allowed, _text(about.get(name, ""))))
     return _table(("setting", "default", "allowed", "meaning"), lines)
 
 
+def _range(field: FieldInfo) -> str:
+    low, high = bounds(field)
+    return "" if low is None else f"at least {low}" if high is None else f"{low} to {high}"
+
+
 def _kind(hint: Any) -> str:
-    if typing.get_origin(hint) is types.UnionType:
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
@@ -160,10 +165,10 @@ def _kind(hint: Any) -> str:
     return KINDS.get(hint) or "name: value"
 
 
-def _default(field: "dataclasses.Field[Any]") -> str:
-    value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-    if value is dataclasses.MISSING:
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
         return "must be given"
+    value = field.get_default(call_default_factory=True)
     return "none" if value in (None, "") else f"`{_value(value)}`"
 
 

@@ -1,146 +1,128 @@
 """RunConfig: every setting of a run, from YAML and the command line, checked at once."""
 
-import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BeforeValidator, Field, field_validator
 
 from dladiff.errors import ConfigError
 from dladiff.settings.merge import digest, nearest
 from dladiff.settings.schema import MethodConfig, method_config
+from dladiff.settings.validate import FaultsError, Items, Settings, unless
 from pipeline.models.fingerprint import by_content, missing
 from pipeline.process.private import chosen_umask, octal, umask_fault
+from pipeline.sources.layouts import Layout
 from pipeline.storage.base import MAX_OBJECT, S3_OPTIONS
 from pipeline.storage.keys import shown
 from pipeline.storage.open import address_fault
 
-LAYOUTS = ("auto", "folders", "flat", "one", "sets", "celeba_hq", "vggface2")
 FILES_AT_ONCE = 4  # files of max_photo_bytes that max_task_bytes holds: one is in memory up to three times
-_TYPES: dict[str, tuple[type, ...]] = {
-    "input": (str,),
-    "output": (str,),
-    "profile": (str,),
-    "preset": (str, type(None)),
-    "seed": (int,),
-    "layout": (str,),
-    "one_identity": (bool,),
-    "limit": (int, type(None)),
-    "method": (dict,),
-    "faces": (list, tuple),
-    "max_pixels": (int,),
-    "max_photo_bytes": (int,),
-    "max_photo_seconds": (int, float),
-    "max_scans": (int,),
-    "max_task_bytes": (int,),
-    "cpus_per_actor": (int,),
-    "gpus_per_actor": (int, float),
-    "min_actors": (int,),
-    "max_actors": (int, type(None)),
-    "max_starts": (int,),
-    "max_photos_per_task": (int,),
-    "patience_s": (int, float),
-    "lists": (str, type(None)),
-    "allow_roots": (list, tuple),
-    "s3": (dict,),
-    "trace": (bool,),
-    "umask": (str, int),
-    "protector": (str,),
-}
-_LEAST = {
-    "seed": 0,
-    "limit": 1,
-    "max_pixels": 4096,
-    "max_photo_bytes": 1024,
-    "max_photo_seconds": 1,
-    "max_scans": 1,
-    "max_task_bytes": FILES_AT_ONCE * 1024,
-    "cpus_per_actor": 1,
-    "gpus_per_actor": 0,
-    "min_actors": 1,
-    "max_actors": 1,
-    "max_starts": 1,
-    "max_photos_per_task": 1,
-    "patience_s": 0,
-}
-_MOST = {
-    "seed": 2**63 - 1,
-    "max_pixels": 2**31 - 1,
-    "max_photo_bytes": MAX_OBJECT,
-    "max_photo_seconds": 86400,
-    "max_scans": 2**16,
-    "max_task_bytes": 2**50,
-    "patience_s": 7 * 86400,
-}
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
+def _root_fault(folder: str) -> str | None:
+    """Whether the folder is there is checked where the index is read: a job may name folders of the cluster."""
+    if not folder or folder.startswith("s3://"):
+        return f"expected a folder, not {folder!r}"
+    return address_fault(folder)
+
+
+def _gpus_fault(number: float) -> str | None:
+    return f"{number} is no part of one GPU and no whole number of them" if number > 1 and number % 1 else None
+
+
+Address = Annotated[str, unless(address_fault)]
+"""A folder or s3://bucket/prefix."""
+Umask = Annotated[
+    str, BeforeValidator(lambda given: octal(given) if type(given) is int else given), unless(umask_fault)
+]
+"""Two octal digits; YAML reads 027 without quotes as a number."""
+
+
+class RunConfig(Settings):
     """Settings of one run; `run_config` builds and checks it."""
 
-    input: str
+    input: Address
     """Folder or s3://bucket/prefix of the photos, or an index file (.csv, .parquet) that names them."""
-    output: str
+    output: Address
     """Folder or s3://bucket/prefix that receives photos, records and manifest."""
     profile: str = "tiny"
     """Profile of the method."""
     preset: str | None = None
     """Schedule of the method; None is the profile's own."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seed of every random stream."""
-    layout: str = "auto"
-    """How photos become identities: auto, folders, flat, one, sets, celeba_hq, vggface2."""
-    lists: str | None = None
+    layout: Layout = "auto"
+    """How photos become identities."""
+    lists: Address | None = None
     """Folder or s3://bucket/prefix of a collection's own lists, where they do not lie beside the photos."""
-    allow_roots: tuple[str, ...] = ()
+    allow_roots: Items[Annotated[str, unless(_root_fault)]] = ()
     """Folders of this machine in which an index file may name photos, beside its own folder."""
     one_identity: bool = False
     """All photos are one identity: the same as layout `one`."""
-    limit: int | None = None
+    limit: int | None = Field(default=None, ge=1)
     """Most identities to plan, in the order of their names."""
-    method: dict[str, Any] = field(default_factory=dict)
+    method: dict[str, Any] = Field(default_factory=dict)
     """Settings of the method that differ from the profile: fields of dladiff.settings.schema.MethodConfig."""
-    faces: tuple[str, ...] = ()
+    faces: Items[str] = ()
     """InsightFace pack folders: their encoders are optimised against, the first one's detector is used."""
-    max_pixels: int = 50_000_000
+    max_pixels: int = Field(default=50_000_000, ge=4096, le=2**31 - 1)
     """Most pixels (width times height) of a photo."""
-    max_photo_bytes: int = 200_000_000
+    max_photo_bytes: int = Field(default=200_000_000, ge=1024, le=MAX_OBJECT)
     """Most bytes of a photo's file; a larger one is not read. 50 megapixels of 24 bits, uncompressed, are 150 MB."""
-    max_photo_seconds: float = 60
+    max_photo_seconds: float = Field(default=60, ge=1, le=86400)
     """Most seconds to decode one photo. 50 megapixels take about 3; the rest is for busy machines."""
-    max_scans: int = 100
+    max_scans: int = Field(default=100, ge=1, le=2**16)
     """Most scans of a JPEG. Encoders write about 10, and each costs a pass over all pixels."""
-    max_task_bytes: int = 16 * 2**30
+    max_task_bytes: int = Field(default=16 * 2**30, ge=4096, le=2**50)
     """Bytes of memory for the photos of one task; those that do not fit together are protected group by group. The
     default holds 64 photos of 12 megapixels or 8 of 50: docs/decisions/0012-bounded-photos.md has the sum."""
-    cpus_per_actor: int = 1
+    cpus_per_actor: int = Field(default=1, ge=1)
     """CPUs an actor reserves; on the CPU also its torch threads."""
-    gpus_per_actor: float = 0
+    gpus_per_actor: Annotated[float, unless(_gpus_fault)] = Field(default=0, ge=0)
     """GPUs an actor reserves; fractions share one, 0 is the CPU. `run_config` makes it 1 for a full-size model."""
-    min_actors: int = 1
+    min_actors: int = Field(default=1, ge=1)
     """Actors that start at once."""
-    max_actors: int | None = None
+    max_actors: int | None = Field(default=None, ge=1)
     """Most actors; None: as many as the machine or cluster holds."""
-    max_starts: int = 4
+    max_starts: int = Field(default=4, ge=1)
     """Starts of an identity without an end before it is quarantined."""
-    max_photos_per_task: int = 64
+    max_photos_per_task: int = Field(default=64, ge=1)
     """Photos of one identity that one task protects, with the same surrogates; an identity with more becomes several
     tasks. Which photos share a task is in each task's key, not in the digest: who has fewer is not done again."""
-    patience_s: float = 300
+    patience_s: float = Field(default=300, ge=0, le=7 * 86400)
     """Seconds an actor goes on trying while storage is overloaded or out of reach."""
-    s3: dict[str, str] = field(default_factory=dict)
+    s3: dict[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
     """How objects are kept in an output bucket: server_side_encryption, kms_key_id, storage_class."""
     trace: bool = False
     """Keep the losses and similarities of every step in `traces/`, for `dladiff report` and `dladiff explain`."""
-    umask: str = field(default_factory=chosen_umask)
+    umask: Umask = Field(default_factory=chosen_umask)
     """Rights that new files and folders of a local output do not get, in octal: '077' leaves them to their owner, '027'
     lets the group read. Where it is not set, `DLADIFF_UMASK` decides, which every other command takes too."""
     protector: str = "dladiff.service:Protector"
     """module:class that does the work; not a setting of the command line."""
+
+    @field_validator("s3")
+    @classmethod
+    def _known_options(cls, given: dict[str, str]) -> dict[str, str]:
+        if unknown := given.keys() - S3_OPTIONS.keys():
+            raise FaultsError(
+                f"s3.{name}: unknown setting{nearest(name, list(S3_OPTIONS))}" for name in sorted(unknown)
+            )
+        return given
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield how settings contradict each other."""
+        if self.max_actors is not None and self.max_actors < self.min_actors:
+            yield f"max_actors: {self.max_actors} is less than min_actors = {self.min_actors}"
+        if self.max_task_bytes < (least := FILES_AT_ONCE * self.max_photo_bytes):
+            yield f"max_task_bytes: {self.max_task_bytes} is less than {FILES_AT_ONCE} x max_photo_bytes = {least}"
+        if self.one_identity and self.layout not in ("auto", "one"):
+            yield f"one_identity: contradicts layout: {self.layout}; give one of them"
 
     def method_settings(self) -> dict[str, Any]:
         """Return what the protector is built from: profile, preset, overrides; plain JSON values."""
@@ -180,11 +162,6 @@ class RunConfig:
         """Return the layout, with `one_identity` applied."""
         return "one" if self.one_identity else self.layout
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        out: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return out
-
 
 def run_config(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
     """Build the configuration from a YAML file, if any, and `overrides`, which win; None is no override.
@@ -197,37 +174,26 @@ def run_config(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
     values |= overrides
     if protection and isinstance(values.setdefault("method", {}), dict):
         values["method"] = {**values["method"], "protection": protection}
-    known = [f.name for f in dataclasses.fields(RunConfig)]
-    faults = [f"{key}: unknown setting{nearest(str(key), known)}" for key in values if key not in known]
-    faults += [f"{key}: is missing; give --{key} URI" for key in ("input", "output") if not values.get(key)]
-    good: dict[str, Any] = {}
-    for key, value in values.items():
-        if key in known and (fault := _fault(key, value)):
-            faults.append(fault)
-        elif key in known:
-            good[key] = tuple(value) if key in ("faces", "allow_roots") else octal(value) if key == "umask" else value
-    config = RunConfig(**{"input": "", "output": "", **good})
-    faults += _contradictions(config)
-    try:
-        if config.method_config().model != "embedded" and "gpus_per_actor" not in values:
-            config = dataclasses.replace(config, gpus_per_actor=1)
-    except ConfigError as error:
-        faults += error.faults
-    if faults:
-        raise ConfigError(faults)
+    config, faults = load_run(values)
+    if config is None:
+        missing = {f"{key}: is missing": f"; give --{key} URI" for key in ("input", "output")}
+        raise ConfigError([fault + missing.get(fault, "") for fault in faults])
     return config
 
 
-def _contradictions(config: RunConfig) -> list[str]:
-    faults = []
-    if config.max_actors is not None and config.max_actors < config.min_actors:
-        faults.append(f"max_actors: {config.max_actors} is less than min_actors = {config.min_actors}")
-    if config.max_task_bytes < FILES_AT_ONCE * config.max_photo_bytes:
-        least = f"{FILES_AT_ONCE} x max_photo_bytes = {FILES_AT_ONCE * config.max_photo_bytes}"
-        faults.append(f"max_task_bytes: {config.max_task_bytes} is less than {least}")
-    if config.one_identity and config.layout not in ("auto", "one"):
-        faults.append(f"one_identity: contradicts layout: {config.layout}; give one of them")
-    return faults
+def load_run(values: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
+    """Return the configuration of plain values, or None and every fault, a line each; an empty address is missing."""
+    values = {key: value for key, value in values.items() if value or key not in ("input", "output", "lists")}
+    config, faults = RunConfig.load(values)
+    wrong = {re.split(r"[.\[:]", fault)[0] for fault in faults}
+    parts = {key: values[key] for key in ("profile", "preset", "method", "faces") if key in values.keys() - wrong}
+    try:  # the method is checked even where other settings are wrong
+        method = (config or RunConfig.model_construct(None, **parts)).method_config()
+    except ConfigError as error:
+        return None, faults + error.faults
+    if config and method.model != "embedded" and "gpus_per_actor" not in values:
+        config = config.replaced(gpus_per_actor=1)
+    return config, faults
 
 
 def read_yaml(file: Path, expected: str = "settings (name: value)", hint: str = "") -> dict[str, Any]:
@@ -274,48 +240,3 @@ def _loaded(content: str) -> tuple[Any, list[str]]:
         return loader.get_single_data(), loader.twice
     finally:
         loader.dispose()
-
-
-def _fault(key: str, value: Any) -> str | None:
-    kinds = _TYPES[key]
-    fits: bool = isinstance(value, kinds)
-    if not fits or (isinstance(value, bool) and bool not in kinds):
-        return f"{key}: expected {kinds[0].__name__}, not {value!r}"
-    if key in _LEAST and value is not None and not value >= _LEAST[key]:
-        return f"{key}: {value} is less than {_LEAST[key]}"
-    if key in _MOST and value > _MOST[key]:
-        return f"{key}: {value} is more than {_MOST[key]}"
-    if key == "gpus_per_actor" and value > 1 and value % 1 != 0:
-        return f"{key}: {value} is no part of one GPU and no whole number of them"
-    if key == "layout" and value not in LAYOUTS:
-        return f"{key}: {value!r} is unknown{nearest(value, list(LAYOUTS))}; choose one of {', '.join(LAYOUTS)}"
-    if key == "s3":
-        return _s3_fault(value)
-    if key in _CHECKS and (value or key == "umask") and (fault := _CHECKS[key](value)):
-        return f"{key}: {fault}"
-    if key == "faces" and not all(isinstance(item, str) for item in value):
-        return f"{key}: expected a list of folders, not {value!r}"
-    return None
-
-
-def _roots_fault(value: Any) -> str | None:
-    """Whether the folders are there is checked where the index is read: a job may name folders of the cluster."""
-    if any(not isinstance(root, str) or not root or (root.startswith("s3://")) for root in value):
-        return f"expected a list of folders, not {value!r}"
-    return next((fault for root in value if (fault := address_fault(root))), None)
-
-
-_CHECKS: dict[str, Callable[[Any], str | None]] = {
-    **dict.fromkeys(("input", "output", "lists"), address_fault),
-    "umask": umask_fault,
-    "allow_roots": _roots_fault,
-}
-
-
-def _s3_fault(value: dict[Any, Any]) -> str | None:
-    for name, text in value.items():
-        if name not in S3_OPTIONS:
-            return f"s3.{name}: unknown setting{nearest(str(name), list(S3_OPTIONS))}"
-        if not isinstance(text, str) or not text:
-            return f"s3.{name}: expected text, not {text!r}"
-    return None

@@ -1,33 +1,31 @@
-"""`python -m pipeline.demo DIR`: seven identities from photos that come with installed packages, one folder each.
+"""`python -m pipeline.demo DIR`: write photos of seven people from installed packages, one folder each.
 
-Six people stand in insightface's `t1` image; the seventh is Eileen Collins in scikit-image's `astronaut` (NASA,
-public domain). Each is cropped around the face; neighbours may show at the edge.
+Six people are in insightface's `t1` image; the seventh is Eileen Collins in scikit-image's `astronaut` (NASA,
+public domain). Each is cropped around the face; neighbours may be visible at the edge.
 """
 
 import sys
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from dladiff.faces.detect import CenterFaceDetector, Face
+from pipeline.sources.decode import UInt8
 
 MARGIN = 1.2
 """Space on each side of the face box, in units of its width and height, clipped to the photo."""
 
-Pixels = NDArray[np.uint8]
 
-
-def crop_around(pixels: Pixels, face: Face) -> Pixels:
-    """Cut a photo (h x w x 3) to a face's box and MARGIN on each side."""
+def crop_around(pixels: UInt8, face: Face) -> UInt8:
+    """Return a photo (h x w x 3) cropped to a face's box with MARGIN on each side."""
     x0, y0, x1, y1 = face.box
     across, down = MARGIN * (x1 - x0), MARGIN * (y1 - y0)
     left, top = max(0, int(x0 - across)), max(0, int(y0 - down))
     return pixels[top : int(y1 + down), left : int(x1 + across)]
 
 
-def demo_photos() -> dict[str, Pixels]:
+def demo_photos() -> dict[str, UInt8]:
     """Return person_1 to person_6, numbered from left to right, and astronaut."""
     import skimage.data
     from insightface.data import get_image
@@ -41,8 +39,8 @@ def demo_photos() -> dict[str, Pixels]:
     return photos
 
 
-def write(photos: dict[str, Pixels], folder: Path) -> None:
-    """Write `<folder>/<identity>/portrait.png`; a photo that is there already is left alone, so it is no new work."""
+def write(photos: dict[str, UInt8], folder: Path) -> None:
+    """Write `<folder>/<identity>/portrait.png`; existing equal files are kept, so they are no new work."""
     for identity, pixels in photos.items():
         path = folder / identity / "portrait.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +50,7 @@ def write(photos: dict[str, Pixels], folder: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the photos and say where; exit code 2 on bad usage."""
+    """Write the photos and print their folder; return the exit code, 2 for bad usage."""
     if len(arguments) != 1:
         print("usage: python -m pipeline.demo DIR", file=sys.stderr)
         return 2

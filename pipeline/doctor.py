@@ -1,4 +1,4 @@
-"""What this machine has and lacks: one line a check, `ok` or what to do. torch is looked up, never imported."""
+"""`dladiff doctor`: checks of this machine, one line each: `ok`, or what to do. torch is not imported."""
 
 import contextlib
 import os
@@ -27,41 +27,41 @@ from pipeline.storage.keys import shown
 from pipeline.storage.open import local_path, open_storage
 
 PYTHON = (3, 11)
-LEAST_MEMORY_GIB = {"tiny": 4.0}
+MIN_MEMORY_GIB = {"tiny": 4.0}
 OTHER_MEMORY_GIB = 16.0  # Stable Diffusion 2.1 twice, its optimisers, and the photos of one identity
-GPU_MEMORY_GIB = {"16GB": 14.5, "12GB": 11.5}  # of a card, by `method.fits`
-SKEW_S = 60.0  # S3 refuses requests from 15 minutes on; records and leases are read by people long before
-ANSWER_S = 10.0
+GPU_MEMORY_GIB = {"16GB": 14.5, "12GB": 11.5}  # memory of a card, by `method.fits`
+SKEW_S = 60.0  # S3 refuses requests from 15 minutes on; times in records would mislead people long before
+ANSWER_S = 10.0  # seconds: timeout of the storage and cluster checks
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line: `ok` and what was found, or what to do; without secrets."""
+    """Result of one check: `ok` and the finding, or what to do; without secrets."""
 
     name: str
     ok: bool
     text: str
 
     def __post_init__(self) -> None:
-        """Redact what was found: endpoints, proxies and addresses may hold a password."""
+        """Redact the text: endpoints, proxies and addresses may hold a password."""
         object.__setattr__(self, "text", shown(self.text))
 
     def line(self) -> str:
-        """Return the line as it is printed."""
+        """Return the line to print."""
         return f"{'ok  ' if self.ok else 'FAIL'}  {self.name}: {self.text}"
 
 
 def doctor(config: RunConfig | None = None, *, output: str | None = None, address: str | None = None) -> list[Check]:
     """Check Python, packages, memory, GPU; with a configuration its models, input and output; with an address Ray.
 
-    Only a probe object of its own is written to the output, and deleted.
+    Writes only a probe object to the output, and deletes it.
     """
     found = [*_basics(config)]
-    place = output or (config.output if config else None)
+    uri = output or (config.output if config else None)
     if config is not None:
         found += [_model(config), _input(config)]
-    if place is not None:
-        found += _storage(place)
+    if uri is not None:
+        found += _storage(uri)
     if address is not None:
         found.append(_ray(address))
     return found
@@ -77,10 +77,10 @@ def _basics(config: RunConfig | None) -> Iterator[Check]:
 
 
 def _packages() -> Check:
-    """Versions as installed; a constraint that is not met is named."""
+    """Compare the installed versions with the package's requirements."""
     from packaging.requirements import Requirement
 
-    faults, told = [], []
+    faults, versions = [], []
     for text in requires("dladiff") or []:
         wanted = Requirement(text)
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
@@ -93,17 +93,17 @@ def _packages() -> Check:
         if not wanted.specifier.contains(have, prereleases=True):
             faults.append(f"{wanted.name} {have} is not {wanted.specifier}")
         if wanted.name in ("ray", "torch", "diffusers", "onnxruntime"):
-            told.append(f"{wanted.name} {have}")
+            versions.append(f"{wanted.name} {have}")
     if faults:
         return Check("packages", False, f"{', '.join(faults)}; pip install -c constraints.txt dladiff")
-    return Check("packages", True, ", ".join(told))
+    return Check("packages", True, ", ".join(versions))
 
 
 def _memory(config: RunConfig | None) -> Check:
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     limit = _read_number(Path("/sys/fs/cgroup/memory.max"))
     have = min(have, limit / 2**30) if limit else have
-    need = LEAST_MEMORY_GIB.get(config.profile, OTHER_MEMORY_GIB) if config else min(LEAST_MEMORY_GIB.values())
+    need = MIN_MEMORY_GIB.get(config.profile, OTHER_MEMORY_GIB) if config else min(MIN_MEMORY_GIB.values())
     text = f"{have:.1f} GiB, {os.cpu_count()} CPUs"
     return Check(
         "memory", have >= need, text if have >= need else f"{text}; this profile needs {need:.0f} GiB an actor"
@@ -126,7 +126,7 @@ def _gpu(config: RunConfig | None) -> Check:
         return Check("gpu", not needed, f"nvidia-smi fails: {' '.join((done.stderr or done.stdout).split())}{hint}")
     cards = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
     if any(len(card) != len(fields.split(",")) or not card[1].isdigit() for card in cards):
-        return Check("gpu", True, f"{'; '.join(card[0] for card in cards)}; nvidia-smi does not tell its memory")
+        return Check("gpu", True, f"{'; '.join(card[0] for card in cards)}; nvidia-smi does not report its memory")
     text = "; ".join(f"{name}, {int(total) / 1024:.0f} GiB, {used} MiB in use" for name, total, used, _ in cards)
     fits = config.method.get("fits") if config is not None else None
     wanted = GPU_MEMORY_GIB.get(str(fits), 22.0) if needed and config and config.profile != "tiny" else 0.0
@@ -138,7 +138,7 @@ def _gpu(config: RunConfig | None) -> Check:
 
 
 def _model(config: RunConfig) -> Check:
-    """Whether the weights that the configuration names are there; none is read."""
+    """Check that the weights named in the configuration exist; none is loaded."""
     try:
         method = config.method_config()
         lacking = missing(method)
@@ -151,12 +151,12 @@ def _model(config: RunConfig) -> Check:
 
 
 def _input(config: RunConfig) -> Check:
-    """Whether the input can be listed; an index file is only looked for where it lies on this machine."""
+    """Check that the input can be listed, or that an index file exists."""
     try:
         if is_index(config.input):
             folder, _, name = config.input.rpartition("/")
-            there = open_storage(folder or ".").tag(name) is not None
-            return Check("input", there, config.input if there else f"{config.input} is not there; check its address")
+            exists = open_storage(folder or ".").tag(name) is not None
+            return Check("input", exists, config.input if exists else f"{config.input} is not there; check its address")
         first = next(iter(open_storage(config.input).list()), None)
     except DladiffError as error:
         return Check("input", False, str(error))
@@ -166,7 +166,7 @@ def _input(config: RunConfig) -> Check:
 
 
 def _storage(uri: str) -> list[Check]:
-    """Put, conditional put, get, list and delete an object of our own, and compare clocks; nothing is left behind."""
+    """Check put, conditional put, get, list and delete with a probe object, and compare clocks; clean up."""
     try:
         path = local_path(uri)
     except StorageError as error:
@@ -174,7 +174,7 @@ def _storage(uri: str) -> list[Check]:
     if path is None:
         return _probed(uri, uri)
     folder = path.absolute()
-    while not folder.exists():  # the run will make it
+    while not folder.exists():  # a run creates it
         folder = folder.parent
     try:
         with temporary_folder(prefix=TEMP_PREFIX, parent=folder) as own:
@@ -183,9 +183,9 @@ def _storage(uri: str) -> list[Check]:
         return [Check("storage", False, f"{folder}: {error.strerror}; give a folder that this user may write to")]
 
 
-def _probed(place: str, told: str) -> list[Check]:
+def _probed(address: str, name: str) -> list[Check]:
     try:
-        storage, key = open_storage(place), f"probe-{uuid.uuid4().hex}"
+        storage, key = open_storage(address), f"probe-{uuid.uuid4().hex}"
     except DladiffError as error:
         return [Check("storage", False, str(error))]
     try:
@@ -193,16 +193,16 @@ def _probed(place: str, told: str) -> list[Check]:
     except DladiffError as error:
         fault = str(error)
     finally:
-        with contextlib.suppress(DladiffError):  # told by the check already
+        with contextlib.suppress(DladiffError):  # the check reports the error
             storage.delete(key)
-    done = Check("storage", fault is None, fault or f"{told}: put, conditional put, get, list and delete")
-    return [done, _clock(place)]
+    done = Check("storage", fault is None, fault or f"{name}: put, conditional put, get, list and delete")
+    return [done, _clock(address)]
 
 
 def _probe(storage: Storage, key: str) -> str | None:
     sent = time.monotonic()
     if not storage.put_if_absent(key, b"one"):
-        return f"{storage.uri_of(key)} was there before; is a second doctor at work?"
+        return f"{storage.uri_of(key)} existed before; is a second doctor running?"
     if storage.put_if_absent(key, b"two"):
         return f"{storage.uri} ignores If-None-Match: two runs could overwrite each other; use a server that honours it"
     tag = storage.tag(key)
@@ -210,7 +210,7 @@ def _probe(storage: Storage, key: str) -> str | None:
         return f"{storage.uri} ignores If-Match: the lease of a run would not hold; use a server that honours it"
     storage.put(key, b"five")
     if storage.get(key) != b"five":
-        return f"{storage.uri} gave back other bytes than were put; do not use it"
+        return f"{storage.uri} returned other bytes than were put; do not use it"
     if [entry.key for entry in storage.list("probe-") if entry.key == key] != [key]:
         return f"{storage.uri} does not list what was put; a run would not find its records"
     storage.delete(key)
@@ -222,7 +222,7 @@ def _probe(storage: Storage, key: str) -> str | None:
 
 
 def _clock(uri: str) -> Check:
-    """This machine's clock against the Date header of the storage's server; a folder has the clock of its server."""
+    """Compare this machine's clock with the storage server's Date header, or the file system's clock."""
     try:
         skew = _server_skew(uri) if uri.startswith("s3://") else _file_skew(Path(uri))
     except (OSError, ValueError, TypeError) as error:
@@ -233,7 +233,7 @@ def _clock(uri: str) -> Check:
 
 
 def _server_skew(uri: str) -> float:
-    from pipeline.storage.s3_errors import custom_endpoint  # it imports botocore
+    from pipeline.storage.s3_errors import custom_endpoint  # imports botocore
 
     url = custom_endpoint() or f"https://{uri.removeprefix('s3://').partition('/')[0]}.s3.amazonaws.com"
     if not url.startswith(("http://", "https://")):
@@ -242,7 +242,7 @@ def _server_skew(uri: str) -> float:
     try:
         with urllib.request.urlopen(request, timeout=ANSWER_S) as reply:
             date = reply.headers["Date"]
-    except urllib.error.HTTPError as error:  # it may well refuse us: its answer carries the time all the same
+    except urllib.error.HTTPError as error:  # an error reply also carries the time
         with error:
             date = error.headers["Date"]
     return time.time() - parsedate_to_datetime(date).timestamp()
@@ -255,8 +255,8 @@ def _file_skew(folder: Path) -> float:
 
 
 def _ray(address: str) -> Check:
-    """Whether a head answers: the Jobs API of an http address, or the port of a Ray address."""
-    address = address if "://" in address else f"ray://{address}"  # so that a password in it is known for one
+    """Check that a head answers: the Jobs API of an http address, or the port of a Ray address."""
+    address = address if "://" in address else f"ray://{address}"  # with a scheme a password in it is redacted
     try:
         split = urlsplit(address)
         if split.scheme.startswith("http"):

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
 from dladiff.core.ball import around, project
-from dladiff.core.pgd import pgd, slope_of
+from dladiff.core.pgd import gradient_of, pgd
 from dladiff.core.pixels import Images
 from dladiff.diffusion.attention import Maps
 from dladiff.diffusion.surrogate import Prompt, Surrogate
@@ -85,9 +85,9 @@ def anti_diffusion(task: Task) -> Tensor:
             added = pgd(
                 start,
                 torch.zeros_like(start),
-                slope_of(partial(anti_diffusion_loss, student, generators=[own], schedule=schedule)),
-                allowed=around(start, schedule.eta / schedule.epochs),
-                step=schedule.step,
+                gradient_of(partial(anti_diffusion_loss, student, generators=[own], schedule=schedule)),
+                projection=around(start, schedule.eta / schedule.epochs),
+                step_size=schedule.step,
                 steps=schedule.steps,
             )
             delta = project(delta + added, square, schedule.eta, schedule.least_psnr)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
 from dladiff.core.ball import around
-from dladiff.core.pgd import pgd, slope_of
+from dladiff.core.pgd import gradient_of, pgd
 
 
 class KeysAndValues(Student):
@@ -39,9 +39,9 @@ def caat(task: Task) -> Tensor:
             new[part] = pgd(
                 x[part],
                 delta[part],
-                slope_of(partial(student.denoising_at, noise=noise)),
-                allowed=around(x[part], schedule.eta, schedule.least_psnr),
-                step=schedule.step,
+                gradient_of(partial(student.denoising_at, noise=noise)),
+                projection=around(x[part], schedule.eta, schedule.least_psnr),
+                step_size=schedule.step,
                 steps=1,
             )
             for weight in learning:

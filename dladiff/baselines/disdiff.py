@@ -15,7 +15,7 @@ from dladiff.baselines.aspl import alternate
 from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
 from dladiff.core.ball import around
-from dladiff.core.pgd import pgd, slope_of
+from dladiff.core.pgd import gradient_of, pgd
 from dladiff.core.pixels import Images
 from dladiff.diffusion.attention import Maps
 from dladiff.diffusion.surrogate import Noise
@@ -79,9 +79,9 @@ def disdiff(task: Task) -> Tensor:
                 row = pgd(
                     square,
                     row,
-                    slope_of(partial(disdiff_loss, copy, noise=noise, schedule=schedule)),
-                    allowed=around(square, schedule.eta, schedule.least_psnr),
-                    step=schedule.step * step_scale(t, last),
+                    gradient_of(partial(disdiff_loss, copy, noise=noise, schedule=schedule)),
+                    projection=around(square, schedule.eta, schedule.least_psnr),
+                    step_size=schedule.step * step_scale(t, last),
                     steps=1,
                 )
             rows.append(row)

@@ -1,7 +1,6 @@
 """Compared methods by name: the one entry that layer 1 calls in place of its own."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor
@@ -47,8 +46,7 @@ def compared_layer(
     """Return the perturbation by `config.protection`: its own schedule, with layer 1's bounds, prompt and batch."""
     layer = config.finetuning
     own = schedule_for(config.protection, config.model)
-    schedule = replace(
-        own,
+    schedule = own.replaced(
         eta=layer.eta,
         least_psnr=layer.least_psnr or own.least_psnr,
         batch=layer.batch_photos,

@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch import Generator, Tensor, nn
 
 from dladiff.core.ball import around
-from dladiff.core.pgd import pgd, slope_of
+from dladiff.core.pgd import gradient_of, pgd
 from dladiff.core.pixels import Images
 from dladiff.diffusion.attention import MapReader, Maps
 from dladiff.diffusion.surrogate import Noise, Surrogate
@@ -108,9 +108,9 @@ def ascend(
             pgd(
                 x[part],
                 delta[part],
-                slope_of(lambda point, own=generators[part]: loss(point, own)),  # type: ignore[misc]
-                allowed=around(x[part], schedule.eta, schedule.least_psnr),
-                step=schedule.step,
+                gradient_of(lambda point, own=generators[part]: loss(point, own)),  # type: ignore[misc]
+                projection=around(x[part], schedule.eta, schedule.least_psnr),
+                step_size=schedule.step,
                 steps=steps,
             )
         )

@@ -1,4 +1,4 @@
-"""What goes into the method and what comes out. Imports no torch: who passes photos on needs no networks."""
+"""Input and output of the method. Imports no torch: the actor passes photos on before networks are loaded."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ class PhotoIn:
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoOut:
-    """One protected photo with what was measured on its bytes (units: [0, 1] for linf, dB for psnr)."""
+    """One protected photo and the measurements of its bytes (linf in [0, 1] units, psnr in dB)."""
 
     key: str
     pixels: NDArray[np.uint8]
@@ -35,7 +35,7 @@ class PhotoOut:
 
 @dataclass(frozen=True)
 class IdentityOut:
-    """One protected identity and how it was made."""
+    """One protected identity, with timings, device, models and package versions."""
 
     photos: list[PhotoOut]
     seconds: dict[str, float]
@@ -44,8 +44,8 @@ class IdentityOut:
     models: list[dict[str, str]]
     versions: dict[str, str]
     note: str = ""
-    """What was done otherwise than configured, for the manifest."""
+    """Deviations from the configuration, for the manifest."""
     steps: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Steps of each stage by kind of work, as in `protect.Protected`."""
+    """Step counts of each stage, as in `protect.Protected`."""
     trace: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """Losses and similarities of the steps, where the settings ask for them (`trace`)."""
+    """Losses and similarities of the steps; empty unless the setting `trace` is on."""

@@ -1,4 +1,4 @@
-"""Projected gradient ascent: the one loop. Every method is a loss and a schedule over it."""
+"""Projected gradient ascent (PGD): every method runs this one loop with its own loss and schedule."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 Loss = Callable[[Tensor], Tensor]
 """Maps x + delta to a scalar."""
-Slope = Callable[[Tensor], Tensor]
-"""Maps x + delta to the gradient of what the loop ascends."""
+Gradient = Callable[[Tensor], Tensor]
+"""Maps x + delta to the gradient of the loss that the loop ascends, same shape."""
 
 
 def direction(gradient: Tensor, kind: str) -> Tensor:
-    """Turn a gradient `b ...` into a step of unit size: `sign`, `l2` (each image's RMS is 1), or `raw`."""
+    """Return the step direction of a gradient `b ...`: `sign`, `l2` (RMS 1 for each image) or `raw` (unchanged)."""
     if kind == "sign":
         return gradient.sign()
     if kind == "l2":
@@ -22,48 +22,48 @@ def direction(gradient: Tensor, kind: str) -> Tensor:
 
 
 class Momentum:
-    """A direction that remembers: gradients, each divided by its mean size, add up (MI-FGSM, Dong et al. 2018)."""
+    """Momentum of MI-FGSM (Dong et al. 2018, eqs. 6-7): v <- decay * v + gradient / mean|gradient|, for each image."""
 
     def __init__(self, decay: float, kind: str) -> None:
         self.decay, self.kind = decay, kind
         self.velocity: Tensor | None = None
 
     def __call__(self, gradient: Tensor) -> Tensor:
-        """Return the step of unit size for the sum so far."""
+        """Add a gradient `b ...` to the velocity; return the velocity's `direction`."""
         size = gradient.flatten(1).abs().mean(1).clamp_min(1e-20)
         unit = gradient / size.view(-1, *([1] * (gradient.dim() - 1)))
         self.velocity = unit if self.velocity is None else self.decay * self.velocity + unit
         return direction(self.velocity, self.kind)
 
 
-def slope_of(loss: Loss) -> Slope:
-    """Return a loss's gradient as a function."""
+def gradient_of(loss: Loss) -> Gradient:
+    """Return the gradient of a loss as a function of x + delta."""
 
-    def slope(point: Tensor) -> Tensor:
+    def gradient(point: Tensor) -> Tensor:
         point = point.detach().requires_grad_(True)
-        (found,) = torch.autograd.grad(loss(point), point)
-        return found
+        (value,) = torch.autograd.grad(loss(point), point)
+        return value
 
-    return slope
+    return gradient
 
 
 def pgd(
     x: Tensor,
     delta: Tensor,
-    slope: Slope,
+    gradient: Gradient,
     *,
-    allowed: Callable[[Tensor], Tensor],
-    step: float,
+    projection: Callable[[Tensor], Tensor],
+    step_size: float,
     steps: int,
-    gradient: str | Momentum = "sign",
+    update: str | Momentum = "sign",
 ) -> Tensor:
-    """Take `steps` projected steps along `slope(x + delta)` and return the new delta.
+    """Return delta after `steps` PGD steps: delta <- projection(delta + step_size * direction of gradient(x + delta)).
 
-    `x`, `delta`: same shape, [0, 1] units. `allowed` brings a perturbation back to what is allowed (`ball.around`).
-    Source: Madry et al. 2018; METHOD "PGD step".
+    `x`, `delta`: same shape, [0, 1] units, as is `step_size`. `projection` maps a perturbation to the allowed set
+    (`ball.around`). `update`: a kind of `direction`, or momentum. Source: Madry et al. 2018; METHOD "PGD step".
     """
     for _ in range(steps):
-        found = slope(x + delta)
-        change = gradient(found) if isinstance(gradient, Momentum) else direction(found, gradient)
-        delta = allowed(delta + step * change).detach()
+        value = gradient(x + delta)
+        change = update(value) if isinstance(update, Momentum) else direction(value, update)
+        delta = projection(delta + step_size * change).detach()
     return delta

@@ -1,4 +1,4 @@
-"""Pixels are uint8 outside and RGB floats in [0, 1] inside: one function each way, and the array types."""
+"""Array types, and conversion between uint8 pixels (outside) and RGB floats in [0, 1] (inside)."""
 
 import hashlib
 import math
@@ -10,26 +10,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Images = Float[Tensor, "b 3 h w"]
+"""A batch of RGB images in [0, 1]."""
 Pixels = NDArray[np.uint8]
-"""One photo, height x width x 3, RGB."""
+"""RGB bytes: one photo, h x w x 3, or a stack of n x h x w x 3."""
 
 
 def to_float(pixels: Pixels) -> Images:
-    """Return `1 3 h w` floats in [0, 1] of one photo."""
+    """Return one photo (h x w x 3) as floats in [0, 1], `1 3 h w`."""
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float().div(255)[None]
 
 
 def to_uint8(image: Images) -> Pixels:
-    """Return the rounded bytes, h x w x 3, of a batch of one."""
+    """Return a batch of one image as bytes, h x w x 3, clipped to [0, 1] and rounded to the nearest level."""
     rounded = (image[0].detach().clamp(0, 1) * 255).round().to(torch.uint8)
     return rounded.permute(1, 2, 0).cpu().contiguous().numpy()
 
 
 def content_digest(pixels: Pixels) -> bytes:
-    """Return the SHA-256 of a photo's shape and bytes, which names its random streams wherever it lies."""
+    """Return the SHA-256 of a photo's shape and bytes. It names the photo's random streams, whatever its file name."""
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
 
 
 def whole_levels(eta: float) -> float:
-    """Return the largest whole number of grey levels within a bound, [0, 1] units: what rounding to bytes keeps."""
+    """Return a bound ([0, 1] units) rounded down to whole grey levels, so that rounding to bytes keeps it."""
     return math.floor(eta * 255 + 1e-6) / 255

@@ -1,4 +1,4 @@
-"""One random stream per purpose, derived from the seed and names alone: order and worker never matter."""
+"""Random streams derived from the seed and names alone, so that results do not depend on order or worker."""
 
 import hashlib
 
@@ -6,6 +6,6 @@ import torch
 
 
 def stream(seed: int, *names: str) -> torch.Generator:
-    """CPU generator for these names: the same names give the same numbers wherever they are drawn."""
+    """Return a CPU generator seeded by the SHA-256 of seed and names: the same arguments give the same numbers."""
     text = "\x1f".join((str(seed), *names)).encode()
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1)

@@ -1,4 +1,4 @@
-"""Working squares: which parts of a photo layer 1 works on, and how a perturbation returns at the photo's own size."""
+"""Working squares of layer 1: choose them, cut them out, and bring a perturbation back to the photo's size."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from dladiff.core.pixels import Images
 TEMPLATE = np.array([[0.3184, 0.3979], [0.6858, 0.3915], [0.5052, 0.6034], [0.3657, 0.7825], [0.6600, 0.7778]])
 """Mean landmarks of the crops the tiny model was trained on, in units of the side (eyes, nose, mouth corners)."""
 ROUNDS = 8
-"""Of the iteration in `spread`."""
+"""Iterations of back-projection in `spread`."""
 
 
 @dataclass(frozen=True)
 class Square:
-    """A square of a photo in whole pixels; it may reach over the photo's edge."""
+    """A square of a photo in whole pixels; it may extend beyond the photo's edge."""
 
     x: int
     y: int
@@ -26,36 +26,36 @@ class Square:
 
 
 def face_square(landmarks: NDArray[np.floating]) -> Square:
-    """Square that frames five landmarks (5 x 2, pixels) as the tiny model's training crops: scale and shift only."""
+    """Return the square that frames five landmarks (5 x 2, pixels) like the tiny model's training crops, unrotated."""
     centred, template = landmarks - landmarks.mean(0), TEMPLATE - TEMPLATE.mean(0)
     side = float(np.sqrt((centred**2).sum() / (template**2).sum()))
     x, y = landmarks.mean(0) - TEMPLATE.mean(0) * side
     return Square(round(float(x)), round(float(y)), max(8, round(side)))
 
 
-def covering_squares(height: int, width: int, most: int) -> list[Square]:
-    """Fewest squares of the short side that cover a photo, evenly spaced along its long side, `most` at most."""
+def covering_squares(height: int, width: int, max_squares: int) -> list[Square]:
+    """Return the fewest squares of the photo's short side that cover it, evenly spaced; at most `max_squares`."""
     side, long = min(height, width), max(height, width)
-    count = min(most, -(-long // side))
+    count = min(max_squares, -(-long // side))
     starts = [round(i * (long - side) / max(1, count - 1)) for i in range(count)]
     return [Square(s, 0, side) if width >= height else Square(0, s, side) for s in starts]
 
 
 def cut(image: Images, square: Square, resolution: int) -> Images:
-    """Cut a square from `1 3 h w` (edge pixels repeated beyond the photo) and resize it, antialiased."""
+    """Return a square of `1 3 h w` resized to `1 3 r r`; beyond the photo the edge pixels are repeated."""
     return shrink(image[..., _rows(image, square), :][..., _columns(image, square)], resolution)
 
 
 def shrink(crop: Images, resolution: int) -> Images:
-    """Resize as an attacker's preprocessing does: bilinear with antialiasing."""
+    """Return the crop resized like an attacker's preprocessing: bilinear with antialiasing."""
     return functional.interpolate(crop, (resolution, resolution), mode="bilinear", antialias=True)
 
 
 def spread(delta: Tensor, square: Square, eta: float) -> Tensor:
-    """Bring a perturbation `1 3 r r` to `1 3 side side` so that shrinking it again gives it back.
+    """Return a perturbation `1 3 r r` enlarged to `1 3 side side` so that `shrink` restores it.
 
-    Iterative back-projection (Irani and Peleg 1991) inside the eta box; plain upsampling would lose what the
-    attacker's resize averages away.
+    Iterative back-projection (Irani and Peleg 1991), clipped to [-eta, eta]. Plain upsampling would lose the part that
+    the attacker's resize averages away.
     """
     size = (square.side, square.side)
     full = functional.interpolate(delta, size, mode="bilinear", antialias=True).clamp(-eta, eta)
@@ -65,18 +65,18 @@ def spread(delta: Tensor, square: Square, eta: float) -> Tensor:
     return full
 
 
-def add_square(canvas: Tensor, patch: Tensor, square: Square) -> None:
-    """Add `1 3 side side` onto the canvas `1 3 h w` in place; what lies outside the canvas is dropped."""
-    height, width = canvas.shape[-2:]
+def add_square(total: Tensor, patch: Tensor, square: Square) -> None:
+    """Add a patch `1 3 side side` to `total` (`1 3 h w`) in place; pixels outside the photo are dropped."""
+    height, width = total.shape[-2:]
     top, left = max(0, square.y), max(0, square.x)
     bottom, right = min(height, square.y + square.side), min(width, square.x + square.side)
     if bottom > top and right > left:
         inside = patch[..., top - square.y : bottom - square.y, left - square.x : right - square.x]
-        canvas[..., top:bottom, left:right] += inside
+        total[..., top:bottom, left:right] += inside
 
 
 def retained(wanted: Tensor, found: Tensor) -> float:
-    """Share of a perturbation that is still there after resizing: <found, wanted> / <wanted, wanted>."""
+    """Return the share of a perturbation that survives resizing: <found, wanted> / <wanted, wanted>."""
     energy = float(wanted.square().sum())
     return float((found * wanted).sum()) / energy if energy else 1.0
 

@@ -1,6 +1,6 @@
-"""What happens to a photo between protection and theft, differentiable: JPEG, resizing, blur, mirroring.
+"""Differentiable image transforms that a published photo may go through: JPEG, resizing, blur, mirroring.
 
-Random transforms inside a loss are expectation over transformation (Athalye et al. 2018); off by default.
+Random transforms inside a loss give expectation over transformation (EOT, Athalye et al. 2018); off by default.
 """
 
 import io
@@ -18,17 +18,17 @@ Transform = Callable[[Images], Images]
 """Maps `b 3 h w` in [0, 1] to the same shape."""
 
 QUALITY = (60, 95)
-"""JPEG qualities drawn: from what a messenger sends to what a camera stores."""
+"""Range of JPEG qualities: from a messenger's to a camera's."""
 SCALE = (0.5, 0.9)
-"""Sides that a photo is resized to and back from, as shares of its own."""
+"""Range of the resizing factor."""
 SIGMA = (0.4, 1.2)
-"""Standard deviation of the blur, pixels."""
+"""Range of the blur's standard deviation, pixels."""
 
 
 def draw_transform(generator: Generator, *, mirrored: bool = True) -> Transform:
-    """Draw one of: nothing, JPEG, resizing, blur; and, where `mirrored` allows it, every second time a mirror image.
+    """Return a random transform: identity, JPEG, resizing or blur; if `mirrored`, a mirror image with probability 1/2.
 
-    The whole batch gets the same draw. A draw takes three numbers from the generator whatever comes of it.
+    The whole batch gets the same transform. Each call takes three numbers from the generator, whatever it returns.
     """
     kind, strength, side = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
     flip = mirrored and side < 0.5
@@ -50,14 +50,14 @@ def _of_kind(kind: int, strength: float) -> Transform:
 
 
 def mirror(images: Images) -> Images:
-    """Swap left and right."""
+    """Return the images with left and right swapped."""
     return images.flip(-1)
 
 
 def jpeg(images: Images, quality: int) -> Images:
-    """Return what Pillow decodes of the images stored as JPEG; the gradient passes straight through.
+    """Return the images after Pillow's JPEG encoder and decoder, with a straight-through gradient.
 
-    Straight-through estimator: Bengio et al. 2013. Outside [0, 1] an image is clipped and has no gradient.
+    Straight-through estimator: Bengio et al. 2013. Values outside [0, 1] are clipped and get no gradient.
     """
     clipped = images.clamp(0, 1)
     stored = torch.cat([_stored(one[None], quality) for one in clipped.detach()]).to(images)
@@ -71,7 +71,7 @@ def _stored(image: Images, quality: int) -> Images:
 
 
 def resize(images: Images, scale: float) -> Images:
-    """Shrink to `scale` times the sides and go back to the first size: bilinear with antialiasing, as Pillow does."""
+    """Return the images shrunk by `scale` and enlarged again: bilinear with antialiasing, as in Pillow."""
     height, width = images.shape[-2:]
     small = (max(1, round(height * scale)), max(1, round(width * scale)))
     shrunk = functional.interpolate(images, small, mode="bilinear", antialias=True)
@@ -79,7 +79,7 @@ def resize(images: Images, scale: float) -> Images:
 
 
 def blur(images: Images, sigma: float) -> Images:
-    """Gaussian blur; beyond the edges the edge pixel is repeated. `sigma` in pixels; 0 leaves the images alone."""
+    """Return the images after a Gaussian blur of `sigma` pixels (0: unchanged), with edge pixels repeated outside."""
     if sigma == 0:
         return images
     radius = max(1, round(4 * sigma))

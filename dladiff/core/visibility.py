@@ -1,4 +1,4 @@
-"""What keeps a perturbation from being seen, beside its bound: a blur on smooth ground, and a budget of LPIPS."""
+"""Perceptual limits on a perturbation beside its L-inf bound: a blur in smooth regions, and a maximum LPIPS."""
 
 from collections.abc import Callable
 
@@ -9,20 +9,20 @@ from dladiff.core.pixels import Images, Pixels, to_uint8
 from dladiff.core.transforms import blur
 
 Measure = Callable[[Pixels, Pixels], float]
-"""LPIPS of two pictures `h w 3`."""
+"""Returns the LPIPS of two images, h x w x 3."""
 NEIGHBOURHOOD = 2.0
-"""Standard deviation of the window in which the photo's own contrast is taken, pixels."""
+"""Standard deviation of the window in which the photo's local contrast is measured, pixels."""
 SMOOTH = 4 / 255
-"""Contrast, [0, 1] units, at which ground is as much smooth as it is not: skin in even light lies below."""
+"""Local contrast, [0, 1] units, at which half of the blur applies; skin in even light lies below."""
 HALVINGS = 6
-"""Of the interval in which the largest perturbation within an LPIPS budget is looked for."""
+"""Bisection steps in `within_lpips`."""
 
 
 def smoothing(x: Images, sigma: float) -> Callable[[Tensor], Tensor]:
-    """Return what blurs a perturbation where the photos `b 3 h w` are smooth (skin, sky, walls), and only there.
+    """Return a function that blurs a perturbation where the photos `b 3 h w` are smooth (skin, sky, walls).
 
-    `sigma`: standard deviation of the blur, pixels. Where the photo has contrast of its own its noise hides the
-    perturbation's (contrast masking: Legge and Foley 1980), and it stays as it is.
+    `sigma`: standard deviation of the blur, pixels. Regions with contrast stay unblurred, because the photo's texture
+    hides the perturbation there (contrast masking: Legge and Foley 1980).
     """
     grey = x.mean(1, keepdim=True)
     contrast = (blur(grey.square(), NEIGHBOURHOOD) - blur(grey, NEIGHBOURHOOD).square()).clamp_min(0).sqrt()
@@ -30,20 +30,20 @@ def smoothing(x: Images, sigma: float) -> Callable[[Tensor], Tensor]:
     return lambda delta: delta + share * (blur(delta, sigma) - delta)
 
 
-def within_lpips(delta: Tensor, x: Images, measure: Measure, most: float) -> Tensor:
-    """Return the perturbation, each image's drawn back along its own ray until its LPIPS is at most `most`."""
+def within_lpips(delta: Tensor, x: Images, measure: Measure, max_lpips: float) -> Tensor:
+    """Return the perturbations `b 3 h w`, each scaled down, where needed, until its LPIPS is at most `max_lpips`."""
     out = torch.empty_like(delta)
     for i in range(len(x)):
         clean = to_uint8(x[i : i + 1])
 
-        def seen(scale: float, i: int = i, clean: Pixels = clean) -> float:
+        def lpips_at(scale: float, i: int = i, clean: Pixels = clean) -> float:
             return measure(clean, to_uint8(x[i : i + 1] + scale * delta[i : i + 1]))
 
         low, high = 0.0, 1.0
-        if seen(high) > most:
+        if lpips_at(high) > max_lpips:
             for _ in range(HALVINGS):
                 middle = (low + high) / 2
-                low, high = (middle, high) if seen(middle) <= most else (low, middle)
+                low, high = (middle, high) if lpips_at(middle) <= max_lpips else (low, middle)
         else:
             low = high
         out[i] = low * delta[i]

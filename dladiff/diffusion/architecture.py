@@ -1,7 +1,7 @@
-"""What kind of latent diffusion model a folder holds, read from its configurations and the heads of its weights.
+"""Architecture of a model folder, read from its configurations and the headers of its weight files.
 
 Supported: a UNet2DConditionModel on the latents of an AutoencoderKL, with one CLIP text encoder (SD 1.x and 2.x) or two
-(SDXL). Anything else is refused by the name of the part that is different, before gigabytes are loaded.
+(SDXL). Other models are refused before loading, with a message that names the unsupported part.
 """
 
 from dataclasses import dataclass
@@ -16,40 +16,40 @@ PREDICTIONS = ("epsilon", "v_prediction")
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 """Classes of `text_encoder` and, in SDXL, `text_encoder_2`."""
 SCALING = 0.18215
-"""What AutoencoderKL takes where the configuration names no scaling_factor: SD 1.x and 2.x."""
+"""Default scaling_factor of AutoencoderKL (SD 1.x and 2.x)."""
 MAX_HEAD = MAX_JSON
-"""Most bytes of the head of a safetensors file that are read: 40 times that of SDXL's UNet, the longest known."""
+"""Largest safetensors header read, bytes: 40 times that of SDXL's UNet, the longest known."""
 WEIGHTS = frozenset({".safetensors"})
-"""Endings of the files of weights that an index may name."""
+"""Suffixes of weight files that an index may name."""
 MAX_NAME = 200
-"""Characters of such a file's name: no file system takes more than 255 bytes."""
+"""Longest name of a weight file, characters: file systems allow at most 255 bytes."""
 MAX_NUMBER = 100_000
-"""Largest number of a configuration that is a size: CLIP's vocabulary has 49,408 entries."""
+"""Largest number accepted in a configuration: CLIP's vocabulary has 49,408 entries."""
 MAX_LAYERS = 128
-"""Most layers of a kind, and most blocks: the text encoder of SDXL has 32. A loader builds what a file asks for."""
+"""Largest number of layers, blocks or list entries (SDXL's text encoder has 32 layers). Loaders build any number."""
 MAX_DEPTH = 4
-"""Most configurations inside one another: CLIP's has its vision tower's inside."""
+"""Deepest nesting of configurations: CLIP's contains its vision tower's."""
 LIBRARIES = (None, "diffusers", "transformers")
 LAYERS = ("layers_per_block", "num_hidden_layers", "transformer_layers_per_block")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What tells one supported model from another."""
+    """Properties in which supported models differ."""
 
     context: int
-    """Width of the text embedding that the UNet's cross-attention takes."""
+    """Width of the text embedding in the UNet's cross-attention."""
     latent_channels: int
     prediction: str
     """`epsilon` or `v_prediction`."""
     scaling: float
     """Factor of the VAE's latents."""
     text_encoders: int
-    """One, or SDXL's two."""
+    """1, or 2 in SDXL."""
 
 
 def read_architecture(root: Path) -> Architecture:
-    """Read a folder in the diffusers layout. Raises ModelError that names every part which is missing or different."""
+    """Return the architecture of a folder in the diffusers layout. Raises ModelError: names all unsupported parts."""
     try:
         return _architecture(root)
     except (TypeError, AttributeError, ValueError, LookupError, OverflowError) as error:
@@ -64,7 +64,7 @@ def _architecture(root: Path) -> Architecture:
         )
     index = _config(root, "model_index.json")
     if foreign := foreign_part(index):
-        raise ModelError(f"the model in {root} names code of its own for {foreign}, which is never run; {SUPPORTED}")
+        raise ModelError(f"the model in {root} brings its own code for {foreign}, which is not run; {SUPPORTED}")
     if faults := _parts(root, index):
         raise ModelError(f"the model in {root} is not supported: {'; '.join(faults)}; {SUPPORTED}")
     unet, vae = _config(root, "unet/config.json"), _config(root, "vae/config.json")
@@ -92,9 +92,9 @@ def _architecture(root: Path) -> Architecture:
 
 
 def weight_faults(root: Path) -> dict[str, str]:
-    """Return a line for each file of weights, by its path, that is missing or ends before its head says.
+    """Return a message for each weight file, by path, that is missing or shorter than its header says.
 
-    The data is not read.
+    Reads headers only.
     """
     faults: dict[str, str] = {}
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
@@ -118,7 +118,10 @@ def weight_faults(root: Path) -> dict[str, str]:
 
 
 def size_fault(config: dict[str, Any], depth: int = 0) -> str | None:
-    """Return what a configuration has too much of, or None. A loader builds the network before it reads weights."""
+    """Return the size in a configuration that exceeds a limit, or None.
+
+    Loaders build a network before they read its weights, so sizes must be checked first.
+    """
     for name, value in config.items():
         if isinstance(value, dict):
             if depth >= MAX_DEPTH:
@@ -137,9 +140,9 @@ def size_fault(config: dict[str, Any], depth: int = 0) -> str | None:
 
 
 def foreign_part(index: dict[str, Any]) -> str | None:
-    """Return the first part of a model_index.json that is of no class of diffusers or transformers, None without one.
+    """Return the first part of a model_index.json whose class is not of diffusers or transformers, or None.
 
-    diffusers loads such a class from a Python file in the folder.
+    diffusers would load such a class from a Python file in the folder.
     """
     if not isinstance(index.get("_class_name", ""), str):
         return "the pipeline"
@@ -150,7 +153,7 @@ def foreign_part(index: dict[str, Any]) -> str | None:
 
 
 def map_sides(unet: dict[str, Any], side: int) -> list[int]:
-    """Return the sides of a UNet's attention maps for latents of `side` squared, largest first."""
+    """Return the sides of a UNet's attention maps for latents of `side` x `side`, largest first."""
     sides = []
     kinds = unet["down_block_types"]
     for number, kind in enumerate(kinds):
@@ -164,7 +167,7 @@ def map_sides(unet: dict[str, Any], side: int) -> list[int]:
 
 
 def _parts(root: Path, index: dict[str, Any]) -> list[str]:
-    """Return a line for each part that the model lacks altogether."""
+    """Return a message for each missing part of the model."""
     if not _has(index, "unet"):
         other = next((f" but a {quoted(index[name][1])}" for name in ("transformer", "prior") if _has(index, name)), "")
         return [f"{_kind(index)} has no unet{other}"]
@@ -193,7 +196,7 @@ def _unet_faults(unet: dict[str, Any], found: Architecture) -> list[str]:
     extra = unet.get("addition_embed_type"), unet.get("class_embed_type"), unet.get("encoder_hid_dim_type")
     if extra != ("text_time" if found.text_encoders == 2 else None, None, None):
         faults.append(
-            f"unet's conditioning {quoted([e for e in extra if e])} does not go with {found.text_encoders} encoder(s)"
+            f"unet's conditioning {quoted([e for e in extra if e])} does not fit {found.text_encoders} text encoder(s)"
         )
     return faults
 
@@ -220,7 +223,7 @@ def _is_weights(name: str) -> bool:
 
 
 def _weight_fault(file: Path, path: str) -> str | None:
-    """A safetensors file is eight bytes, a head of that length in JSON, and the data that the head lays out."""
+    """Return the fault of a safetensors file (8-byte length, JSON header of that length, data), or None."""
     try:
         if not file.is_file():
             return f"{path} is missing"
@@ -230,9 +233,9 @@ def _weight_fault(file: Path, path: str) -> str | None:
             head = parsed(stream.read(length)) if length <= min(MAX_HEAD, size) else {}
         end = max(int(entry["data_offsets"][1]) for name, entry in head.items() if name != "__metadata__")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
-        return f"{path} is no safetensors file, or its head was cut off"
+        return f"{path} is not a safetensors file, or its header is cut off"
     whole = 8 + length + end
-    return None if size == whole else f"{path} has {size} of {whole} bytes: a copy that ended half way"
+    return None if size == whole else f"{path} has {size} of {whole} bytes: an incomplete copy"
 
 
 def _config(root: Path, path: str) -> dict[str, Any]:

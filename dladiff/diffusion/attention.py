@@ -1,6 +1,6 @@
-"""Cross- and self-attention of a UNet, read by processors of our own, and the loss between two sets of maps.
+"""Cross- and self-attention maps of a UNet, read by attention processors, and the loss between two sets of maps.
 
-Source: Eq. 8 and Algorithm 1, lines 17-21. `attn2` is cross-attention, `attn1` self-attention (diffusers' names).
+Source: Eq. 8 and Algorithm 1, lines 17-21. In diffusers `attn2` is cross-attention and `attn1` self-attention.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 BLOCK = 2**18
-"""Most map entries, per photo and head, that the loss holds at once: a 16x16 map is one block, a 64x64 map 64."""
+"""Map entries, per photo and head, that the loss computes at once: a 16x16 map is one block, a 64x64 map is 64."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One attention layer's scaled queries `b heads n d` and keys `b heads m d`: its map, not yet multiplied out."""
+    """One attention layer's scaled queries `b heads n d` and keys `b heads m d`."""
 
     query: Tensor
     key: Tensor
@@ -31,21 +31,21 @@ class Layer:
 
 @dataclass(frozen=True)
 class Maps:
-    """The layers read in one forward pass, in layer order."""
+    """Cross- and self-attention layers read in one forward pass, in layer order."""
 
     cross: list[Layer] = field(default_factory=list)
     own: list[Layer] = field(default_factory=list)
 
 
-class _LastRead(Exception):  # noqa: N818 - it ends a forward pass, and is no error
-    """Every layer that is read has been."""
+class _LastRead(Exception):  # noqa: N818 - ends a forward pass early; not an error
+    """Raised after the last layer to read."""
 
 
 class MapReader:
-    """Reads every layer whose queries are `resolution` squared cells.
+    """Reads the attention layers with maps of `resolution` x `resolution` cells.
 
-    The first pass runs the whole UNet and counts these layers; later ones, of any UNet of that layout, end at the
-    last of them. What lies behind it takes no part in the maps, nor in their gradient.
+    The first pass runs the whole UNet and counts these layers. Later passes, of any UNet with the same layout, stop at
+    the last of them: the layers after it affect neither the maps nor their gradient.
     """
 
     def __init__(self, resolution: int) -> None:
@@ -53,12 +53,13 @@ class MapReader:
         self.layers: int | None = None
 
     def __call__(self, unet: UNet2DConditionModel, forward: Callable[[], object]) -> Maps:
-        """Return what the layers of `unet` hold while `forward` runs it once."""
+        """Return the maps of `unet`; `forward` must run it once."""
         maps = Maps()
         before = unet.attn_processors
         unet.set_attn_processor(_Processor(self, maps))
-        again = [m for m in unet.modules() if isinstance(m, Transformer2DModel) and m.gradient_checkpointing]
-        for module in again:  # a layer that is computed again would find the processors of before
+        # A recomputed layer would run with the original processors, which are back in place during the backward pass.
+        checkpointed = [m for m in unet.modules() if isinstance(m, Transformer2DModel) and m.gradient_checkpointing]
+        for module in checkpointed:
             module.gradient_checkpointing = False
         try:
             forward()
@@ -66,14 +67,14 @@ class MapReader:
             pass
         finally:
             unet.set_attn_processor(before)
-            for module in again:
+            for module in checkpointed:
                 module.gradient_checkpointing = True
         self.layers = len(maps.cross) + len(maps.own)
         return maps
 
 
 class _Processor:
-    """Fused attention that notes queries and keys where the map is read."""
+    """Fused attention that stores the queries and keys of layers with the reader's resolution."""
 
     def __init__(self, reader: MapReader, maps: Maps) -> None:
         self.reader = reader
@@ -88,7 +89,7 @@ class _Processor:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """Run the layer; `hidden_states` is `b n c`, as transformer blocks hand it over."""
+        """Return the layer's output; `hidden_states` is `b n c` in transformer blocks."""
         if hidden_states.dim() != 3 or hidden_states.shape[1] != self.reader.cells or attention_mask is not None:
             out: Tensor = self.fused(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
             return out
@@ -108,10 +109,10 @@ class _Processor:
 
 
 def map_distance(a: Maps, b: Maps, *, self_weight: float = 1.0, tokens: list[int] | None = None) -> Tensor:
-    """Mean squared distance of cross maps plus `self_weight` times that of self maps (Eq. 8).
+    """Return the mean squared distance of cross maps plus `self_weight` times that of self maps (Eq. 8).
 
-    The mean over each map lets cross (256 x 77) and self (256 x 256) weigh alike; layers count equally.
-    `tokens` restricts the cross maps to these positions of the prompt.
+    Each map contributes its mean, so that cross maps (256 x 77) and self maps (256 x 256) have equal weight, as do all
+    layers. `tokens` restricts the cross maps to these positions of the prompt. Raises ValueError without any map.
     """
     cross = [_mse(p, q, tokens) for p, q in zip(a.cross, b.cross, strict=True)]
     own = [_mse(p, q, None) for p, q in zip(a.own, b.own, strict=True)]
@@ -126,7 +127,7 @@ def map_distance(a: Maps, b: Maps, *, self_weight: float = 1.0, tokens: list[int
 
 
 def _mse(p: Layer, q: Layer, tokens: list[int] | None) -> Tensor:
-    """Go through large maps in blocks of rows that the backward pass computes again: none is ever held whole."""
+    """Return the mean squared distance of two maps; large maps are computed, and recomputed, in blocks of rows."""
     rows = max(1, BLOCK // p.key.shape[2])
     if rows >= p.query.shape[2]:
         return _square_distance(p, q, tokens).mean()

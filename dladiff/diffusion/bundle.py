@@ -1,6 +1,6 @@
-"""A model's folder in the diffusers layout as files: which are needed, their checksums, where they came from.
+"""Files of a model folder in the diffusers layout: which are needed, their checksums, their origin.
 
-Only names, bytes and JSON are read here: no torch, so the driver may.
+Imports no torch, because the driver uses this module.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ from dladiff.diffusion.model_json import MAX_JSON, parsed, quoted
 from dladiff.errors import ModelError
 
 CHECKSUMS = "checksums.json"
-"""Name of the file that pins the others; written last, so that its presence means a whole copy."""
+"""File with the checksums of the others; written last, so that its presence means a complete copy."""
 PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
-"""Endings of weights that can run code when they are loaded; they never are."""
+"""Suffixes of weight files that can run code when loaded; such files are never loaded."""
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
 
 
@@ -33,17 +33,17 @@ FILES: tuple[str, ...] = (
     *(f"{part}/{name}" for part in ("text_encoder", "text_encoder_2") for name in _weights("model")),
     *(f"{part}/{name}" for part in ("tokenizer", "tokenizer_2") for name in _TOKENIZER),
 )
-"""What a surrogate loads, as patterns: no variants (fp16, non_ema), no pickles, no safety checker."""
+"""Patterns of the files that a surrogate loads: no variants (fp16, non_ema), no pickles, no safety checker."""
 
 
 def needed(path: str) -> bool:
-    """Return whether a path relative to the model's folder is a file that a surrogate loads."""
+    """Return whether a surrogate loads this file; `path` is relative to the model's folder."""
     return any(fnmatchcase(path, pattern) for pattern in FILES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pins:
-    """What `checksums.json` says: SHA-256 and bytes of each file, and the source, revision and licence of all."""
+    """Content of `checksums.json`: SHA-256 and bytes of each file; source, revision and licence of the model."""
 
     sha256: dict[str, str]
     size: dict[str, int]
@@ -52,7 +52,7 @@ class Pins:
     licence: str = ""
 
     def digest(self) -> str:
-        """Return one SHA-256 of the model: of its files' names and checksums."""
+        """Return the model's SHA-256, computed over its files' names and checksums."""
         total = hashlib.sha256()
         for path in sorted(self.sha256):
             total.update(f"{path}\0{self.sha256[path]}\n".encode())
@@ -66,7 +66,7 @@ class Pins:
 
 
 def parse_pins(text: str | bytes, where: str) -> Pins:
-    """Read the content of a `checksums.json`. Raises ModelError where it is not one or names a file of no use."""
+    """Return the content of a `checksums.json`. Raises ModelError: not valid, or names a file that is not needed."""
     try:
         if len(text) > MAX_JSON:
             raise ValueError("too large")
@@ -85,7 +85,7 @@ def parse_pins(text: str | bytes, where: str) -> Pins:
 
 
 def read_pins(root: Path) -> Pins | None:
-    """Return what the folder's `checksums.json` says, None without one. Raises ModelError."""
+    """Return the content of the folder's `checksums.json`, None without one. Raises ModelError."""
     file = root / CHECKSUMS
     if not file.is_file():
         return None
@@ -94,7 +94,7 @@ def read_pins(root: Path) -> Pins | None:
 
 
 def make_pins(root: Path, source: str = "", revision: str = "", licence: str = "") -> Pins:
-    """Read every needed file of the folder and return its pins; of the hub's cache the folder's name tells the rest."""
+    """Return the pins of the folder's needed files; in the hub's cache the path gives source and revision."""
     hub = _hub_origin(root)
     files = model_files(root)
     return Pins(
@@ -114,7 +114,7 @@ def model_files(root: Path) -> dict[str, Path]:
 
 
 def damage(root: Path, pins: Pins) -> dict[str, str]:
-    """Return a line for each file, by its path, that is missing, short, changed, or in no checksum."""
+    """Return a message for each file, by path, that is missing, short, changed, or without a checksum."""
     faults = {}
     for path, sha256 in pins.sha256.items():
         file = root / path
@@ -122,7 +122,7 @@ def damage(root: Path, pins: Pins) -> dict[str, str]:
         if have is None:
             faults[path] = f"{path} is missing"
         elif have != pins.size[path]:
-            faults[path] = f"{path} has {have} of {pins.size[path]} bytes: a copy that ended half way"
+            faults[path] = f"{path} has {have} of {pins.size[path]} bytes: an incomplete copy"
         elif file_sha256(file) != sha256:
             faults[path] = f"{path} is not the file that {CHECKSUMS} names"
     unnamed = model_files(root).keys() - pins.sha256.keys()
@@ -130,7 +130,7 @@ def damage(root: Path, pins: Pins) -> dict[str, str]:
 
 
 def verified_pins(root: Path) -> Pins:
-    """Return the pins of what lies in the folder; ModelError where that is not what its `checksums.json` says."""
+    """Return the pins of the folder's files. Raises ModelError if they do not match its `checksums.json`."""
     pins = read_pins(root)
     if pins is None:
         return make_pins(root)
@@ -142,9 +142,9 @@ def verified_pins(root: Path) -> Pins:
 
 
 def quick_digest(root: Path) -> str | None:
-    """Return the digest of a model without reading its weights, None where nothing tells it.
+    """Return a model's digest without reading its weights, None where it is not available.
 
-    Told by `checksums.json`, or by the hub's cache, whose large files are links to blobs named by their SHA-256.
+    Taken from `checksums.json`, or from the hub's cache, whose large files link to blobs named by their SHA-256.
     """
     if pins := read_pins(root):
         return pins.digest()
@@ -158,12 +158,12 @@ def quick_digest(root: Path) -> str | None:
 
 
 def _hub_origin(root: Path) -> tuple[str, str] | None:
-    """Return hub id and commit of a folder `models--OWNER--NAME/snapshots/COMMIT`."""
+    """Return hub id and commit of a folder `models--OWNER--NAME/snapshots/COMMIT`, None for other folders."""
     kind, *parts = root.parent.parent.name.split("--")
     return ("/".join(parts), root.name) if root.parent.name == "snapshots" and kind == "models" else None
 
 
 def file_sha256(file: Path) -> str:
-    """Return the hex digest of a file's bytes."""
+    """Return the SHA-256 of a file, in hex."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,7 +1,6 @@
-"""The known models: profile, hub ids with mirrors, facts, licence; and where on this machine a model lies.
+"""Known models (profile, hub ids with mirrors, architecture, licence), and their folders on this machine.
 
-Several originals were withdrawn by their owners, so each profile lists where else the same weights are kept. Nothing
-here touches the network.
+The owners withdrew several of the originals, so each profile also lists mirrors. This module never uses the network.
 """
 
 import os
@@ -23,13 +22,13 @@ SDXL = 0.13025
 
 @dataclass(frozen=True, kw_only=True)
 class KnownModel:
-    """A model that a profile is made for."""
+    """The model of a profile."""
 
     profile: str
     ids: tuple[str, ...]
-    """Hub ids in the order that `fetch` tries them: the owner's where it is still there, then mirrors."""
+    """Hub ids in the order that `fetch` tries them: the owner's if it still exists, then mirrors."""
     withdrawn: tuple[str, ...] = ()
-    """Ids under which the model was published and is no longer; caches may still hold it."""
+    """Former hub ids of the model; caches may still hold it under them."""
     licence: str
     resolution: int
     """Side of its training images, pixels."""
@@ -84,7 +83,7 @@ MODELS: dict[str, KnownModel] = {
         ),
     )
 }
-"""By profile."""
+"""Known models by profile."""
 
 
 def models_folder() -> Path:
@@ -93,15 +92,15 @@ def models_folder() -> Path:
 
 
 def fetched_folder(name: str) -> Path:
-    """Return where `fetch` puts a profile or a hub id, there or not."""
+    """Return the folder that `fetch` uses for a profile or hub id; it may not exist."""
     return models_folder() / name.partition("@")[0].replace("/", "--")
 
 
 def locate(name: str) -> Path:
     """Return the folder of a model: `embedded`, a profile's name, a folder, a hub id (owner/name, owner/name@revision).
 
-    A profile or hub id is looked up among the fetched models, then in the local Hugging Face cache; nothing is ever
-    downloaded. Raises ModelError that says how to get it.
+    A profile or hub id is looked up among the fetched models, then in the local Hugging Face cache. Nothing is
+    downloaded. Raises ModelError: the model is not on this machine; the message says how to get it.
     """
     if name == "embedded":
         return EMBEDDED
@@ -130,9 +129,9 @@ def locate(name: str) -> Path:
 
 
 def profile_faults(root: Path, profile: str) -> list[str]:
-    """Return a line for each fact in which the model in `root` is not the one the profile is made for.
+    """Return a message for each property in which the model in `root` differs from the profile's model.
 
-    Raises ModelError where it is no model that we support.
+    Raises ModelError for an unsupported model.
     """
     have, want = read_architecture(root), MODELS[profile].architecture
     facts = {
@@ -143,14 +142,14 @@ def profile_faults(root: Path, profile: str) -> list[str]:
         "text_encoders": "number of text encoders",
     }
     return [
-        f"{told} is {getattr(have, name)}, that of {profile} is {getattr(want, name)}"
-        for name, told in facts.items()
+        f"{label} is {getattr(have, name)}, that of {profile} is {getattr(want, name)}"
+        for name, label in facts.items()
         if getattr(have, name) != getattr(want, name)
     ]
 
 
 def _first(*names: str) -> Path | None:
-    """Return the first of these hub ids that was fetched or is in the cache."""
+    """Return the folder of the first of these hub ids that was fetched or is in the cache."""
     return next((folder for name in names if (folder := _fetched(name) or _cached(name))), None)
 
 
@@ -159,7 +158,7 @@ def _fetched(name: str) -> Path | None:
     for folder in sorted(models_folder().glob("[!.]*")):
         try:
             pins = read_pins(folder)
-        except ModelError:  # damaged: it is told when this model is asked for, or checked
+        except ModelError:  # damaged: reported when this model is loaded or checked
             continue
         if pins is not None and pins.source == wanted and pins.revision.startswith(revision):
             return folder
@@ -167,11 +166,11 @@ def _fetched(name: str) -> Path | None:
 
 
 def _cached(name: str) -> Path | None:
-    from huggingface_hub import snapshot_download  # takes half a second, and most runs do without
+    from huggingface_hub import snapshot_download  # importing takes half a second; most runs do not need it
 
     wanted, _, revision = name.partition("@")
     try:
         folder = Path(snapshot_download(wanted, revision=revision or None, local_files_only=True))
-    except (OSError, ValueError):  # not cached, or no name the hub could have
+    except (OSError, ValueError):  # not cached, or not a valid hub id
         return None
     return folder if (folder / "model_index.json").is_file() else None

@@ -1,6 +1,6 @@
-"""CUDA graphs: the kernels of a step that is taken many times, recorded once and launched together.
+"""CUDA graphs: capture the kernels of a repeated step once, then launch them together.
 
-A step of these networks is thousands of small kernels; a host that launches them one by one is slower than the GPU.
+A step of these networks launches thousands of small kernels; launching them one by one is slower than the GPU.
 """
 
 from collections.abc import Callable
@@ -10,18 +10,17 @@ import torch
 from torch import Tensor
 
 Step = Callable[..., tuple[Tensor, ...]]
-"""A step: tensors in, tensors out. Whatever else it reads or changes lies where it lay, in tensors that stay."""
+"""A step: tensors in, tensors out. All other tensors that it reads or changes must stay at fixed addresses."""
 
-WARM = 2
-"""Steps taken as they are before one is recorded: libraries choose their kernels, optimisers make their state."""
+WARMUP_CALLS = 2
+"""Eager calls before capture: libraries choose their kernels and optimisers create their state in them."""
 
 
 class Graphs:
-    """Records steps on a CUDA device; elsewhere, or not `on`, a step is taken as it is.
+    """Captures steps as CUDA graphs; on other devices, or if not `on`, steps run eagerly.
 
-    The recordings of one instance share their memory, since only one runs at a time. They keep it, so a step that is
-    taken as it is beside them needs its own on top: where kinds of steps take turns, let each be taken before the first
-    is recorded, and be `ready` then.
+    The graphs of one instance share a memory pool, since only one runs at a time. Graphs keep their pool, so run each
+    kind of step once eagerly before the first capture: set `ready` to False until then.
     """
 
     def __init__(self, device: torch.device, on: bool = True) -> None:
@@ -30,59 +29,60 @@ class Graphs:
 
     @property
     def on(self) -> bool:
-        """Tell whether steps are recorded."""
+        """Return whether steps are captured."""
         return self.pool is not None
 
-    def of(self, step: Step) -> Step:
-        """Return the same step, recorded from its third call on. It is always called with tensors of the same shapes.
+    def captured(self, step: Step) -> Step:
+        """Return the step as a function that captures it at the third call and replays it from then on.
 
-        Raises torch.OutOfMemoryError, as the step itself does.
+        Every call must pass tensors of the same shapes. Raises ValueError for other shapes, and
+        torch.OutOfMemoryError.
         """
-        return _Recording(step, self) if self.on else step
+        return _CapturedStep(step, self) if self.on else step
 
 
-class _Recording:
-    """Takes a step: as it is, then from its recording. Recording takes no step: the replay after it does."""
+class _CapturedStep:
+    """Runs a step eagerly, then by replay of its graph. Capture itself does not execute the step."""
 
     def __init__(self, step: Step, graphs: Graphs) -> None:
         self.step, self.graphs, self.calls = step, graphs, 0
-        self.aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.side_stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: tuple[Tensor, ...] = ()
         self.outputs: tuple[Tensor, ...] = ()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        if self.calls < WARM or (self.graph is None and not self.graphs.ready):
+        if self.calls < WARMUP_CALLS or (self.graph is None and not self.graphs.ready):
             self.calls += 1
-            return self._warm(inputs)
+            return self._run_eagerly(inputs)
         if self.graph is None:
-            self.graph = self._record(inputs)
+            self.graph = self._capture(inputs)
         for held, given in zip(self.inputs, inputs, strict=True):
             if held.shape != given.shape:
-                raise ValueError(f"recorded with a tensor of {tuple(held.shape)}, called with {tuple(given.shape)}")
+                raise ValueError(f"captured with a tensor of {tuple(held.shape)}, called with {tuple(given.shape)}")
             held.copy_(given)
         self.graph.replay()
         return tuple(each.clone() for each in self.outputs)
 
-    def _record(self, inputs: tuple[Tensor, ...]) -> torch.cuda.CUDAGraph:
+    def _capture(self, inputs: tuple[Tensor, ...]) -> torch.cuda.CUDAGraph:
         self.inputs = tuple(each.detach().clone() for each in inputs)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self.graphs.pool):
                 self.outputs = self.step(*self.inputs)
         except RuntimeError as error:
-            if isinstance(error.__context__, torch.OutOfMemoryError):  # the end of the broken recording hides it
+            if isinstance(error.__context__, torch.OutOfMemoryError):  # ending the failed capture raised `error` on top
                 raise error.__context__ from None
-            if "out of memory" in str(error):  # as the driver says it
+            if "out of memory" in str(error):  # an error of the CUDA driver
                 raise torch.OutOfMemoryError(str(error)) from error
             raise
         return graph
 
-    def _warm(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """On a stream of its own, which recording asks for."""
-        usual = torch.cuda.current_stream()
-        self.aside.wait_stream(usual)
-        with torch.cuda.stream(self.aside):
+    def _run_eagerly(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the step's outputs, computed on a side stream: capture requires warm-up on one."""
+        main_stream = torch.cuda.current_stream()
+        self.side_stream.wait_stream(main_stream)
+        with torch.cuda.stream(self.side_stream):
             outputs = self.step(*inputs)
-        usual.wait_stream(self.aside)
+        main_stream.wait_stream(self.side_stream)
         return outputs

@@ -1,4 +1,4 @@
-"""JSON files of model folders, which somebody else wrote: read within bounds, or refused in one line."""
+"""JSON files of model folders from untrusted sources: read within size limits, refused in one line."""
 
 import json
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 from dladiff.errors import ModelError
 
 MAX_JSON = 16 * 2**20
-"""Most bytes of one: the largest known, a tokenizer of 49,408 entries, has 4 MB."""
+"""Largest JSON file read, bytes: the largest known, a tokenizer of 49,408 entries, has 4 MB."""
 MAX_QUOTED = 80
-"""Characters of a foreign value in a message."""
+"""Characters of a value from a file that a message quotes."""
 
 
 def read_object(file: Path, hint: str = "fetch the model again") -> dict[str, Any]:
-    """Return the JSON object in a file. Raises ModelError: missing, too large, damaged, nested too deep, no object."""
+    """Return the JSON object in a file. Raises ModelError: missing, too large, damaged, too deep or no object."""
     try:
         size = file.stat().st_size
         if size > MAX_JSON:
@@ -29,7 +29,7 @@ def read_object(file: Path, hint: str = "fetch the model again") -> dict[str, An
 
 
 def parsed(text: str | bytes) -> Any:
-    """Return what JSON says. Raises ValueError, for brackets without end too."""
+    """Return the parsed JSON. Raises ValueError, also for JSON that is nested too deep."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -37,6 +37,6 @@ def parsed(text: str | bytes) -> Any:
 
 
 def quoted(value: Any) -> str:
-    """Return a foreign value fit for one line of a message."""
+    """Return a value from a file as printable text of at most MAX_QUOTED characters, for a message."""
     text = "".join(c if c.isprintable() else "?" for c in str(value))
     return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."

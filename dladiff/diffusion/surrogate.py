@@ -1,4 +1,4 @@
-"""The Stable Diffusion bundle: loading, latents, noising, the denoising loss, and its training steps."""
+"""The Stable Diffusion surrogate: loading, latents, noising and the denoising loss."""
 
 import copy
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ __all__ = ["EMBEDDED", "Batch", "Noise", "Posterior", "Prior", "Prompt", "Surrog
 
 @dataclass(frozen=True)
 class Noise:
-    """What one forward diffusion draws: timesteps `b`, latent noise and posterior noise `b c h w`."""
+    """Random draws of one forward diffusion: timesteps `b`, latent noise and posterior noise `b c h w`."""
 
     t: Tensor
     latent: Tensor
@@ -36,7 +36,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Posterior:
-    """What the VAE says of images: mean and standard deviation of their unscaled latents, `b c h w`."""
+    """The VAE's posterior of images: mean and standard deviation of their unscaled latents, `b c h w`."""
 
     mean: Tensor
     std: Tensor
@@ -48,7 +48,7 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training step denoises: scaled latents `b c h w`, their noise, the prompt."""
+    """Input of one training step: scaled latents `b c h w`, their noise, the prompt."""
 
     latents: Tensor
     noise: Noise
@@ -61,32 +61,32 @@ class Batch:
 
 @dataclass(frozen=True)
 class Prior:
-    """Class images that keep a surrogate's idea of a person (the second term of L_db), encoded once for all."""
+    """Class images of the prior-preservation term of L_db, encoded once."""
 
     posterior: Posterior
     prompt: Prompt
 
 
 class Surrogate:
-    """Frozen text encoders, VAE and noise schedule, with the pretrained UNet that surrogates are copied from.
+    """Frozen text encoders, VAE and noise schedule, and the pretrained UNet that surrogates are copied from.
 
-    The pretrained UNet and the text encoders, which nothing runs often, stay in the host's memory.
+    The pretrained UNet and the text encoders run rarely and stay in the host's memory.
     """
 
     host = torch.device("cpu")
 
     def __init__(self, model: str | Path, device: torch.device) -> None:
-        """Load a model by what `locate` takes: `embedded`, a folder, a profile's name, a hub id.
+        """Load a model; `model` as in `locate`: `embedded`, a folder, a profile's name or a hub id.
 
-        Raises ModelError: not there, damaged, half there, or of an architecture that is not supported.
+        Raises ModelError: missing, damaged, incomplete, or of an unsupported architecture.
         """
         root = locate(str(model))
         architecture = read_architecture(root)
         if faults := weight_faults(root):
-            raise ModelError(f"the model in {root} is not whole: {'; '.join(faults.values())}; fetch it again")
+            raise ModelError(f"the model in {root} is incomplete: {'; '.join(faults.values())}; fetch it again")
         pins = verified_pins(root)
         self.device = device
-        self.reduced = self.recorded = device.type == "cuda"
+        self.use_bf16 = self.use_cuda_graphs = device.type == "cuda"
         try:
             self.unet: UNet2DConditionModel = _part(UNet2DConditionModel, root, "unet")
             self.vae = _part(AutoencoderKL, root, "vae").to(device)
@@ -96,16 +96,16 @@ class Surrogate:
             scheduler = DDPMScheduler.from_pretrained(root, subfolder="scheduler", local_files_only=True)
         except ModelError:
             raise
-        except Exception as error:  # diffusers, safetensors and tokenizers raise classes of their own for damage
+        except Exception as error:  # diffusers, safetensors and tokenizers raise their own classes for damaged files
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise ModelError(f"the model in {root} cannot be loaded: {why}") from error
-        if self.reduced:
-            self.vae.bfloat16()  # it never learns, so it needs no fp32 masters; norms between two bf16 layers cost most
-        self.vae.to(memory_format=torch.channels_last)  # forwards a fifth to a half faster; the UNet gains nothing
-        self.learner: UNet2DConditionModel | None = None
-        self.still: UNet2DConditionModel | None = None
+        if self.use_bf16:
+            self.vae.bfloat16()  # never trained, so no fp32 master weights; fp32 norms between bf16 layers are slow
+        self.vae.to(memory_format=torch.channels_last)  # forward passes are 20 to 50 % faster; the UNet gains nothing
+        self.trainable: UNet2DConditionModel | None = None
+        self.frozen_copy: UNet2DConditionModel | None = None
         self.prompts: dict[str, Prompt] = {}
-        self.sizes: dict[int, Tensor] = {}  # SDXL's, by the photo's side
+        self.sizes: dict[int, Tensor] = {}  # SDXL's size conditioning, by the photo's side
         self.prior: Prior | None = None
         self.alphas = scheduler.alphas_cumprod.to(device)
         self.prediction = architecture.prediction
@@ -114,33 +114,33 @@ class Surrogate:
         self.source, self.revision = pins.source, pins.revision
 
     def fresh_unet(self) -> UNet2DConditionModel:
-        """Return the one UNet there is for training, with the pretrained fp32 weights, frozen.
+        """Return the trainable UNet with the pretrained fp32 weights, gradients disabled.
 
-        It is reset in place: what was fetched before is the same object.
+        There is one such UNet: every call returns the same object and resets its weights.
         """
-        if self.learner is None:
-            self.learner = copy.deepcopy(self.unet).to(self.device)
-        unet = self.learner
+        if self.trainable is None:
+            self.trainable = copy.deepcopy(self.unet).to(self.device)
+        unet = self.trainable
         unet.load_state_dict(self.unet.state_dict())
         unet.requires_grad_(False).zero_grad()  # a training step that failed half-way may have left gradients
         return unet
 
-    def as_it_is(self, unet: UNet2DConditionModel) -> UNet2DConditionModel:
-        """Return the one copy for reading, with the weights that `unet` has now, frozen.
+    def freeze(self, unet: UNet2DConditionModel) -> UNet2DConditionModel:
+        """Return the frozen copy with the current weights of `unet`; every call returns the same object.
 
-        Those of convolutions and linear layers are kept in the type that autocast would turn them into each time.
+        Convolutions and linear layers are stored in bf16 if autocast would convert them at every call.
         """
-        if self.still is None:
-            self.still = copy.deepcopy(self.unet).to(self.device)
-            if self.reduced:
-                for module in self.still.modules():
+        if self.frozen_copy is None:
+            self.frozen_copy = copy.deepcopy(self.unet).to(self.device)
+            if self.use_bf16:
+                for module in self.frozen_copy.modules():
                     if isinstance(module, nn.Conv2d | nn.Linear):
                         module.to(torch.bfloat16)
-        self.still.to(self.device).load_state_dict(unet.state_dict())
-        return self.still
+        self.frozen_copy.to(self.device).load_state_dict(unet.state_dict())
+        return self.frozen_copy
 
     def prompt(self, text: str) -> Prompt:
-        """Return a prompt's conditioning; each prompt is encoded once."""
+        """Return a prompt's conditioning, encoded at the first call and cached."""
         if text not in self.prompts:
             with torch.no_grad():
                 self.prompts[text] = embed(self.encoders, text).to(self.device)
@@ -148,16 +148,16 @@ class Surrogate:
 
     @property
     def factor(self) -> int:
-        """Pixels along one side of a latent cell."""
+        """Side of a latent cell in pixels."""
         levels: int = len(self.vae.config.block_out_channels)
         return 1 << (levels - 1)
 
     def map_sides(self, resolution: int) -> list[int]:
-        """Return the sides of the attention maps there are at this working resolution, largest first."""
+        """Return the sides of the UNet's attention maps at this working resolution, largest first."""
         return map_sides(dict(self.unet.config), resolution // self.factor)
 
     def draw(self, generators: list[Generator], resolution: int) -> Noise:
-        """Draw t in 1..T-1 and noise, one stream per image, so that a photo's draws never depend on others."""
+        """Return t in 1..T-1 and noise, drawn from one stream for each image: draws do not depend on other images."""
         side = resolution // self.factor
         shape = (self.vae.config.latent_channels, side, side)
         t = torch.cat([torch.randint(1, len(self.alphas), (1,), generator=g) for g in generators])
@@ -166,33 +166,33 @@ class Surrogate:
         return Noise(t.to(self.device), latent.to(self.device), posterior.to(self.device))
 
     def encode(self, images: Images) -> Posterior:
-        """Encode [0, 1] images. A VAE that is held in bf16 computes in it throughout, norms too."""
-        inputs, whole = images * 2 - 1, self.vae.dtype == torch.bfloat16
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced and not whole):
-            posterior = self.vae.encode(inputs.to(self.vae.dtype) if whole else inputs).latent_dist
+        """Return the posterior of [0, 1] images. A bf16 VAE computes entirely in bf16, norms included."""
+        inputs, bf16_vae = images * 2 - 1, self.vae.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bf16 and not bf16_vae):
+            posterior = self.vae.encode(inputs.to(self.vae.dtype) if bf16_vae else inputs).latent_dist
         return Posterior(posterior.mean.to(images.dtype), posterior.std.to(images.dtype))
 
     def encode_fixed(self, images: Images, size: int) -> Posterior:
-        """Encode [0, 1] images, `size` at a time, without a graph and to their own type."""
+        """Return the posterior of [0, 1] images, encoded `size` at a time without gradients, in the images' dtype."""
         with torch.no_grad(), self.autocast():
             parts = [self.encode(part) for part in torch.split(images, size)]
         mean, std = torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts])
         return Posterior(mean.to(images.dtype), std.to(images.dtype))
 
     def latents(self, posterior: Posterior, noise: Noise) -> Tensor:
-        """Sample scaled latents `b c h w` with the given noise."""
+        """Return scaled latents `b c h w`, sampled from the posterior with the given noise."""
         latents: Tensor = (posterior.mean + posterior.std * noise.posterior) * self.vae.config.scaling_factor
         return latents
 
     def predict(self, unet: UNet2DConditionModel, latents: Tensor, noise: Noise, prompt: Prompt) -> Tensor:
-        """Run the UNet on the noised latents: z_t = sqrt(a_t) z + sqrt(1 - a_t) e."""
+        """Return the UNet's prediction for the noised latents z_t = sqrt(a_t) z + sqrt(1 - a_t) e."""
         signal, spread = self._scales(noise.t, latents)
         noisy = signal * latents + spread * noise.latent
         text = prompt.embedding.expand(len(latents), -1, -1)
         if prompt.pooled is None:
             out: Tensor = unet(noisy, noise.t, text).sample
             return out
-        side = latents.shape[-1] * self.factor  # SDXL's sizes: of the photo, its crop's corner, of the picture wanted
+        side = latents.shape[-1] * self.factor  # SDXL: original size, crop corner, target size
         if side not in self.sizes:
             self.sizes[side] = latents.new_tensor([[side, side, 0, 0, side, side]])
         sizes = self.sizes[side].to(latents.dtype).expand(len(latents), -1)
@@ -201,7 +201,7 @@ class Surrogate:
         return out
 
     def loss(self, unet: UNet2DConditionModel, latents: Tensor, noise: Noise, prompt: Prompt) -> Tensor:
-        """L_cond (Eq. 3): mean squared error against the noise, or against v for v-prediction models."""
+        """Return L_cond (Eq. 3): mean squared error against the noise, or against v for v-prediction models."""
         predicted = self.predict(unet, latents, noise, prompt)
         target = noise.latent
         if self.prediction == "v_prediction":
@@ -210,11 +210,11 @@ class Surrogate:
         return functional.mse_loss(predicted.float(), target.float())
 
     def set_prior(self, images: Images, prompt: str, batch: int) -> None:
-        """Take class images (`m 3 r r`), shared by all identities of a job, for the dynamic surrogate's training."""
+        """Set the class images (`m 3 r r`) of the prior term, shared by all identities of a job."""
         self.prior = Prior(self.encode_fixed(images.to(self.device), batch), self.prompt(prompt))
 
     def prior_batch(self, generators: list[Generator]) -> Batch | None:
-        """Draw one class image and its noise from each stream; None without class images, and nothing is drawn."""
+        """Return one class image and its noise from each stream; None, with nothing drawn, without class images."""
         if self.prior is None:
             return None
         count = len(self.prior.posterior.mean)
@@ -223,11 +223,11 @@ class Surrogate:
         return Batch(self.latents(self.prior.posterior.pick(rows), noise), noise, self.prior.prompt)
 
     def autocast(self) -> torch.autocast:
-        """bf16 compute on CUDA over fp32 master weights, plain fp32 on the CPU (METHOD, "numeric type").
+        """Return the autocast context: bf16 on CUDA over fp32 master weights, fp32 on the CPU (METHOD, "numeric type").
 
-        Not fp16, in which SDXL's VAE overflows: bf16 has the range of fp32.
+        SDXL's VAE overflows in fp16; bf16 has the range of fp32.
         """
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bf16)
 
     def _scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self.alphas[t].to(like.dtype).view(-1, 1, 1, 1)
@@ -235,7 +235,7 @@ class Surrogate:
 
 
 def _part(kind: Any, root: Path, name: str) -> Any:
-    """Load one network, frozen, as fp32; a tensor that the file lacks or holds in another shape is an error."""
+    """Return one network, frozen, in fp32. Raises ModelError if the file lacks a tensor or has another shape."""
     network, report = kind.from_pretrained(
         root, subfolder=name, local_files_only=True, use_safetensors=True, output_loading_info=True
     )

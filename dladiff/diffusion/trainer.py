@@ -1,4 +1,4 @@
-"""Training steps of a surrogate."""
+"""AdamW training steps of a surrogate's UNet, with gradient accumulation."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,32 +14,32 @@ from dladiff.diffusion.surrogate import Batch, Noise, Surrogate
 
 @dataclass(frozen=True)
 class Part:
-    """What a training step takes at a time: some photos, class images beside them or none, their share of the step."""
+    """A micro-batch of a training step: photos, optional class images, and the photos' share of the whole step."""
 
     batch: Batch
     prior: Batch | None = None
     share: float = 1.0
 
     def batches(self) -> list[Batch]:
-        """Return the photos' batch, and that of the class images where there is one."""
+        """Return the batch of photos and, if present, of class images."""
         return [self.batch] if self.prior is None else [self.batch, self.prior]
 
 
 GROUP = 2**27
-"""Weights whose moments are on the device at once, where they otherwise wait in the host's memory: one gigabyte."""
+"""Weights whose AdamW moments are moved to the device at once when offloaded: 1 GB of moments."""
 
 
 def in_parts(batch: Batch, size: int) -> list[Part]:
-    """Split a step into parts of at most `size` photos."""
+    """Return the batch split into parts of at most `size` photos."""
     parts = [batch.pick(slice(start, start + size)) for start in range(0, len(batch.latents), size)]
     return [Part(part, share=len(part.latents) / len(batch.latents)) for part in parts]
 
 
 class Trainer:
-    """AdamW over one UNet copy: fp32 masters, gradients clipped to norm 1, state fresh for each identity.
+    """AdamW over one UNet: fp32 master weights, gradients clipped to norm 1; one trainer for each identity.
 
-    With `host`, its moments wait there between steps, and come to the weights' device a group at a time. With `graphs`
-    its steps are recorded: each has parts of the same sizes, prompts and shares, and the same weight, as the first.
+    With `host`, the moments stay there between steps and are moved to the device one group at a time. With `graphs`,
+    steps are captured: every step must have parts of the same sizes, prompts and shares, and the same prior weight.
     """
 
     def __init__(
@@ -57,42 +57,47 @@ class Trainer:
             torch.optim.AdamW(group, lr=lr, weight_decay=weight_decay, fused=True, capturable=self.graphs.on)
             for group in groups
         ]
-        self.recorded: Step | None = None
+        self.captured_step: Step | None = None
 
     def step(self, surrogate: Surrogate, parts: Iterable[Part], weight: float = 1.0) -> Tensor:
-        """One training step on L_cond, plus `weight` times that of the class images where there are any (L_db).
+        """Take one training step on L_cond plus `weight` times the class images' loss (L_db); return the loss.
 
-        The gradients of the parts add up, by their shares: what fits into memory at once changes no step. Weights are
-        frozen again afterwards. Returns the loss before the step.
+        Gradients accumulate over the parts, weighted by their shares, so the split does not change the step. The UNet's
+        weights do not require gradients afterwards.
         """
         if not self.graphs.on:
-            total = _learn(self.unet, surrogate, parts, weight)
-            self._descend(surrogate.device)
+            total = _accumulate_gradients(self.unet, surrogate, parts, weight)
+            self._optimiser_step(surrogate.device)
             return total
         parts = list(parts)
-        if self.recorded is None:  # nothing in it names this trainer: its memory goes as soon as the trainer does
-            self.recorded = self.graphs.of(partial(_recordable, self.unet, self.optimisers, surrogate, parts, weight))
-        (total,) = self.recorded(*_tensors(parts))
+        if (
+            self.captured_step is None
+        ):  # holds no reference to this trainer, so that its memory is freed with the trainer
+            step = partial(_training_step, self.unet, self.optimisers, surrogate, parts, weight)
+            self.captured_step = self.graphs.captured(step)
+        (total,) = self.captured_step(*_tensors(parts))
         return total
 
-    def _descend(self, device: torch.device) -> None:
+    def _optimiser_step(self, device: torch.device) -> None:
         for optimiser in self.optimisers:
             self._move(optimiser, device)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             self._move(optimiser, self.host)
 
-    def _move(self, optimiser: torch.optim.Optimizer, where: torch.device | None) -> None:
-        if self.host is None or where is None:
+    def _move(self, optimiser: torch.optim.Optimizer, device: torch.device | None) -> None:
+        if self.host is None or device is None:
             return
         for state in optimiser.state.values():
             for name in ("exp_avg", "exp_avg_sq"):
-                pinned = state[name].is_cuda  # at the bus's full speed, both ways
-                state[name] = torch.empty_like(state[name], device=where, pin_memory=pinned).copy_(state[name])
+                pinned = state[name].is_cuda  # pinned host memory is copied at the bus's full speed
+                state[name] = torch.empty_like(state[name], device=device, pin_memory=pinned).copy_(state[name])
 
 
-def _learn(unet: UNet2DConditionModel, surrogate: Surrogate, parts: Iterable[Part], weight: float) -> Tensor:
-    """Leave the clipped gradients of one step in the weights; return the loss."""
+def _accumulate_gradients(
+    unet: UNet2DConditionModel, surrogate: Surrogate, parts: Iterable[Part], weight: float
+) -> Tensor:
+    """Set the clipped gradients of one step on the UNet's weights; return the loss."""
     unet.requires_grad_(True)
     total = torch.zeros((), device=surrogate.device)
     for part in parts:
@@ -108,7 +113,7 @@ def _learn(unet: UNet2DConditionModel, surrogate: Surrogate, parts: Iterable[Par
     return total
 
 
-def _recordable(
+def _training_step(
     unet: UNet2DConditionModel,
     optimisers: list[torch.optim.AdamW],
     surrogate: Surrogate,
@@ -116,13 +121,16 @@ def _recordable(
     weight: float,
     *tensors: Tensor,
 ) -> tuple[Tensor]:
-    """Take one step on parts like these, whose tensors are `tensors`."""
-    left = iter(tensors)
+    """Take one training step on `tensors`, arranged like the parts `like`; return the loss."""
+    remaining = iter(tensors)
     parts = []
     for part in like:
-        own = [Batch(next(left), Noise(next(left), next(left), next(left)), b.prompt) for b in part.batches()]
-        parts.append(Part(own[0], own[1] if part.prior else None, part.share))
-    total = _learn(unet, surrogate, parts, weight)
+        batches = [
+            Batch(next(remaining), Noise(next(remaining), next(remaining), next(remaining)), b.prompt)
+            for b in part.batches()
+        ]
+        parts.append(Part(batches[0], batches[1] if part.prior else None, part.share))
+    total = _accumulate_gradients(unet, surrogate, parts, weight)
     for optimiser in optimisers:
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -130,9 +138,9 @@ def _recordable(
 
 
 def _tensors(parts: list[Part]) -> list[Tensor]:
-    """Return what changes from step to step."""
+    """Return the tensors that change from step to step."""
     batches = [batch for part in parts for batch in part.batches()]
-    return [each for b in batches for each in (b.latents, b.noise.t, b.noise.latent, b.noise.posterior)]
+    return [tensor for b in batches for tensor in (b.latents, b.noise.t, b.noise.latent, b.noise.posterior)]
 
 
 def _groups(weights: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -1,1 +1,1 @@
-"""Detection, alignment, identity encoders."""
+"""Face detection, alignment and identity encoders."""

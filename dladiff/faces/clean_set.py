@@ -1,4 +1,4 @@
-"""The clean photos that the static surrogate learns from: the largest, sharpest faces of those that are there."""
+"""Selection of the clean set for the static surrogate: the photos with the largest and sharpest faces."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,15 @@ import numpy as np
 from dladiff.core.pixels import Pixels, content_digest
 from dladiff.faces.detect import Detector, Face
 
-SIDE = 128  # px at which sharpness is compared, so that a large soft face does not beat a small crisp one by size
+SIDE = 128  # px; sharpness is measured at this size, so that it does not depend on the face's size
 
 
 def best_photos(photos: Sequence[Pixels], count: int, detector: Detector) -> list[Pixels]:
-    """Return the `count` best of h x w x 3 photos, in the order given; all of them where there are no more.
+    """Return the `count` best of h x w x 3 photos in their given order; all photos if there are at most `count`.
 
-    A photo scores by its largest face: the logarithm of its side, at most 512 px, plus half that of its sharpness
-    (variance of the Laplacian at SIDE px). Photos without a face come last. More than one face halves the side: the
-    surrogate is to learn one person. The measure is our own; the paper says only that clean photos are chosen.
+    Score of a photo: log of its largest face's side (at most 512 px) plus half the log of the face's sharpness
+    (variance of the Laplacian at SIDE px). More than one face halves the side, because the surrogate must learn one
+    person. Photos without a face rank last. The score is our own; the paper only says that clean photos are selected.
     """
     if len(photos) <= count:
         return list(photos)

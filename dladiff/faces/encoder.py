@@ -1,4 +1,4 @@
-"""Identity encoders: an aligned face to a unit vector, differentiable; from any ONNX recognition model of 112 x 112."""
+"""Identity encoders: differentiable maps from an aligned face to a unit vector, loaded from 112 x 112 ONNX models."""
 
 from pathlib import Path
 from typing import Any
@@ -19,31 +19,31 @@ UNKNOWN_LICENCE = "unknown: see the pack's own licence"
 
 
 class IdentityEncoder(nn.Module):
-    """A frozen recognition network with its own input scaling."""
+    """A frozen recognition network and its input scaling."""
 
     def __init__(
         self, network: nn.Module, name: str, sha256: str, licence: str, *, mean: float, std: float, crop: int = CROP
     ) -> None:
-        """`mean` and `std` are InsightFace's, on the 0..255 scale; `crop` is the side of the aligned face in pixels."""
+        """`mean` and `std`: InsightFace's input scaling, for 0..255. `crop`: side of the aligned face, pixels."""
         super().__init__()
         self.network, self.name, self.sha256, self.licence = network, name, sha256, licence
         self.mean, self.std, self.crop = mean, std, crop
         self.eval().requires_grad_(False)
 
     def scaled(self, crops: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
-        """Return RGB crops in [0, 1] on the network's own scale."""
+        """Return RGB crops in [0, 1] converted to the network's input scale."""
         return (crops * 255 - self.mean) / self.std
 
     def forward(self, crops: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
-        """Return the unit-length embeddings of RGB crops in [0, 1], `crop` pixels wide and high."""
+        """Return the unit-length embeddings of RGB crops in [0, 1], `crop` x `crop` pixels."""
         return functional.normalize(self.network(self.scaled(crops)).flatten(1), dim=1)
 
 
 def load_encoder(path: Path | str, name: str | None = None) -> IdentityEncoder:
-    """Load an ONNX recognition model and check it against onnxruntime.
+    """Return the encoder of an ONNX recognition model, checked against onnxruntime.
 
-    Raises ModelError: not a 112 x 112 RGB network of one input and one output, an operator that is not known,
-    or another output than onnxruntime's.
+    Raises ModelError: not a 112 x 112 RGB network with one input and one output, an unsupported operator, or an output
+    that differs from onnxruntime's.
     """
     path = Path(path)
     model = load_model(path)
@@ -62,18 +62,18 @@ def load_encoder(path: Path | str, name: str | None = None) -> IdentityEncoder:
 
 
 def scales_itself(model: Any) -> bool:
-    """Tell whether the graph begins with its own scaling, by InsightFace's rule for models exported from MXNet.
+    """Return whether the graph begins with input scaling: a subtraction and a multiplication in the first eight nodes.
 
-    That rule reads the names of the first eight nodes: a subtraction and a multiplication.
+    The rule is InsightFace's, by node names, for models exported from MXNet.
     """
     names = [node.name for node in model.graph.node[:8]]
     return any(n.startswith(("Sub", "_minus")) for n in names) and any(n.startswith(("Mul", "_mul")) for n in names)
 
 
 def encoder_from_pack(folder: Path | str) -> Path:
-    """Return the recognition model of an InsightFace pack folder: one input Nx3x112x112, one output.
+    """Return the path of an InsightFace pack's recognition model: one input Nx3x112x112, one output.
 
-    Raises ModelError when there is none, or more than one.
+    Raises ModelError if there is none, or more than one.
     """
 
     def fits(graph: Any) -> bool:
@@ -86,9 +86,9 @@ def encoder_from_pack(folder: Path | str) -> Path:
 
 
 def detector_from_pack(folder: Path | str) -> Path:
-    """Return the SCRFD detection model of an InsightFace pack folder: five outputs or more.
+    """Return the path of an InsightFace pack's SCRFD model: five outputs or more.
 
-    Raises ModelError when there is none, or more than one.
+    Raises ModelError if there is none, or more than one.
     """
     return _only(Path(folder), lambda g: len(g.output) >= 5, "detection model (det_10g.onnx in buffalo_l)")
 

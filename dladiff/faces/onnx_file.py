@@ -1,4 +1,4 @@
-"""ONNX files as files that somebody else made: read within bounds, one file each, tensors as large as they state."""
+"""Reading of untrusted ONNX files: size limits, no external weights, tensors checked against their shapes."""
 
 import math
 import mmap
@@ -15,18 +15,18 @@ from torch import Tensor
 from dladiff.errors import ModelError
 
 MAX_BYTES = 1_000_000_000
-"""Largest file read: the largest known recognition model is a quarter of it."""
+"""Largest file read, bytes: four times the largest known recognition model."""
 MAX_STRUCTURE = 8 * 2**20
-"""Bytes of a file that are not tensors' numbers: 80 times IResNet-100's. The parser makes up to 80 bytes of each."""
+"""Largest number of bytes beside tensor data: 80 times IResNet-100's. The parser allocates up to 80 bytes for each."""
 MAX_FIELDS = 200_000
-"""Nodes, inputs, attributes and fields of tensors in a file: 20 times IResNet-100's."""
+"""Largest number of fields (nodes, inputs, attributes, tensor fields) in a file: 20 times IResNet-100's."""
 NUMBERS = frozenset(
     {
         *(TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.BOOL),
         *(TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64),
     }
 )
-"""Types of tensors that are read."""
+"""Supported tensor types."""
 
 _MESSAGES: dict[str, dict[int, str]] = {
     "model": {7: "graph"},
@@ -40,13 +40,13 @@ _MESSAGES: dict[str, dict[int, str]] = {
         10: "numbers",
     },  # float_data, int32_data, raw_data, double_data
 }
-"""Fields of onnx.proto, by number, that lead to a tensor's numbers."""
+"""Fields of onnx.proto, by number, on the path to tensor data."""
 _VARINT, _EIGHT, _LENGTH, _FOUR = 0, 1, 2, 5
 """Wire types of Protocol Buffers."""
 
 
 def load_model(path: Path) -> Any:
-    """Read an ONNX file. Raises ModelError: missing, too large, damaged, or with weights in other files."""
+    """Return an ONNX file's ModelProto. Raises ModelError: missing, too large, damaged, or with external weights."""
     if not path.is_file():
         raise ModelError(f"no model at {path}: name an ONNX file")
     size = path.stat().st_size
@@ -60,7 +60,7 @@ def load_model(path: Path) -> Any:
         raise ModelError(f"{path} has {beside} bytes beside its weights, at most {MAX_STRUCTURE} are read: no network")
     try:
         model = onnx.load_model(str(path), load_external_data=False)
-    except Exception as error:  # protobuf raises a class of its own
+    except Exception as error:  # protobuf raises its own class
         raise ModelError(f"{path} is not a readable ONNX file") from error
     if not model.graph.node or not model.graph.output:
         raise ModelError(f"{path} holds no ONNX graph")
@@ -70,7 +70,7 @@ def load_model(path: Path) -> Any:
 
 
 def read_tensor(proto: Any, path: Path) -> Tensor:
-    """Return the numbers of a TensorProto. Raises ModelError where they are not as many as its shape says."""
+    """Return a TensorProto as a tensor. Raises ModelError: unsupported type, or data that do not fit its shape."""
     where = f"tensor {proto.name[:80]!r} of {path}"
     if proto.data_location == TensorProto.EXTERNAL or proto.external_data:
         raise ModelError(f"{path} keeps weights in other files; save it as one file")
@@ -89,10 +89,10 @@ def read_tensor(proto: Any, path: Path) -> Tensor:
 
 
 def _structure(path: Path, size: int) -> int:
-    """Return how many bytes of the file are not numbers of tensors, without parsing them.
+    """Return how many bytes of the file are not tensor data, without parsing it into objects.
 
-    A message of two bytes becomes an object of a hundred, so a file within MAX_BYTES could fill any memory. Raises
-    ValueError for what is no Protocol Buffers file or has more than MAX_FIELDS fields.
+    The parser turns a message of two bytes into an object of a hundred bytes, so a file within MAX_BYTES could exhaust
+    the memory. Raises ValueError: not a Protocol Buffers file, or more than MAX_FIELDS fields.
     """
     if not size:
         raise ValueError("empty")
@@ -114,7 +114,7 @@ def _structure(path: Path, size: int) -> int:
 
 
 def _fields(data: Any, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield number, start and end of each length-delimited field. Raises ValueError, IndexError for anything else."""
+    """Yield number, start and end of each field (number 0 if not length-delimited). Raises ValueError, IndexError."""
     while at < end:
         key, at = _varint(data, at)
         wire = key & 7
@@ -146,7 +146,7 @@ def _varint(data: Any, at: int) -> tuple[int, int]:
 
 
 def _tensors(model: Any) -> Iterator[Any]:
-    """Yield every tensor of a model: of its graph, of graphs and sparse tensors inside, of its functions."""
+    """Yield every tensor of a model, including subgraphs, sparse tensors and functions."""
     yield from _graph_tensors(model.graph)
     for function in model.functions:
         for node in function.node:
@@ -183,5 +183,5 @@ def _attribute(proto: Any, path: Path) -> Any:
     try:
         value = onnx.helper.get_attribute_value(proto)
         return value.decode() if isinstance(value, bytes) else value
-    except ValueError as error:  # of no known type, or text that is not UTF-8
+    except ValueError as error:  # unknown type, or text that is not UTF-8
         raise ModelError(f"attribute {proto.name[:80]!r} of {path} cannot be read") from error

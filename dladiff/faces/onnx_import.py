@@ -1,4 +1,4 @@
-"""An ONNX graph as a frozen PyTorch module, so that gradients reach its input; checked against onnxruntime at load."""
+"""ONNX graphs as frozen PyTorch modules with gradients for their input, checked against onnxruntime."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,22 +16,22 @@ from dladiff.faces.onnx_operators import BY_VALUE, OPERATORS, Attributes, Inputs
 from dladiff.faces.onnx_session import onnx_session
 
 MAX_NODES = 10_000
-"""Most nodes of a graph: IResNet-100 has under 1,000."""
+"""Largest number of nodes: IResNet-100 has under 1,000."""
 MAX_VALUE = 256 * 2**20
-"""Most bytes of one value while the parity check's two faces are read: 40 times the largest of IResNet-100."""
+"""Largest intermediate tensor for two faces, bytes: 40 times IResNet-100's largest."""
 MAX_VALUES = 8 * 2**30
-"""Most bytes of all values of that check, one after another: what bounds its time."""
+"""Largest sum of all intermediate tensors for two faces, bytes. Limits the time of the parity check."""
 FAULTS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, RefusedError)
-"""What PyTorch and the operators raise for shapes and settings that do not fit."""
+"""Exceptions of PyTorch and the operators for invalid shapes and attributes."""
 PARITY = 0.9999
-"""Lowest cosine to onnxruntime's output that is still the same network."""
+"""Lowest accepted cosine to onnxruntime's output."""
 
 
 class OnnxNetwork(nn.Module):
-    """The graph's nodes run in order; weights are buffers, so that nothing of them is ever trained."""
+    """Runs the graph's nodes in order; weights are buffers, which are never trained."""
 
     def __init__(self, model: Any, path: Path) -> None:
-        """Read a loaded `onnx.ModelProto` of one input and one output. Raises ModelError."""
+        """Convert a loaded `onnx.ModelProto` with one input and one output. Raises ModelError."""
         super().__init__()
         graph = model.graph
         self.path = path
@@ -87,10 +87,9 @@ class OnnxNetwork(nn.Module):
             self._steps.append((node.op_type, where, names, list(node.output), attributes))
 
     def outline(self, shape: tuple[int, ...]) -> None:
-        """Go through the graph with shapes alone, for an input of `shape`. Raises ModelError.
+        """Check the graph by shape inference for an input of `shape`, without computing or allocating its values.
 
-        Nothing of the network's width is computed or allocated, so that a graph that would fill the memory, or uses a
-        value before it is there, is refused first.
+        Raises ModelError: too large values, invalid shapes, or a value that is used before it is computed.
         """
         values: dict[str, Tensor] = {**self._constants(), self.input_name: torch.empty(shape, device="meta")}
         total = 0
@@ -107,7 +106,7 @@ class OnnxNetwork(nn.Module):
             raise ModelError(f"no node of {self.path} gives its output {self.output_name[:80]!r}")
 
     def _outlined(self, operator: str, where: str, inputs: Inputs, attributes: Attributes) -> Tensor:
-        """Return a node's value, without its numbers ("meta") where it depends on the network's input."""
+        """Return a node's value; a meta tensor (shape only) if it depends on the network's input."""
         shapes = [
             tensor if tensor is None or (i and operator in BY_VALUE) else tensor.to("meta")
             for i, tensor in enumerate(inputs)
@@ -128,7 +127,7 @@ class OnnxNetwork(nn.Module):
         if tensor.is_floating_point():
             self._buffer_of[name] = f"constant_{len(self._buffer_of)}"
             self.register_buffer(self._buffer_of[name], tensor.float())
-        else:  # shapes and axes stay on the host
+        else:  # shapes and axes stay on the CPU
             self._integers[name] = tensor
 
     def _constant(self, name: str) -> Tensor:
@@ -148,7 +147,7 @@ class OnnxNetwork(nn.Module):
 
 
 def check_parity(network: OnnxNetwork, sample: Tensor) -> None:
-    """Compare with onnxruntime on `sample` (b ...). Raises ModelError below cosine 0.9999 or when either cannot run."""
+    """Compare with onnxruntime on `sample` (b ...). Raises ModelError: cosine below PARITY, or a failed run."""
     batch = network.input_shape[0] or len(sample)
     if not 0 < batch <= len(sample):
         raise ModelError(f"{network.path} takes {batch} faces at a time; export it with a batch of any size")
@@ -162,7 +161,7 @@ def check_parity(network: OnnxNetwork, sample: Tensor) -> None:
             got = network(sample)
     except ModelError:
         raise
-    except Exception as error:  # onnxruntime has a class of its own for every kind of fault
+    except Exception as error:  # onnxruntime raises many classes of its own
         raise ModelError(f"{network.path} cannot be run: {str(error).splitlines()[0]}") from error
     if got.shape != expected.shape:
         shapes = " and ".join("x".join(map(str, found.shape)) for found in (got, expected))

@@ -9,12 +9,12 @@ from torch.nn import functional
 
 Attributes = Mapping[str, Any]
 Inputs = Sequence[Tensor | None]
-"""A node's inputs in order; None where an optional one is left out."""
+"""A node's inputs in order; None for an omitted optional input."""
 Operator = Callable[[Inputs, Attributes], Tensor]
 
 
 class RefusedError(Exception):
-    """A setting of an operator that this module does not know."""
+    """An operator has an attribute or input that this module does not support."""
 
 
 def _first(inputs: Inputs) -> Tensor:
@@ -33,7 +33,7 @@ def _optional(inputs: Inputs, index: int) -> Tensor | None:
 
 
 def _list(inputs: Inputs, attributes: Attributes, index: int, name: str) -> list[int] | None:
-    """Integers that older opsets give as an attribute and newer ones as an input."""
+    """Return integers that are an attribute in older opsets and an input in newer ones, or None."""
     tensor = _optional(inputs, index)
     if tensor is not None:
         return [int(v) for v in tensor.flatten()]
@@ -41,7 +41,7 @@ def _list(inputs: Inputs, attributes: Attributes, index: int, name: str) -> list
 
 
 def _pads(attributes: Attributes, value: float, x: Tensor) -> tuple[Tensor, list[int]]:
-    """Symmetric pads are left to the operator; others are added here."""
+    """Return the input and the symmetric pads for the operator; asymmetric pads are applied to the input here."""
     if attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise RefusedError(f"auto_pad {attributes['auto_pad']} is not supported")
     rank = x.dim() - 2
@@ -70,7 +70,7 @@ def _conv(inputs: Inputs, attributes: Attributes) -> Tensor:
 
 
 def _prelu(inputs: Inputs, _: Attributes) -> Tensor:
-    x, slope = _first(inputs), _at(inputs, 1)
+    x, slope = _first(inputs), _at(inputs, 1)  # slope: the operator's own name for its second input
     if slope.dim() == x.dim() - 1 and slope.numel() == x.shape[1] == slope.shape[0]:
         return functional.prelu(x, slope.flatten())
     return torch.where(x > 0, x, x * slope)
@@ -204,7 +204,7 @@ def _gather(inputs: Inputs, attributes: Attributes) -> Tensor:
 
 
 def _cast(inputs: Inputs, attributes: Attributes) -> Tensor:
-    """Floats of any width are float32 here; ONNX types 6 and 7 are int32 and int64."""
+    """Return the input cast: all float types to float32, ONNX types 6 and 7 (int32, int64) to int64."""
     kinds = {1: torch.float32, 10: torch.float32, 11: torch.float32, 6: torch.int64, 7: torch.int64}
     if attributes["to"] not in kinds:
         raise RefusedError(f"a cast to ONNX type {attributes['to']} is not supported")
@@ -250,6 +250,6 @@ OPERATORS: dict[str, Operator] = {
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
 }
-"""By ONNX name."""
+"""Operators by ONNX name."""
 BY_VALUE = frozenset({"Clip", "Pad", "ReduceMean", "Reshape", "Squeeze", "Unsqueeze"})
-"""Operators whose inputs but the first are read as numbers: limits, shapes, axes."""
+"""Operators that need the values of their inputs after the first: limits, shapes, axes."""

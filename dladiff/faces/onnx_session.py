@@ -1,4 +1,4 @@
-"""Sessions of onnxruntime: one thread, on the CPU, silent."""
+"""onnxruntime sessions: one thread, CPU, no log output."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,8 @@ from dladiff.faces.onnx_file import load_model
 def onnx_session(model: Path | str | bytes) -> Any:
     """Return an InferenceSession of a file or of its bytes.
 
-    One thread, because results must not depend on the number of cores. Faults come as exceptions, in a class of
-    onnxruntime's own for every kind, and are not printed. Raises ModelError for a file that `load_model` refuses:
-    onnxruntime itself would read weights from other files.
+    One thread, so that results do not depend on the number of cores. Raises ModelError for a file that `load_model`
+    refuses (onnxruntime would read weights from other files), and onnxruntime's own exceptions for other faults.
     """
     import onnxruntime
 
@@ -23,7 +22,7 @@ def onnx_session(model: Path | str | bytes) -> Any:
 
 
 def session_options() -> Any:
-    """Return the options, for libraries that build the session themselves."""
+    """Return the session options, for libraries that build the session themselves."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

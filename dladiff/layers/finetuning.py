@@ -1,4 +1,4 @@
-"""Layer 1, Algorithm 1: the perturbation against fine-tuning, with a static and a dynamic surrogate."""
+"""Layer 1 (Algorithm 1): the perturbation against fine-tuning, from a static and a dynamic surrogate."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +19,7 @@ from dladiff.diffusion.trainer import Part, Trainer, in_parts
 from dladiff.settings.schema import FinetuningConfig
 
 Losses = dict[str, list[Tensor]]
-"""The loss of every step, by stage, as they come; kept where someone asks for them."""
+"""Losses of every step in order, by stage; filled only for a trace."""
 
 
 def static_surrogate(
@@ -29,7 +29,7 @@ def static_surrogate(
     generator: Generator,
     losses: Losses | None = None,
 ) -> UNet2DConditionModel:
-    """Algorithm 1, lines 1-9: fine-tune a copy of the UNet on the clean set `m 3 r r`; frozen on return."""
+    """Algorithm 1, lines 1-9: return a frozen copy of the UNet fine-tuned on the clean set `m 3 r r`."""
     unet = surrogate.fresh_unet()
     _recompute(unet, config.recompute)
     prompt = surrogate.prompt(config.prompt)
@@ -43,10 +43,10 @@ def static_surrogate(
             order += torch.randperm(len(clean), generator=generator).tolist()
         batch, order = posterior.pick(order[:size]), order[size:]
         noise = surrogate.draw([generator] * size, clean.shape[-1])
-        taught = Batch(surrogate.latents(batch, noise), noise, prompt)
-        loss = trainer.step(surrogate, in_parts(taught, config.batch_photos))
+        training_batch = Batch(surrogate.latents(batch, noise), noise, prompt)
+        loss = trainer.step(surrogate, in_parts(training_batch, config.batch_photos))
         _keep(losses, "static surrogate", loss)
-    return surrogate.as_it_is(unet)
+    return surrogate.freeze(unet)
 
 
 def perturb(
@@ -58,11 +58,11 @@ def perturb(
     losses: Losses | None = None,
     lpips: Measure | None = None,
 ) -> Tensor:
-    """Algorithm 1, lines 10-41: the perturbation `n 3 r r` of the working squares `n 3 r r` of one identity.
+    """Algorithm 1, lines 10-41: return the perturbation `n 3 r r` of the working squares `n 3 r r` of one identity.
 
-    `generators` holds one stream per square; `lpips` measures for `most_lpips`. The dynamic surrogate starts from the
-    pretrained weights and never sees a clean photo. All squares share it; `batch_photos` of them are on the device at
-    once, which changes no step.
+    `generators`: one stream for each square. `lpips`: the network for `config.most_lpips`. All squares share one
+    dynamic surrogate, which starts from the pretrained weights and is trained on perturbed squares only.
+    `config.batch_photos` squares are processed at once; this number does not change the result, except for rounding.
     """
     prompt = surrogate.prompt(config.prompt)
     dynamic = surrogate.fresh_unet()
@@ -72,24 +72,26 @@ def perturb(
     trainer = Trainer(dynamic, config.lr_dynamic, config.weight_decay, host, graphs)
     size = min(config.batch_photos, len(x))
     parts = [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
-    read = MapReader(config.attention_resolution)
+    map_reader = MapReader(config.attention_resolution)
     unets = (static, dynamic)
-    ascents = [_Ascent(surrogate, unets, read, x[part], config, generators[part], graphs, losses) for part in parts]
+    ascents = [
+        _Ascent(surrogate, unets, map_reader, x[part], config, generators[part], graphs, losses) for part in parts
+    ]
     delta = torch.zeros_like(x)
 
-    def taught(posterior: Posterior, part: slice) -> Part:
+    def training_part(posterior: Posterior, part: slice) -> Part:
         own = generators[part]
         noise = surrogate.draw(own, x.shape[-1])
         batch = Batch(surrogate.latents(posterior, noise), noise, prompt)
         return Part(batch, surrogate.prior_batch(own), len(own) / len(x))
 
     for epoch in range(config.iter_opt):
-        graphs.ready = epoch > 1  # every kind of step has been taken by then
-        if epoch:  # the last epoch would train a surrogate that no step asks any more
+        graphs.ready = epoch > 1  # by then each kind of step has run once
+        if epoch:  # trains for the epoch before, so that no training follows the last epoch: nothing would use it
             static.to(surrogate.host if config.offload else surrogate.device)
             posteriors = [surrogate.encode_fixed(x[part] + delta[part], size) for part in parts]
             for _ in range(config.iter_3):
-                loss = trainer.step(surrogate, map(taught, posteriors, parts), config.prior_weight)
+                loss = trainer.step(surrogate, map(training_part, posteriors, parts), config.prior_weight)
                 _keep(losses, "dynamic surrogate", loss)
             static.to(surrogate.device)
         for part, ascent in zip(parts, ascents, strict=True):
@@ -100,7 +102,7 @@ def perturb(
 
 
 def iterations(config: FinetuningConfig, squares: int) -> dict[str, int]:
-    """Return how many steps `perturb` takes: training steps, and perturbation steps, one of one square."""
+    """Return the number of training steps and of perturbation steps in `perturb`; each square counts its own steps."""
     training = max(0, config.iter_opt - 1) * config.iter_3
     return {"training": training, "perturbation": config.iter_opt * (config.iter_1 + config.iter_2) * squares}
 
@@ -116,18 +118,19 @@ def _recompute(network: ModelMixin, on: bool) -> None:
 
 
 def _graphs(surrogate: Surrogate, config: FinetuningConfig) -> Graphs:
-    """Record steps where nothing in them asks the host: no transforms, no memory moved, no layers computed again."""
-    return Graphs(surrogate.device, surrogate.recorded and not (config.robust or config.offload or config.recompute))
+    """Return graphs, enabled if no step needs the host: random transforms, offloading and recomputation do."""
+    capturable = not (config.robust or config.offload or config.recompute)
+    return Graphs(surrogate.device, surrogate.use_cuda_graphs and capturable)
 
 
 class _Ascent:
-    """The two stages of an epoch's perturbation steps, for the squares that are on the device at once."""
+    """Attention steps and denoising steps of one epoch, for the squares that are processed at once."""
 
     def __init__(
         self,
         surrogate: Surrogate,
         unets: tuple[UNet2DConditionModel, UNet2DConditionModel],
-        read: MapReader,
+        map_reader: MapReader,
         x: Images,
         config: FinetuningConfig,
         generators: list[Generator],
@@ -135,20 +138,20 @@ class _Ascent:
         losses: Losses | None,
     ) -> None:
         self.surrogate, (self.static, self.dynamic) = surrogate, unets
-        self.read, self.losses = read, losses
+        self.map_reader, self.losses = map_reader, losses
         self.x, self.config, self.generators = x, config, generators
         self.prompt = surrogate.prompt(config.prompt)
         instance = self.prompt.instance
         self.tokens = [instance] if config.tokens == "instance" and instance is not None else None
         self.clean = surrogate.encode_fixed(x, len(x))
-        self.smooth = smoothing(x, config.smooth)
+        self.smooth_region_blur = smoothing(x, config.smooth)
         stages = (
             ("attention steps", self.attention, config.iter_1),
             ("denoising steps", self.denoising, config.iter_2),
         )
         self.stages = [
             (
-                partial(self._slope, name, graphs.of(partial(_gradient, loss))),
+                partial(self._gradient, name, graphs.captured(partial(_loss_gradient, loss))),
                 steps,
                 Momentum(config.momentum, config.gradient) if config.momentum else config.gradient,
             )
@@ -156,26 +159,27 @@ class _Ascent:
         ]
 
     def __call__(self, delta: Tensor) -> Tensor:
-        """Algorithm 1, lines 15-34: `iter_1` attention steps, then `iter_2` denoising steps."""
-        for slope, steps, gradient in self.stages:
+        """Algorithm 1, lines 15-34: return delta after `iter_1` attention steps, then `iter_2` denoising steps."""
+        for gradient, steps, update in self.stages:
             delta = pgd(
                 self.x,
                 delta,
-                slope,
-                allowed=self.allowed,
-                step=self.config.step,
+                gradient,
+                projection=self.projection,
+                step_size=self.config.step,
                 steps=steps,
-                gradient=gradient,
+                update=update,
             )
         return delta
 
-    def allowed(self, delta: Tensor) -> Tensor:
-        """Bring a perturbation back to what the settings allow."""
+    def projection(self, delta: Tensor) -> Tensor:
+        """Return delta after the blur of smooth regions (if set), projected to the bound and the minimum PSNR."""
         config = self.config
-        return project(self.smooth(delta) if config.smooth else delta, self.x, config.eta, config.least_psnr)
+        blurred = self.smooth_region_blur(delta) if config.smooth else delta
+        return project(blurred, self.x, config.eta, config.least_psnr)
 
     def attention(self, point: Tensor, noise: Noise) -> Tensor:
-        """Eq. 8, mean over the squares: both branches see the same timestep and noise."""
+        """Return the attention loss (Eq. 8), mean over the squares; both branches get the same timestep and noise."""
 
         def forward(unet: UNet2DConditionModel, posterior: Posterior) -> Tensor:
             latents = self.surrogate.latents(posterior, noise)
@@ -183,32 +187,34 @@ class _Ascent:
 
         with self.surrogate.autocast():
             with torch.no_grad():
-                want = self.read(self.static, lambda: forward(self.static, self.clean))
-            have = self.read(self.dynamic, lambda: forward(self.dynamic, self.surrogate.encode(self._as_stolen(point))))
-            return map_distance(want, have, self_weight=self.config.self_weight, tokens=self.tokens)
+                clean_maps = self.map_reader(self.static, lambda: forward(self.static, self.clean))
+            perturbed = self._augmented(point)
+            maps = self.map_reader(self.dynamic, lambda: forward(self.dynamic, self.surrogate.encode(perturbed)))
+            return map_distance(clean_maps, maps, self_weight=self.config.self_weight, tokens=self.tokens)
 
     def denoising(self, point: Tensor, noise: Noise) -> Tensor:
-        """Eq. 3, mean over the squares."""
+        """Return the denoising loss (Eq. 3), mean over the squares."""
         with self.surrogate.autocast():
-            latents = self.surrogate.latents(self.surrogate.encode(self._as_stolen(point)), noise)
+            latents = self.surrogate.latents(self.surrogate.encode(self._augmented(point)), noise)
             return self.surrogate.loss(self.dynamic, latents, noise, self.prompt)
 
-    def _as_stolen(self, point: Images) -> Images:
+    def _augmented(self, point: Images) -> Images:
+        """Return the squares after one random transform each (EOT), or unchanged unless `robust` is set."""
         if not self.config.robust:
             return point
-        changes = [draw_transform(generator, mirrored=False) for generator in self.generators]
-        return torch.cat([change(image[None]) for change, image in zip(changes, point, strict=True)])
+        transforms = [draw_transform(generator, mirrored=False) for generator in self.generators]
+        return torch.cat([transform(image[None]) for transform, image in zip(transforms, point, strict=True)])
 
-    def _slope(self, stage: str, gradient: Step, point: Tensor) -> Tensor:
+    def _gradient(self, stage: str, step: Step, point: Tensor) -> Tensor:
         noise = self.surrogate.draw(self.generators, self.x.shape[-1])
-        slope, loss = gradient(point, noise.t, noise.latent, noise.posterior)
+        gradient, loss = step(point, noise.t, noise.latent, noise.posterior)
         _keep(self.losses, stage, loss)
-        return slope
+        return gradient
 
 
-def _gradient(loss: Callable[[Tensor, Noise], Tensor], point: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradient of the squares' summed loss in each of them, and the mean loss."""
+def _loss_gradient(loss: Callable[[Tensor, Noise], Tensor], point: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the loss summed over the squares `n 3 r r`, and the mean loss."""
     point = point.detach().requires_grad_(True)
     mean = loss(point, Noise(*noise))
-    (slope,) = torch.autograd.grad(mean * len(point), point)
-    return slope, mean.detach()
+    (gradient,) = torch.autograd.grad(mean * len(point), point)
+    return gradient, mean.detach()

@@ -1,4 +1,4 @@
-"""One face of one photo as an attacker reads it: found anew at several sizes, aligned, compared with the original."""
+"""Stop rule of layer 2: the face is re-detected in the perturbed photo, aligned and compared with the original."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,47 +13,49 @@ from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers.zero_shot import enlarged, jitter
 from dladiff.settings.schema import ZeroShotConfig
 
-VIEWS = 8
-"""Jittered alignments that the stop rule reads beside those that the detector gives."""
-VIEW_NOISE = 0.5
-"""Their noise as a share of the loss's: what the alignments already cover is not asked for twice."""
+JITTERED_ALIGNMENTS = 8
+"""Jittered alignments that the stop rule checks in addition to the detector's."""
+JITTER_SHARE = 0.5
+"""Their noise relative to the loss's; smaller, because the detector's alignments already vary."""
 SAME_ALIGNMENT = 0.5
-"""Largest move of the crop's corners, in pixels of the crop, of two alignments that count as one."""
+"""Alignments whose crop corners differ by at most this, in pixels of the crop, count as one."""
 
 
 class FaceReader:
-    """One face: the alignments that the detector's sizes give it in the original, and its embeddings through them."""
+    """One face of the original: its alignments by each detector pass, and its embeddings at each alignment."""
 
     def __init__(
-        self, original: Images, face: Face, readings: Sequence[Sequence[Face]], encoders: Sequence[IdentityEncoder]
+        self, original: Images, face: Face, passes: Sequence[Sequence[Face]], encoders: Sequence[IdentityEncoder]
     ) -> None:
-        """`original` is `1 3 h w`; `readings` are what `Detector.readings` finds in it."""
+        """`original`: `1 3 h w`; `passes`: the result of `Detector.passes` for it."""
         self.face, self.encoders = face, encoders
-        looks = [alignment_matrix(face.landmarks), *self._alignments(readings)]
-        self.bases, self._base_of = _distinct([look for look in looks if look is not None])
-        found = iter(self._base_of)
-        self._base_of_look = [None if look is None else next(found) for look in looks][1:]
+        alignments = [alignment_matrix(face.landmarks), *self._alignments(passes)]
+        self.bases, base_of = _distinct([matrix for matrix in alignments if matrix is not None])
+        found = iter(base_of)
+        self._base_of_pass = [None if matrix is None else next(found) for matrix in alignments][1:]
         self.targets = self._embed(original, self.bases)
 
-    def through(self, photo: Images, matrices: Matrix, own: Sequence[int]) -> list[float]:
-        """Return each encoder's highest cosine over these alignments (k x 2 x 3), each against its `own` target."""
-        found = self._embed(photo, matrices)
-        return [float((f * t[list(own)]).sum(1).max()) for f, t in zip(found, self.targets, strict=True)]
-
-    def read(self, photo: Images, readings: Sequence[Sequence[Face]]) -> list[float]:
-        """Return each encoder's highest cosine over the original alignments and those of `readings`, found in photo.
-
-        Photo and original are read in the same way, as an outsider does: a reading is compared with the same look at
-        the original, and with the main one where that look did not find the face there.
+    def max_cosines_at(self, photo: Images, matrices: Matrix, bases: Sequence[int]) -> list[float]:
+        """Return each encoder's highest cosine over k alignments (k x 2 x 3); alignment i is compared with target
+        `bases[i]`.
         """
-        looks = zip(self._alignments(readings), self._base_of_look, strict=True)
-        pairs = [(look, base or 0) for look, base in looks if look is not None]
-        matrices = np.stack([*self.bases, *(look for look, _ in pairs)])
-        return self.through(photo, matrices, [*range(len(self.bases)), *(base for _, base in pairs)])
+        found = self._embed(photo, matrices)
+        return [float((f * t[list(bases)]).sum(1).max()) for f, t in zip(found, self.targets, strict=True)]
 
-    def _alignments(self, readings: Sequence[Sequence[Face]]) -> list[Matrix | None]:
-        """Align the face of each reading that overlaps this one most; None for a reading without it."""
-        best = [max(faces, key=lambda f: iou(f.box, self.face.box), default=None) for faces in readings]
+    def max_cosines(self, photo: Images, passes: Sequence[Sequence[Face]]) -> list[float]:
+        """Return each encoder's highest cosine over the original's alignments and those of `passes`, found in `photo`.
+
+        An alignment by a detector pass is compared with the same pass's alignment of the original, or with the main one
+        where that pass did not find the face in the original.
+        """
+        by_pass = zip(self._alignments(passes), self._base_of_pass, strict=True)
+        pairs = [(matrix, base or 0) for matrix, base in by_pass if matrix is not None]
+        matrices = np.stack([*self.bases, *(matrix for matrix, _ in pairs)])
+        return self.max_cosines_at(photo, matrices, [*range(len(self.bases)), *(base for _, base in pairs)])
+
+    def _alignments(self, passes: Sequence[Sequence[Face]]) -> list[Matrix | None]:
+        """Return, for each pass, the alignment of the face that overlaps this one most; None where none does."""
+        best = [max(faces, key=lambda f: iou(f.box, self.face.box), default=None) for faces in passes]
         return [
             alignment_matrix(f.landmarks) if f is not None and iou(f.box, self.face.box) > SAME_FACE else None
             for f in best
@@ -66,40 +68,40 @@ class FaceReader:
 
 
 class StopRule:
-    """What ends layer 2 on one face: no reading of the rounded photo above `ths` in any optimised encoder."""
+    """Stop rule: layer 2 of a face ends when no alignment of the rounded photo gives a cosine above the threshold."""
 
     def __init__(self, reader: FaceReader, detector: Detector, config: ZeroShotConfig, generator: Generator) -> None:
-        self.reader, self.detector, self.ths = reader, detector, config.ths
+        self.reader, self.detector, self.threshold = reader, detector, config.ths
         count = len(reader.bases)
-        turn = np.arange(VIEWS) % count
-        self.own = [*range(count), *(int(i) for i in turn)]
-        noise = (VIEW_NOISE * config.linear_noise, VIEW_NOISE * config.shift_noise)
-        self.views = np.concatenate([reader.bases, jitter(reader.bases[turn], *noise, generator)])
+        jittered = np.arange(JITTERED_ALIGNMENTS) % count
+        self.bases = [*range(count), *(int(i) for i in jittered)]
+        noise = (JITTER_SHARE * config.linear_noise, JITTER_SHARE * config.shift_noise)
+        self.alignments = np.concatenate([reader.bases, jitter(reader.bases[jittered], *noise, generator)])
 
     def __call__(self, photo: Images) -> list[float]:
-        """Return the highest cosine of each encoder; the detector only looks where the fixed alignments all pass."""
+        """Return each encoder's highest cosine; the detector runs only if the fixed alignments pass the threshold."""
         pixels = to_uint8(photo)
         rounded = to_float(pixels).to(photo.device)
-        found = self.reader.through(rounded, self.views, self.own)
-        if max(found) > self.ths:
-            return found
-        again = self.reader.read(rounded, self.detector.readings(pixels))
-        return [max(pair) for pair in zip(found, again, strict=True)]
+        fixed = self.reader.max_cosines_at(rounded, self.alignments, self.bases)
+        if max(fixed) > self.threshold:
+            return fixed
+        redetected = self.reader.max_cosines(rounded, self.detector.passes(pixels))
+        return [max(pair) for pair in zip(fixed, redetected, strict=True)]
 
 
 def similarity_rows(
     readers: Sequence[FaceReader], optimised: int, before: Pixels, after: Pixels, detector: Detector
 ) -> list[dict[str, Any]]:
-    """Return the manifest's rows, one an encoder: the worst reading of any face before and after layer 2.
+    """Return the manifest's rows, one for each encoder: the highest cosine of any face before and after layer 2.
 
-    The first `optimised` encoders of the readers took part in the optimisation.
+    The first `optimised` encoders of the readers are the optimised ones.
     """
     if not readers or not readers[0].encoders:
         return []
     columns = []
     for pixels in (before, after):
-        photo, readings = to_float(pixels).to(readers[0].targets[0].device), detector.readings(pixels)
-        columns.append(np.max([reader.read(photo, readings) for reader in readers], axis=0))
+        photo, passes = to_float(pixels).to(readers[0].targets[0].device), detector.passes(pixels)
+        columns.append(np.max([reader.max_cosines(photo, passes) for reader in readers], axis=0))
     return [
         {"encoder": e.name, "optimised": i < optimised, "before": float(columns[0][i]), "after": float(columns[1][i])}
         for i, e in enumerate(readers[0].encoders)
@@ -111,17 +113,14 @@ def _crops(photo: Images, matrices: Matrix, side: int) -> Images:
 
 
 def _distinct(matrices: Sequence[Matrix]) -> tuple[Matrix, list[int]]:
-    """Leave out what moves the crop's corners by less than SAME_ALIGNMENT from a matrix already kept.
-
-    Returns the matrices kept, and for each one given the number of the one kept in its place.
-    """
+    """Return the matrices whose crop corners differ by more than SAME_ALIGNMENT, and for each input the index kept."""
     kept: list[Matrix] = []
-    place = []
+    kept_index = []
     plain = face_quad(np.eye(2, 3))
     for matrix in matrices:
         moved = [np.abs(face_quad(k) @ matrix[:, :2].T + matrix[:, 2] - plain).max() for k in kept]
         near = int(np.argmin(moved)) if moved and min(moved) <= SAME_ALIGNMENT else len(kept)
         if near == len(kept):
             kept.append(matrix)
-        place.append(near)
-    return np.stack(kept), place
+        kept_index.append(near)
+    return np.stack(kept), kept_index

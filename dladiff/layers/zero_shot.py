@@ -1,4 +1,4 @@
-"""Layer 2, Algorithm 2: the perturbation against identity encoders, one face of one photo at a time."""
+"""Layer 2 (Algorithm 2): the perturbation of one face against identity encoders."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from dladiff.faces.detect import CROP, Face, Matrix, inverse, warp
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.settings.schema import ZeroShotConfig
 
-Reading = Callable[[Tensor], Sequence[float]]
-"""Highest cosine of each optimised encoder on a whole photo `1 3 h w`, read as an attacker reads it."""
+Redetection = Callable[[Tensor], Sequence[float]]
+"""Returns each optimised encoder's highest cosine on a whole photo `1 3 h w` after re-detecting the face."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """The whole pixels inside a detected box: the only pixels that layer 2 of this face may change."""
+    """A detected face's box in whole pixels; layer 2 of this face changes only pixels inside."""
 
     x0: int
     y0: int
@@ -32,32 +32,32 @@ class Box:
 
     @classmethod
     def of(cls, face: Face, height: int, width: int) -> "Box":
-        """Round a face's box inwards and clip it to the photo."""
+        """Return the face's box rounded inwards and clipped to the photo, at least 1 x 1."""
         x0, y0, x1, y1 = face.box
         left, top = max(0, int(np.ceil(x0))), max(0, int(np.ceil(y0)))
         return cls(left, top, max(left + 1, min(width, int(x1))), max(top + 1, min(height, int(y1))))
 
     def overlaps(self, other: "Box") -> bool:
-        """Tell whether two boxes share a pixel."""
+        """Return whether two boxes share a pixel."""
         return self.x0 < other.x1 and other.x0 < self.x1 and self.y0 < other.y1 and other.y0 < self.y1
 
 
-class Canvas(Protocol):
-    """Where a perturbation lives: its size, its place in the aligned crop, and its way into the photo."""
+class DeltaGrid(Protocol):
+    """The pixel grid of the optimised perturbation, and its mapping to aligned crops and to the photo."""
 
     shape: tuple[int, int]
 
     def align(self, delta: Tensor, matrices: Matrix, side: int = CROP) -> Tensor:
-        """Return the perturbation as crops of `side` pixels see it through these matrices (k x 2 x 3), `k 3 s s`."""
+        """Return the perturbation warped by k alignments (k x 2 x 3) to crops of `side` pixels, `k 3 s s`."""
 
     def paste(self, delta: Tensor) -> Tensor:
         """Return the perturbation in the pixels of the face's box, `1 3 y1-y0 x1-x0`."""
 
 
-class ImageCanvas:
-    """The photo's own pixels inside the box, on a grid of about half a crop pixel.
+class ImageGrid:
+    """A grid over the box in the photo, with a pitch of about half a crop pixel.
 
-    A coarser grid leaves hard faces above the stop rule; a finer one carries only what the alignment's sampling skips.
+    On a coarser grid hard faces stay above the threshold; the alignment's sampling skips the detail of a finer one.
     """
 
     def __init__(self, box: Box, matrix: Matrix) -> None:
@@ -65,24 +65,24 @@ class ImageCanvas:
         pitch = max(1, int(0.5 / np.sqrt(abs(np.linalg.det(matrix[:, :2])))))
         self.box, self.size = box, (height, width)
         self.shape = (-(-height // pitch), -(-width // pitch))
-        step = np.array([width / self.shape[1], height / self.shape[0]])
-        origin = np.array([box.x0, box.y0]) + step / 2 - 0.5
-        self.to_photo = np.array([[step[0], 0, origin[0]], [0, step[1], origin[1]]])
+        spacing = np.array([width / self.shape[1], height / self.shape[0]])
+        origin = np.array([box.x0, box.y0]) + spacing / 2 - 0.5
+        self.to_photo = np.array([[spacing[0], 0, origin[0]], [0, spacing[1], origin[1]]])
 
     def align(self, delta: Tensor, matrices: Matrix, side: int = CROP) -> Tensor:
-        """Sample the grid directly: photo = to_photo(grid), crop = matrix(photo)."""
+        """Return crops sampled directly from the grid: photo = to_photo(grid), crop = matrix(photo)."""
         chained = np.stack([_compose(m, self.to_photo) for m in matrices])
         return warp(delta.expand(len(chained), -1, -1, -1), _tensor(chained, delta), side)
 
     def paste(self, delta: Tensor) -> Tensor:
-        """Bilinear upsampling: a convex mix, so the bound holds."""
+        """Return the perturbation upsampled bilinearly: convex combinations, so the L-inf bound holds."""
         return functional.interpolate(delta, self.size, mode="bilinear")
 
 
-class AlignedCanvas:
-    """The paper's space: the perturbation lies on the grid of the aligned crop and is warped back into the photo.
+class AlignedGrid:
+    """The grid of the aligned crop (the paper's space); the perturbation is warped back into the photo.
 
-    The loss sees it after that way back: what the inverse warp takes away, the loop then knows and puts elsewhere.
+    The loss is computed after the inverse warp, so that the optimisation accounts for what the warp loses.
     """
 
     shape = (CROP, CROP)
@@ -93,12 +93,12 @@ class AlignedCanvas:
         self.to_box = _compose(inverse(self.to_photo), inverse(matrix))
 
     def align(self, delta: Tensor, matrices: Matrix, side: int = CROP) -> Tensor:
-        """Into the box, and from there into each crop."""
+        """Return crops of the perturbation pasted into the box."""
         chained = np.stack([_compose(m, self.to_photo) for m in matrices])
         return warp(self.paste(delta).expand(len(chained), -1, -1, -1), _tensor(chained, delta), side)
 
     def paste(self, delta: Tensor) -> Tensor:
-        """Inverse warp into the box."""
+        """Return the perturbation after the inverse warp into the box."""
         height, width = self.size
         return warp(delta, _tensor(self.to_box[None], delta), max(height, width))[..., :height, :width]
 
@@ -111,68 +111,68 @@ def perturb_face(
     encoders: Sequence[IdentityEncoder],
     config: ZeroShotConfig,
     generator: Generator,
-    reading: Reading,
+    redetection: Redetection,
 ) -> tuple[Tensor, int, list[list[float]]]:
-    """Algorithm 2: perturb one face of `photo` (`1 3 h w`, layer 1 already in it) inside its box.
+    """Algorithm 2: return the perturbation of one face of `photo` (`1 3 h w`, with layer 1) inside its box.
 
-    `bases` (k x 2 x 3) are the alignments that detectors give the clean face, the main one first; `targets` its
-    embeddings through each of them, `k d` for every encoder. Returns the perturbation in the box, the steps taken, and
-    each encoder's mean cosine at each of them. The loop ends when every encoder's `reading` of the pasted photo is at
-    most `ths`.
+    `bases` (k x 2 x 3): alignments of the clean face by the detector's passes, the main one first. `targets`: the clean
+    face's embeddings at these alignments, `k d` for each encoder. The loop stops when `redetection` of the perturbed
+    photo gives every encoder a cosine of at most `config.ths`. Also returns the number of steps and each encoder's mean
+    cosine at each of them.
     """
-    canvas: Canvas = (ImageCanvas if config.space == "image" else AlignedCanvas)(box, bases[0])
+    grid: DeltaGrid = (ImageGrid if config.space == "image" else AlignedGrid)(box, bases[0])
     weights = config.weights or (1 / len(encoders),) * len(encoders)
-    delta = torch.zeros(1, 3, *canvas.shape, device=photo.device)
-    step_of = Momentum(config.momentum, "sign") if config.momentum else partial(direction, kind="sign")
-    scene = _Scene(photo, bases, box, canvas)
+    delta = torch.zeros(1, 3, *grid.shape, device=photo.device)
+    update = Momentum(config.momentum, "sign") if config.momentum else partial(direction, kind="sign")
+    view = FaceView(photo, bases, box, grid)
     floors = [config.ths - config.margin] * len(encoders)
-    seen: list[list[float]] = []
+    history: list[list[float]] = []
     for step in range(config.max_steps):
-        turn = (step * config.draws + np.arange(config.draws)) % len(bases)
-        matrices = jitter(bases[turn], config.linear_noise, config.shift_noise, generator)
-        look = _drawn_look(config.robust, generator)
+        chosen = (step * config.draws + np.arange(config.draws)) % len(bases)  # each base in turn
+        matrices = jitter(bases[chosen], config.linear_noise, config.shift_noise, generator)
+        augmentation = _draw_augmentation(config.robust, generator)
         point = delta.detach().requires_grad_(True)
-        crops = {side: look(scene, point, matrices, side) for side in {encoder.crop for encoder in encoders}}
+        crops = {side: augmentation(view, point, matrices, side) for side in {encoder.crop for encoder in encoders}}
         cosines = [
-            (encoder(crops[encoder.crop]) * target[turn]).sum(1).mean()
+            (encoder(crops[encoder.crop]) * target[chosen]).sum(1).mean()
             for encoder, target in zip(encoders, targets, strict=True)
         ]
-        seen.append([float(c.detach()) for c in cosines])
-        levels = np.mean(seen[-config.check_every :], axis=0)
-        if step % config.check_every == 0 and max(levels) <= config.ths:
-            patch = canvas.paste(delta).clamp(-config.eta, config.eta)
-            found = reading(pasted(photo, patch, box))
-            if max(found) <= config.ths:
-                return patch, step, seen
-            floors = [_floor(f, level, config) for f, level in zip(found, levels, strict=True)]
-        now = shares(weights, levels, floors) if config.weighting == "adaptive" else weights
-        (slope,) = torch.autograd.grad(objective(cosines, floors, now), point)
-        delta = (delta + config.step * step_of(slope)).clamp(-config.eta, config.eta).detach()
-    return canvas.paste(delta).clamp(-config.eta, config.eta), config.max_steps, seen
+        history.append([float(c.detach()) for c in cosines])
+        recent = np.mean(history[-config.check_every :], axis=0)
+        if step % config.check_every == 0 and max(recent) <= config.ths:
+            patch = grid.paste(delta).clamp(-config.eta, config.eta)
+            measured = redetection(pasted(photo, patch, box))
+            if max(measured) <= config.ths:
+                return patch, step, history
+            floors = [_floor(worst, mean, config) for worst, mean in zip(measured, recent, strict=True)]
+        current = encoder_weights(weights, recent, floors) if config.weighting == "adaptive" else weights
+        (gradient,) = torch.autograd.grad(objective(cosines, floors, current), point)
+        delta = (delta + config.step * update(gradient)).clamp(-config.eta, config.eta).detach()
+    return grid.paste(delta).clamp(-config.eta, config.eta), config.max_steps, history
 
 
 def objective(cosines: Sequence[Tensor], floors: Sequence[float], weights: Sequence[float]) -> Tensor:
-    """Eq. 10, what layer 2 ascends: 1 - sum of w * cosine, where a cosine below its floor no longer counts."""
+    """Eq. 10: return 1 - sum of w * max(cosine, floor), which layer 2 ascends; no gradient below an encoder's floor."""
     floored = [c.clamp_min(floor) for c, floor in zip(cosines, floors, strict=True)]
     return 1 - torch.stack([w * c for w, c in zip(weights, floored, strict=True)]).sum()
 
 
-def shares(weights: Sequence[float], levels: Sequence[float], floors: Sequence[float]) -> list[float]:
-    """Adaptive weights: each encoder's own times how far its mean cosine lies above its floor, of sum 1.
+def encoder_weights(weights: Sequence[float], cosines: Sequence[float], floors: Sequence[float]) -> list[float]:
+    """Return adaptive weights: weight times the excess of the mean cosine over its floor, scaled to sum 1.
 
-    Where none lies above its floor the weights are as given.
+    If no cosine exceeds its floor, returns `weights` unchanged.
     """
-    excess = [w * max(0.0, float(c) - f) for w, c, f in zip(weights, levels, floors, strict=True)]
+    excess = [w * max(0.0, float(c) - f) for w, c, f in zip(weights, cosines, floors, strict=True)]
     return [e / sum(excess) for e in excess] if sum(excess) else list(weights)
 
 
-def _floor(found: float, level: float, config: ZeroShotConfig) -> float:
-    """Where an encoder stops pulling: as far below `ths` as the worst reading lies above the mean of the draws."""
-    return config.ths - config.margin - max(0.0, found - level)
+def _floor(worst: float, mean: float, config: ZeroShotConfig) -> float:
+    """Return the cosine below which an encoder gets no gradient: threshold - margin - (worst re-detection - mean)."""
+    return config.ths - config.margin - max(0.0, worst - mean)
 
 
 def jitter(matrices: Matrix, linear_noise: float, shift_noise: float, generator: Generator) -> Matrix:
-    """Draw one matrix about each of k x 2 x 3: relative noise about the crop's centre, a shift in crop pixels."""
+    """Return k alignments (k x 2 x 3) with noise: relative, about the crop's centre, and a shift in crop pixels."""
     noise = torch.randn(len(matrices), 2, 3, generator=generator, dtype=torch.float64).numpy()
     linear = np.eye(2) + linear_noise * noise[..., :2]
     centre = np.full(2, (CROP - 1) / 2)
@@ -182,61 +182,61 @@ def jitter(matrices: Matrix, linear_noise: float, shift_noise: float, generator:
 
 
 def enlarged(matrices: Matrix, side: int) -> Matrix:
-    """Align to the template enlarged to `side`, as InsightFace's norm_crop does."""
+    """Return the alignments scaled to crops of `side` pixels, like InsightFace's norm_crop."""
     return matrices * (side / CROP)
 
 
 def pasted(photo: Images, patch: Tensor, box: Box) -> Images:
-    """Return the photo with the patch added inside the box, in [0, 1]."""
+    """Return the photo with the patch added inside the box, clipped to [0, 1]."""
     out = photo.clone()
     out[..., box.y0 : box.y1, box.x0 : box.x1] += patch
     return out.clamp(0, 1)
 
 
-class _Scene:
-    """One face as the loss looks at it: the part of the photo that its crops can read, and the perturbation on it."""
+class FaceView:
+    """Aligned crops of one perturbed face, computed from the part of the photo that crops can reach (the window)."""
 
-    def __init__(self, photo: Images, bases: Matrix, box: Box, canvas: Canvas) -> None:
+    def __init__(self, photo: Images, bases: Matrix, box: Box, grid: DeltaGrid) -> None:
         self.window, self.offset = _window(photo, bases)
-        self.box, self.canvas = box, canvas
+        self.box, self.grid = box, grid
 
     def align(self, picture: Images, matrices: Matrix, side: int) -> Images:
-        """Crop a picture of the window's size."""
+        """Return crops `k 3 s s` of an image of the window's size."""
         moved = _tensor(_shift(enlarged(matrices, side), self.offset), picture)
         return warp(picture.expand(len(matrices), -1, -1, -1), moved, side)
 
     def plain(self, delta: Tensor, matrices: Matrix, side: int) -> Images:
-        """Crop window and perturbation each by itself: the sum of the crops is the crop of the sum."""
-        seen = self.align(self.window, matrices, side)
-        return (seen + self.canvas.align(delta, enlarged(matrices, side), side)).clamp(0, 1)
+        """Return crops `k 3 s s`; window and perturbation are cropped separately, since cropping is linear."""
+        crops = self.align(self.window, matrices, side)
+        return (crops + self.grid.align(delta, enlarged(matrices, side), side)).clamp(0, 1)
 
-    def changed(self, delta: Tensor, transform: Transform, matrices: Matrix, side: int) -> Images:
-        """Paste, transform, crop: a transform of the photo knows its pixels, not the crop's."""
+    def transformed(self, delta: Tensor, transform: Transform, matrices: Matrix, side: int) -> Images:
+        """Return crops `k 3 s s` of the perturbed window after a transform of its pixels."""
         (x0, y0), (height, width) = self.offset, self.window.shape[-2:]
-        beside = (self.box.x0 - x0, x0 + width - self.box.x1, self.box.y0 - y0, y0 + height - self.box.y1)
-        patch = functional.pad(self.canvas.paste(delta), beside)  # a negative margin cuts off
+        margins = (self.box.x0 - x0, x0 + width - self.box.x1, self.box.y0 - y0, y0 + height - self.box.y1)
+        patch = functional.pad(self.grid.paste(delta), margins)  # a negative margin crops
         return self.align(transform((self.window + patch).clamp(0, 1)), matrices, side)
 
 
-def _drawn_look(robust: bool, generator: Generator) -> Callable[[_Scene, Tensor, Matrix, int], Images]:
-    """Draw how this step looks at the face: as it is, or (robust) transformed and every second time in the mirror.
+def _draw_augmentation(eot: bool, generator: Generator) -> Callable[[FaceView, Tensor, Matrix, int], Images]:
+    """Return the augmentation of one step: none, or (`eot`) a random transform, mirrored with probability 1/2.
 
-    The crop is mirrored, not the photo: whoever finds a face in a mirrored photo aligns it there.
+    The crop is mirrored instead of the photo, because an attacker aligns the face after mirroring the photo.
     """
-    if not robust:
-        return lambda scene, delta, matrices, side: scene.plain(delta, matrices, side)
+    if not eot:
+        return lambda view, delta, matrices, side: view.plain(delta, matrices, side)
     transform = draw_transform(generator, mirrored=False)
-    turned = bool(torch.rand((), generator=generator) < 0.5)
+    mirrored = bool(torch.rand((), generator=generator) < 0.5)
 
-    def look(scene: _Scene, delta: Tensor, matrices: Matrix, side: int) -> Images:
-        crops = scene.changed(delta, transform, matrices, side)
-        return mirror(crops) if turned else crops
+    def augmentation(view: FaceView, delta: Tensor, matrices: Matrix, side: int) -> Images:
+        crops = view.transformed(delta, transform, matrices, side)
+        return mirror(crops) if mirrored else crops
 
-    return look
+    return augmentation
 
 
 def _window(photo: Images, bases: Matrix) -> tuple[Images, tuple[int, int]]:
-    """Cut the part of the photo that any jittered crop can read: a large photo costs no more than a small one."""
+    """Return the part of the photo that jittered crops can reach, and its top left (x, y). Saves work."""
     square = np.array([[0, 0, 1], [CROP, 0, 1], [CROP, CROP, 1], [0, CROP, 1]])
     corners = np.concatenate([square @ inverse(base).T for base in bases])
     margin = 0.25 * (corners.max(0) - corners.min(0)) + 2

@@ -3,15 +3,15 @@
 Nothing here imports torch: the driver reads it.
 """
 
-from dataclasses import dataclass, replace
 from typing import Any
+
+from dladiff.settings.validate import Settings
 
 PX = 1 / 255
 """One grey level, [0, 1] units."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class BaselineConfig:
+class BaselineConfig(Settings):
     """Schedule of one compared method; a field that it does not know it leaves alone."""
 
     eta: float
@@ -79,4 +79,4 @@ TINY: dict[str, dict[str, Any]] = {
 
 def schedule_for(method: str, model: str) -> BaselineConfig:
     """Return the default schedule of a method on a base model (`embedded` is the tiny one)."""
-    return replace(SCHEDULES[method], **(TINY.get(method, {}) if model == "embedded" else {}))
+    return SCHEDULES[method].replaced(**(TINY.get(method, {}) if model == "embedded" else {}))

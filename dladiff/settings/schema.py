@@ -1,60 +1,57 @@
-"""Configuration of the method: frozen dataclasses, one check of everything at once.
+"""Configuration of the method: frozen settings, all checked at once.
 
 Pixel quantities are in [0, 1] units (7/255 is seven grey levels). Nothing here imports torch: the driver reads it.
 """
 
-import dataclasses
-import json
-import math
-import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
 
 from dladiff.errors import ConfigError
-from dladiff.settings.merge import build, merge, nearest
+from dladiff.settings.merge import merge, nearest
 from dladiff.settings.presets import FITS, PRESETS, PROFILES
 from dladiff.settings.schedules import SCHEDULES
+from dladiff.settings.validate import Items, Settings
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinetuningConfig:
+class FinetuningConfig(Settings):
     """Layer 1 (Algorithm 1): the perturbation against fine-tuning."""
 
-    eta: float = 7 / 255
+    eta: float = Field(default=7 / 255, ge=0, le=0.25)
     """Bound of the perturbation, L-inf, [0, 1] units."""
-    step: float = 2.5e-3
+    step: float = Field(default=2.5e-3, ge=0, le=0.25)
     """PGD step, [0, 1] units (the paper's 5e-3 on [-1, 1] tensors)."""
     gradient: Literal["sign", "l2", "raw"] = "sign"
     """How a gradient becomes a step."""
-    momentum: float = 0.0
+    momentum: float = Field(default=0.0, ge=0, le=1)
     """Decay of the momentum that perturbation steps keep (MI-FGSM); 0 is the paper's, without."""
-    least_psnr: float = 0.0
+    least_psnr: float = Field(default=0.0, ge=0, le=100)
     """PSNR, dB, that the perturbation of a working square keeps beside `eta`; 0 leaves it out."""
-    most_lpips: float = 0.0
+    most_lpips: float = Field(default=0.0, ge=0, le=10)
     """LPIPS, by the network that `lpips` names, that the perturbation of a working square does not exceed; 0: any."""
-    smooth: float = 0.0
+    smooth: float = Field(default=0.0, ge=0, le=20)
     """Standard deviation, pixels of the working square, of the blur that the perturbation gets where the photo is
     smooth (skin, sky, walls); 0 leaves it as it is."""
-    iter_ft: int = 400
+    iter_ft: int = Field(default=400, ge=0, le=100_000)
     """Optimiser steps of the static surrogate on the clean set; 0 leaves it pretrained."""
-    iter_opt: int = 50
+    iter_opt: int = Field(default=50, ge=0, le=10_000)
     """Epochs of attention steps, denoising steps and dynamic-surrogate training."""
-    iter_1: int = 3
+    iter_1: int = Field(default=3, ge=0, le=100)
     """Attention steps an epoch."""
-    iter_2: int = 3
+    iter_2: int = Field(default=3, ge=0, le=100)
     """Denoising-loss steps an epoch."""
-    iter_3: int = 3
+    iter_3: int = Field(default=3, ge=0, le=100)
     """Training steps of the dynamic surrogate an epoch."""
-    lr_static: float = 5e-6
+    lr_static: float = Field(default=5e-6, ge=0, le=1)
     """AdamW learning rate of the static surrogate."""
-    lr_dynamic: float = 5e-6
+    lr_dynamic: float = Field(default=5e-6, ge=0, le=1)
     """AdamW learning rate of the dynamic surrogate."""
-    weight_decay: float = 1e-2
+    weight_decay: float = Field(default=1e-2, ge=0, le=1)
     """AdamW weight decay of both surrogates."""
-    batch: int = 4
+    batch: int = Field(default=4, ge=1, le=1024)
     """Photos in one training step of the static surrogate."""
-    batch_photos: int = 4
+    batch_photos: int = Field(default=4, ge=1, le=1024)
     """Working squares on the device at once: a matter of memory and speed, not of the result, rounding apart."""
     robust: bool = False
     """Draw a JPEG, a resize, a blur or nothing for each photo and perturbation step, inside the loss."""
@@ -63,11 +60,11 @@ class FinetuningConfig:
     the dynamic one learns. Slower, less GPU memory, the same steps."""
     recompute: bool = False
     """Compute inner values of the networks again in the backward pass instead of keeping them: slower, less memory."""
-    attention_resolution: int = 16
+    attention_resolution: int = Field(default=16, ge=1, le=128)
     """Side, in latent cells, of the attention maps that the attention loss compares."""
     tokens: Literal["all", "instance"] = "all"
     """Text tokens whose cross-attention counts."""
-    self_weight: float = 1.0
+    self_weight: float = Field(default=1.0, ge=0, le=1000)
     """Weight of self-attention against cross-attention, both means over their maps."""
     prompt: str = "a photo of sks person"
     """Prompt of every training and attack step."""
@@ -75,50 +72,53 @@ class FinetuningConfig:
     """Folder of photos of other people for the prior term of L_db; empty leaves the term out."""
     class_prompt: str = "a photo of a person"
     """Prompt of the class images."""
-    prior_weight: float = 1.0
+    prior_weight: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the prior term."""
 
+    def contradictions(self) -> Iterator[str]:
+        """Yield how settings contradict each other."""
+        if self.tokens == "instance" and "sks" not in self.prompt.split():
+            yield f"tokens: instance is the token of sks, which {self.prompt!r} does not hold"
 
-@dataclass(frozen=True, kw_only=True)
-class ZeroShotConfig:
+
+class ZeroShotConfig(Settings):
     """Layer 2 (Algorithm 2): the perturbation against identity encoders."""
 
-    eta: float = 11 / 255
+    eta: float = Field(default=11 / 255, ge=0, le=0.25)
     """Bound of the perturbation, L-inf, [0, 1] units."""
-    step: float = 4e-4
+    step: float = Field(default=4e-4, ge=0, le=0.25)
     """PGD step, [0, 1] units (the paper's 8e-4 on the encoder's [-1, 1] input)."""
-    max_steps: int = 200
+    max_steps: int = Field(default=200, ge=0, le=100_000)
     """Most steps a face gets; the stop rule ends most faces earlier."""
-    ths: float = 0.1
+    ths: float = Field(default=0.1, ge=-1, le=1)
     """Stop when every optimised encoder's cosine to the original is at or below this."""
-    margin: float = 0.03
+    margin: float = Field(default=0.03, ge=0, le=3)
     """An encoder this far below `ths` no longer pulls; lower by what its worst reading lies above the loss's mean."""
-    draws: int = 4
+    draws: int = Field(default=4, ge=1, le=64)
     """Affine draws averaged in one step."""
-    linear_noise: float = 0.05
+    linear_noise: float = Field(default=0.05, ge=0, le=1)
     """Standard deviation of the noise on the alignment's 2x2 part, relative to it, about the crop's centre."""
-    shift_noise: float = 2.0
+    shift_noise: float = Field(default=2.0, ge=0, le=20)
     """Standard deviation of the noise on its translation, in pixels of the 112 px crop."""
     space: Literal["image", "aligned"] = "image"
     """Where the perturbation lives: the photo's own pixels, or the aligned crop (the paper's)."""
-    check_every: int = 10
+    check_every: int = Field(default=10, ge=1, le=10_000)
     """Steps between two measurements on the re-read, re-detected photo."""
-    min_face_px: int = 20
+    min_face_px: int = Field(default=20, ge=8, le=100_000)
     """Faces with a shorter box side than this are left alone."""
-    detector_threshold: float = 0.5
+    detector_threshold: float = Field(default=0.5, ge=0, le=1)
     """Least detector score of a face."""
-    weights: tuple[float, ...] = ()
+    weights: Items[Annotated[float, Field(gt=0)]] = ()
     """Weight of each optimised encoder; empty means equal weights."""
     weighting: Literal["fixed", "adaptive"] = "fixed"
     """`adaptive` multiplies each weight by how far the encoder's cosine now lies above its goal."""
-    momentum: float = 0.0
+    momentum: float = Field(default=0.0, ge=0, le=2)
     """Share of the earlier gradients, each over its L1 mean, that a step keeps (MI-FGSM); 0 leaves it out."""
     robust: bool = False
     """Draw JPEG, resizing, blur or nothing, and a mirror image, inside the loss at every step."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class MethodConfig:
+class MethodConfig(Settings):
     """Everything that decides the output bytes of one identity, the photos and the seed apart."""
 
     profile: str = "tiny"
@@ -128,18 +128,18 @@ class MethodConfig:
     id (`owner/name`, `owner/name@revision`), or, in a run, s3://bucket/prefix."""
     region: Literal["face", "photo"] = "face"
     """What layer 1 works on: the square around each face, or squares that cover the photo."""
-    resolution: int = 128
+    resolution: int = Field(default=128, ge=64, le=2048, multiple_of=32)
     """Working resolution of layer 1, pixels."""
-    max_squares: int = 16
+    max_squares: int = Field(default=16, ge=1, le=256)
     """Most working squares in one photo."""
-    clean_photos: int = 8
+    clean_photos: int = Field(default=8, ge=1, le=256)
     """Most clean photos that the static surrogate learns from: those with the largest, sharpest faces."""
     detector: str = "centerface"
     """`centerface`, or an InsightFace pack (its name or folder) or SCRFD ONNX file."""
-    encoders: tuple[str, ...] = ("embedded:residual",)
+    encoders: Items[str] = ("embedded:residual",)
     """Optimised identity encoders: `embedded:NAME`, an ONNX file, an InsightFace pack (its name, `buffalo_l`, or its
     folder), or `clip:FOLDER`, a CLIP vision tower."""
-    held_out: tuple[str, ...] = ("embedded:mobile",)
+    held_out: Items[str] = Field(default=("embedded:mobile",), validate_default=True)
     """Encoders that are measured and never optimised."""
     lpips: str = ""
     """ONNX file of LPIPS, backbone and heads, of two pictures; `finetuning.most_lpips` needs one."""
@@ -154,53 +154,33 @@ class MethodConfig:
     """Method of layer 1: this package's, or a compared one, by its own schedule (dladiff/settings/schedules.py) and
     without layer 2. Its own bound is `finetuning.eta` where no other is set; `step` and the schedule above are not
     its."""
-    finetuning: FinetuningConfig = field(default_factory=FinetuningConfig)
+    finetuning: FinetuningConfig = FinetuningConfig()
     """Layer 1."""
-    zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
+    zero_shot: ZeroShotConfig = ZeroShotConfig()
     """Layer 2."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        out: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return out
+    @field_validator("held_out")
+    @classmethod
+    def _never_optimised(cls, held_out: tuple[str, ...], given: ValidationInfo) -> tuple[str, ...]:
+        if both := set(given.data.get("encoders", ())) & set(held_out):
+            raise ValueError(f"{', '.join(sorted(both))} stands in encoders too; a held-out encoder is never optimised")
+        return held_out
 
-
-_RANGES: dict[str, tuple[float, float]] = {
-    "finetuning.eta": (0, 0.25),
-    "finetuning.step": (0, 0.25),
-    "finetuning.momentum": (0, 1),
-    "finetuning.least_psnr": (0, 100),
-    "finetuning.most_lpips": (0, 10),
-    "finetuning.smooth": (0, 20),
-    "finetuning.iter_ft": (0, 100_000),
-    "finetuning.iter_opt": (0, 10_000),
-    "finetuning.iter_1": (0, 100),
-    "finetuning.iter_2": (0, 100),
-    "finetuning.iter_3": (0, 100),
-    "finetuning.lr_static": (0, 1),
-    "finetuning.lr_dynamic": (0, 1),
-    "finetuning.weight_decay": (0, 1),
-    "finetuning.batch": (1, 1024),
-    "finetuning.batch_photos": (1, 1024),
-    "finetuning.attention_resolution": (1, 128),
-    "finetuning.self_weight": (0, 1000),
-    "finetuning.prior_weight": (0, 1000),
-    "zero_shot.eta": (0, 0.25),
-    "zero_shot.step": (0, 0.25),
-    "zero_shot.max_steps": (0, 100_000),
-    "zero_shot.ths": (-1, 1),
-    "zero_shot.margin": (0, 3),
-    "zero_shot.draws": (1, 64),
-    "zero_shot.linear_noise": (0, 1),
-    "zero_shot.shift_noise": (0, 20),
-    "zero_shot.check_every": (1, 10_000),
-    "zero_shot.momentum": (0, 2),
-    "zero_shot.min_face_px": (8, 100_000),
-    "zero_shot.detector_threshold": (0, 1),
-    "resolution": (64, 2048),
-    "max_squares": (1, 256),
-    "clean_photos": (1, 256),
-}
+    def contradictions(self) -> Iterator[str]:
+        """Yield how settings contradict each other."""
+        if self.protection != "dladiff" and self.layers != "finetuning":
+            yield f"layers: {self.protection} is a compared method and has no layer 2; leave layers out"
+        if not self.encoders and self.layers != "finetuning":
+            yield "encoders: layer 2 needs at least one optimised encoder"
+        if (weights := len(self.zero_shot.weights)) not in (0, len(self.encoders)):
+            yield f"zero_shot.weights: {weights} weights for {len(self.encoders)} encoders"
+        if self.finetuning.most_lpips and not self.lpips:
+            yield "lpips: finetuning.most_lpips needs the network; name its ONNX file (docs/method.md)"
+        if not self.model:
+            yield (
+                "model: is empty; set method.model to a known model (dladiff models list), a folder in the diffusers "
+                "layout, a hub id or s3://bucket/prefix"
+            )
 
 
 def method_config(profile: str, preset: str | None, overrides: Mapping[str, Any]) -> MethodConfig:
@@ -223,14 +203,10 @@ def method_config(profile: str, preset: str | None, overrides: Mapping[str, Any]
     merged: dict[str, Any] = {"profile": profile}
     for layer in layered:
         merge(merged, layer)
-    config = build(MethodConfig, merged, "", faults)
-    known = bool(faults)
-    faults += _ranges(config)
-    if not known:  # how settings go together nobody can tell before their names and types are right
-        faults += _together(config)
-    if faults:
-        raise ConfigError(faults)
-    return typing.cast(MethodConfig, config)
+    config, wrong = MethodConfig.load(merged)
+    if config is None or faults:
+        raise ConfigError(faults + wrong)
+    return config
 
 
 def _pick(what: str, name: str, known: Mapping[str, dict[str, Any]], faults: list[str]) -> dict[str, Any]:
@@ -238,50 +214,3 @@ def _pick(what: str, name: str, known: Mapping[str, dict[str, Any]], faults: lis
         return known[name]
     faults.append(f"{what}: {name!r} is unknown{nearest(name, list(known))}; known: {', '.join(known)}")
     return {}
-
-
-def _ranges(config: MethodConfig) -> list[str]:
-    faults = []
-    for name, (low, high) in _RANGES.items():
-        value: Any = config
-        for part in name.split("."):
-            value = getattr(value, part)
-        if not low <= value <= high:
-            faults.append(f"{name}: {value} is outside {low}..{high}")
-    return faults
-
-
-def _together(config: MethodConfig) -> list[str]:
-    faults = []
-    if config.resolution % 32:
-        faults.append(f"resolution: {config.resolution} is not a multiple of 32")
-    if config.protection != "dladiff" and config.layers != "finetuning":
-        faults.append(f"layers: {config.protection} is a compared method and has no layer 2; leave layers out")
-    faults += _check_encoders(config)
-    if config.finetuning.most_lpips and not config.lpips:
-        faults.append("lpips: finetuning.most_lpips needs the network; name its ONNX file (docs/method.md)")
-    if not config.model:
-        faults.append(
-            "model: is empty; set method.model to a known model (dladiff models list), a folder in the diffusers "
-            "layout, a hub id or s3://bucket/prefix"
-        )
-    return faults
-
-
-def _check_encoders(config: MethodConfig) -> list[str]:
-    faults = []
-    if not config.encoders and config.layers != "finetuning":
-        faults.append("encoders: layer 2 needs at least one optimised encoder")
-    if both := set(config.encoders) & set(config.held_out):
-        faults.append(
-            f"held_out: {', '.join(sorted(both))} stands in encoders too; a held-out encoder is never optimised"
-        )
-    weights = config.zero_shot.weights
-    if weights and len(weights) != len(config.encoders):
-        faults.append(f"zero_shot.weights: {len(weights)} weights for {len(config.encoders)} encoders")
-    if not all(0 < weight < math.inf for weight in weights):
-        faults.append(f"zero_shot.weights: {list(weights)}: each is a number above 0")
-    finetuning = config.finetuning
-    if finetuning.tokens == "instance" and "sks" not in finetuning.prompt.split():
-        faults.append(f"finetuning.tokens: instance is the token of sks, which {finetuning.prompt!r} does not hold")
-    return faults

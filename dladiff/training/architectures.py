@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Unit(nn.Module):
-    """Convolution, batch normalisation and an optional activation ("relu", "prelu" or "")."""
+    """Convolution, batch normalisation and an optional activation ("relu", "prelu" or "" for none)."""
 
     def __init__(
         self, into: int, out: int, size: int = 3, stride: int = 1, groups: int = 1, activation: str = ""
@@ -31,14 +31,14 @@ class Unit(nn.Module):
         return result
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of one convolution equal to convolution and normalisation together."""
+        """Return weight and bias of one convolution that equals convolution and normalisation."""
         scale = self.norm.weight / torch.sqrt(self.norm.running_var + self.norm.eps)  # type: ignore[operator,arg-type]
         shift = self.norm.bias - self.norm.running_mean * scale  # type: ignore[operator]
         return self.conv.weight * scale.view(-1, 1, 1, 1), shift
 
 
 class Block(nn.Module):
-    """Units whose result is added to their input, with a ReLU after the sum where `relu` is true."""
+    """Residual block: units plus their input, followed by a ReLU if `relu` is true."""
 
     def __init__(self, units: list[Unit], relu: bool) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class _Graph:
 def export(net: Network, path: Path, properties: dict[str, str]) -> None:
     """Write the network as ONNX opset 13: input [N, 3, 112, 112] RGB as (value - 127.5) / 127.5, one embedding.
 
-    The file is written beside and moved into place. Properties become the model's metadata.
+    `properties` become the model's metadata. The file is written to a temporary name and then renamed.
     """
     graph = _Graph()
     x = "input"
@@ -178,6 +178,6 @@ def export(net: Network, path: Path, properties: dict[str, str]) -> None:
     )
     helper.set_model_props(model, properties)
     onnx.checker.check_model(model)
-    beside = path.with_name(path.name + ".part")
-    beside.write_bytes(model.SerializeToString())
-    beside.replace(path)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(model.SerializeToString())
+    temporary.replace(path)

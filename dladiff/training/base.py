@@ -1,7 +1,7 @@
 """Train another base model for the tiny profile: `python -m dladiff.training.base --help`.
 
-A UNet of its own beside the profile's VAE and text encoder, as Stable Diffusion 1.5 and 2.1 have nearly the same VAE:
-`dladiff evaluate --base embedded --base FOLDER` then says what protection made on one base does to the other.
+It combines a new UNet with the profile's VAE and text encoder, like Stable Diffusion 1.5 and 2.1, whose VAEs are nearly
+the same. `dladiff evaluate --base embedded --base FOLDER` then measures how protection transfers between base models.
 """
 
 import argparse
@@ -24,37 +24,39 @@ from dladiff.training.data import mirrored, training_crops
 
 CAPTIONS = ("a photo of person", "a photo of a person", "a portrait of a person", "a close-up photo of person")
 NO_TEXT = 0.1
-"""Share of the photos that are shown without a caption: what guidance needs."""
-MOST_SNR = 5.0
-"""Above it a timestep's loss weighs less (Hang et al. 2023, min-SNR): nearly clean latents teach little."""
-MEMORY = 0.995
-"""Of the running mean of the weights, which is what is saved."""
+"""Share of photos trained without a caption, for classifier-free guidance."""
+MAX_SNR = 5.0
+"""Clamp of the SNR in the min-SNR loss weight (Hang et al. 2023)."""
+EMA_DECAY = 0.995
+"""Decay of the exponential moving average of the weights, which is saved."""
 
 
-def encoded(assets: Path, surrogate: Surrogate, most: int) -> Posterior:
-    """Encode at most `most` crops of the people not held out, every second one mirrored; kept as fp16."""
+def encoded(assets: Path, surrogate: Surrogate, max_crops: int) -> Posterior:
+    """Return the fp16 posteriors of at most `max_crops` crops of people not held out, every second one mirrored."""
     means, stds = [], []
-    for pixels in mirrored(training_crops(assets, most)[0], 16):
+    for pixels in mirrored(training_crops(assets, max_crops)[0], 16):
         found = surrogate.encode_fixed(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, 16)
         means.append(found.mean.half())
         stds.append(found.std.half())
     return Posterior(torch.cat(means), torch.cat(stds))
 
 
-def lesson(surrogate: Surrogate, pool: Posterior, size: int, rng: np.random.Generator, generator: Generator) -> Batch:
-    """Draw a batch with a caption a photo."""
-    some = pool.pick(rng.integers(0, len(pool.mean), size).tolist())
+def training_batch(
+    surrogate: Surrogate, pool: Posterior, size: int, rng: np.random.Generator, generator: Generator
+) -> Batch:
+    """Return a random batch of `size` latents, each with its own caption."""
+    chosen = pool.pick(rng.integers(0, len(pool.mean), size).tolist())
     caption = np.where(rng.random(size) < NO_TEXT, 0, rng.integers(1, len(CAPTIONS) + 1, size))
     captions = torch.cat([surrogate.prompt(text).embedding for text in ("", *CAPTIONS)])
     noise = surrogate.draw([generator] * size, pool.mean.shape[-1] * surrogate.factor)
-    latents = surrogate.latents(Posterior(some.mean.float(), some.std.float()), noise)
+    latents = surrogate.latents(Posterior(chosen.mean.float(), chosen.std.float()), noise)
     return Batch(latents, noise, Prompt(captions[torch.from_numpy(caption)]))
 
 
 def snr_weights(alphas: Tensor, noise: Noise) -> Tensor:
-    """Return each image's weight, `b`: min(SNR, MOST_SNR) / SNR, where SNR = a_t / (1 - a_t)."""
+    """Return each image's loss weight, `b`: min(SNR, MAX_SNR) / SNR with SNR = a_t / (1 - a_t)."""
     ratio = alphas[noise.t] / (1 - alphas[noise.t])
-    return ratio.clamp(max=MOST_SNR) / ratio
+    return ratio.clamp(max=MAX_SNR) / ratio
 
 
 def train(
@@ -65,14 +67,14 @@ def train(
     seconds: float,
     save: Callable[[UNet2DConditionModel, dict[str, float]], None],
 ) -> None:
-    """Train for so many seconds of processor time; the running mean of the weights is saved every two minutes."""
+    """Train for `seconds` of processor time; save the averaged weights every two minutes and at the end."""
     unet.train().requires_grad_(True)
     mean = copy.deepcopy(unet).eval().requires_grad_(False)
     optimiser = torch.optim.AdamW(unet.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-3)
     begin, saved, step, shown = time.process_time(), time.process_time(), 0, math.nan
-    while (share := (time.process_time() - begin) / seconds) < 1:
+    while (progress := (time.process_time() - begin) / seconds) < 1:
         for group in optimiser.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * share))
+            group["lr"] = rate * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * progress))
         batch = draw()
         with torch.autocast("cpu", torch.bfloat16):
             predicted = surrogate.predict(unet, batch.latents, batch.noise, batch.prompt)
@@ -83,8 +85,8 @@ def train(
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimiser.step()
-        kept = min(MEMORY, step / (step + 20))
-        torch._foreach_lerp_(list(mean.parameters()), [p.detach() for p in unet.parameters()], 1 - kept)
+        decay = min(EMA_DECAY, step / (step + 20))
+        torch._foreach_lerp_(list(mean.parameters()), [p.detach() for p in unet.parameters()], 1 - decay)
         step, shown = step + 1, value if math.isnan(shown) else 0.98 * shown + 0.02 * value
         if time.process_time() - saved > 120:
             saved = time.process_time()
@@ -93,7 +95,7 @@ def train(
 
 
 def write(output: Path, unet: UNet2DConditionModel) -> None:
-    """Write the base model: the profile's parts, this UNet as fp16, and for attackers that it knows faces alone."""
+    """Write the base model: this UNet in fp16, the profile's other parts, and the mark that it generates faces only."""
     if not output.exists():
         beside = output.with_name(output.name + ".part")
         shutil.copytree(EMBEDDED, beside, ignore=shutil.ignore_patterns("unet"), dirs_exist_ok=True)
@@ -106,7 +108,7 @@ def write(output: Path, unet: UNet2DConditionModel) -> None:
 
 
 def main() -> None:
-    """Train one base model; one JSON object a line says how far it is."""
+    """Train one base model; print progress as one JSON object a line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--assets", type=Path, required=True, help="folder with faces/")
     parser.add_argument("--output", type=Path, required=True, help="folder of the diffusers layout")
@@ -133,7 +135,7 @@ def main() -> None:
     train(
         surrogate,
         unet,
-        lambda: lesson(surrogate, pool, options.batch, rng, generator),
+        lambda: training_batch(surrogate, pool, options.batch, rng, generator),
         options.rate,
         60 * options.minutes,
         save,

@@ -1,4 +1,4 @@
-"""Train a small identity encoder to repeat a larger one: `python -m dladiff.training.distil --help`."""
+"""Distil a large identity encoder into a small one: `python -m dladiff.training.distil --help`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dladiff.core.pixels import Pixels
 from dladiff.faces.onnx_session import onnx_session
 from dladiff.training.architectures import ARCHITECTURES, Network, export
-from dladiff.training.data import Crop, Image, align, training_crops, varied
+from dladiff.training.data import Crop, align, augmented, training_crops
 
 TEACHERS = {
     "mobile": ("mobilefacenet_relu6", "Apache-2.0"),
@@ -29,15 +30,18 @@ Teacher = Callable[[Tensor], Tensor]
 
 
 def load_teacher(assets: Path, name: str) -> Teacher:
-    """Load a teacher of encoders/, by the loader beside it: crops in [0, 1], [b, 3, 112, 112], to unit embeddings."""
-    where = assets / "encoders" / "graphnet.py"
-    spec = importlib.util.spec_from_file_location("graphnet", where)
+    """Return a teacher of encoders/, loaded by its graphnet.py: crops in [0, 1], `b 3 112 112`, to unit embeddings.
+
+    Raises ImportError: no loader.
+    """
+    loader = assets / "encoders" / "graphnet.py"
+    spec = importlib.util.spec_from_file_location("graphnet", loader)
     if spec is None or spec.loader is None:
-        raise ImportError(f"no loader at {where}")
+        raise ImportError(f"no loader at {loader}")
     module = importlib.util.module_from_spec(spec)
     sys.dont_write_bytecode = True
     spec.loader.exec_module(module)
-    net, pre = module.load(str(where.with_name(name + ".safetensors")))
+    net, pre = module.load(str(loader.with_name(name + ".safetensors")))
 
     def embed(crops: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -49,19 +53,19 @@ def load_teacher(assets: Path, name: str) -> Teacher:
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """The crops to train on, the 2 x 3 matrix that aligns them, and the teacher's unit embedding of each, [n, d]."""
+    """Training crops, the 2 x 3 matrix that aligns them, and the teacher's unit embedding of each, `n d`."""
 
     crops: list[Crop]
     matrix: npt.NDArray[np.float64]
     targets: Tensor
 
 
-def make_pool(assets: Path, teacher: Teacher, most: int) -> Pool:
-    """Embed the crops of the people not held out, as they are and mirrored; a target is the direction of the mean.
+def make_pool(assets: Path, teacher: Teacher, max_crops: int) -> Pool:
+    """Return at most `max_crops` crops of the people not held out, and their targets.
 
-    Takes at most `most` crops, spread over the people.
+    A target is the normalised mean of the teacher's embeddings of the crop and of its mirror image.
     """
-    crops, matrix = training_crops(assets, most)
+    crops, matrix = training_crops(assets, max_crops)
     targets: list[Tensor] = []
     for start in range(0, len(crops), 32):
         batch = np.stack([align(c.pixels(), matrix) for c in crops[start : start + 32]])
@@ -71,21 +75,21 @@ def make_pool(assets: Path, teacher: Teacher, most: int) -> Pool:
 
 
 def _batch(pool: Pool, index: npt.NDArray[np.int64], rng: np.random.Generator) -> Tensor:
-    """Vary crops afresh, as the student reads them: the pool never shows the same pixels twice."""
-    images = np.stack([varied(pool.crops[i].pixels(), pool.matrix, rng) for i in index])
+    """Return freshly augmented crops `b 3 112 112` in the student's input scale."""
+    images = np.stack([augmented(pool.crops[i].pixels(), pool.matrix, rng) for i in index])
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float().sub_(127.5).div_(127.5)
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def loss_of(student: Tensor, target: Tensor, relation: float) -> Tensor:
-    """Mean of 1 - cosine, plus `relation` times the mean squared error of the batch's similarity matrix."""
+    """Return the mean of 1 - cosine, plus `relation` times the mean squared error of the batch's similarity matrix."""
     unit = functional.normalize(student, dim=1)
-    own = 1 - (unit * target).sum(1).mean()
-    return own + relation * functional.mse_loss(unit @ unit.T, target @ target.T)
+    distance = 1 - (unit * target).sum(1).mean()
+    return distance + relation * functional.mse_loss(unit @ unit.T, target @ target.T)
 
 
-def check_export(net: Network, path: Path, crops: Image) -> float:
-    """Return the smallest cosine between the exported file under onnxruntime and the network, over a few crops."""
+def check_export(net: Network, path: Path, crops: Pixels) -> float:
+    """Return the smallest cosine over the crops between the network and the exported file in onnxruntime."""
     x = (crops.astype(np.float32).transpose(0, 3, 1, 2) - 127.5) / 127.5
     exported = torch.from_numpy(np.asarray(onnx_session(path).run(None, {"input": x})[0]))
     with torch.inference_mode():
@@ -95,7 +99,7 @@ def check_export(net: Network, path: Path, crops: Image) -> float:
 def train(
     net: Network, pool: Pool, options: argparse.Namespace, clock: tuple[float, float], save: Callable[[], None]
 ) -> int:
-    """Train until the second of the clock's two times, saving on the way; returns the number of steps taken."""
+    """Train between the two times of `clock` (begin and end, s), saving at intervals; return the number of steps."""
     optimiser = torch.optim.AdamW(net.parameters(), lr=options.rate, weight_decay=0.02)
     rng = np.random.default_rng(options.seed)
     begin, end = clock
@@ -107,10 +111,10 @@ def train(
             now = time.monotonic()
             if now > end:
                 return steps
-            share = (now - begin) / (end - begin)
-            warm = min(1.0, (steps + 1) / 40)
+            progress = (now - begin) / (end - begin)
+            warmup = min(1.0, (steps + 1) / 40)
             for group in optimiser.param_groups:
-                group["lr"] = options.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+                group["lr"] = options.rate * warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
             index = order[start : start + options.batch]
             loss = loss_of(net(_batch(pool, index, rng)), pool.targets[torch.from_numpy(index)], options.relation)
             optimiser.zero_grad(set_to_none=True)
@@ -126,7 +130,7 @@ def train(
 
 
 def main() -> None:
-    """Make the pool, train, and write the ONNX file."""
+    """Embed the crops, train, and write the ONNX file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--assets", type=Path, required=True, help="folder with faces/ and encoders/")
     parser.add_argument("--architecture", choices=sorted(ARCHITECTURES), required=True)
@@ -157,12 +161,12 @@ def main() -> None:
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
 
-    some = np.stack([align(c.pixels(), pool.matrix) for c in pool.crops[:8]])
+    sample = np.stack([align(c.pixels(), pool.matrix) for c in pool.crops[:8]])
 
     def save() -> None:
         net.eval()
         export(net, options.out, properties)
-        print(f"saved, parity {check_export(net, options.out, some):.5f}", flush=True)
+        print(f"saved, parity {check_export(net, options.out, sample):.5f}", flush=True)
         net.train()
 
     steps = train(net, pool, options, (time.monotonic(), end), save)

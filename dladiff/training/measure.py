@@ -1,4 +1,4 @@
-"""Measure identity encoders on people none was trained on: `python -m dladiff.training.measure --help`."""
+"""Measure identity encoders on people outside their training data: `python -m dladiff.training.measure --help`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from dladiff.core.pixels import Pixels
 from dladiff.faces.onnx_session import onnx_session
-from dladiff.training.data import Image, align, load_crops
+from dladiff.training.data import align, load_crops
 
 PHOTO_SETS = ("vggface2_n000050", "celebahq_103", "celebahq_1972", "metacloak_s1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Separation:
-    """Cosine similarities of pairs of one person and of two; `auc` is the chance that a same pair is the more alike."""
+    """Mean cosines of same-person and different-person pairs; `auc`: probability that the same-person pair has more."""
 
     crops: int
     people: int
@@ -31,14 +32,14 @@ class Separation:
 
 
 def separation(embeddings: npt.NDArray[np.float32], people: list[str]) -> Separation:
-    """Compare every pair of the unit embeddings, [n, d]. Raises ValueError without pairs of both kinds."""
+    """Return the separation over all pairs of unit embeddings, `n d`. Raises ValueError without pairs of both kinds."""
     first, second = np.triu_indices(len(people), 1)
     scores = (embeddings @ embeddings.T)[first, second]
     names = np.asarray(people)
     same = names[first] == names[second]
     yes, no = int(same.sum()), int((~same).sum())
     if not yes or not no:
-        raise ValueError("needs pairs of one person and pairs of two")
+        raise ValueError("needs same-person pairs and different-person pairs")
     ranks = np.empty(len(scores))
     ranks[np.argsort(scores, kind="stable")] = np.arange(1, len(scores) + 1)
     auc = (ranks[same].sum() - yes * (yes + 1) / 2) / (yes * no)
@@ -53,8 +54,8 @@ def separation(embeddings: npt.NDArray[np.float32], people: list[str]) -> Separa
     )
 
 
-def embed(model: Path, crops: Image) -> npt.NDArray[np.float32]:
-    """Unit embeddings, [n, d], of RGB crops [n, 112, 112, 3], by onnxruntime."""
+def embed(model: Path, crops: Pixels) -> npt.NDArray[np.float32]:
+    """Return the unit embeddings, `n d`, of RGB crops n x 112 x 112 x 3, computed by onnxruntime."""
     session = onnx_session(model)
     name = session.get_inputs()[0].name
     x = (crops.astype(np.float32).transpose(0, 3, 1, 2) - 127.5) / 127.5
@@ -63,17 +64,17 @@ def embed(model: Path, crops: Image) -> npt.NDArray[np.float32]:
     return np.asarray(result / np.linalg.norm(result, axis=1, keepdims=True), np.float32)
 
 
-def held_out_crops(assets: Path) -> tuple[Image, list[str]]:
-    """Return the training collection's crops of its held-out people, and their names."""
+def held_out_crops(assets: Path) -> tuple[Pixels, list[str]]:
+    """Return the aligned crops of the training collection's held-out people, and their names."""
     crops, matrix = load_crops(assets)
-    away = [c for c in crops if c.held_out]
-    return np.stack([align(c.pixels(), matrix) for c in away]), [c.person for c in away]
+    held_out = [c for c in crops if c.held_out]
+    return np.stack([align(c.pixels(), matrix) for c in held_out]), [c.person for c in held_out]
 
 
-def photo_crops(assets: Path) -> tuple[Image, list[str], int]:
-    """Return the largest face of each photo, its person, and how many photos had none.
+def photo_crops(assets: Path) -> tuple[Pixels, list[str], int]:
+    """Return the largest face of each photo, its person, and the number of photos without a face.
 
-    Each photo is padded to twice its size first, so that close-up faces are found. Raises OSError for a bad photo.
+    Photos are padded to twice their size, so that close-up faces are found. Raises OSError for an unreadable photo.
     """
     from insightface.model_zoo import get_model
     from insightface.utils import face_align
@@ -101,7 +102,7 @@ def photo_crops(assets: Path) -> tuple[Image, list[str], int]:
 
 
 def main() -> None:
-    """Print one JSON object per encoder and collection."""
+    """Print one JSON object for each encoder and collection."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("encoders", type=Path, nargs="+", help="ONNX files in the InsightFace convention")
     parser.add_argument("--assets", type=Path, required=True, help="folder with faces/, photos/ and detectors/")

@@ -1,4 +1,4 @@
-"""Commands of the `dladiff` group that judge a protection: parse, call one function, return its code."""
+"""Commands `evaluate` and `mos`: parse, call one function, return its code."""
 
 import contextlib
 import dataclasses
@@ -11,22 +11,22 @@ from dladiff.errors import ConfigError
 from pipeline.cli.options import AS_JSON, INPUTS
 
 
-@click.option("--output", required=True, help="Folder or s3://bucket/prefix of the run to judge.")
+@click.option("--output", required=True, help="Folder or s3://bucket/prefix of the run to evaluate.")
 @click.option("--results", required=True, help="Folder or s3://bucket/prefix for rows, faces and tables.")
 @INPUTS
 @click.option("--name", default="dladiff", show_default=True, help="Name of that run's method in the tables.")
 @click.option("--compare", multiple=True, metavar="NAME=URI", help="Run of another method, same photos; repeatable.")
-@click.option("--references", help="Folder or bucket with a folder of clean photos an identity, that nobody protected.")
+@click.option("--references", help="Folder or bucket with a folder of unprotected photos for each identity.")
 @click.option("--attack", "attacks", multiple=True, help="dreambooth, lora, ip_adapter_faceid, ...; repeatable.")
 @click.option("--preprocessing", "preprocessings", multiple=True, help="none, jpeg75, ..., NAME=FOLDER; repeatable.")
-@click.option("--prompt", "prompts", multiple=True, help="Of generation; repeatable.")
+@click.option("--prompt", "prompts", multiple=True, help="Prompt of generation; repeatable.")
 @click.option("--base", "bases", multiple=True, help="Base model: embedded or a folder; the first is the main one.")
 @click.option("--judge", "judges", multiple=True, help="Encoder: embedded:NAME, ONNX file, pack folder; repeatable.")
 @click.option("--share", "shares", multiple=True, type=int, help="% of the photos that are protected; repeatable.")
-@click.option("--seed", "seeds", multiple=True, type=int, help="Of the attacks; repeatable.")
+@click.option("--seed", "seeds", multiple=True, type=int, help="Seed of the attacks; repeatable.")
 @click.option("--set", "changes", multiple=True, metavar="ATTACK.FIELD=VALUE", help="Setting of an attack; repeatable.")
 @click.option("--count", type=int, help="Images a prompt (16).")
-@click.option("--photos", type=int, help="Most photos of an identity that the thief has (4).")
+@click.option("--photos", type=int, help="Most photos of an identity that the attacker has (4).")
 @click.option("--identities", type=int, help="Most identities.")
 @click.option("--kept", type=int, help="Faces kept of each prompt and row (8).")
 @click.option("--features", help="Inception as an ONNX file, for FID.")
@@ -34,8 +34,8 @@ from pipeline.cli.options import AS_JSON, INPUTS
 @click.option("--lpips", help="LPIPS, backbone and heads, as one ONNX file.")
 @click.option("--gpus", type=float, help="GPUs an actor reserves (0).")
 @click.option("--actors", type=int, help="Most actors.")
-@click.option("--dry-run", is_flag=True, help="Say what would run; write nothing.")
-@click.option("--tables-only", is_flag=True, help="Write the tables from the rows that are there; run nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would run; write nothing.")
+@click.option("--tables-only", is_flag=True, help="Write the tables from the stored rows; run nothing.")
 @AS_JSON
 def evaluate(
     compare: tuple[str, ...],
@@ -45,7 +45,7 @@ def evaluate(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Attack a protected collection as a thief would, and print the paper's tables."""
+    """Attack a protected collection, measure the results, and write the paper's tables."""
     from pipeline.evaluate.config import EvaluateConfig
     from pipeline.evaluate.driver import evaluate as call
 
@@ -64,12 +64,12 @@ def evaluate(
 
 @click.argument("action", type=click.Choice(["serve", "summary"]))
 @click.option("--results", required=True, help="Folder or s3://bucket/prefix of a `dladiff evaluate`.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="Of the local page.")
-@click.option("--faces", type=click.IntRange(min=1), default=50, show_default=True, help="Of each attack and method.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="Port of the local page.")
+@click.option("--faces", type=click.IntRange(min=1), default=50, show_default=True, help="Faces an attack and method.")
 @AS_JSON
 def mos(action: str, results: str, port: int, faces: int, as_json: bool) -> int:
-    """Collect opinions of generated faces on a local page (serve), or sum them up (summary)."""
-    from pipeline.evaluate.mos import summary as sum_up
+    """Collect ratings of generated faces on a local page (serve), or summarise them (summary)."""
+    from pipeline.evaluate.mos import summary as summarise
     from pipeline.evaluate.mos_server import serve
     from pipeline.evaluate.ratings import RATINGS
     from pipeline.storage.keys import shown
@@ -79,7 +79,7 @@ def mos(action: str, results: str, port: int, faces: int, as_json: bool) -> int:
     if action == "serve":
         serve(storage, port, most=faces, said=click.echo)
         return 0
-    rows = sum_up(storage)
+    rows = summarise(storage)
     if as_json:
         click.echo(json.dumps(rows))
         return 0
@@ -101,7 +101,7 @@ def _pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:
     faults = [f"{option}: {value!r} is not NAME=VALUE" for value in values if not all(value.partition("="))]
     found = dict(value.split("=", 1) for value in values if not faults)
     if len(found) < len(values) and not faults:
-        faults = [f"{option}: a name stands there twice"]
+        faults = [f"{option}: a name is given twice"]
     if faults:
         raise ConfigError(faults)
     return found
@@ -118,7 +118,7 @@ def _settings(changes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 
 def _value(text: str) -> int | float | str:
-    """Read a whole number, a number such as 5e-3, or text."""
+    """Return a whole number, a number such as 5e-3, or text."""
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(text)

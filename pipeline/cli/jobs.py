@@ -1,4 +1,4 @@
-"""Commands of the `dladiff` group for jobs on a cluster: parse, call one function, return its code."""
+"""Commands for jobs on a cluster, and `status`: parse, call one function, return its code."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dladiff.errors import ConfigError
-from pipeline.cli.options import AS_JSON, JOB, output_option, tell
+from pipeline.cli.options import AS_JSON, JOB, output_option, print_facts
 
 NAME = click.argument("name")
 ADDRESS = click.option(
@@ -22,9 +22,9 @@ ADDRESS = click.option(
 
 @JOB
 @ADDRESS
-@click.option("--wait", is_flag=True, help="Return when the job ends, with its exit code.")
-@click.option("--follow", is_flag=True, help="The same, and print its output.")
-@click.option("--again", is_flag=True, help="Run a job that succeeded before once more.")
+@click.option("--wait", is_flag=True, help="Wait until the job ends; return its exit code.")
+@click.option("--follow", is_flag=True, help="Like --wait, and print the job's output.")
+@click.option("--again", is_flag=True, help="Run a job again that succeeded before.")
 @AS_JSON
 def submit(job: Path, address: str, wait: bool, follow: bool, again: bool, as_json: bool) -> int:
     """Submit a job file to a Ray cluster, once."""
@@ -43,7 +43,7 @@ def submit(job: Path, address: str, wait: bool, follow: bool, again: bool, as_js
 @ADDRESS
 @AS_JSON
 def jobs(address: str, as_json: bool) -> int:
-    """List the jobs of a cluster and how they stand."""
+    """List the jobs of a cluster and their status."""
     from pipeline.cluster.submit import jobs as listed
 
     found = listed(address)
@@ -55,7 +55,7 @@ def jobs(address: str, as_json: bool) -> int:
 
 @NAME
 @ADDRESS
-@click.option("--follow", is_flag=True, help="Go on until the job ends.")
+@click.option("--follow", is_flag=True, help="Print until the job ends.")
 def logs(name: str, address: str, follow: bool) -> int:
     """Print the output of a job."""
     from pipeline.cluster.submit import logs as call
@@ -68,7 +68,7 @@ def logs(name: str, address: str, follow: bool) -> int:
 @ADDRESS
 @AS_JSON
 def stop(name: str, address: str, as_json: bool) -> int:
-    """End a job; what is committed stays, and submitting it again goes on from there."""
+    """Stop a job; committed work stays, and submitting the job again continues it."""
     from pipeline.cluster.submit import stop as call
 
     found = call(address, name)
@@ -91,11 +91,11 @@ def render(job: Path, output: Path) -> int:
 @output_option()
 @click.option("--job", "name", help="A submitted job, by the id that `dladiff jobs` lists; needs --address.")
 @click.option("--address", envvar="RAY_API_SERVER_ADDRESS", help="Dashboard of the job's cluster.")
-@click.option("--watch", is_flag=True, help="Look again until nothing is left or no run is at work; needs --output.")
-@click.option("--every", type=click.FloatRange(min=0.5), default=5, show_default=True, help="Seconds between looks.")
+@click.option("--watch", is_flag=True, help="Repeat until nothing is left or no run is active; needs --output.")
+@click.option("--every", type=click.FloatRange(min=0.5), default=5, show_default=True, help="Seconds between two.")
 @AS_JSON
 def status(output: str | None, name: str | None, address: str | None, watch: bool, every: float, as_json: bool) -> int:
-    """Count what is done, failed, quarantined and left, with rates; say how a submitted job stands; or both."""
+    """Print counts of done, failed, quarantined and left tasks, with rates; or a submitted job's status; or both."""
     facts: dict[str, Any] = {}
     if watch:
         from rich.console import Console
@@ -120,7 +120,7 @@ def status(output: str | None, name: str | None, address: str | None, watch: boo
         facts |= read(open_run(output, begun=False))
     if not facts:
         raise ConfigError(["status: give --output URI, or --job NAME with --address, or both"])
-    tell(facts, as_json)
+    print_facts(facts, as_json)
     return 0
 
 

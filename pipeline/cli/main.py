@@ -1,6 +1,6 @@
 """The `dladiff` command: parse, call one function, return its exit code.
 
-0 all, 1 some failed or stopped before the end, 2 usage, 3 storage or a fault of this program.
+0 all done, 1 some failed or interrupted, 2 usage, 3 storage or a bug of this program.
 """
 
 import contextlib
@@ -29,15 +29,15 @@ Command = Callable[..., int]
 
 
 class _Redacting(click.Group):
-    """A group whose messages about wrong options and arguments hold no secrets."""
+    """A click group that removes secrets from messages about wrong options and arguments."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """Parse what stands before the command."""
+        """Parse the arguments before the command."""
         with _redacted_usage():
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Parse what stands after the command, and run it."""
+        """Parse the arguments after the command, and run it."""
         with _redacted_usage():
             return super().invoke(ctx)
 
@@ -47,7 +47,7 @@ def _redacted_usage() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        error.message = redacted(error.message)  # type: ignore[misc]  # all kinds format it themselves
+        error.message = redacted(error.message)  # type: ignore[misc]  # all subclasses format it themselves
         raise
 
 
@@ -58,8 +58,8 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM, which is how timers, containers and clusters end a command, do what Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
+    """Make SIGTERM raise KeyboardInterrupt, like Ctrl-C; timers, containers and clusters send it."""
+    if threading.current_thread() is not threading.main_thread():  # other threads cannot set handlers
         yield
         return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -75,9 +75,9 @@ def _trace_if_asked() -> None:
 
 
 def _guarded(function: Command, *, private: bool) -> Callable[..., None]:
-    """Turn errors into one line each on stderr and an exit code; DLADIFF_DEBUG=1 prints the traceback before it.
+    """Wrap a command: print errors as one line each on stderr and exit with its code. DLADIFF_DEBUG=1 adds tracebacks.
 
-    A `private` command handles people's photos: what it writes is not for other users of the machine.
+    A `private` command handles people's photos: other users of the machine must not read what it writes.
     """
 
     @functools.wraps(function)
@@ -88,7 +88,7 @@ def _guarded(function: Command, *, private: bool) -> Callable[..., None]:
             with _ended_by_sigterm():
                 code = function(*args, **kwargs)
         except KeyboardInterrupt:
-            click.echo("stopped: what is done is kept; the same command goes on from there", err=True)
+            click.echo("stopped: what is done is kept; run the same command again to continue", err=True)
             code = 1
         except DladiffError as error:
             _trace_if_asked()
@@ -96,12 +96,12 @@ def _guarded(function: Command, *, private: bool) -> Callable[..., None]:
             for line in lines:
                 click.echo(f"error: {redacted(' '.join(line.split()))}", err=True)
             code = 3 if isinstance(error, StorageError) else 2
-        except OSError as error:  # of this machine: no permission, a name too long, no space
+        except OSError as error:  # of a local file: no permission, name too long, disk full
             _trace_if_asked()
             where = f"{short(os.fsdecode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
             click.echo(f"error: {where}{redacted(error.strerror or str(error))}", err=True)
             code = 3
-        except Exception:  # a fault of this program: 1 would say that some photos failed
+        except Exception:  # a bug: exit code 1 would mean that some photos failed
             click.echo(redacted(traceback.format_exc()), err=True, nl=False)
             click.echo(
                 "error: this is a fault of dladiff; what is done is kept. Please report the lines above", err=True

@@ -13,7 +13,7 @@ MODEL = click.argument("model")
 
 @AS_JSON
 def list_(as_json: bool) -> int:
-    """List the known models, where they are kept, their licence, and which are on this machine."""
+    """List the known models: hub ids, licence, resolution, and the local folder."""
     from pipeline.models.fetch import listed
 
     rows = listed()
@@ -21,7 +21,7 @@ def list_(as_json: bool) -> int:
         click.echo(json.dumps(rows))
         return 0
     for row in rows:
-        click.echo(shown(f"{row['profile']}: {row['resolution']} px, {row['licence']}, {_place(row)}"))
+        click.echo(shown(f"{row['profile']}: {row['resolution']} px, {row['licence']}, {_folder(row)}"))
         for hub_id in row["ids"]:
             click.echo(f"  {hub_id}")
         for hub_id in row["withdrawn"]:
@@ -30,7 +30,7 @@ def list_(as_json: bool) -> int:
 
 
 @MODEL
-@click.option("--profile", help="Profile whose facts the model must have, if MODEL is no profile.")
+@click.option("--profile", help="Profile that the model must fit, if MODEL is no profile.")
 @AS_JSON
 def check(model: str, profile: str | None, as_json: bool) -> int:
     """Check a model (profile, folder or hub id): checksums, architecture, no pickles; exit code 1 on a fault."""
@@ -55,9 +55,9 @@ def check(model: str, profile: str | None, as_json: bool) -> int:
 
 
 @MODEL
-@click.option("--from", "source", help="Where from, if not the hub's known ids: folder, s3://bucket/prefix, hub id.")
+@click.option("--from", "source", help="Source: folder, s3://bucket/prefix or hub id; default: the hub's known ids.")
 def fetch(model: str, source: str | None) -> int:
-    """Bring a model (profile or hub id) to this machine: into DLADIFF_MODELS, or ~/.cache/dladiff/models."""
+    """Fetch a model (profile or hub id) to DLADIFF_MODELS, or ~/.cache/dladiff/models."""
     from pipeline.models.fetch import fetch as call
 
     click.echo(shown(str(call(model, source))))
@@ -67,7 +67,7 @@ def fetch(model: str, source: str | None) -> int:
 @MODEL
 @click.argument("uri")
 def mirror(model: str, uri: str) -> int:
-    """Copy a model of this machine, with its checksums, to a folder or s3://bucket/prefix that runs can read."""
+    """Copy a local model with its checksums to a folder or s3://bucket/prefix that runs can read."""
     from pipeline.models.fetch import mirror as call
 
     pins = call(model, uri)
@@ -75,7 +75,7 @@ def mirror(model: str, uri: str) -> int:
     return 0
 
 
-def _place(row: dict[str, Any]) -> str:
+def _folder(row: dict[str, Any]) -> str:
     if row["folder"] is None:
         return f"not here: dladiff models fetch {row['profile']}"
     origin = f" from {row['source']}@{row['revision'][:12]}" if row["source"] else ""

@@ -1,4 +1,4 @@
-"""Commands of the `dladiff` group for whoever runs nights: parse, call one function, return its code."""
+"""Commands `nightly`, `retention` and `doctor`: parse, call one function, return its code."""
 
 import functools
 import json
@@ -13,13 +13,13 @@ from pipeline.cli.options import AS_JSON, JOB, METRICS, PRICE, output_option
 
 
 @JOB
-@click.option("--tenant", multiple=True, help="Only this one; repeatable.")
-@click.option("--ignore-window", is_flag=True, help="Begin tenants at any hour.")
-@click.option("--pushgateway", envvar="DLADIFF_PUSHGATEWAY", help="Tell the ends to this Pushgateway.")
-@click.option("--textfiles", type=click.Path(path_type=Path), help="Write the ends here for the node exporter.")
+@click.option("--tenant", multiple=True, help="Run only this tenant; repeatable.")
+@click.option("--ignore-window", is_flag=True, help="Start tenants at any hour.")
+@click.option("--pushgateway", envvar="DLADIFF_PUSHGATEWAY", help="Send the outcomes to this Pushgateway.")
+@click.option("--textfiles", type=click.Path(path_type=Path), help="Write the outcomes here for the node exporter.")
 @METRICS
 @PRICE
-@click.option("--summary", type=click.Path(path_type=Path), help="Write the summary as JSON here as well.")
+@click.option("--summary", type=click.Path(path_type=Path), help="Also write the summary as JSON here.")
 @AS_JSON
 def nightly(
     job: Path,
@@ -30,7 +30,7 @@ def nightly(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Run the tenants of a job file one after another, in its time window; print a summary fit for mail."""
+    """Run the tenants of a job file one after another in its time window; print a summary for mail."""
     from pipeline.cluster.job_file import load_job
     from pipeline.cluster.nightly import run_nightly
     from pipeline.run.driver import protect
@@ -47,11 +47,13 @@ def nightly(
     return found.exit_code
 
 
-@click.option("--config", type=click.Path(path_type=Path), help="Settings of a run: its models and places.")
-@output_option(help="Storage to try, without a configuration.")
-@click.option("--address", envvar="RAY_API_SERVER_ADDRESS", help="A Ray cluster to reach.")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="Settings of a run: check its models, input and output."
+)
+@output_option(help="Output to check, without a configuration.")
+@click.option("--address", envvar="RAY_API_SERVER_ADDRESS", help="Ray cluster to check.")
 def doctor(config: Path | None, output: str | None, address: str | None) -> int:
-    """Say what this machine has and lacks; exit code 1 when something is missing."""
+    """Check this machine, a run's models and storage, and a cluster; exit code 1 when something is missing."""
     from pipeline.config import run_config
     from pipeline.doctor import doctor as look
 
@@ -62,29 +64,29 @@ def doctor(config: Path | None, output: str | None, address: str | None) -> int:
 
 
 @output_option()
-@click.option("--input", help="Its photos: who is not there any more has left.")
-@click.option("--layout", help="How the input is read, as for protect.")
+@click.option("--input", help="The run's photos: identities that are not there have left.")
+@click.option("--layout", help="Layout of the input, as for protect.")
 @click.option("--lists", help="Folder or bucket of a collection's lists, as for protect.")
-@click.option("--config", type=click.Path(path_type=Path), help="YAML file of the run, instead; options win over it.")
-@click.option("--gone", is_flag=True, help="Identities whose originals left the input.")
-@click.option("--older-than", type=click.IntRange(min=1), help="Photos that were protected so many days ago.")
-@click.option("--records", default="delete", show_default=True, help="Of those who left: delete or keep.")
-@click.option("--yes", is_flag=True, help="Delete; without it, only say what would be.")
+@click.option("--config", type=click.Path(path_type=Path), help="YAML file of the run; options override it.")
+@click.option("--gone", is_flag=True, help="Delete identities whose originals left the input.")
+@click.option("--older-than", type=click.IntRange(min=1), help="Delete photos protected at least so many days ago.")
+@click.option("--records", default="delete", show_default=True, help="Records of identities that left: delete or keep.")
+@click.option("--yes", is_flag=True, help="Delete; without it only print what would be deleted.")
 @AS_JSON
 def retention(
-    config: Path | None, gone: bool, older_than: int | None, records: str, yes: bool, as_json: bool, **places: Any
+    config: Path | None, gone: bool, older_than: int | None, records: Any, yes: bool, as_json: bool, **options: Any
 ) -> int:
     """Delete protected photos and records that are no longer wanted; the input is never touched.
 
-    Exit code 1: something that shows people who left was not reached; a line says what.
+    Exit code 1: a page or result that shows people who left was not reached; a line names it.
     """
     from pipeline.config import run_config
     from pipeline.retention.retain import Retention, retain
     from pipeline.storage.keys import shown
 
-    asked = config is not None or places["input"] is not None
-    run = run_config(config, places) if asked else None
-    output = run.output if run else places["output"]
+    given = config is not None or options["input"] is not None
+    run = run_config(config, options) if given else None
+    output = run.output if run else options["output"]
     if not output:
         raise ConfigError(["output: is missing; give --output URI"])
     rule = Retention(gone=gone, protected_days=older_than or 0, records=records)

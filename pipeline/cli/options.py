@@ -1,4 +1,4 @@
-"""Options that several commands share, and how a command tells what it found."""
+"""Options and output shared by several commands."""
 
 import json
 import math
@@ -15,14 +15,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def finite(value: float | None) -> float | None:
-    """Return a number; "nan" is none."""
+    """Return a number. Raises BadParameter for NaN."""
     if value is not None and math.isnan(value):
         raise click.BadParameter("nan is no number")
     return value
 
 
 def output_option(**attributes: Any) -> Callable[[F], F]:
-    """Return the option of a run's output; the address itself is looked at before the command begins."""
+    """Return the option of a run's output; its address is checked before the command starts."""
 
     def checked(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
         fault = address_fault(value) if value is not None else None
@@ -34,7 +34,7 @@ def output_option(**attributes: Any) -> Callable[[F], F]:
 
 
 def addresses(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return addresses; each is looked at before the command begins."""
+    """Return addresses. Raises BadParameter for a malformed one, before the command starts."""
     for value in values:
         if fault := address_fault(value):
             raise click.BadParameter(fault)
@@ -50,20 +50,20 @@ INPUTS = click.option(
     multiple=True,
     callback=lambda _context, _option, values: addresses(values),
     help="Folder, s3://bucket/prefix or index file of the run's photos: originals are read below it and nowhere else; "
-    "repeatable. Left out: what the output says its input was.",
+    "repeatable. Default: the input that the output records.",
 )
-METRICS = click.option("--metrics", envvar="DLADIFF_METRICS", help="Serve progress to Prometheus at [HOST:]PORT.")
+METRICS = click.option("--metrics", envvar="DLADIFF_METRICS", help="Serve metrics for Prometheus at [HOST:]PORT.")
 PRICE = click.option(
     "--price",
     type=click.FloatRange(min=0, max=1e9),
     callback=lambda _context, _option, value: finite(value),
     envvar="DLADIFF_PRICE",
-    help="Of one GPU-hour (actor-hour without GPUs), any currency.",
+    help="Price of one GPU-hour (actor-hour without GPUs), in any currency.",
 )
 
 
-def tell(facts: Mapping[str, Any], as_json: bool) -> None:
-    """Print names and values, a line each, fit for a terminal, or as JSON."""
+def print_facts(facts: Mapping[str, Any], as_json: bool) -> None:
+    """Print names and values, one a line without control characters, or as JSON."""
     if as_json:
         click.echo(json.dumps(facts))
     else:

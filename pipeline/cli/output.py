@@ -7,15 +7,15 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.options import AS_JSON, INPUTS, OUTPUT, tell
+from pipeline.cli.options import AS_JSON, INPUTS, OUTPUT, print_facts
 
 
 @OUTPUT
-@click.option("--retry", is_flag=True, help="Forget these failures, so that the next run takes them up.")
-@click.option("--reason", multiple=True, help="Only where the reason holds this text; repeatable.")
+@click.option("--retry", is_flag=True, help="Reset these failures, so that the next run tries them again.")
+@click.option("--reason", multiple=True, help="Only failures whose reason contains this text; repeatable.")
 @AS_JSON
 def failed(output: str, retry: bool, reason: tuple[str, ...], as_json: bool) -> int:
-    """List identities that failed, and photos that failed alone, with the reason."""
+    """List failed identities, and failed photos of other identities, with the reason."""
     from pipeline.records.commit import open_run
     from pipeline.run import failures
     from pipeline.run.plan import Retry
@@ -25,7 +25,7 @@ def failed(output: str, retry: bool, reason: tuple[str, ...], as_json: bool) -> 
     if retry:
         count = failures.forget(storage, which)
         click.echo(
-            json.dumps({"forgotten": count}) if as_json else f"{count} failures forgotten; the next run takes them up"
+            json.dumps({"forgotten": count}) if as_json else f"{count} failures reset; the next run tries them again"
         )
         return 0
     rows = failures.listed(storage, which)
@@ -40,7 +40,7 @@ def failed(output: str, retry: bool, reason: tuple[str, ...], as_json: bool) -> 
 @OUTPUT
 @AS_JSON
 def finalise(output: str, as_json: bool) -> int:
-    """Build both manifests again from the records."""
+    """Rebuild both manifests from the records."""
     from pipeline.records.commit import open_run
     from pipeline.records.lease import Lease
     from pipeline.records.manifest import write_manifest
@@ -48,7 +48,7 @@ def finalise(output: str, as_json: bool) -> int:
     storage = open_run(output)
     with Lease(storage):
         photos, identities = write_manifest(storage, force=True)
-    tell({"photos": photos, "identities": identities}, as_json)
+    print_facts({"photos": photos, "identities": identities}, as_json)
     return 0
 
 
@@ -62,7 +62,7 @@ def verify(output: str, inputs: tuple[str, ...], as_json: bool) -> int:
     from pipeline.storage.keys import shown
 
     result = check(open_run(output), inputs)
-    _say(result.notes)
+    _print_notes(result.notes)
     if as_json:
         click.echo(json.dumps({name: value for name, value in asdict(result).items() if name != "notes"}))
     else:
@@ -81,22 +81,24 @@ def verify(output: str, inputs: tuple[str, ...], as_json: bool) -> int:
 
 @OUTPUT
 @click.option(
-    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Local file; else report/index.html there."
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Local file, else report/index.html in the output.",
 )
-@click.option("--photos", type=click.IntRange(min=1), default=200, show_default=True, help="Most photos shown.")
-@click.option("--no-originals", is_flag=True, help="Show nothing of the originals: for a page that goes to others.")
+@click.option("--photos", type=click.IntRange(min=1), default=200, show_default=True, help="Most photos to show.")
+@click.option("--no-originals", is_flag=True, help="Show no originals, for a page that others may see.")
 @INPUTS
 @AS_JSON
 def report(
     output: str, html: Path | None, photos: int, no_originals: bool, inputs: tuple[str, ...], as_json: bool
 ) -> int:
-    """Write one HTML page: before, after, change, scores, distributions. It holds small pictures of the originals."""
+    """Write one HTML page: before, after, change, scores, distributions. It shows small pictures of the originals."""
     from pipeline.report.write import write_report
     from pipeline.storage.open import open_storage
 
     found = asdict(write_report(open_storage(output), html, photos, originals=not no_originals, inputs=inputs))
-    _say(found.pop("notes"))
-    tell(found, as_json)
+    _print_notes(found.pop("notes"))
+    print_facts(found, as_json)
     return 0
 
 
@@ -122,16 +124,16 @@ def explain(
     from pipeline.config import read_yaml, run_config
     from pipeline.report.explain import explain as call
 
-    named = read_yaml(config).get("input") if config else None  # the operator's own words, as --input is
+    named = read_yaml(config).get("input") if config else None  # the operator names it, like --input
     settings = run_config(config, {"input": named or photo, "output": output, "profile": profile})
     found = asdict(call(photo, settings, html, inputs or ((settings.input,) if named else ())))
-    _say(found.pop("notes"))
-    tell(found, as_json)
+    _print_notes(found.pop("notes"))
+    print_facts(found, as_json)
     return 0
 
 
-def _say(notes: Iterable[str]) -> None:
-    """Say on stderr what the answer does not hold."""
+def _print_notes(notes: Iterable[str]) -> None:
+    """Print notes on stderr."""
     from pipeline.storage.keys import shown
 
     for note in notes:

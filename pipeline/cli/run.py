@@ -1,4 +1,4 @@
-"""Commands that run the batch, or say what it would do: parse, call one function, return its code."""
+"""Commands `protect` and `plan`: parse, call one function, return its code."""
 
 import functools
 import json
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dladiff.errors import ConfigError
-from pipeline.cli.options import AS_JSON, METRICS, PRICE, tell
+from pipeline.cli.options import AS_JSON, METRICS, PRICE, print_facts
 from pipeline.storage.keys import shown
 
 if TYPE_CHECKING:
@@ -25,18 +25,23 @@ def _settings(function: Command) -> Command:
         click.option("--input", help="Folder or s3://bucket/prefix of the photos."),
         click.option("--output", help="Folder or s3://bucket/prefix for the result."),
         click.option("--profile", help="tiny (embedded, the default), sd21, sd21-768, sd15 or sdxl."),
-        click.option("--preset", help="paper, strong, or an ablation (without_dsur ...); left out: the profile's own."),
-        click.option("--method", "protection", help="A compared method: fsmg, aspl, mist ...; left out: dladiff."),
-        click.option("--config", type=click.Path(path_type=Path), help="YAML file; options win over it."),
-        click.option("--limit", type=int, help="Most identities."),
+        click.option("--preset", help="paper, strong, or an ablation (without_dsur ...); default: the profile's own."),
+        click.option("--method", "protection", help="A compared method: fsmg, aspl, mist ...; default: dladiff."),
+        click.option("--config", type=click.Path(path_type=Path), help="YAML file; options override it."),
+        click.option("--limit", type=int, help="Protect at most so many identities."),
         click.option("--seed", type=int, help="Seed of every random stream (0)."),
         click.option("--layout", help="auto (the default), folders, flat, one, sets, celeba_hq or vggface2."),
-        click.option("--lists", help="Folder or bucket of a collection's lists, if not beside the photos."),
-        click.option("--allow-root", "allow_roots", multiple=True, help="Folder an index may name too; repeatable."),
+        click.option("--lists", help="Folder or bucket of a collection's lists, if they are not beside the photos."),
+        click.option(
+            "--allow-root",
+            "allow_roots",
+            multiple=True,
+            help="Folder whose photos an index may name; repeatable.",
+        ),
         click.option("--one-identity", is_flag=True, default=None, help="All photos are one person."),
         click.option("--faces", multiple=True, help="InsightFace pack, by name or folder; repeatable."),
-        click.option("--retry-failed", is_flag=True, help="Take failed and quarantined identities up again."),
-        click.option("--reason", multiple=True, help="With --retry-failed: only where the reason holds this text."),
+        click.option("--retry-failed", is_flag=True, help="Try failed and quarantined identities again."),
+        click.option("--reason", multiple=True, help="With --retry-failed: only if the reason contains this text."),
         AS_JSON,
     ]
     return functools.reduce(lambda inner, option: option(inner), reversed(options), function)
@@ -74,16 +79,16 @@ def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None
         "cost": expected.cost,
         "plan_hash": found.plan_hash,
     }
-    tell(facts, as_json)
+    print_facts(facts, as_json)
     return 0
 
 
 @_settings
 @METRICS
 @PRICE
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and, with --json, the result.")
-@click.option("-v", "--verbose", is_flag=True, help="A line for each identity, on a terminal too.")
-@click.option("--dry-run", is_flag=True, help="Say what would run; write nothing.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors and, with --json, the result.")
+@click.option("-v", "--verbose", is_flag=True, help="Print a line for each identity, on a terminal too.")
+@click.option("--dry-run", is_flag=True, help="Print what would run; write nothing.")
 def protect(  # noqa: PLR0913 - the options of a command
     config: Path | None,
     dry_run: bool,
@@ -138,7 +143,7 @@ def plan(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Say what would run: identities, photos, GPU-hours, cost; writes nothing."""
+    """Print what would run: identities, photos, GPU-hours, cost; write nothing."""
     from pipeline.config import run_config
 
     return _plan_only(run_config(config, options), _retry(retry_failed, reason), price, as_json)

@@ -2,77 +2,83 @@
 
 import copy
 import json
-import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
 
 from dladiff.errors import ConfigError
-from dladiff.settings.merge import digest, merge, nearest
-from pipeline.cluster.schedule import Schedule, schedule
-from pipeline.config import RunConfig, read_yaml, run_config
+from dladiff.settings.merge import digest, merge
+from dladiff.settings.validate import Items, Settings, unless
+from pipeline.cluster.schedule import Schedule
+from pipeline.config import RunConfig, load_run, read_yaml
 from pipeline.retention.retain import Retention
 from pipeline.storage.open import local_path
 
-NAME = re.compile(r"[a-z]([a-z0-9-]{0,37}[a-z0-9])?")  # KubeRay lets a RayJob's name have 47 characters, we add to it
-CLOUDS = ("karpenter", "eks", "gke")
-KEYS = {
-    "name": "Name of the job and of its cluster objects: at most 40 of a-z, 0-9 and -, a letter first.",
-    "run": "Settings of the run; with tenants, what they share.",
-    "cluster": "What `dladiff render` makes a cluster of.",
-    "schedule": "When a nightly job runs; with tenants only, and then needed.",
-    "tenants": "Users of a nightly job, a list; left out, the job is one run.",
-}
-"""What a job file may hold."""
-TENANT_KEYS = {
-    "name": "Name of the tenant; its rules are the job's.",
-    "input": "Photos, as in the settings of a run.",
-    "output": "Where its result goes; no two tenants' outputs lie inside each other.",
-    "profile": "Profile of the method, where it is not the shared one.",
-    "overrides": "Settings of a run that differ from the shared ones.",
-    "retention": "What is deleted after its turn; left out, nothing.",
-}
-"""What a tenant in a job file may hold."""
+_NAME = re.compile(r"[a-z]([a-z0-9-]{0,37}[a-z0-9])?")  # KubeRay lets a RayJob's name have 47 characters, we add to it
 _GATEWAY = re.compile(r"https?://[\w.-]+:(\d{1,5})/?")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Workers:
+def _name_fault(text: str) -> str | None:
+    fault = f"{text!r} must be at most 40 of a-z, 0-9 and -, a letter first; it names cluster objects"
+    return None if _NAME.fullmatch(text) else fault
+
+
+def _gateway_fault(url: str) -> str | None:
+    found = _GATEWAY.fullmatch(url)
+    return None if not url or (found and int(found[1]) < 2**16) else f"{url!r} is no http://host:port"
+
+
+def _mappings(tenants: Any) -> Any:
+    if not isinstance(tenants, list) or not tenants or not all(isinstance(one, dict) for one in tenants):
+        raise ValueError("expected a list of tenants, each with name, input and output")
+    return tenants
+
+
+Name = Annotated[str, unless(_name_fault)]
+
+
+class Workers(Settings):
     """How many GPU workers."""
 
-    min: int = 0
+    min: int = Field(default=0, ge=0)
     """Fewest."""
-    max: int = 4
+    max: int = Field(default=4, ge=1)
     """Most."""
 
+    def contradictions(self) -> Iterator[str]:
+        """Yield how settings contradict each other."""
+        if self.max < self.min:
+            yield f"max: {self.max} is less than min = {self.min}"
 
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
+
+class Cluster(Settings):
     """What `dladiff render` makes a cluster of."""
 
     image: str = "registry.example/dladiff:0.1.0"
     """Container image of head and workers, made by cluster/Dockerfile."""
-    cloud: str = "karpenter"
-    """Whose node labels name spot capacity and GPUs: karpenter, eks, gke."""
+    cloud: Literal["karpenter", "eks", "gke"] = "karpenter"
+    """Whose node labels name spot capacity and GPUs."""
     gpu: str = "l4"
     """GPU type as that cloud's node label has it; for eks the instance type."""
-    gpus: int = 1
+    gpus: int = Field(default=1, ge=1)
     """GPUs of one worker."""
-    workers: Workers = field(default_factory=Workers)
+    workers: Workers = Workers()
     """Fewest and most workers."""
-    cpus: int = 6
+    cpus: int = Field(default=6, ge=1)
     """CPUs of one worker."""
-    memory_gib: int = 24
+    memory_gib: int = Field(default=24, ge=1)
     """Memory of one worker."""
-    head_cpus: int = 2
+    head_cpus: int = Field(default=2, ge=1)
     """CPUs of the head, which runs the driver and no actor."""
-    head_memory_gib: int = 8
+    head_memory_gib: int = Field(default=8, ge=1)
     """Memory of the head."""
     spot: bool = True
     """Workers on spot capacity: what is interrupted is done again."""
-    namespace: str = "dladiff"
+    namespace: str = Field(default="dladiff", min_length=1)
     """Kubernetes namespace."""
     secret: str = "dladiff-storage"
     """Secret with the storage's credentials as environment variables; may be absent where a role gives them."""
@@ -80,12 +86,51 @@ class Cluster:
     """Volume claim with the weights, mounted read-only at /models; empty: none."""
     queue: str = ""
     """Kueue queue; empty: none. With one all `workers.max` workers start together, without autoscaling."""
-    retries: int = 3
+    retries: int = Field(default=3, ge=0)
     """New clusters after a failure; each goes on where the records end."""
-    pushgateway: str = ""
+    pushgateway: Annotated[str, unless(_gateway_fault)] = ""
     """http://host:port that is told the ends of scheduled runs, inside the cluster; empty: nobody is."""
-    price: float = 0.0
+    price: float = Field(default=0.0, ge=0)
     """Of one GPU-hour, any currency, for the cost that a run tells; 0: it tells none."""
+
+
+class TenantValues(Settings):
+    """A tenant as a job file has it."""
+
+    name: Name
+    """Name of the tenant; its rules are the job's."""
+    input: Any = None  # this and the next two are checked as settings of its run
+    """Photos, as in the settings of a run."""
+    output: Any = None
+    """Where its result goes; no two tenants' outputs lie inside each other."""
+    profile: Any = None
+    """Profile of the method, where it is not the shared one."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Settings of a run that differ from the shared ones."""
+    retention: Retention | None = None
+    """What is deleted after its turn; left out, nothing."""
+
+
+class JobValues(Settings):
+    """A job as its file has it."""
+
+    name: Name
+    """Name of the job and of its cluster objects: at most 40 of a-z, 0-9 and -, a letter first."""
+    run: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the run; with tenants, what they share."""
+    cluster: Cluster = Cluster()
+    """What `dladiff render` makes a cluster of."""
+    schedule: Schedule | None = None
+    """When a nightly job runs; with tenants only, and then needed."""
+    tenants: Annotated[Items[dict[str, Any]], BeforeValidator(_mappings)] = ()
+    """Users of a nightly job, a list; left out, the job is one run."""
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield how settings contradict each other."""
+        if self.tenants and self.schedule is None:
+            yield "schedule: is missing; tenants need cron, time_zone, start and end"
+        if self.schedule and not self.tenants:
+            yield "schedule: needs tenants; for one run give one tenant"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,80 +175,47 @@ class Job:
 def load_job(file: Path) -> Job:
     """Read and check a job file. Raises ConfigError with every fault."""
     values = read_yaml(file, "a job (name, run, cluster)", "; give a job file, for example jobs/nightly.yaml")
-    faults = [f"{key}: unknown setting{nearest(str(key), list(KEYS))}" for key in values if key not in KEYS]
-    name = str(values.get("name") or "")
-    if not NAME.fullmatch(name):
-        faults.append(f"name: {name!r} must be at most 40 of a-z, 0-9 and -, a letter first; it names cluster objects")
-    shared = _mapping(values, "run", faults)
-    cluster = _cluster(_mapping(values, "cluster", faults), faults)
-    timed = schedule(_mapping(values, "schedule", faults), faults) if "schedule" in values else None
+    checked, faults = JobValues.load(_given(values, "run", "cluster", "schedule"))
+    shared = _group(values, "run")
     run: RunConfig | None = None
     tenants: tuple[Tenant, ...] = ()
-    if "tenants" in values:
+    if "tenants" not in values:
+        run, wrong = load_run(shared)
+        faults += [f"run.{fault}" for fault in wrong]
+    elif not any(fault.startswith("tenants:") for fault in faults):
         tenants = _tenants(values["tenants"], shared, faults)
-        if timed is None:
-            faults.append("schedule: is missing; tenants need cron, time_zone, start and end")
-    else:
-        if timed is not None:
-            faults.append("schedule: needs tenants; for one run give one tenant")
-        run = _run(shared, "run", faults)
-    if faults:
+    if checked is None or faults:
         raise ConfigError([f"{file.name}: {fault}" for fault in faults])
-    return Job(name=name, run=run, tenants=tenants, cluster=cluster, schedule=timed, source=values)
+    timed = checked.schedule
+    return Job(name=checked.name, run=run, tenants=tenants, cluster=checked.cluster, schedule=timed, source=values)
 
 
-def _run(values: Mapping[str, Any], where: str, faults: list[str], told: tuple[str, ...] = ()) -> RunConfig | None:
-    try:
-        return run_config(None, values)
-    except ConfigError as error:
-        new = [fault for fault in error.faults if fault not in told]
-        faults += [f"{where}.{fault.partition('; give --')[0]}" for fault in new]
-        return None
+def _given(values: Mapping[str, Any], *groups: str) -> dict[str, Any]:
+    """Return the values; a group of settings that YAML leaves empty holds none."""
+    return {key: {} if value is None and key in groups else value for key, value in values.items()}
 
 
-def _tenants(values: Any, shared: Mapping[str, Any], faults: list[str]) -> tuple[Tenant, ...]:
-    if not isinstance(values, list) or not values or not all(isinstance(v, dict) for v in values):
-        faults.append("tenants: expected a list of tenants, each with name, input and output")
-        return ()
+def _group(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return a group of settings, empty if it is none: what is wrong with its type is a fault found elsewhere."""
+    group = values.get(key)
+    return group if isinstance(group, dict) else {}
+
+
+def _tenants(values: list[dict[str, Any]], shared: Mapping[str, Any], faults: list[str]) -> tuple[Tenant, ...]:
     found: list[Tenant] = []
-    told = _shared_faults(shared)
-    faults += [f"run.{fault}" for fault in told]
+    _, known = load_run({"input": "in", "output": "out"} | dict(shared))  # once, not for each
+    faults += [f"run.{fault}" for fault in known]
     for i, value in enumerate(values):
-        name = str(value.get("name") or "")
-        where = f"tenants.{name or i}"
-        faults += [
-            f"{where}.{key}: unknown setting{nearest(str(key), list(TENANT_KEYS))}"
-            for key in value
-            if key not in TENANT_KEYS
-        ]
-        if not NAME.fullmatch(name):
-            faults.append(f"{where}.name: {name!r} must be at most 40 of a-z, 0-9 and -, a letter first")
-        overrides = _mapping(value, "overrides", faults, where)
+        where = f"tenants.{value.get('name') or i}."
+        checked, wrong = TenantValues.load(_given(value, "overrides", "retention"), where)
         places = {key: value[key] for key in ("input", "output", "profile") if key in value}
-        run = _run(_layered(shared, overrides | places), where, faults, told)
-        if run is not None:
-            found.append(Tenant(name=name, run=run, retention=_retention(value, where, faults)))
+        run, of_run = load_run(_layered(shared, _group(value, "overrides") | places))
+        faults += wrong + [f"{where}{fault}" for fault in of_run if fault not in known]
+        if run:
+            rule = checked.retention if checked else None
+            found.append(Tenant(name=str(value.get("name")), run=run, retention=rule))
     faults += _shared_places(found)
     return tuple(found)
-
-
-def _retention(tenant: Mapping[str, Any], where: str, faults: list[str]) -> Retention | None:
-    if "retention" not in tenant:
-        return None
-    place, told = f"{where}.retention", len(faults)
-    rule = Retention(**_fields(Retention, _mapping(tenant, "retention", faults, where), place, faults))
-    if len(faults) == told:
-        faults += [f"{place}.{fault}" for fault in rule.faults()]
-    return rule
-
-
-def _shared_faults(shared: Mapping[str, Any]) -> tuple[str, ...]:
-    """Faults of what all tenants share: told once, not for each."""
-    try:
-        run_config(None, {"input": "in", "output": "out"} | dict(shared))
-    except ConfigError as error:
-        return tuple(error.faults)
-    return ()
 
 
 def _layered(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,50 +241,3 @@ def _place(uri: str) -> str:
     """One spelling of an output: a folder's full path, or an address without its last slash."""
     path = local_path(uri)
     return str(path.resolve()).rstrip("/") if path is not None else uri.rstrip("/")
-
-
-def _cluster(values: Mapping[str, Any], faults: list[str]) -> Cluster:
-    workers = _fields(Workers, _mapping(values, "workers", faults, "cluster"), "cluster.workers", faults)
-    good = _fields(Cluster, {k: v for k, v in values.items() if k != "workers"}, "cluster", faults)
-    cluster = Cluster(**good, workers=Workers(**workers))
-    if cluster.cloud not in CLOUDS:
-        hint = nearest(cluster.cloud, list(CLOUDS))
-        faults.append(f"cluster.cloud: {cluster.cloud!r} is unknown{hint}; choose one of {', '.join(CLOUDS)}")
-    for name in ("gpus", "cpus", "memory_gib", "head_cpus", "head_memory_gib"):
-        if getattr(cluster, name) < 1:
-            faults.append(f"cluster.{name}: {getattr(cluster, name)} is less than 1")
-    if cluster.workers.min < 0 or cluster.workers.max < max(1, cluster.workers.min):
-        faults.append("cluster.workers: expected 0 <= min <= max and at least one worker")
-    gateway = _GATEWAY.fullmatch(cluster.pushgateway)
-    if cluster.pushgateway and not (gateway and int(gateway[1]) < 2**16):
-        faults.append(f"cluster.pushgateway: {cluster.pushgateway!r} is no http://host:port")
-    for name in ("retries", "price"):
-        if not 0 <= getattr(cluster, name) < math.inf:
-            faults.append(f"cluster.{name}: {getattr(cluster, name)} is no number of 0 or more")
-    if not cluster.namespace:
-        faults.append("cluster.namespace: is empty")
-    return cluster
-
-
-def _fields(kind: type, values: Mapping[str, Any], where: str, faults: list[str]) -> dict[str, Any]:
-    known = {f.name: f.type for f in fields(kind)}
-    good = {}
-    for key, value in values.items():
-        expected = known.get(key)
-        if expected is None:
-            faults.append(f"{where}.{key}: unknown setting{nearest(str(key), list(known))}")
-        elif type(value) is not expected and not (expected is float and type(value) is int):  # a bool is no number here
-            faults.append(f"{where}.{key}: expected {getattr(expected, '__name__', expected)}, not {value!r}")
-        else:
-            good[key] = value
-    return good
-
-
-def _mapping(values: Mapping[str, Any], key: str, faults: list[str], where: str = "") -> dict[str, Any]:
-    value = values.get(key)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        faults.append(f"{where}.{key}: expected settings (name: value)".removeprefix("."))
-        return {}
-    return value

@@ -1,4 +1,4 @@
-"""The nightly run: tenants one after another in a time window; the failure of one never stops the others."""
+"""The nightly run: tenants one after another in a time window; a failed tenant does not stop the others."""
 
 import time
 import traceback
@@ -18,16 +18,16 @@ from pipeline.storage.keys import redacted, shown
 from pipeline.telemetry.driver import Outcome, push, write_textfile
 
 COUNTS = ("planned", "done", "failed", "quarantined", "skipped")
-TOLD = (*COUNTS, "deleted")
-NO_TURN = -1  # exit code of a tenant whose turn did not come
+SHOWN = (*COUNTS, "deleted")
+NO_TURN = -1  # exit code of a tenant that was not started
 STATES = {0: "all protected", 1: "some failed", 2: "wrong settings", 3: "out of reach", NO_TURN: "no turn"}
 
 
 class Protect(Protocol):
-    """What runs one tenant."""
+    """A function that runs one tenant."""
 
     def __call__(self, config: RunConfig, *, deadline: datetime | None) -> Summary:
-        """Protect what is new; no task is begun after the deadline."""
+        """Protect what is new; no task is started after the deadline."""
         ...
 
 
@@ -40,14 +40,14 @@ class TenantOutcome:
 
     tenant: str
     exit_code: int
-    """0 all protected, 1 some failed, 2 wrong settings, 3 storage or cluster out of reach, -1 its turn did not come."""
+    """0 all protected, 1 some failed, 2 wrong settings, 3 storage or cluster out of reach, -1 not started."""
     reason: str
     started: str | None
     seconds: float
     counts: dict[str, int] = field(default_factory=dict)
     """planned, done, failed, quarantined, skipped, in identities; lost_photos; deleted, deleted_photos by retention."""
     traceback: str = ""
-    """Of a fault that is ours."""
+    """Traceback of a bug of this program."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +59,11 @@ class NightlySummary:
     ended: str
     tenants: list[TenantOutcome]
     notes: list[str]
-    """What went wrong beside the tenants' work, such as a Pushgateway out of reach."""
+    """Problems outside of the tenants' runs, such as a Pushgateway out of reach."""
 
     @property
     def exit_code(self) -> int:
-        """The worst of the outcomes; a tenant without a turn is work left: 1."""
+        """The highest exit code; a tenant that was not started counts as 1."""
         return max((1 if t.exit_code == NO_TURN else t.exit_code for t in self.tenants), default=0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,13 +71,13 @@ class NightlySummary:
         return asdict(self) | {"exit_code": self.exit_code}
 
     def text(self) -> str:
-        """Return the summary as a mail: a subject line, one line a tenant, then reasons."""
+        """Return the summary as a mail: subject line, one line a tenant, reasons."""
         good = sum(t.exit_code == 0 for t in self.tenants)
         lines = [f"dladiff {self.job}: {good} of {len(self.tenants)} tenants all protected, exit code {self.exit_code}"]
         lines += ["", f"from {self.started} to {self.ended}", ""]
         width = max((len(t.tenant) for t in self.tenants), default=0)
         for tenant in self.tenants:
-            counts = ", ".join(f"{name} {tenant.counts[name]}" for name in TOLD if name in tenant.counts)
+            counts = ", ".join(f"{name} {tenant.counts[name]}" for name in SHOWN if name in tenant.counts)
             minutes = f"{tenant.seconds / 60:.0f} min" if tenant.started else ""
             parts = [tenant.tenant.ljust(width), STATES[tenant.exit_code], counts, minutes]
             lines.append("  ".join(part for part in parts if part))
@@ -95,24 +95,24 @@ def run_nightly(
     protect: Protect = protect,
     now: Clock = lambda: datetime.now(UTC),
 ) -> NightlySummary:
-    """Run the tenants (or `only` those named) while the window is open; no tenant is begun after its end.
+    """Run the tenants, or `only` those named; neither tenants nor tasks are started after the window's end.
 
-    Within a tenant no task is begun then either; what its retention names is deleted after its turn. By hand,
-    `ignore_window` runs at any hour. Ends are told to a Pushgateway or to files for the node exporter, if given.
-    Raises ConfigError for a job without tenants or an unknown tenant; whatever a tenant raises is its outcome.
+    A tenant's retention is carried out after its run. `ignore_window` runs at any hour. Outcomes are sent to a
+    Pushgateway or written to files for the node exporter, if given. Raises ConfigError for a job without tenants or an
+    unknown tenant; other exceptions become the tenant's outcome.
     """
     tenants, schedule = _chosen(job, only), job.schedule
     assert schedule is not None
     started, outcomes, notes = now(), list[TenantOutcome](), list[str]()
-    first = started.toordinal() % len(tenants)  # another one each night: no tenant is always the one without a turn
+    first = started.toordinal() % len(tenants)  # rotates each night, so that no tenant is always last
     for tenant in tenants[first:] + tenants[:first]:
         if ignore_window or schedule.is_open(now()):
             outcome = _run(tenant, protect, now, None if ignore_window else schedule.closes(now()))
         else:
             hours = f"{schedule.start:%H:%M} to {schedule.end:%H:%M} {schedule.time_zone}"
-            outcome = _no_turn(tenant, f"its turn did not come in the window ({hours}); the order turns every night")
+            outcome = _no_turn(tenant, f"its turn did not come in the window ({hours}); the order rotates every night")
         outcomes.append(outcome)
-        notes += _told(outcome, now(), pushgateway, textfiles)
+        notes += _report(outcome, now(), pushgateway, textfiles)
     return NightlySummary(job=job.name, started=_stamp(started), ended=_stamp(now()), tenants=outcomes, notes=notes)
 
 
@@ -150,7 +150,7 @@ def _run(tenant: Tenant, protect: Protect, now: Clock, deadline: datetime | None
         reason = "; ".join([reason] * bool(reason) + [f"retention did not reach {line}" for line in missed])
     except DladiffError as error:
         code, reason = 3 if isinstance(error, StorageError) else 2, redacted(" ".join(str(error).split()))
-    except Exception as error:  # a fault of ours with one tenant's photos is no reason to leave the others out
+    except Exception as error:  # a bug with one tenant's photos must not stop the others
         code, reason = (
             3,
             f"{type(error).__name__}: {redacted(' '.join(str(error).split()))}; its traceback is in the JSON summary",
@@ -172,19 +172,19 @@ def _no_turn(tenant: Tenant, reason: str) -> TenantOutcome:
     return TenantOutcome(tenant=tenant.name, exit_code=NO_TURN, reason=reason, started=None, seconds=0.0)
 
 
-def _told(outcome: TenantOutcome, ended: datetime, pushgateway: str | None, textfiles: Path | None) -> list[str]:
-    """Tell the monitoring; what it does not take is a note, not a failure of the night."""
+def _report(outcome: TenantOutcome, ended: datetime, pushgateway: str | None, textfiles: Path | None) -> list[str]:
+    """Send an outcome to the monitoring; return its errors as notes."""
     identities = {name: outcome.counts[name] for name in COUNTS[1:] if name in outcome.counts}
-    told = Outcome(tenant=outcome.tenant, exit_code=outcome.exit_code, ended=ended.timestamp(), identities=identities)
+    sent = Outcome(tenant=outcome.tenant, exit_code=outcome.exit_code, ended=ended.timestamp(), identities=identities)
     notes: list[str] = []
-    tellers: list[Callable[[], object]] = []
+    calls: list[Callable[[], object]] = []
     if pushgateway is not None:
-        tellers.append(lambda: push(pushgateway, told))
+        calls.append(lambda: push(pushgateway, sent))
     if textfiles is not None:
-        tellers.append(lambda: write_textfile(textfiles, told))
-    for tell in tellers:
+        calls.append(lambda: write_textfile(textfiles, sent))
+    for call in calls:
         try:
-            tell()
+            call()
         except StorageError as error:
             notes.append(redacted(str(error)))  # the gateway's address may hold a password
     return notes

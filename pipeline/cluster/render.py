@@ -1,6 +1,6 @@
 """Kubernetes manifests of a job file: RayJob, or for tenants a RayCluster with a CronJob and a RayCronJob.
 
-Built as plain values and dumped; cluster/kuberay/ holds the rendered files of jobs/, and a test keeps them in step.
+cluster/kuberay/ holds the rendered files of jobs/; a test compares them.
 """
 
 from importlib.metadata import version
@@ -17,14 +17,14 @@ Manifest = dict[str, Any]
 
 SETTINGS = "/etc/dladiff/"
 JOB_LABEL = "dladiff-job"  # our own: KubeRay sets app.kubernetes.io/name on its pods
-USER = 1000  # of cluster/Dockerfile
+USER = 1000  # the user of cluster/Dockerfile
 SCRATCH = {"tmp": "/tmp", "home": "/home/dladiff"}
-"""What a container may write: Ray's sessions and temporary files; models and caches. KubeRay adds /dev/shm."""
-SCRATCH_GIB = 32  # of the node's disk for each; the largest model, SDXL in fp32, has 14
-GRACE_S = 120  # what a spot machine gives between its notice and its end
-TTL_S = 600  # a finished job's cluster stays this long, for its logs
+"""Writable volumes: Ray's sessions and temporary files; models and caches. KubeRay adds /dev/shm."""
+SCRATCH_GIB = 32  # size of each on the node's disk; the largest model, SDXL in fp32, has 14
+GRACE_S = 120  # seconds between the notice and the end of a spot machine
+TTL_S = 600  # seconds that a finished job's cluster is kept, for its logs
 RAY_METRICS, DRIVER_METRICS = 8080, 9109
-STORAGE_PORTS = (443, 6443)  # object storage; the Kubernetes API, which the autoscaler asks
+STORAGE_PORTS = (443, 6443)  # object storage; the Kubernetes API, which the autoscaler calls
 SPOT = {
     "karpenter": {"karpenter.sh/capacity-type": "spot"},
     "eks": {"eks.amazonaws.com/capacityType": "SPOT"},
@@ -33,7 +33,7 @@ SPOT = {
 ON_DEMAND = {
     "karpenter": {"karpenter.sh/capacity-type": "on-demand"},
     "eks": {"eks.amazonaws.com/capacityType": "ON_DEMAND"},
-    "gke": {},  # a spot pool is tainted: what does not tolerate it stays off
+    "gke": {},  # spot pools are tainted: pods without the toleration stay off
 }
 GPU_LABEL = {
     "karpenter": "karpenter.k8s.aws/instance-gpu-name",
@@ -43,7 +43,7 @@ GPU_LABEL = {
 
 
 def render(job: Job) -> dict[str, list[Manifest]]:
-    """Return file names and the objects of each."""
+    """Return the manifests of each file by its name."""
     common = [_account(job), _settings(job), _network(job)]
     if job.schedule is None:
         return {f"{job.name}.rayjob.yaml": [*common, _ray(job, "RayJob", _job_spec(job))]}
@@ -55,7 +55,7 @@ def render(job: Job) -> dict[str, list[Manifest]]:
 
 
 def write(job: Job, folder: Path) -> list[Path]:
-    """Render into a folder; return the files written."""
+    """Write the manifests into a folder; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, manifests in render(job).items():
@@ -65,16 +65,16 @@ def write(job: Job, folder: Path) -> list[Path]:
 
 
 def text(job: Job, manifests: list[Manifest]) -> str:
-    """Return the manifests as one YAML file."""
+    """Return the text of one YAML file."""
     head = f"# Made by `dladiff render` from the job file {job.name}; change that and render again.\n"
     return head + yaml.dump_all(manifests, Dumper=_Plain, sort_keys=False, width=120)
 
 
 class _Plain(yaml.SafeDumper):
-    """No anchors, and text of several lines as such: people read these files."""
+    """YAML without anchors and with multi-line text as blocks, for readers."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write equal values out."""
+        """Write equal values without anchors."""
         return True
 
 
@@ -101,7 +101,7 @@ def _labels(job: Job) -> dict[str, str]:
 
 
 def _account(job: Job) -> Manifest:
-    """The identity of head and workers; its annotations are where a cloud's role for the storage is named."""
+    """Return the ServiceAccount of head and workers; a cloud's storage role is set in its annotations."""
     return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta(job)}
 
 
@@ -111,7 +111,7 @@ def _settings(job: Job) -> Manifest:
 
 
 def _network(job: Job) -> Manifest:
-    """In: this job's pods, the operator, Prometheus. Out: this job's pods, names, storage; no instance metadata."""
+    """Return the NetworkPolicy. In: this job's pods, operator, Prometheus. Out: this job's pods, DNS, storage."""
     same = {"podSelector": {"matchLabels": {JOB_LABEL: _name(job)}}}
     operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
     prometheus = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}}}
@@ -151,20 +151,20 @@ def _job_spec(job: Job) -> Manifest:
     return {
         "entrypoint": entrypoint(job, SETTINGS),
         "entrypointNumCpus": 0,  # the driver waits most of the time
-        "submissionMode": "SidecarMode",  # the submitter lives in the head's pod: no third pod to lose
-        "backoffLimit": job.cluster.retries,  # each on a new cluster; commit records say what is left
-        "shutdownAfterJobFinishes": True,  # Kueue asks for it too
+        "submissionMode": "SidecarMode",  # the submitter runs in the head's pod: no third pod to lose
+        "backoffLimit": job.cluster.retries,  # each on a new cluster; the commit records show what is left
+        "shutdownAfterJobFinishes": True,  # Kueue requires it
         "ttlSecondsAfterFinished": TTL_S,
         "rayClusterSpec": _cluster_spec(job),
     }
 
 
 def _cron_job(job: Job) -> Manifest:
-    """Submit to the cluster of the same file and wait; a small pod without a GPU."""
+    """Return the CronJob that submits to the cluster of the same file and waits; a small pod without a GPU."""
     assert job.schedule is not None
     address = f"http://{_name(job)}-head-svc:8265"
     command = ["dladiff", "submit", f"{SETTINGS}job.yaml", "--address", address, "--follow", "--again"]
-    token = {"secretKeyRef": {"name": _name(job), "key": "auth_token"}}  # KubeRay makes it with the cluster
+    token = {"secretKeyRef": {"name": _name(job), "key": "auth_token"}}  # KubeRay creates it with the cluster
     container = {
         "name": "submit",
         "image": job.cluster.image,
@@ -203,7 +203,7 @@ def _cluster_spec(job: Job) -> Manifest:
         sidecar = {"resources": _resources(1, 1), "securityContext": _contained(), "volumeMounts": _scratch()}
         spec["autoscalerOptions"] = {"version": "v2", "idleTimeoutSeconds": 120, **sidecar}
     spec["headGroupSpec"] = {
-        "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},  # no actor beside the driver
+        "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},  # no actors on the driver's node
         "template": _template(job, _head(job), ON_DEMAND[cluster.cloud]),
     }
     wanted = {GPU_LABEL[cluster.cloud]: cluster.gpu} | (SPOT if cluster.spot else ON_DEMAND)[cluster.cloud]
@@ -226,8 +226,8 @@ def _cluster_spec(job: Job) -> Manifest:
 def _head(job: Job) -> Manifest:
     ports = {"gcs": 6379, "dashboard": 8265, "client": 10001, "metrics": RAY_METRICS, "driver": DRIVER_METRICS}
     container = _container(job, "ray-head", ports, _resources(job.cluster.head_cpus, job.cluster.head_memory_gib))
-    told = {"DLADIFF_METRICS": f"0.0.0.0:{DRIVER_METRICS}"} | environment(job)
-    container["env"] += [{"name": name, "value": value} for name, value in told.items()]
+    variables = {"DLADIFF_METRICS": f"0.0.0.0:{DRIVER_METRICS}"} | environment(job)
+    container["env"] += [{"name": name, "value": value} for name, value in variables.items()]
     return container
 
 
@@ -258,7 +258,7 @@ def _template(job: Job, container: Manifest, nodes: dict[str, str]) -> Manifest:
 def _pod(job: Job, container: Manifest) -> Manifest:
     return {
         "serviceAccountName": _name(job),
-        "restartPolicy": "Never",  # SidecarMode and the autoscaler ask for it; KubeRay makes pods anew
+        "restartPolicy": "Never",  # SidecarMode and the autoscaler require it; KubeRay replaces pods
         "terminationGracePeriodSeconds": GRACE_S,
         "securityContext": {
             "runAsNonRoot": True,
@@ -284,7 +284,7 @@ def _scratch() -> list[Manifest]:
 
 
 def _resources(cpus: int, memory_gib: int, gpus: int = 0) -> Manifest:
-    """Requests and limits alike: Ray counts by the limits, the scheduler by the requests."""
+    """Return equal requests and limits: Ray counts by limits, the scheduler by requests."""
     amounts = {"cpu": str(cpus), "memory": f"{memory_gib}Gi"} | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
     return {"requests": amounts, "limits": dict(amounts)}
 

@@ -1,29 +1,57 @@
 """When a night begins, and the window in which it may begin tenants."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
 from datetime import datetime, time, timedelta
-from typing import Any
+from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from dladiff.settings.merge import nearest
+from pydantic import BeforeValidator
+
+from dladiff.settings.validate import Settings, unless
 
 _CRON = re.compile(r"(\S+\s+){4}\S+|@(hourly|daily|weekly|monthly)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
+def _clock(value: Any) -> time:
+    try:
+        return value if isinstance(value, time) else time.fromisoformat(value).replace(tzinfo=None)
+    except (ValueError, TypeError):
+        raise ValueError(f'{value!r} is no time; write it in quotes, as "01:30"') from None
+
+
+def _cron_fault(text: str) -> str | None:
+    good = _CRON.fullmatch(text.strip())
+    return None if good else f'{text!r} has not five fields; write for example "0 1 * * *"'
+
+
+def _zone_fault(name: str) -> str | None:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return f"{name!r} is unknown; give one as Europe/Berlin"
+    return None
+
+
+Clock = Annotated[time, BeforeValidator(_clock)]
+
+
+class Schedule(Settings):
     """When a nightly run starts, and the window in which it may begin tenants."""
 
-    cron: str = "0 1 * * *"
+    cron: Annotated[str, unless(_cron_fault)] = "0 1 * * *"
     """When the job starts on Kubernetes: five cron fields, in `time_zone`."""
-    time_zone: str = "UTC"
+    time_zone: Annotated[str, unless(_zone_fault)] = "UTC"
     """Name of a time zone, as Europe/Berlin."""
-    start: time = time(1)
+    start: Clock = time(1)
     """Begin of the window, in quotes, as "01:00"."""
-    end: time = time(6)
+    end: Clock = time(6)
     """End of the window: no tenant and no task is begun after it."""
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield how settings contradict each other."""
+        if self.start == self.end:
+            yield "end: is the same as start; the window would be empty"
 
     def is_open(self, now: datetime) -> bool:
         """Return whether the window is open; it may go over midnight."""
@@ -37,26 +65,3 @@ class Schedule:
         local = now.astimezone(ZoneInfo(self.time_zone))
         end = datetime.combine(local.date(), self.end, local.tzinfo)
         return end if end > local else datetime.combine(local.date() + timedelta(days=1), self.end, local.tzinfo)
-
-
-def schedule(values: Mapping[str, Any], faults: list[str]) -> Schedule:
-    """Build a schedule from a job file's values; what is wrong is added to `faults`."""
-    good: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in (known := [f.name for f in fields(Schedule)]):
-            faults.append(f"schedule.{key}: unknown setting{nearest(str(key), known)}")
-            continue
-        try:
-            good[key] = time.fromisoformat(value).replace(tzinfo=None) if key in ("start", "end") else str(value)
-        except (ValueError, TypeError):
-            faults.append(f'schedule.{key}: {value!r} is no time; write it in quotes, as "01:30"')
-    found = Schedule(**good)
-    try:
-        ZoneInfo(found.time_zone)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        faults.append(f"schedule.time_zone: {found.time_zone!r} is unknown; give one as Europe/Berlin")
-    if not _CRON.fullmatch(found.cron.strip()):
-        faults.append(f'schedule.cron: {found.cron!r} has not five fields; write for example "0 1 * * *"')
-    if found.start == found.end:
-        faults.append("schedule: start and end are the same; the window would be empty")
-    return found

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dladiff.errors import BusyError, ConfigError, DladiffError, ModelError, NotFoundError, PhotoError, StorageError
-from pipeline.evaluate.config import ENCODER_ONLY, from_dict
+from pipeline.evaluate.config import ENCODER_ONLY, EvaluateConfig
 from pipeline.evaluate.networks import EvaluationModels
 from pipeline.process.private import private_process
 from pipeline.records import commit as records
@@ -38,7 +38,7 @@ class EvaluateIdentity:
     """One worker: networks are loaded when first needed, and stay. A call never raises; a fault is a status."""
 
     def __init__(self, config: dict[str, Any], run_id: str) -> None:
-        self.config, self.run_id = from_dict(config), run_id
+        self.config, self.run_id = EvaluateConfig(**config), run_id
         private_process(self.config.umask)
         self.opened: dict[str, Storage] = {}
         self.sources: Originals | None = None

@@ -1,18 +1,19 @@
 """EvaluateConfig: what `dladiff evaluate` attacks, how, and what judges it; checked at once."""
 
-import dataclasses
-import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationInfo, field_validator
 
 import dladiff
-from dladiff.errors import ConfigError, ModelError
+from dladiff.errors import ModelError
 from dladiff.evaluation.names import ATTACKS, PREPROCESSING, PURIFIERS
 from dladiff.faces import packs
 from dladiff.settings.merge import nearest
+from dladiff.settings.validate import FaultsError, Items, Settings, T, unless
+from pipeline.config import Address, Umask
 from pipeline.models.fingerprint import faces, fingerprint
 from pipeline.process.private import chosen_umask
 from pipeline.storage.open import address_fault
@@ -24,47 +25,59 @@ ENCODER_ONLY = "encoder_only"
 PROMPTS = ("a photo of sks person", "a dslr portrait of sks person")
 DEFAULTS = Path(dladiff.__file__).parent / "evaluation" / "attackers" / "settings.py"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
-LEAST = {"count": 1, "photos": 1, "kept": 0, "cpus": 1, "gpus": 0, "max_starts": 1, "actors": 1, "identities": 1}
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+def _repeated(values: tuple[Any, ...]) -> str | None:
+    good = values and len(set(values)) == len(values)
+    return None if good else f"expected one or more, each once, not {list(values)}"
+
+
+def _name_fault(name: str) -> str | None:
+    if NAME.fullmatch(name) and name not in DERIVED:
+        return None
+    return f"{name!r} is no name of a method: letters, digits, _ . -, not clean or noise"
+
+
+Some = Annotated[Items[T], unless(_repeated)]
+
+
+class EvaluateConfig(Settings):
     """Settings of one evaluation."""
 
-    output: str
+    output: Address = Field(title="--output")
     """The run whose protection is judged."""
-    results: str
+    results: Address = Field(title="--results")
     """Folder or s3://bucket/prefix that receives rows, faces and tables."""
-    inputs: tuple[str, ...] = ()
+    inputs: Items[str] = ()
     """Folders, bucket prefixes or index files of the run's photos: originals are read below them and nowhere else;
     none: what the output says its input was."""
-    name: str = "dladiff"
+    name: Annotated[str, unless(_name_fault)] = Field(default="dladiff", title="--name")
     """Name of that run's method in the tables."""
-    compare: dict[str, str] = field(default_factory=dict)
+    compare: dict[str, str] = Field(default_factory=dict)
     """Name to run of each compared method; runs of the same photos."""
-    references: str | None = None
+    references: Address | None = Field(default=None, title="--references")
     """Folder or bucket with a folder of clean photos an identity; None: set A and C, or further originals."""
-    attacks: tuple[str, ...] = ("dreambooth", "lora", "ip_adapter_faceid")
+    attacks: Some[str] = ("dreambooth", "lora", "ip_adapter_faceid")
     """Attackers; `encoder_only` always runs."""
-    preprocessings: tuple[str, ...] = ("none",)
+    preprocessings: Some[str] = ("none",)
     """What the thief does first; NAME=FOLDER gives a purifier its weights."""
-    prompts: tuple[str, ...] = PROMPTS
+    prompts: Some[str] = PROMPTS
     """Prompts of generation."""
-    bases: tuple[str, ...] = ("embedded",)
+    bases: Some[str] = ("embedded",)
     """Base models; the first is the main one, the others are for Table 3."""
-    judges: tuple[str, ...] = ("embedded:mobile", "embedded:residual")
+    judges: Some[str] = ("embedded:mobile", "embedded:residual")
     """Encoders of the judge; the first is held out by the tiny profile."""
-    shares: tuple[int, ...] = (100,)
+    shares: Some[Annotated[int, Field(ge=1, le=100)]] = Field(default=(100,), title="--share")
     """Shares of the photos that are protected, %."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: Some[int] = (0,)
     """Seeds of the attacks."""
-    count: int = 16
+    count: int = Field(default=16, ge=1)
     """Images a prompt."""
-    photos: int = 4
+    photos: int = Field(default=4, ge=1)
     """Most photos of an identity that the thief has."""
-    identities: int | None = None
+    identities: int | None = Field(default=None, ge=1)
     """Most identities, in the order of their names."""
-    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings of attacks that differ from their defaults."""
     features: str | None = None
     """Inception as an ONNX file; None: a bundled encoder's features, named so."""
@@ -72,44 +85,47 @@ class EvaluateConfig:
     """Face-quality network as an ONNX file."""
     lpips: str | None = None
     """LPIPS with its backbone as an ONNX file."""
-    kept: int = 8
+    kept: int = Field(default=8, ge=0)
     """Faces kept of each prompt and row, for contact sheets and MOS."""
-    cpus: int = 1
+    cpus: int = Field(default=1, ge=1)
     """CPUs an actor reserves; also its torch threads."""
-    gpus: float = 0
+    gpus: float = Field(default=0, ge=0)
     """GPUs an actor reserves."""
-    actors: int | None = None
+    actors: int | None = Field(default=None, ge=1)
     """Most actors."""
-    max_starts: int = 4
+    max_starts: int = Field(default=4, ge=1)
     """Starts of a row without an end before it counts as failed."""
-    umask: str = field(default_factory=chosen_umask)
+    umask: Umask = Field(default_factory=chosen_umask)
     """Rights that new files of local results do not get, in octal: that of `DLADIFF_UMASK`."""
 
-    def __post_init__(self) -> None:
-        """Raise ConfigError with every fault."""
-        given = {name: value for name in LEAST if (value := getattr(self, name)) is not None}
-        faults = [f"{name}: {value} is less than {LEAST[name]}" for name, value in given.items() if value < LEAST[name]]
-        faults += [f"--share: {share} is outside 1..100" for share in self.shares if not 1 <= share <= 100]
-        places = {"--output": self.output, "--results": self.results}
-        places |= {f"--compare {name}": uri for name, uri in self.compare.items()}
-        if self.references is not None:
-            places["--references"] = self.references
-        places |= {f"--input {uri}": uri for uri in self.inputs}
-        faults += [f"{option}: {fault}" for option, uri in places.items() if (fault := address_fault(uri))]
-        for name in (self.name, *self.compare):
-            if not NAME.fullmatch(name) or name in DERIVED:
-                faults.append(f"--compare: {name!r} is no name of a method: letters, digits, _ . -, not clean or noise")
-        if self.name in self.compare:
-            faults.append(f"--compare: {self.name!r} is the name of the run itself; choose another (or --name)")
-        faults += _unknown("--attack", (*self.attacks, *self.settings), [*ATTACKS, ENCODER_ONLY])
-        ways = (way.partition("=")[0] for way in self.preprocessings)
-        faults += _unknown("--preprocessing", ways, [*PREPROCESSING, *PURIFIERS])
-        for name in ("attacks", "preprocessings", "prompts", "bases", "judges", "shares", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                faults.append(f"{name}: expected one or more, each once, not {list(values)}")
+    @field_validator("inputs")
+    @classmethod
+    def _addresses(cls, uris: tuple[str, ...]) -> tuple[str, ...]:
+        if faults := [f"--input {uri}: {fault}" for uri in uris if (fault := address_fault(uri))]:
+            raise FaultsError(faults)
+        return uris
+
+    @field_validator("compare")
+    @classmethod
+    def _methods(cls, runs: dict[str, str], given: ValidationInfo) -> dict[str, str]:
+        faults = [f"--compare {name}: {fault}" for name, uri in runs.items() if (fault := address_fault(uri))]
+        faults += [f"--compare: {fault}" for name in runs if (fault := _name_fault(name))]
+        if (own := given.data.get("name")) in runs:
+            faults.append(f"--compare: {own!r} is the name of the run itself; choose another (or --name)")
         if faults:
-            raise ConfigError(faults)
+            raise FaultsError(faults)
+        return runs
+
+    @field_validator("attacks", "settings")
+    @classmethod
+    def _attacks(cls, names: Collection[str]) -> Collection[str]:
+        return _known("--attack", names, [*ATTACKS, ENCODER_ONLY])
+
+    @field_validator("preprocessings")
+    @classmethod
+    def _preprocessings(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        _known("--preprocessing", [name.partition("=")[0] for name in names], [*PREPROCESSING, *PURIFIERS])
+        return names
 
     @property
     def runs(self) -> dict[str, str]:
@@ -133,11 +149,6 @@ class EvaluateConfig:
             "count": self.count,
         }
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        out: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return out
-
 
 def missing(config: EvaluateConfig) -> list[str]:
     """Return what the settings name and this machine does not have, a line each."""
@@ -160,15 +171,8 @@ def missing(config: EvaluateConfig) -> list[str]:
     return faults
 
 
-def _unknown(option: str, names: Iterable[str], known: list[str]) -> list[str]:
-    return [
-        f"{option}: {name!r} is unknown{nearest(name, known)}; known: {', '.join(known)}"
-        for name in names
-        if name not in known
-    ]
-
-
-def from_dict(values: Mapping[str, Any]) -> EvaluateConfig:
-    """Return the configuration of `to_dict`."""
-    plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    return EvaluateConfig(**plain)
+def _known(option: str, names: Collection[str], known: list[str]) -> Collection[str]:
+    if unknown := [name for name in names if name not in known]:
+        listed = ", ".join(known)
+        raise FaultsError(f"{option}: {name!r} is unknown{nearest(name, known)}; known: {listed}" for name in unknown)
+    return names

@@ -1,6 +1,5 @@
 """`dladiff evaluate`: plan, subtract what is done, hand the rest to Ray Data row by row, print the tables."""
 
-import dataclasses
 import json
 import os
 import uuid
@@ -17,7 +16,7 @@ from pipeline.evaluate.plan import Row, make_plan
 from pipeline.evaluate.results import write_results
 from pipeline.records.lease import Lease
 from pipeline.records.pages import EVALUATION, announce, mark_results
-from pipeline.run.engine import room, started, told
+from pipeline.run.engine import max_actors, reported, started
 from pipeline.run.live import safe
 from pipeline.storage.open import open_storage
 
@@ -59,7 +58,7 @@ def evaluate(
     plan = make_plan(config)
     if plan.note:
         said(f"note: {plan.note}")
-    config = dataclasses.replace(config, inputs=plan.inputs)  # the actors read below these
+    config = config.replaced(inputs=plan.inputs)  # the actors read below these
     found = Evaluated(len(plan.identities), len(plan.left_out), len(plan.rows))
     try:
         storage = open_storage(config.results, create=not dry_run)
@@ -108,7 +107,7 @@ def _results(config: EvaluateConfig, todo: list[Row]) -> Generator[Row]:
     """Run the actors on this machine or the cluster of RAY_ADDRESS; yield each row's result as it comes."""
     with started() as ray:
         rows = [{"work": json.dumps(row)} for row in todo]
-        held = room(ray, config.cpus, config.gpus)
+        held = max_actors(ray, config.cpus, config.gpus)
         most = min(len(rows), config.actors or held)
         stage = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             EvaluateIdentity,
@@ -117,4 +116,4 @@ def _results(config: EvaluateConfig, todo: list[Row]) -> Generator[Row]:
             num_cpus=config.cpus,  # torch's threads of fine-tuning
             num_gpus=config.gpus,  # a fraction shares one GPU: the attacks on the tiny model need little
         )
-        yield from told(ray, stage)
+        yield from reported(ray, stage)

@@ -1,6 +1,5 @@
 """The networks that an evaluation's worker holds: judge, base models, attacks, preprocessing; loaded when needed."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -67,15 +66,12 @@ class EvaluationModels:
         from dladiff.evaluation.attackers import ATTACKS, AttackSettings, settings_for
         from dladiff.evaluation.attackers.adapter import adapter_weights, recogniser
         from dladiff.evaluation.attackers.instantid import with_identity
-        from dladiff.settings.merge import build
 
         attack = ATTACKS[name]
         model = self.base(base)[0]
-        faults: list[str] = []
         changed = self.config.settings.get(name, {})
-        values = dataclasses.asdict(settings_for(name, model)) | changed
-        settings = build(AttackSettings, values, f"{name}.", faults)
-        if faults:
+        settings, faults = AttackSettings.load(dict(settings_for(name, model)) | changed, f"{name}.")
+        if settings is None:
             raise ConfigError(faults)
         if name.startswith("ip_adapter"):
             adapter_weights(settings.adapter, "IP-Adapter FaceID")

@@ -1,1 +1,1 @@
-"""Weights: fetched, mirrored, checked, fingerprinted."""
+"""Model weights: fetch, mirror, check, fingerprint."""

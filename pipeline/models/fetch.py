@@ -1,6 +1,6 @@
-"""Models of Stable Diffusion on this machine: which are there and whole, and how they come from the hub or a bucket.
+"""Stable Diffusion models on this machine: list, check, fetch from the hub or a bucket, mirror.
 
-Nothing here imports torch; a run never asks the hub, only `fetch` does.
+Nothing here imports torch. Only `fetch` contacts the hub; runs do not.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from pipeline.models.fingerprint import stored_pins
 from pipeline.storage.base import TEMP_PREFIX, Storage
 from pipeline.storage.open import local_path, open_storage
 
-ANSWER_S = 30.0  # the hub is asked for a model's revision so long before the next mirror is
+ANSWER_S = 30.0  # seconds to wait for the hub before trying the next mirror
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What `check` found: the folder, None where there is none, and a line for each fault and each note."""
+    """Result of `check`: the model's folder or None, and a line for each fault and note."""
 
     folder: Path | None
     faults: list[str]
@@ -35,7 +35,7 @@ class Checked:
 
 
 def listed() -> list[dict[str, Any]]:
-    """Return a row for each known model: profile, ids, licence, resolution, and where it lies here, if it does."""
+    """Return a row for each known model: profile, ids, licence, resolution, and its local folder or None."""
     rows = []
     for name, known in MODELS.items():
         try:
@@ -59,7 +59,7 @@ def listed() -> list[dict[str, Any]]:
 
 
 def check(name: str, profile: str | None = None) -> Checked:
-    """Look at a model as a run would, and closer: every checksum, the architecture, the profile's facts, no pickles."""
+    """Check a model: every checksum, the architecture, the profile's facts, no pickles."""
     try:
         root = locate("embedded" if name == "tiny" else name)
         pins = read_pins(root)
@@ -67,7 +67,7 @@ def check(name: str, profile: str | None = None) -> Checked:
         return Checked(None, [str(error)], [])
     broken, notes = weight_faults(root), []
     if pins is None:
-        notes.append(f"no {CHECKSUMS}: whether the files are as published is not known; models mirror writes one")
+        notes.append(f"no {CHECKSUMS}: the files cannot be compared with the published ones; models mirror writes one")
     else:
         notes.append(f"{pins.source or 'unknown source'}, revision {pins.revision or 'unknown'}")
         broken = damage(root, pins) | broken
@@ -83,18 +83,18 @@ def check(name: str, profile: str | None = None) -> Checked:
 
 
 def fetch(name: str, source: str | None = None, *, endpoint: str | None = None) -> Path:
-    """Bring a profile's model, or a hub id, into the folder of models, and return where it lies.
+    """Copy a profile's model, or a hub id, to the models folder, and return its folder.
 
-    From the hub (the first of the ids that answers), or from `source`: a folder, an s3://bucket/prefix or another hub
-    id. It appears under its name only when it is whole and of a supported architecture, with its checksums beside it;
-    a download that broke off goes on where it ended. Raises ModelError, StorageError, ConfigError.
+    The source is the hub (the first id that answers) or `source`: a folder, an s3://bucket/prefix or another hub id.
+    The folder gets its final name when the model is complete, of a supported architecture, and has its checksums. An
+    interrupted download is resumed. Raises ModelError, StorageError, ConfigError.
     """
     if name not in MODELS and HUB_ID.fullmatch(name) is None:
         known = ", ".join(MODELS)
         raise ConfigError([f"{name}: no known model{nearest(name, [*MODELS])}; known: {known}, or a hub id owner/name"])
     target = fetched_folder(name)
     revision = name.partition("@")[2]
-    with _alone(target):
+    with _locked(target):
         if pins := read_pins(target):
             if faults := damage(target, pins):
                 raise ModelError(f"{target} is damaged: {'; '.join(faults.values())}; remove it and fetch again")
@@ -104,7 +104,7 @@ def fetch(name: str, source: str | None = None, *, endpoint: str | None = None) 
                 raise ModelError(f"{target} holds {pins.source}@{pins.revision}; remove it to fetch another")
             return target
         if target.exists():
-            raise ModelError(f"{target} is there without {CHECKSUMS}: move it away, or fetch --from it elsewhere")
+            raise ModelError(f"{target} exists without {CHECKSUMS}: move it away, or fetch --from it to another folder")
         partial = target.with_name(f"{TEMP_PREFIX}{target.name}")
         if source is None or (HUB_ID.fullmatch(source) and not Path(source).is_dir()):
             found = _from_hub(
@@ -126,20 +126,20 @@ def fetch(name: str, source: str | None = None, *, endpoint: str | None = None) 
 
 
 def mirror(name: str, uri: str) -> Pins:
-    """Copy a model of this machine to a folder or s3://bucket/prefix, its checksums last, and return these.
+    """Copy a local model to a folder or s3://bucket/prefix, its checksums last; return the checksums.
 
-    Raises ModelError where the model is not here, not whole or not supported; StorageError.
+    Raises ModelError when the model is missing, incomplete or not supported; StorageError.
     """
     root = locate(name)
     read_architecture(root)
     if faults := weight_faults(root):
-        raise ModelError(f"the model in {root} is not whole: {'; '.join(faults.values())}; fetch it again")
+        raise ModelError(f"the model in {root} is incomplete: {'; '.join(faults.values())}; fetch it again")
     pins = verified(root)
     storage = open_storage(uri, create=True)
     with contextlib.suppress(ModelError):
         if stored_pins(storage).sha256 == pins.sha256:
             return pins
-    storage.delete(CHECKSUMS)  # until all is there, nobody takes it for a whole model
+    storage.delete(CHECKSUMS)  # without checksums the partial copy does not count as a model
     for path in pins.sha256:
         storage.put_file(path, root / path)
     storage.put(CHECKSUMS, pins.text().encode(), "application/json")
@@ -147,7 +147,7 @@ def mirror(name: str, uri: str) -> Pins:
 
 
 def on_this_machine(settings: Mapping[str, Any], opened: Callable[[str], Storage]) -> dict[str, Any]:
-    """Return a protector's settings with a model in a bucket replaced by a folder, to which it is copied once.
+    """Return a protector's settings with a model in a bucket replaced by a local folder; the model is copied once.
 
     `settings` holds profile, preset, overrides; `opened` opens a storage. Raises ConfigError, ModelError, StorageError.
     """
@@ -158,7 +158,7 @@ def on_this_machine(settings: Mapping[str, Any], opened: Callable[[str], Storage
     storage = opened(uri)
     pins = stored_pins(storage)
     target = models_folder() / f"s3-{pins.digest()[:16]}"
-    with _alone(target):  # several actors of one machine want the same
+    with _locked(target):  # several actors of one machine may need it
         if not (target / CHECKSUMS).is_file():
             partial = target.with_name(f"{TEMP_PREFIX}{target.name}")
             _finish(partial, target, _from_bucket(storage, partial))
@@ -166,7 +166,7 @@ def on_this_machine(settings: Mapping[str, Any], opened: Callable[[str], Storage
 
 
 def _from_hub(ids: tuple[str, ...], partial: Path, endpoint: str | None) -> Pins:
-    """Download from the first id that answers; return what the hub says of it, and the checksums of its large files."""
+    """Download from the first id that answers; return its revision, licence and the checksums of its large files."""
     from huggingface_hub import HfApi, snapshot_download
 
     tried = []
@@ -176,13 +176,13 @@ def _from_hub(ids: tuple[str, ...], partial: Path, endpoint: str | None) -> Pins
             info = HfApi(endpoint=endpoint).model_info(
                 wanted, revision=revision or None, timeout=ANSWER_S, files_metadata=True
             )
-        except Exception as error:  # of the hub's client, or of whichever HTTP library it uses
+        except Exception as error:  # of the hub's client or its HTTP library
             tried.append(f"{hub_id}: {_line(error)}")
             continue
         try:
             snapshot_download(wanted, revision=info.sha, local_dir=partial, allow_patterns=[*FILES], endpoint=endpoint)
         except Exception as error:
-            raise ModelError(f"{hub_id}: the download broke off ({_line(error)}); fetch again goes on") from error
+            raise ModelError(f"{hub_id}: the download broke off ({_line(error)}); fetch again resumes it") from error
         large = {f.rfilename: f.lfs.sha256 for f in info.siblings or [] if f.lfs and needed(f.rfilename)}
         licence = str(getattr(info.card_data, "license", None) or "")
         return Pins(sha256=large, size={}, source=wanted, revision=info.sha or "", licence=licence)
@@ -193,7 +193,7 @@ def _from_hub(ids: tuple[str, ...], partial: Path, endpoint: str | None) -> Pins
 
 
 def _from_bucket(storage: Storage, partial: Path) -> Pins:
-    """Download a mirrored model; files that a broken download left whole are kept."""
+    """Download a mirrored model; intact files of an interrupted download are kept."""
     pins = stored_pins(storage)
     for path in damage(partial, pins):
         (partial / path).parent.mkdir(parents=True, exist_ok=True)
@@ -204,7 +204,7 @@ def _from_bucket(storage: Storage, partial: Path) -> Pins:
 
 
 def _from_folder(root: Path, partial: Path) -> Pins:
-    """Copy what is needed of a folder in the diffusers layout, links followed."""
+    """Copy the needed files of a folder in the diffusers layout; links are followed."""
     if not root.is_dir():
         raise StorageError(f"no such folder: {root}; give a folder, s3://bucket/prefix or a hub id to --from")
     pins = verified(root)
@@ -216,7 +216,7 @@ def _from_folder(root: Path, partial: Path) -> Pins:
 
 
 def _refuse(partial: Path, profile: str | None) -> None:
-    """Remove what was downloaded and raise ModelError where it is not whole or not the model that was asked for."""
+    """Remove a download and raise ModelError when it is incomplete or not the requested model."""
     try:
         read_architecture(partial)
         faults = [*weight_faults(partial).values(), *(profile_faults(partial, profile) if profile else [])]
@@ -225,7 +225,7 @@ def _refuse(partial: Path, profile: str | None) -> None:
         raise
     if faults:
         shutil.rmtree(partial, ignore_errors=True)
-        raise ModelError(f"this is not the model asked for, or not all of it: {'; '.join(faults)}")
+        raise ModelError(f"this is not the requested model, or it is incomplete: {'; '.join(faults)}")
 
 
 def _finish(partial: Path, target: Path, pins: Pins) -> None:
@@ -235,8 +235,8 @@ def _finish(partial: Path, target: Path, pins: Pins) -> None:
 
 
 @contextlib.contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Hold the lock of one model's folder. Raises StorageError where the folder of models cannot be written."""
+def _locked(target: Path) -> Iterator[None]:
+    """Hold the lock of one model's folder. Raises StorageError when the models folder cannot be written."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with (target.parent / f".lock-{target.name}").open("w") as handle:
@@ -244,7 +244,7 @@ def _alone(target: Path) -> Iterator[None]:
             yield
     except OSError as error:
         why = error.strerror or type(error).__name__
-        raise StorageError(f"{target.parent}: {why}; set DLADIFF_MODELS to a folder with room for the model") from error
+        raise StorageError(f"{target.parent}: {why}; set DLADIFF_MODELS to a folder with enough free space") from error
 
 
 def _line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Weights a configuration names: which are missing here, and their content, so that exchanged files are new work."""
+"""Weights named in a configuration: which are missing here, and digests of their content for the work's key."""
 
 import hashlib
 from collections.abc import Iterator
@@ -16,21 +16,21 @@ from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
 
 EMBEDDED = Path(dladiff.__file__).parent / "profiles" / "tiny"
-SHIPPED = "embedded:"  # begins the name of an encoder that comes with the package
-HASHED = 512 * 2**20  # bytes; of a larger file the size alone counts: a plan is not to read gigabytes
-SKIPPED = frozenset({".md", ".txt", ".png", ".jpg"})
-HELD = frozenset({".md", ".txt"})  # of a folder of class images
+SHIPPED = "embedded:"  # prefix of the name of an encoder in the package
+HASHED = 512 * 2**20  # bytes; of a larger file only the size counts: planning must not read gigabytes
+SKIPPED = frozenset({".md", ".txt", ".png", ".jpg"})  # not part of a model's fingerprint
+NOT_IMAGES = frozenset({".md", ".txt"})  # the same for a folder of class images
 
 
 def missing(method: MethodConfig) -> list[str]:
-    """Return what the method's settings name and this machine does not have, a line each; no weights are loaded.
+    """Return a line for each model or file that the method's settings name and this machine lacks; loads no weights.
 
-    Raises StorageError where a model's bucket is out of reach.
+    Raises StorageError when a model's bucket is out of reach.
     """
-    told: dict[str, list[str]] = {}
-    for setting, fault in _faults(method):  # `faces` are encoders, and the first one the detector: one line
-        told.setdefault(fault, []).append(setting)
-    return [f"{', '.join(dict.fromkeys(settings))}: {fault}" for fault, settings in told.items()]
+    by_fault: dict[str, list[str]] = {}
+    for setting, fault in _faults(method):  # `faces` sets encoders and detector: one line
+        by_fault.setdefault(fault, []).append(setting)
+    return [f"{', '.join(dict.fromkeys(settings))}: {fault}" for fault, settings in by_fault.items()]
 
 
 def _faults(method: MethodConfig) -> Iterator[tuple[str, str]]:
@@ -62,22 +62,22 @@ def _shipped_fault(name: str) -> str | None:
 
 def _found_fault(name: str) -> str | None:
     try:
-        place = packs.located(name)
+        path = packs.located(name)
     except ModelError as error:
         return str(error)
-    if place.is_dir() and not name.startswith(packs.CLIP) and not any(place.glob("*.onnx")):
-        return f"no ONNX file in {place}: name an InsightFace pack folder, unpacked"
+    if path.is_dir() and not name.startswith(packs.CLIP) and not any(path.glob("*.onnx")):
+        return f"no ONNX file in {path}: name an InsightFace pack folder, unpacked"
     return None
 
 
 def by_content(method: dict[str, Any]) -> dict[str, Any]:
     """Return the method's settings with each local file or folder of weights replaced by its fingerprint.
 
-    Weights that come with the package count too. What is not on this machine, but on the workers, keeps its name.
+    Weights in the package are included. Weights that only the workers have keep their name.
     """
     out = dict(method)
     out["model"], out["detector"] = fingerprint_model(out["model"]), faces(out["detector"])
-    out["finetuning"] = out["finetuning"] | {"class_images": fingerprint(out["finetuning"]["class_images"], HELD)}
+    out["finetuning"] = out["finetuning"] | {"class_images": fingerprint(out["finetuning"]["class_images"], NOT_IMAGES)}
     out["lpips"] = fingerprint(out["lpips"])
     for name in ("encoders", "held_out"):
         out[name] = [faces(item) for item in out[name]]
@@ -85,50 +85,50 @@ def by_content(method: dict[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint_model(name: str) -> str:
-    """Return the fingerprint of a model by what `locate` takes or an s3://bucket/prefix, or its name where it is not.
+    """Return the fingerprint of a model (a name for `locate` or s3://bucket/prefix), or the name if it is not here.
 
-    Checksums that lie with the model count as its content. Raises ModelError where a bucket has none.
+    Checksums stored with the model count as its content. Raises ModelError for a bucket without checksums.
     """
     if name.startswith("s3://"):
         return f"sha256:{stored_pins(open_storage(name)).digest()}"
     try:
-        place = locate(name)
+        path = locate(name)
     except ModelError:
         return name
-    told = None if name == "embedded" else quick_digest(place)
-    return f"sha256:{told}" if told else fingerprint(name if name == "embedded" else str(place))
+    stored = None if name == "embedded" else quick_digest(path)
+    return f"sha256:{stored}" if stored else fingerprint(name if name == "embedded" else str(path))
 
 
 def stored_pins(storage: Storage) -> Pins:
-    """Read the checksums of a model in a bucket or folder. Raises ModelError where there are none."""
+    """Read the checksums of a model in a bucket or folder. Raises ModelError if there are none."""
     try:
         return parse_pins(storage.get(CHECKSUMS), storage.uri_of(CHECKSUMS))
     except NotFoundError as error:
         raise ModelError(
-            f"no {CHECKSUMS} in {storage.uri}: no model lies there, or its upload did not end; "
-            f"dladiff models mirror MODEL {storage.uri} puts one there"
+            f"no {CHECKSUMS} in {storage.uri}: it holds no model, or an incomplete upload; "
+            f"dladiff models mirror MODEL {storage.uri} writes one"
         ) from error
 
 
 def faces(name: str) -> str:
-    """Return the fingerprint of an encoder or detector, which may also be a pack's name or a `clip:` folder."""
-    place = packs.find(name)
-    return fingerprint(name if place is None else str(place))
+    """Return the fingerprint of an encoder or detector: a file, folder, pack name or `clip:` folder."""
+    path = packs.find(name)
+    return fingerprint(name if path is None else str(path))
 
 
 def fingerprint(name: str, skipped: frozenset[str] = SKIPPED) -> str:
-    """Return a digest of the file or folder, or the name where there is none."""
-    place = EMBEDDED / "bundle" if name == "embedded" else Path(name)
+    """Return "sha256:" and a digest of the file or folder, or the name if it does not exist."""
+    path = EMBEDDED / "bundle" if name == "embedded" else Path(name)
     if name.startswith(SHIPPED):
-        place = EMBEDDED / "encoders" / f"{Path(name.removeprefix(SHIPPED)).name}.onnx"
-    if not name or not place.exists():
+        path = EMBEDDED / "encoders" / f"{Path(name.removeprefix(SHIPPED)).name}.onnx"
+    if not name or not path.exists():
         return name
-    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     digest = hashlib.sha256()
     for file in files:
         if file.suffix.lower() in skipped or file.name.startswith("."):
             continue
-        relative = file.name if file == place else file.relative_to(place).as_posix()
+        relative = file.name if file == path else file.relative_to(path).as_posix()
         digest.update(f"{relative}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
         if file.stat().st_size <= HASHED:
             with file.open("rb") as handle:

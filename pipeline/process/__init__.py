@@ -1,1 +1,1 @@
-"""This process and its temporary folders: private files, no core dumps."""
+"""Process settings: private files, no core dumps, temporary folders."""

@@ -1,4 +1,4 @@
-"""Temporary folders of this user alone; the next call removes those whose process was killed."""
+"""Private temporary folders; each call removes the folders of killed processes."""
 
 import contextlib
 import fcntl
@@ -12,41 +12,41 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PREFIX = "dladiff-"
-SHORT_PREFIX, SHORT_PLACE = "dl-", Path("/tmp")  # for sockets: the path of one may have 107 characters at most
-LOCK = ".tmp-lock"  # hidden where the folder is used as storage
-STALE_S = 86_400.0  # seconds: without /proc, an unlocked folder of a process that is gone is removed after a day
-_ENDED = ("Z", "X")  # states of a process that runs no more
+SHORT_PREFIX, SHORT_PARENT = "dl-", Path("/tmp")  # for sockets, whose paths have at most 107 characters
+LOCK = ".tmp-lock"  # hidden if the folder is used as storage
+STALE_S = 86_400.0  # seconds: without /proc, an unlocked folder of an ended process is removed after a day
+_ENDED = ("Z", "X")  # states of an ended process
 
 
 @contextlib.contextmanager
 def temporary_folder(*, prefix: str = PREFIX, parent: Path | None = None, short: bool = False) -> Iterator[Path]:
-    """Make a folder (mode 0700) in `parent`, by default the system's temporary folder; remove it at the end.
+    """Create a folder (mode 0700) in `parent`, default the system's temporary folder; remove it at the end.
 
-    Its name holds the process and the start of it, and the process holds a lock in it. So the next call with the same
-    prefix and parent knows the folders that a killed process left, and removes them. `short` makes a path of at most 35
-    characters. Raises OSError.
+    Its name holds pid and start time of the process, which locks a file in it. So the next call with the same prefix
+    and parent recognises and removes folders of killed processes. `short`: a path of at most 35 characters. Raises
+    OSError.
     """
     if short:
         prefix = SHORT_PREFIX
-        parent = parent or (SHORT_PLACE if os.access(SHORT_PLACE, os.W_OK | os.X_OK) else None)
-    place = parent or Path(tempfile.gettempdir())
-    _remove_stale(place, prefix)
+        parent = parent or (SHORT_PARENT if os.access(SHORT_PARENT, os.W_OK | os.X_OK) else None)
+    above = parent or Path(tempfile.gettempdir())
+    _remove_stale(above, prefix)
     pid = os.getpid()
-    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{pid}-{_start_of(pid) or 0}-", dir=place))
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{pid}-{_start_of(pid) or 0}-", dir=above))
     held = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         _lock(held)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # what is left goes with the next call
+        shutil.rmtree(folder, ignore_errors=True)  # the next call removes the rest
         os.close(held)
 
 
-def _remove_stale(place: Path, prefix: str) -> None:
-    """Remove this user's folders whose process is gone. What cannot be looked at stays."""
+def _remove_stale(parent: Path, prefix: str) -> None:
+    """Remove this user's folders whose process has ended; unreadable ones are kept."""
     pattern = re.compile(rf"{re.escape(prefix)}(\d+)-(\d+)-[a-z0-9_]{{8}}")
     with contextlib.suppress(OSError):
-        for folder in place.iterdir():
+        for folder in parent.iterdir():
             if match := pattern.fullmatch(folder.name):
                 with contextlib.suppress(OSError):
                     _remove_if_stale(folder, int(match[1]), int(match[2]))
@@ -87,9 +87,9 @@ def _is_gone(pid: int, start: int, age: float) -> bool:
 
 
 def _start_of(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot (field 22 of proc_pid_stat(5)), None if it is gone.
+    """Return when a process started, in clock ticks since boot (field 22 of proc_pid_stat(5)), None if it has ended.
 
-    A pid is used again, a pid with the same start is not. None for every process on systems without /proc.
+    Pids are reused, but not with the same start time. Always None on systems without /proc.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
@@ -99,11 +99,11 @@ def _start_of(pid: int) -> int | None:
 
 
 def _lock(held: int) -> bool:
-    """Lock a file unless another process holds it, such as one of another container that shares the place."""
+    """Lock a file; return False if another process holds the lock, for example in another container."""
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        return True  # no locks on this file system: the process alone decides
+        return True  # this file system has no locks: the pid decides
     return True

@@ -1,7 +1,7 @@
-"""Checks of what is read from an output before it is used: who may write the output can write anything there."""
+"""Checks of records read from an output before they are used. Anyone who can write the output can forge them."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -9,63 +9,79 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.records.schema import IDENTITIES, PHOTOS
-from pipeline.storage.keys import escape, key_fault, task_name
+from pipeline.storage.keys import escape, is_utf8, key_fault, task_name
 
 STATUSES = ("done", "failed", "quarantined")  # of a record
 PHOTO_STATUSES = ("protected", "layer1_only", "failed", "skipped")
 IDENTITY_STATUSES = (*STATUSES, "partial")
-NO_PHOTO = ("failed", "skipped")  # statuses of a photo of which nothing is stored
-DELETED = "as retention asks"  # in the reason of a photo that retention deleted
+NO_PHOTO = ("failed", "skipped")  # photo statuses without a stored photo
+DELETED = "as retention asks"  # part of the reason of a photo that retention deleted
 LAYERS = ("finetuning_layer", "zero_shot_layer")
-MOST_NUMBER = 1e12  # of a measurement, in any unit: sums are finite, and a hundredth is still told apart
+MOST_NUMBER = 1e12  # largest measurement, in any unit: sums stay finite and hundredths exact
 HEAD: dict[str, pa.DataType] = {
     **dict.fromkeys(("identity", "key", "status", "reason"), pa.string()),
     **dict.fromkeys(("part", "parts", "attempts"), pa.int32()),
 }
 
-Row = Mapping[str, Any]
+StoredRow = Mapping[str, Any]
+"""A row of a record or manifest, as read from storage."""
+
+
+Check = Callable[[Any], bool]
 
 
 def fits(value: object, kind: pa.DataType) -> bool:
     """Return whether a value of JSON or Parquet can stand in a column of a type; None can, NaN and infinity cannot."""
-    if value is None:
-        return True
+    return value is None or _check_of(kind)(value)
+
+
+@lru_cache(maxsize=256)
+def _check_of(kind: pa.DataType) -> Check:
+    """Return what tells whether a value that is not None is of a type; made once, since Arrow's types are slow."""
     if pa.types.is_list(kind):
-        return isinstance(value, list) and all(v is not None and fits(v, kind.value_type) for v in value)
+        item = _check_of(kind.value_type)
+        return lambda value: isinstance(value, list) and all(v is not None and item(v) for v in value)
     if pa.types.is_struct(kind):
-        return isinstance(value, dict) and all(fits(value.get(field.name), field.type) for field in kind)
+        fields = [(field.name, _check_of(field.type)) for field in kind]
+        return lambda value: isinstance(value, dict) and _fit(value, fields)
     if pa.types.is_map(kind):
-        return _fits_map(value, kind)
-    return _fits_scalar(value, kind)
+        item, empty = _check_of(kind.item_type), pa.types.is_string(kind.item_type)
+        return lambda value: _fits_map(value, item, empty)
+    if pa.types.is_integer(kind):
+        most = 2 ** (kind.bit_width - 1)
+        return lambda value: isinstance(value, int) and not isinstance(value, bool) and -most <= value < most
+    if pa.types.is_string(kind):
+        return lambda value: isinstance(value, str) and is_utf8(value)
+    if pa.types.is_timestamp(kind):
+        return lambda value: _moment(value) is not None
+    return _is_number if pa.types.is_floating(kind) else lambda value: isinstance(value, bool)
 
 
-def _fits_map(value: object, kind: pa.MapType) -> bool:
+def _fit(row: StoredRow, fields: Iterable[tuple[str, Check]]) -> bool:
+    return all((value := row.get(name)) is None or check(value) for name, check in fields)
+
+
+def _misfit(row: StoredRow, fields: Iterable[tuple[str, Check]]) -> str:
+    return next(name for name, check in fields if row.get(name) is not None and not check(row[name]))
+
+
+def _fits_map(value: object, item: Check, empty: bool) -> bool:
     if isinstance(value, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
-        value = dict(value)  # as Arrow gives a map
+        value = dict(value)  # Arrow's form of a map
     if not isinstance(value, dict):
         return False
-    text = pa.types.is_string(kind.item_type)
     return all(
-        fits(name, pa.string()) and (text or v is not None) and fits(v, kind.item_type) for name, v in value.items()
+        isinstance(name, str) and is_utf8(name) and (empty if v is None else item(v)) for name, v in value.items()
     )
 
 
-def _fits_scalar(value: object, kind: pa.DataType) -> bool:
-    if pa.types.is_timestamp(kind):
-        return _moment(value) is not None
-    if pa.types.is_string(kind):
-        return isinstance(value, str) and _is_utf8(value)
-    if pa.types.is_boolean(kind):
-        return isinstance(value, bool)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    if pa.types.is_integer(kind):
-        return isinstance(value, int) and -(2 ** (kind.bit_width - 1)) <= value < 2 ** (kind.bit_width - 1)
-    return abs(value) <= MOST_NUMBER  # False for NaN
+def _is_number(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= MOST_NUMBER  # type: ignore[arg-type]  # False for NaN
 
 
 def _moment(value: object) -> datetime | None:
-    """A time with its zone, from ISO 8601 or as it is."""
+    """Return a time with its zone, from ISO 8601 text or a datetime; None for anything else."""
     try:
         found = datetime.fromisoformat(value) if isinstance(value, str) else value
     except ValueError:
@@ -73,25 +89,21 @@ def _moment(value: object) -> datetime | None:
     return found if isinstance(found, datetime) and found.tzinfo is not None else None
 
 
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+PHOTO, IDENTITY = ([(f.name, _check_of(f.type)) for f in schema] for schema in (PHOTOS, IDENTITIES))
+"""Columns of a photo's and of an identity's row, and what their values must pass."""
 
 
 def is_own(identity: str, key: str) -> bool:
-    """Return whether a storage key is of a photo in the identity's own folder of an output."""
+    """Return whether a storage key names a photo in the identity's own folder of an output."""
     folder, _, name = key.rpartition("/")
     return folder == f"photos/{escape(identity)}" and key_fault(name) is None
 
 
 @lru_cache(maxsize=256)
 def layer_settings(text: str) -> dict[str, Any] | None:
-    """Return the settings of a layer that a photo's row holds as JSON, None where they are none.
+    """Return the settings of a layer from a photo row's JSON, None when they are invalid.
 
-    `eta` is in [0, 1] units; values are numbers, text, or lists and objects of such.
+    `eta` is in [0, 1] units. Values are numbers, text, or lists and objects of these.
     """
     try:
         found = json.loads(text)
@@ -103,18 +115,17 @@ def layer_settings(text: str) -> dict[str, Any] | None:
 
 
 def _is_shallow(value: object, levels: int) -> bool:
-    """Whether lists and objects lie in each other at most so many levels deep."""
+    """Return whether lists and objects are nested at most `levels` deep."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return not inner or (levels > 0 and all(_is_shallow(v, levels - 1) for v in inner))
 
 
 def photo_fault(row: object, identity: str | None = None) -> str:
-    """Return what is wrong with the row of one photo, "" for nothing. `identity` is whose record it stands in."""
+    """Return what is wrong with a photo's row, "" for nothing. `identity` is the record's identity, if known."""
     if not isinstance(row, dict):
-        return "a photo's row is no object"
-    for field in PHOTOS:
-        if not fits(row.get(field.name), field.type):
-            return f"{field.name} of a photo is no {field.type}"
+        return "a photo's row is no JSON object"
+    if not _fit(row, PHOTO):
+        return f"{_misfit(row, PHOTO)} of a photo is of another type"
     name = row.get("identity", identity)
     if name is None or (identity is not None and name != identity):
         return "a photo is of another identity"
@@ -127,8 +138,8 @@ def photo_fault(row: object, identity: str | None = None) -> str:
     return ""
 
 
-def _parts_fault(row: Row) -> str:
-    """What is wrong with the similarities, faces and settings of a photo's row."""
+def _parts_fault(row: StoredRow) -> str:
+    """Return what is wrong with the similarities, faces and settings of a photo's row, "" for nothing."""
     if any(s.get("encoder") is None or s.get("optimised") is None for s in row.get("similarity") or []):
         return "a similarity of a photo has no encoder"
     if any(len(face.get("box") or ()) != 4 for face in row.get("faces") or []):
@@ -138,8 +149,8 @@ def _parts_fault(row: Row) -> str:
     return ""
 
 
-def stored_fault(row: Row) -> str:
-    """Return why a photo's row does not say what is stored of it, "" where it does; nothing is of one that failed."""
+def stored_fault(row: StoredRow) -> str:
+    """Return why a photo's row does not describe its stored file, "" when it does or when the photo has no file."""
     if not row.get("output_key"):
         lost = row["status"] in NO_PHOTO or DELETED in (row.get("reason") or "")
         return "" if lost else "counts as protected and names no file"
@@ -148,10 +159,11 @@ def stored_fault(row: Row) -> str:
     return "" if min(row["width"], row["height"]) > 0 else "has a recorded size below 1 px"
 
 
-def incomplete(rows: Iterable[Row]) -> int:
-    """Return how many photos of a commit record are neither stored, failed nor deleted: its task is not done.
+def incomplete(rows: Iterable[StoredRow]) -> int:
+    """Return how many photos of a commit record are neither stored, failed nor deleted.
 
-    One that was gone when it was read is among them: where a plan of the same key names it, it is there again.
+    A task with such photos is not done. Photos that were skipped because they were gone count too: a plan with the
+    same key names them, so they exist again.
     """
     return sum(
         not row.get("output_key") and row["status"] != "failed" and DELETED not in (row.get("reason") or "")
@@ -160,14 +172,13 @@ def incomplete(rows: Iterable[Row]) -> int:
 
 
 def identity_fault(row: object, identity: str | None = None) -> str:
-    """Return what is wrong with the row of one identity, "" for nothing. `identity` is whose record it stands in."""
+    """Return what is wrong with an identity's row, "" for nothing. `identity` is the record's identity, if known."""
     if not isinstance(row, dict):
-        return "the identity's row is no object"
-    for field in IDENTITIES:
-        if not fits(row.get(field.name), field.type):
-            return f"{field.name} of the identity is no {field.type}"
+        return "the identity's row is no JSON object"
+    if not _fit(row, IDENTITY):
+        return f"{_misfit(row, IDENTITY)} of the identity is of another type"
     if any(seconds < 0 for seconds in dict(row.get("seconds") or {}).values()):
-        return "the identity took less than no time"
+        return "the identity has negative seconds"
     name = row.get("identity", identity)
     if name is None or (identity is not None and name != identity):
         return "the identity's row is of another identity"
@@ -175,7 +186,7 @@ def identity_fault(row: object, identity: str | None = None) -> str:
     return "" if known or row.get("status") in IDENTITY_STATUSES else "the identity has no known status"
 
 
-def record_fault(place: str, record: Row) -> str:
+def record_fault(key: str, record: StoredRow) -> str:
     """Return what is wrong with the record at a storage key, "" for nothing."""
     for name, kind in HEAD.items():
         if not fits(record.get(name), kind) or (name in record and record[name] is None):
@@ -184,9 +195,9 @@ def record_fault(place: str, record: Row) -> str:
     if identity is None or record.get("key") is None or record.get("status", "done") not in STATUSES:
         return "it has no identity, key or known status"
     if not 0 <= part <= record.get("parts", 1):
-        return "its part is none of its parts"
-    if place.partition("/")[2] != f"{task_name(identity, part)}.json":
-        return "it is of another identity or part than its name says"
+        return "its part is outside of its parts"
+    if key.partition("/")[2] != f"{task_name(identity, part)}.json":
+        return "its storage key names another identity or part"
     if not isinstance(rows, list):
         return "its photos are no list"
     fault = next(filter(None, (photo_fault(row, identity) for row in rows)), "")

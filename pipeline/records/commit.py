@@ -1,4 +1,4 @@
-"""Records on storage: starts, commits and failures, one a task, and the index that spares reading them all."""
+"""Records on storage: starts, commits and failures of tasks, and the index that caches them."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from typing import Any
 from dladiff.errors import DamagedError, NotFoundError, StorageError
 from pipeline.records.checked import STATUSES, fits, incomplete
 from pipeline.records.loading import MOST_NOTE, load_record, or_damage, read_many
-from pipeline.records.loading import READERS as READERS  # those who work with records find all of them here
+from pipeline.records.loading import READERS as READERS  # re-exported: callers import all of records from here
 from pipeline.records.loading import Record as Record
 from pipeline.records.loading import load as load
 from pipeline.records.loading import load_many as load_many
@@ -27,22 +27,22 @@ from pipeline.storage.open import open_storage
 
 JSON = "application/json"
 INDEX = "manifest/records.parquet"
-RUNS_FACTOR = 3  # starts under other drivers may have ended with them: only that many times more are a crash loop
+RUNS_FACTOR = 3  # starts of other runs count 1/RUNS_FACTOR: their driver may have died
 
-RECORD = re.compile(r"(done|failed)/[^/.][^/]*\.json")  # what a file manager leaves beside them is none
+RECORD = re.compile(r"(done|failed)/[^/.][^/]*\.json")  # excludes hidden files of file managers
 log = logging.getLogger(__name__)
 
 Task = tuple[str, int]
-"""Name of the identity; 0 for a whole identity, else the number of its part, from 1."""
+"""Name of the identity, and 0 for a whole identity or the number of its part, from 1."""
 
 
 def now() -> str:
-    """Return the time, UTC, as ISO 8601."""
+    """Return the current time, UTC, as ISO 8601."""
     return datetime.now(UTC).isoformat()
 
 
 def open_run(uri: str, *, begun: bool = True) -> Storage:
-    """Open a run's output. Where nothing of one lies, raise StorageError, or only warn if it need not have `begun`."""
+    """Open a run's output. If it is empty, raise StorageError, or only log a warning with `begun=False`."""
     storage = open_storage(uri)
     if not any(True for folder in FOLDERS for _ in storage.list(f"{folder}/")):
         fault = f"no run has written to {shown(uri)}; check the address"
@@ -53,41 +53,41 @@ def open_run(uri: str, *, begun: bool = True) -> Storage:
 
 
 def key_of(identity: str, tags: Iterable[tuple[str, str]], config_digest: str) -> str:
-    """Return the key of a piece of work: identity, (photo key, content tag) pairs, configuration digest."""
+    """Return the digest of identity, (photo key, content tag) pairs and configuration digest: the key of a task."""
     text = json.dumps([identity, sorted(map(list, tags)), config_digest])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def commit(storage: Storage, record: Record, *, replaces: str | None = None) -> bool:
-    """Write a commit record; whether it is ours that stands.
+    """Write a commit record; return whether it was written.
 
-    A record of another key, or a damaged one, is replaced; one of the same key that names as many photos wins over
-    ours, unless its tag is `replaces`.
+    A record of another key, or a damaged one, is replaced. A record of the same key that names as many photos is kept,
+    unless its tag is `replaces`. Raises StorageError when the record keeps changing.
     """
-    place, data = f"done/{task_name(record['identity'], record.get('part', 0))}.json", _dump(record)
+    path, data = f"done/{task_name(record['identity'], record.get('part', 0))}.json", _dump(record)
     for _ in range(8):
-        if storage.put_if_absent(place, data):
+        if storage.put_if_absent(path, data):
             return True
-        tag = storage.tag(place)
+        tag = storage.tag(path)
         if tag is None:
             continue
-        if tag != replaces and _same_work(_replaceable(storage, place), record):
+        if tag != replaces and _same_work(_replaceable(storage, path), record):
             return False
-        if storage.put_if_match(place, data, tag):
+        if storage.put_if_match(path, data, tag):
             return True
-    raise StorageError(f"{storage.uri_of(place)} keeps changing; is a second run writing to this output?")
+    raise StorageError(f"{storage.uri_of(path)} keeps changing; is a second run writing to this output?")
 
 
 def fail(storage: Storage, record: Record) -> None:
-    """Write a failure record; `attempts` counts on from the last one of the same key."""
-    place = f"failed/{task_name(record['identity'], record.get('part', 0))}.json"
+    """Write a failure record; `attempts` continues from the previous record of the same key."""
+    path = f"failed/{task_name(record['identity'], record.get('part', 0))}.json"
     before = 0
-    if storage.tag(place) is not None:
-        old = _replaceable(storage, place)
+    if storage.tag(path) is not None:
+        old = _replaceable(storage, path)
         before = old.get("attempts", 0) if old.get("key") == record["key"] else 0
     attempts = before + 1
     row = record.get("identity_row", {}) | {"attempts": attempts}
-    storage.put(place, _dump(record | {"attempts": attempts, "identity_row": row}), JSON)
+    storage.put(path, _dump(record | {"attempts": attempts, "identity_row": row}), JSON)
 
 
 def clear_failure(storage: Storage, identity: str, part: int = 0) -> None:
@@ -96,10 +96,9 @@ def clear_failure(storage: Storage, identity: str, part: int = 0) -> None:
 
 
 def count_starts(storage: Storage, task: Task, key: str, run_id: str) -> int:
-    """Return how often work of this key was begun and not ended in this run.
+    """Return how often a task with this key was started in this run without ending.
 
-    Starts of earlier runs count one in RUNS_FACTOR: their driver may have died, and not by their fault. Damaged notes
-    count as none.
+    RUNS_FACTOR starts of earlier runs count as one, since their driver may have died. Damaged notes do not count.
     """
     notes = [_note(storage, entry.key) for entry in list(storage.list(f"starts/{task_name(*task)}/"))]
     same = [note.get("run_id") == run_id for note in notes if note.get("key") == key]
@@ -108,38 +107,38 @@ def count_starts(storage: Storage, task: Task, key: str, run_id: str) -> int:
 
 
 def write_start(storage: Storage, task: Task, key: str, run_id: str) -> str:
-    """Note that work begins; return the note's storage key, to be deleted when it ends in any way."""
-    place = f"starts/{task_name(*task)}/{uuid.uuid4().hex}.json"
+    """Store a note that a task starts; return its storage key. The caller deletes it when the task ends."""
+    path = f"starts/{task_name(*task)}/{uuid.uuid4().hex}.json"
     note = {"identity": task[0], "part": task[1], "key": key, "run_id": run_id}
     note |= {"host": socket.gethostname(), "pid": os.getpid(), "time": now()}
-    storage.put(place, _dump(note), JSON)
-    return place
+    storage.put(path, _dump(note), JSON)
+    return path
 
 
 def clear_starts(storage: Storage, identity: str, part: int = 0) -> None:
-    """Forget a task's starts."""
+    """Delete the notes of a task's starts."""
     for entry in list(storage.list(f"starts/{task_name(identity, part)}/")):
         storage.delete(entry.key)
 
 
 def _note(storage: Storage, key: str) -> Record:
-    """Read a note of a start; a damaged one says nothing, and one that is gone neither."""
+    """Return the note of a start, {} when it is damaged or gone."""
     try:
         return load(storage, key, MOST_NOTE)
     except (DamagedError, NotFoundError):
         return {}
 
 
-def _replaceable(storage: Storage, place: str) -> Record:
-    """Read a record that ours may replace: a damaged one says nothing."""
+def _replaceable(storage: Storage, key: str) -> Record:
+    """Return the record at a storage key, {} when it is damaged or gone."""
     try:
-        return load_record(storage, place)
+        return load_record(storage, key)
     except (DamagedError, NotFoundError):
         return {}
 
 
 def _same_work(standing: Record, ours: Record) -> bool:
-    """Whether a commit record that stands is of the same key, and of as many photos."""
+    """Return whether a stored commit record has our key, as many photos, and no more incomplete ones."""
     rows = standing.get("photos", [])
     same = standing.get("key") == ours["key"] and len(rows) == len(ours["photos"])
     return same and incomplete(rows) <= incomplete(ours["photos"])
@@ -147,7 +146,7 @@ def _same_work(standing: Record, ours: Record) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """What the driver keeps of one record: a row of manifest/records.parquet."""
+    """The driver's summary of one record: a row of manifest/records.parquet. `place` is the record's storage key."""
 
     place: str
     tag: str
@@ -175,43 +174,43 @@ class Recorded:
 
 @dataclass
 class Index:
-    """Rows by task; `fresh` says whether the index on storage holds exactly these."""
+    """Rows by task. `fresh`: the stored index holds exactly these rows."""
 
     done: dict[Task, Recorded] = field(default_factory=dict)
     failed: dict[Task, Recorded] = field(default_factory=dict)
     fresh: bool = False
     damaged: dict[str, str] = field(default_factory=dict)
-    """Records that cannot be read, and why: their tasks count as not done, and a commit replaces them."""
+    """Unreadable records by storage key, and why. Their tasks count as not done; a commit replaces them."""
 
     def standing(self) -> dict[Task, Recorded]:
-        """Return the row that stands for each task, sorted: a failure record is newer than a commit beside it."""
+        """Return one row a task, sorted; of a commit and a failure record the failure, which is newer."""
         return dict(sorted((self.done | self.failed).items()))
 
     def rows(self) -> list[Recorded]:
-        """Return every row, sorted by place."""
+        """Return all rows, sorted by storage key."""
         return sorted([*self.done.values(), *self.failed.values()], key=lambda row: row.place)
 
 
 def read_index(storage: Storage, last: Index | None = None, *, cached: bool = True) -> Index:
-    """List the records and read those that the stored index, or the `last` one read, does not know: often none.
+    """List the records, and read those that neither the stored index nor the `last` one holds.
 
-    The stored index is a file of the output: without `cached` it is not believed, and every record is read.
+    With `cached=False` every record is read: the stored index may be forged.
     """
     entries: dict[str, Entry] = {}
     for folder in ("done/", "failed/"):
         entries |= {entry.key: entry for entry in storage.list(folder) if RECORD.fullmatch(entry.key)}
     known = {row.place: row for row in last.rows()} if last else stored_rows(storage) if cached else {}
-    same = {place for place, row in known.items() if place in entries and entries[place].tag == row.tag}
+    same = {key for key, row in known.items() if key in entries and entries[key].tag == row.tag}
     index = Index(fresh=len(same) == len(entries) == len(known))
-    for place in same:
-        _file(index, known[place])
+    for key in same:
+        _file(index, known[key])
 
-    def read(storage: Storage, place: str) -> Recorded:
-        return _row(place, entries[place].tag, load_record(storage, place))
+    def read(storage: Storage, key: str) -> Recorded:
+        return _row(key, entries[key].tag, load_record(storage, key))
 
-    for place, row in read_many(storage, sorted(set(entries) - same), or_damage(read)):
+    for key, row in read_many(storage, sorted(set(entries) - same), or_damage(read)):
         if isinstance(row, DamagedError):
-            index.damaged[place] = str(row)
+            index.damaged[key] = str(row)
             log.warning("%s", shown(str(row)))
         elif row is not None:
             _file(index, row)
@@ -223,7 +222,7 @@ def _file(index: Index, row: Recorded) -> None:
 
 
 def stored_rows(storage: Storage) -> dict[str, Recorded]:
-    """Return the rows of the stored index by place; none where it is damaged or of another version: it is a cache."""
+    """Return the rows of the stored index by storage key; none when it is damaged or of another version."""
     if storage.tag(INDEX) is None:
         return {}
     try:
@@ -235,7 +234,7 @@ def stored_rows(storage: Storage) -> dict[str, Recorded]:
 
 
 def _is_row(row: Mapping[str, Any]) -> bool:
-    """Whether a row of the stored index is whole, and of the place that it names."""
+    """Return whether a row of the stored index is complete and belongs to the storage key that it names."""
     if any(row[name] is None for name in RECORDS.names if name not in ("started_at", "finished_at")):
         return False
     folder, _, name = row["place"].partition("/")

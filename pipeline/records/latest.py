@@ -1,4 +1,4 @@
-"""The latest plan of an output, as its run stored it: what was to be done, and where its photos came from."""
+"""The latest plan of an output: its tasks, and the folders of its photos."""
 
 import hashlib
 from collections.abc import Mapping
@@ -22,14 +22,14 @@ COLUMNS = columns(PLAN, ("identity", "part", "key", "uris"))
 
 @dataclass(frozen=True)
 class Latest:
-    """What the latest plan says; `fault` where it, or a part of it, cannot be read."""
+    """Content of plan/latest.json; `fault` says what of it cannot be read."""
 
     plan: str = ""
-    """Storage key of its rows."""
+    """Storage key of the plan's rows."""
     started_at: str = ""
-    """When its run began, UTC as ISO 8601."""
+    """Start of its run, UTC as ISO 8601."""
     inputs: tuple[str, ...] = ()
-    """Folders or bucket prefixes that its photos lie below; none in outputs of versions that did not record them."""
+    """Folders or bucket prefixes of its photos; empty in outputs of versions that did not record them."""
     fault: str = ""
 
 
@@ -42,7 +42,7 @@ class Planned:
 
 
 def latest_plan(storage: Storage) -> Latest | None:
-    """Read `plan/latest.json`; None before the first run. Raises StorageError where the storage is out of reach."""
+    """Read `plan/latest.json`; None before the first run. Raises StorageError when the storage is out of reach."""
     try:
         found = load(storage, LATEST, MOST_NOTE)
     except NotFoundError:
@@ -58,15 +58,15 @@ def latest_plan(storage: Storage) -> Latest | None:
 
 
 def planned_tasks(storage: Storage, latest: Latest) -> Planned:
-    """Read the tasks of a plan. Raises StorageError where the storage is out of reach."""
+    """Read the tasks of a plan. Raises StorageError when the storage is out of reach."""
     if not latest.plan:
         return Planned(fault=latest.fault)
     tasks: dict[Task, tuple[str, int]] = {}
     try:
         for batch in parquet(storage.get(latest.plan), COLUMNS).iter_batches(columns=COLUMNS.names):
             counts = pc.list_value_length(batch["uris"]).to_pylist()
-            places = [batch[name].to_pylist() for name in ("identity", "part", "key")]
-            for name, part, key, count in zip(*places, counts, strict=True):
+            values = [batch[name].to_pylist() for name in ("identity", "part", "key")]
+            for name, part, key, count in zip(*values, counts, strict=True):
                 if None in (name, part, key):
                     return Planned(fault=_fault(storage))
                 tasks[name, part] = (key, count or 0)
@@ -75,17 +75,18 @@ def planned_tasks(storage: Storage, latest: Latest) -> Planned:
     return Planned(tasks)
 
 
-def unchanged(storage: Storage, place: Mapping[str, Any]) -> pq.ParquetFile:
-    """Return the stored list of work at `plan`, of `size` bytes and with this `sha256`: what the driver stored.
+def unchanged(storage: Storage, work: Mapping[str, Any]) -> pq.ParquetFile:
+    """Return the stored list of work at key `work["plan"]`, checked against its `size` in bytes and its `sha256`.
 
-    Raises StorageError for any other: who may write the output must not say what the actors read and write.
+    Raises StorageError when it differs from what the driver stored: other writers of the output must not choose what
+    the actors read and write.
     """
     try:
-        data = storage.get(place["plan"], place["size"])
+        data = storage.get(work["plan"], work["size"])
     except TooLargeError:
         data = b""
-    if hashlib.sha256(data).hexdigest() != place["sha256"]:
-        where = shown(storage.uri_of(place["plan"]))
+    if hashlib.sha256(data).hexdigest() != work["sha256"]:
+        where = shown(storage.uri_of(work["plan"]))
         raise StorageError(f"{where} was changed during the run: no work is taken from it; see who writes there")
     return parquet(data)
 

@@ -1,4 +1,4 @@
-"""lock.json: one driver a run. Its age is read from the storage's own clock, so no driver's clock matters."""
+"""lock.json: at most one driver writes to an output. Its age comes from the storage's clock, not the drivers'."""
 
 import json
 import os
@@ -15,26 +15,26 @@ from pipeline.storage.base import Storage
 from pipeline.storage.keys import shown
 
 LOCK = "lock.json"
-LEASE_S = 120.0  # seconds a lease lives without renewal
-RENEW_S = 20.0
-MOST_PID = 2**22  # the largest that Linux gives to a process; 0 and less name groups of processes
-MOST_TOLD = 60  # characters of each value that a refusal repeats
+LEASE_S = 120.0  # seconds until a lease that is not renewed expires
+RENEW_S = 20.0  # seconds between renewals
+MOST_PID = 2**22  # largest pid on Linux; 0 and negative numbers mean process groups
+MOST_SHOWN = 60  # characters of each lock value in an error message
 
 
 class Lease:
-    """Held by one driver and renewed by a thread; another driver takes over what was not renewed for LEASE_S."""
+    """A lease held by one driver and renewed by a thread. After LEASE_S without renewal another driver can take it."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.owner = uuid.uuid4().hex
         self.lost = False
-        """Whether another driver took the lease over, because this one could not renew it."""
+        """Whether another driver took the lease because this one could not renew it."""
         self._since = datetime.now(UTC).isoformat()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
     def __enter__(self) -> Self:
-        """Take the lease. Raises StorageError that says who holds it."""
+        """Take the lease. Raises StorageError, which names the holder, when another driver holds it."""
         if not self.storage.put_if_absent(LOCK, self._note()) and not self._take_over():
             raise StorageError(
                 f"another run writes to {shown(self.storage.uri)}: {_who(self._held() or {})}; wait for it, "
@@ -46,7 +46,7 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the lease back, if it is still ours."""
+        """Release the lease if it is still ours."""
         self._stop.set()
         self._thread.join()
         try:
@@ -57,7 +57,7 @@ class Lease:
                 raise
 
     def check(self) -> None:
-        """Raise StorageError when the lease was lost: the other driver finishes the run."""
+        """Raise StorageError if the lease was lost; the other driver finishes the run."""
         if self.lost:
             raise StorageError(
                 f"this run was cut off from {shown(self.storage.uri)} for more than {LEASE_S:.0f} s and another one "
@@ -74,7 +74,7 @@ class Lease:
         try:
             return load(self.storage, LOCK, MOST_NOTE)
         except DamagedError:
-            return {}  # a note of a foreign hand: it ages like any other
+            return {}  # not written by a driver: it expires by its age
 
     def _take_over(self) -> bool:
         tag = self.storage.tag(LOCK)
@@ -90,28 +90,28 @@ class Lease:
             try:
                 tag = self.storage.tag(LOCK)
                 if tag is None or (self._held() or {}).get("owner") != self.owner:
-                    self.lost = True  # commits stay safe: each is decided by its own conditional put
+                    self.lost = True  # commits stay safe: each is a conditional put
                     return
                 self.storage.put_if_match(LOCK, self._note(), tag)
             except StorageError:
-                continue  # a passing fault; the next renewal comes before the lease expires
+                continue  # temporary: several renewals fit into LEASE_S
 
 
 def _who(held: dict[str, Any]) -> str:
-    """The holder, or that a foreign hand wrote the note."""
+    """Return host, pid and start of the holder, for a message."""
     if not held.keys() >= {"host", "pid", "time"}:
         return f"its {LOCK} does not say who"
-    host, pid, since = (str(held[name])[:MOST_TOLD] for name in ("host", "pid", "time"))
+    host, pid, since = (str(held[name])[:MOST_SHOWN] for name in ("host", "pid", "time"))
     return shown(f"host {host}, pid {pid}, since {since}")
 
 
 def _is_dead(held: dict[str, Any]) -> bool:
-    """Whether the holder ran on this host and its process is gone."""
+    """Return whether the holder ran on this host and its process has ended."""
     pid = held.get("pid")
     if held.get("host") != socket.gethostname() or not isinstance(pid, int) or isinstance(pid, bool):
         return False
     if not 0 < pid <= MOST_PID:
-        return False  # of a foreign hand: it ages
+        return False  # not written by a driver
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Reading records: one JSON object each, with a bound, checked before it is used, many at a time."""
+"""Read records: JSON objects of bounded size, checked, many in parallel."""
 
 import json
 import logging
@@ -11,9 +11,9 @@ from pipeline.records.checked import record_fault
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import shown
 
-READERS = 16  # records are small: their latency is hidden by reading that many at once
-MOST_BYTES = 64 * 2**20  # of one record: 64 photos with twenty faces each take less than 1 MB
-MOST_NOTE = 2**16  # bytes of a note of a start, of the lease or of the latest plan: they take less than 1 kB
+READERS = 16  # records read in parallel: they are small, so latency dominates
+MOST_BYTES = 64 * 2**20  # of one record or trace: 64 photos with 20 faces each take < 1 MB, long traces < 10 MB
+MOST_NOTE = 2**16  # bytes of a start note, lease or latest plan: they take less than 1 kB
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ Record = dict[str, Any]
 
 
 def load(storage: Storage, key: str, limit: int = MOST_BYTES) -> Record:
-    """Read one JSON object of at most `limit` bytes. Raises DamagedError where it is none, and StorageError."""
+    """Read one JSON object of at most `limit` bytes. Raises DamagedError for anything else, StorageError."""
     try:
         record = json.loads(storage.get(key, limit))
     except (ValueError, RecursionError) as error:
@@ -34,34 +34,34 @@ def load(storage: Storage, key: str, limit: int = MOST_BYTES) -> Record:
     return record
 
 
-def load_record(storage: Storage, place: str) -> Record:
-    """Read and check one record. Raises DamagedError where it is not what its place says, StorageError."""
-    record = load(storage, place)
-    if fault := record_fault(place, record):
-        raise DamagedError(f"{storage.uri_of(place)} is no record: {fault}; delete it and run again")
+def load_record(storage: Storage, key: str) -> Record:
+    """Read and check one record. Raises DamagedError when it does not fit its storage key, StorageError."""
+    record = load(storage, key)
+    if fault := record_fault(key, record):
+        raise DamagedError(f"{storage.uri_of(key)} is no record: {fault}; delete it and run again")
     return record
 
 
 def load_many(
-    storage: Storage, places: Iterable[str], read: Callable[[Storage, str], Record] = load_record
+    storage: Storage, keys: Iterable[str], read: Callable[[Storage, str], Record] = load_record
 ) -> Iterator[tuple[str, Record]]:
-    """Yield (place, what `read` returns) in the order given, at most READERS of them in memory.
+    """Yield (key, record) in the given order, at most READERS in memory.
 
-    Damaged ones are left out with a warning, and so is what is gone, without one.
+    Damaged records are skipped with a warning, missing ones without.
     """
-    for place, record in read_many(storage, places, or_damage(read)):
+    for key, record in read_many(storage, keys, or_damage(read)):
         if isinstance(record, DamagedError):
             log.warning("left out: %s", shown(str(record)))
         elif record is not None:
-            yield place, record
+            yield key, record
 
 
 def or_damage(read: Callable[[Storage, str], Found]) -> Callable[[Storage, str], Found | DamagedError | None]:
-    """Return `read` with DamagedError as a value, and None for what is gone."""
+    """Wrap `read`: return DamagedError instead of raising it, and None for a missing object."""
 
-    def safely(storage: Storage, place: str) -> Found | DamagedError | None:
+    def safely(storage: Storage, key: str) -> Found | DamagedError | None:
         try:
-            return read(storage, place)
+            return read(storage, key)
         except DamagedError as error:
             return error
         except NotFoundError:
@@ -73,7 +73,7 @@ def or_damage(read: Callable[[Storage, str], Found]) -> Callable[[Storage, str],
 def read_many(
     storage: Storage, keys: Iterable[str], read: Callable[[Storage, str], Found]
 ) -> Iterator[tuple[str, Found]]:
-    """Yield (key, what `read` returns) in the order given, at most READERS of them in memory."""
+    """Yield (key, result of `read`) in the given order, at most READERS in memory."""
     waiting: list[tuple[str, Future[Found]]] = []
     with ThreadPoolExecutor(READERS) as pool:
         for key in keys:

@@ -1,4 +1,4 @@
-"""The Parquet manifest, built from the records alone, and the sweep that leaves no orphan behind."""
+"""The Parquet manifests, built from the records alone, and the sweep of orphaned photos."""
 
 import re
 import uuid
@@ -18,12 +18,12 @@ from pipeline.storage.keys import escape
 
 PHOTOS_KEY, IDENTITIES_KEY = "manifest/photos.parquet", "manifest/identities.parquet"
 FILES = {PHOTOS_KEY: PHOTOS, IDENTITIES_KEY: IDENTITIES}
-STORED = re.compile(r"\.[0-9a-f]{12}\.png$")  # what the name of a protected photo ends in: nothing else is swept
-GROUP = 500  # rows held before they are written as one row group: a row of a plan names up to a hundred photos
+STORED = re.compile(r"\.[0-9a-f]{12}\.png$")  # end of a protected photo's name; the sweep removes no other file
+GROUP = 500  # rows of one row group, held in memory: a plan row names up to a hundred photos
 
 
 class ParquetFile:
-    """Rows into a temporary file, and the file to storage in one put: memory holds GROUP rows, whatever comes."""
+    """Writes rows to a temporary file and stores it in one put; at most GROUP rows are in memory."""
 
     def __init__(self, folder: Path, schema: Any) -> None:
         self.path = folder / f"{uuid.uuid4().hex}.parquet"
@@ -40,18 +40,18 @@ class ParquetFile:
             self._flush()
 
     def put(self, storage: Storage, key: str) -> None:
-        """Close the file and store it."""
+        """Close the file and store it at `key`."""
         self.close()
         storage.put_file(key, self.path)
 
     def close(self) -> None:
-        """Write what is left; the file can be read afterwards."""
+        """Write the remaining rows; afterwards the file can be read."""
         if self._writer.is_open:
             self._flush()
             self._writer.close()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the closed file, GROUP at a time in memory."""
+        """Yield the rows of the closed file; GROUP rows are in memory."""
         with pq.ParquetFile(self.path) as file:
             for batch in file.iter_batches(GROUP):
                 yield from batch.to_pylist()
@@ -63,10 +63,10 @@ class ParquetFile:
 
 
 def write_manifest(storage: Storage, index: Index | None = None, *, force: bool = False) -> tuple[int, int]:
-    """Bring photos.parquet, identities.parquet and the index up to the records; return how many photos, identities.
+    """Write photos.parquet, identities.parquet and the index from the records; return counts of photos and identities.
 
-    Nothing is read or written when the index is fresh and both files are there, unless `force`: then every record is
-    read, whatever the stored index says. The index is written last. Raises StorageError.
+    Does nothing when the index is fresh and both files exist. With `force` every record is read and all files are
+    written. The index is written last. Raises StorageError.
     """
     index = index or read_index(storage, cached=not force)
     if index.fresh and not force and all(storage.tag(key) is not None for key in FILES):
@@ -97,14 +97,14 @@ def write_rows(storage: Storage, key: str, rows: Iterable[Mapping[str, Any]], sc
 
 
 def sweep(storage: Storage, identity: str, current: list[Recorded], stale: list[Recorded]) -> list[str]:
-    """Remove what no record of an identity stands for; return the storage keys removed.
+    """Remove an identity's `stale` records and orphaned photos; return the storage keys removed.
 
-    The `stale` records (of an earlier split) go first, then photos that no `current` commit record names: an attempt
-    that died before its commit left them. To be called when no actor works on the identity.
+    Stale records are those of an earlier split. Orphaned photos are named by no `current` commit record: an attempt
+    died before its commit. Call this only when no actor works on the identity.
     """
     records = dict(load_many(storage, (row.place for row in current)))
     if len(records) < len(current):
-        return []  # what a damaged record names is not known: the next run does its task again, and sweeps then
+        return []  # a damaged record may name any photo: the next run repeats its task and sweeps
     removed = [row.place for row in stale]
     named = {photo.get("output_key") for record in records.values() for photo in record.get("photos", [])}
     folder = f"photos/{escape(identity)}/"
@@ -115,20 +115,20 @@ def sweep(storage: Storage, identity: str, current: list[Recorded], stale: list[
 
 
 def merged(storage: Storage, index: Index) -> Iterator[tuple[list[Record], Record]]:
-    """Yield each identity's photo rows and its row, the parts of a split one together.
+    """Yield each identity's photo rows and identity row; the parts of a split identity are merged.
 
-    A record that turns out to be damaged is left out, and taken out of `index`: the next run reads it again.
+    Damaged records are skipped and removed from `index`, so the next run reads them again.
     """
     standing = index.standing()
     found = load_many(storage, (row.place for row in standing.values()))
     read: set[str] = set()
-    by_place = {row.place: row for row in standing.values()}
-    for _, group in groupby(((by_place[place], record) for place, record in found), key=lambda pair: pair[0].identity):
+    by_key = {row.place: row for row in standing.values()}
+    for _, group in groupby(((by_key[key], record) for key, record in found), key=lambda pair: pair[0].identity):
         parts = [(row, record) for row, record in group if row.task == (record["identity"], record.get("part", 0))]
         read |= {row.place for row, _ in parts}
         if parts:
             yield _identity(parts)
-    for row in by_place.values():
+    for row in by_key.values():
         if row.place not in read:
             (index.done if row.place.startswith("done/") else index.failed).pop(row.task)
 
@@ -139,7 +139,7 @@ def _identity(parts: list[tuple[Recorded, Record]]) -> tuple[list[Record], Recor
     for _, record in newest_first:
         for photo in record.get("photos", []):
             own = photo | {"identity": record["identity"]}
-            photos.setdefault(photo["source_uri"], own)  # a part of an earlier split may still name the photo
+            photos.setdefault(photo["source_uri"], own)  # a part of an earlier split may name the same photo
     rows = [photos[uri] for uri in sorted(photos)]
     about = [record.get("identity_row") or {} for _, record in parts]
     newest = newest_first[0][0]

@@ -1,6 +1,6 @@
-"""Notes in an output of pages and results that show its people and are kept elsewhere: `dladiff retention` reads them.
+"""Notes, stored in an output, of pages and evaluation results that show its people; `dladiff retention` reads them.
 
-A note names people by a digest alone, so that a note of a page that cannot be reached holds no name.
+A note holds digests of names, not names: it may outlive a page that cannot be reached.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from pipeline.storage.base import Storage
 from pipeline.storage.keys import shown
 
 NOTES = "pages/"
-REPORT = "report/index.html"  # the page that an output holds itself
-EVALUATION = "evaluation"  # kind of a note: results of `dladiff evaluate`
-ABOUT = "evaluation.json"  # in such results: the outputs that they are of
-PICTURE = re.compile(r"\d{5}-\w+\.webp")  # beside a report, in the folder `<page>_files`
-MOST_NOTE = 64 * 2**20  # bytes of a note: some three million people
+REPORT = "report/index.html"  # the page inside the output
+EVALUATION = "evaluation"  # kind of the note of `dladiff evaluate` results
+ABOUT = "evaluation.json"  # in evaluation results: the evaluated outputs
+PICTURE = re.compile(r"\d{5}-\w+\.webp")  # picture files of a report, in the folder `<page>_files`
+MAX_NOTE = 64 * 2**20  # bytes of a note: some three million people
 SIGN = 16  # hexadecimal digits that stand for a person: two of a million people share them with probability 3e-8
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """Where a page or results are, on which machine, since when, and the digests of the people they show."""
+    """Address and host of a page or results, time (UTC), and digests of the people they show."""
 
     kind: str
     address: str
@@ -40,11 +40,11 @@ class Note:
 
     @property
     def id(self) -> str:
-        """The note's name, the same for every page of this address."""
+        """The note's name: a digest of host and address."""
         return hashlib.sha256(f"{self.host}\0{self.address}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
     def sign(self, name: str) -> str:
-        """Return what stands for a person in this note."""
+        """Return the digest of a person's name in this note."""
         return hashlib.sha256(f"{self.id}\0{name}".encode("utf-8", "surrogatepass")).hexdigest()[:SIGN]
 
     def put(self, output: Storage) -> None:
@@ -54,19 +54,19 @@ class Note:
 
 
 def mark(address: str) -> str:
-    """Return what a page or results hold of the address of their output."""
+    """Return the digest of an output's address that its pages and results carry."""
     return hashlib.sha256(address.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def announce(output: Storage, kind: str, place: Path | str, people: Iterable[str]) -> Callable[[], None]:
-    """Note in an output, before it is written, that a page at `place` will show these people.
+def announce(output: Storage, kind: str, page: Path | str, people: Iterable[str]) -> Callable[[], None]:
+    """Store a note in an output, before `page` is written, that the page will show these people.
 
-    `place` is a local file, an address of a storage, or REPORT. The function returned is called once the page is there:
-    until then the note also names who was on an earlier page. An output that cannot be written gets a warning.
+    `page` is a local file, a storage address, or REPORT. Call the returned function once the page is written; until
+    then the note also holds the people of an earlier page. If the output cannot be written, a warning is logged.
     """
-    address = str(place)
-    if isinstance(place, Path):
-        address = str(place.absolute().parent.resolve() / place.name)
+    address = str(page)
+    if isinstance(page, Path):
+        address = str(page.absolute().parent.resolve() / page.name)
     host = socket.gethostname() if address.startswith("/") else ""
     empty = Note(kind=kind, address=address, host=host, time=now(), people=frozenset())
     note = _with(empty, map(empty.sign, people))
@@ -79,13 +79,13 @@ def announce(output: Storage, kind: str, place: Path | str, people: Iterable[str
 
 
 def notes(output: Storage) -> Iterator[tuple[str, Note | None]]:
-    """Yield the key of each note and the note, None where it cannot be read."""
+    """Yield (key, note) of each note; the note is None when it cannot be read."""
     for entry in list(output.list(NOTES)):
         yield entry.key, _read(output, entry.key)
 
 
 def mark_results(results: Storage, outputs: Iterable[str]) -> None:
-    """Note in results of an evaluation which outputs they are of; the lease on them is held."""
+    """Store in evaluation results which outputs were evaluated. The caller holds the lease on the results."""
     known = marks_of(results)
     found = known | {mark(uri) for uri in outputs}
     if found != known:
@@ -93,9 +93,9 @@ def mark_results(results: Storage, outputs: Iterable[str]) -> None:
 
 
 def marks_of(results: Storage) -> set[str]:
-    """Return the marks of the outputs that results are of; none where they are no results. Raises StorageError."""
+    """Return the marks of the evaluated outputs, none if the storage holds no results. Raises StorageError."""
     try:
-        about = json.loads(results.get(ABOUT, MOST_NOTE))
+        about = json.loads(results.get(ABOUT, MAX_NOTE))
     except (NotFoundError, ValueError):
         return set()
     if not isinstance(about, dict) or about.get("kind") != EVALUATION or not isinstance(about.get("outputs"), list):
@@ -114,7 +114,7 @@ def _people(output: Storage, note: Note) -> frozenset[str]:
 
 def _read(output: Storage, key: str) -> Note | None:
     try:
-        values = json.loads(output.get(key, MOST_NOTE))
+        values = json.loads(output.get(key, MAX_NOTE))
         texts = {name: values[name] for name in ("kind", "address", "host", "time")}
         note = Note(**texts, people=frozenset(values["people"]))
     except (NotFoundError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Column names, types and units of the manifest: one row a photo, one row an identity."""
+"""Column names, types and units of manifests, plans, the index and evaluation results; and their Parquet files."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-Row = dict[str, Any]
+PhotoRow = dict[str, Any]
+"""A row of PHOTOS: column name to JSON value."""
+IdentityRow = dict[str, Any]
+"""A row of IDENTITIES: column name to JSON value."""
 TIME = pa.timestamp("us", tz="UTC")
 FACE = pa.struct(
     [
@@ -42,9 +45,9 @@ _HOW = [
     _column(
         "config_digest",
         pa.string(),
-        "digest of every setting that decides the output bytes, but for how photos share tasks (parts)",
+        "digest of every setting that decides the output bytes, except how photos share tasks (parts)",
     ),
-    _column("models", pa.list_(MODEL), "the networks that took part"),
+    _column("models", pa.list_(MODEL), "the networks used"),
     _column("versions", pa.map_(pa.string(), pa.string()), "package versions"),
     _column("device", pa.string(), "cpu, or the name of the GPU"),
     _column("seconds", pa.map_(pa.string(), pa.float64()), "seconds of each step of the identity"),
@@ -98,7 +101,7 @@ PLAN = pa.schema(
         _column("plan_hash", pa.string(), "digest of the whole listing"),
     ]
 )
-TODO = pa.schema([_column("work", pa.string(), "JSON: what the actor is given")])
+TODO = pa.schema([_column("work", pa.string(), "JSON: the actor's work")])
 RECORDS = pa.schema(
     [
         _column("place", pa.string(), "storage key of the record"),
@@ -127,17 +130,17 @@ RESULTS = pa.schema(
         _column("condition", pa.string(), "method, or clean, or noise"),
         _column("attack", pa.string(), "attacker"),
         _column("base", pa.string(), "base model of the attacker"),
-        _column("preprocessing", pa.string(), "what the thief did to the photos first"),
+        _column("preprocessing", pa.string(), "preprocessing of the photos by the attacker"),
         _column("share", pa.int32(), "% of the photos that are protected"),
         _column("seed", pa.int64(), "seed of the attack"),
         _column("prompt", pa.string(), "of generation; empty where nothing is generated"),
-        _column("status", pa.string(), "done | no_photo (the thief found no face in any) | failed"),
+        _column("status", pa.string(), "done | no_photo (the attacker found no face in any) | failed"),
         _column("reason", pa.string(), "why it failed, or which photos could not be read"),
-        _column("photos", pa.int32(), "photos the thief had"),
+        _column("photos", pa.int32(), "photos the attacker had"),
         _column("dropped", pa.int32(), "of these, photos in which it found no face"),
         _column("pictures", pa.int32(), "pictures generated"),
         _column("fdr", pa.float64(), "share of the pictures with a face"),
-        _column("similarity", pa.list_(ATTACKED), "mean cosines, by encoder of the judge"),
+        _column("similarity", pa.list_(ATTACKED), "mean cosines, by encoder of the evaluator"),
         _column("fiqa", pa.float64(), "mean face quality; null without its network"),
         _column("nsfwr", pa.float64(), "share flagged by the safety checker; null without one"),
         _column("psnr", pa.float64(), "dB, mean over photos; null where nothing changed"),
@@ -147,7 +150,7 @@ RESULTS = pa.schema(
         _column("linf", pa.float64(), "mean of the photos' largest changes, [0, 1] units"),
         _column("references", pa.int32(), "clean photos behind the reference embedding"),
         _column("reference_set", pa.string(), "other photos | originals of the protected photos"),
-        _column("feature_network", pa.string(), "what gave the features of FID"),
+        _column("feature_network", pa.string(), "network of the FID features"),
         _column("picture_scores", pa.string(), "JSON: scores of each picture"),
         _column("photo_scores", pa.string(), "JSON: scores of each photo"),
         _column("seconds", pa.float64(), "of the actor's work"),
@@ -157,14 +160,14 @@ RESULTS = pa.schema(
 
 
 NO_PARQUET = (pa.ArrowException, KeyError, ValueError, TypeError, OSError, OverflowError)
-"""What pyarrow raises for a damaged file or for values that Python cannot hold."""
+"""Errors that pyarrow raises for a damaged file or for values that Python cannot hold."""
 
 
 def parquet(data: bytes, schema: pa.Schema | None = None) -> pq.ParquetFile:
-    """Open a Parquet file that is in memory; with `schema`, its columns must have these types. Raises NO_PARQUET.
+    """Open a Parquet file from bytes; with `schema`, its columns must have these types. Raises NO_PARQUET.
 
-    Arrow gets a copy of its own: a thread of its pool that lets go of Python's bytes while the process ends aborts it
-    (so do the threads of `pq.read_table`).
+    Arrow reads its own copy: if one of its threads released Python's bytes while the process ends, the process would
+    abort. For the same reason `pq.read_table` is not used.
     """
     copy = pa.BufferOutputStream()
     copy.write(data)
@@ -177,12 +180,12 @@ def parquet(data: bytes, schema: pa.Schema | None = None) -> pq.ParquetFile:
 
 
 def columns(schema: pa.Schema, names: Iterable[str]) -> pa.Schema:
-    """Return the schema of some columns alone."""
+    """Return the schema of the named columns."""
     return pa.schema([schema.field(name) for name in names])
 
 
 def table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Build an Arrow table from rows as the records hold them: JSON values, times as ISO strings."""
+    """Build an Arrow table from rows of JSON values; times are ISO 8601 strings."""
     return pa.Table.from_pylist([_row(row, schema) for row in rows], schema=schema)
 
 
@@ -198,21 +201,21 @@ def _row(row: Mapping[str, Any], schema: pa.Schema) -> dict[str, Any]:
     return out
 
 
-def reasons(rows: Iterable[Row]) -> str:
-    """Return each reason once."""
+def reasons(rows: Iterable[PhotoRow]) -> str:
+    """Return the distinct reasons of some rows, joined by "; "."""
     return "; ".join(dict.fromkeys(row["reason"] for row in rows))
 
 
-def brief(row: Row) -> Row:
-    """Return what the driver shows of a photo's row."""
+def brief(row: PhotoRow) -> PhotoRow:
+    """Return the columns of a photo's row that the driver shows."""
     return {name: row.get(name) for name in ("source_uri", "status", "reason", "psnr", "similarity")}
 
 
 def finite(value: float) -> float | None:
-    """Return a number that JSON can hold, or None."""
+    """Return a finite number, None for NaN and infinity, which JSON cannot hold."""
     return float(value) if math.isfinite(value) else None
 
 
-def finite_similarity(similarity: list[Row]) -> list[Row]:
-    """Return the entries with numbers that JSON can hold."""
+def finite_similarity(similarity: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the entries with None instead of NaN and infinity."""
     return [entry | {name: finite(entry[name]) for name in ("before", "after")} for entry in similarity]

@@ -1,4 +1,4 @@
-"""Traces: the losses and similarities of an identity's steps, kept beside the records when `trace: true`."""
+"""Traces: losses and similarities of an identity's steps, stored in the output when `trace: true`."""
 
 import json
 import math
@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dladiff.errors import NotFoundError, StorageError, TooLargeError
+from pipeline.records.loading import MOST_BYTES
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import task_name
 
 WIDTH, HEIGHT = 320, 120  # units of a chart
-MOST_BYTES = 64 * 2**20  # of one trace: thousands of steps of 64 photos take less than 10 MB
-POINTS = 160  # of a line, at most: one every two units
+POINTS = 160  # most points of a line: one every two units
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A chart: its title, and one named line of points for each series, drawn between `low` and `high`."""
+    """A chart: title, range of its values, number of steps, and (name, SVG points) of each series."""
 
     title: str
     low: float
@@ -29,12 +29,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Trace:
-    """Series of an identity: chart title to name to values, one a step."""
+    """Series of an identity: chart title to series name to values, one a step."""
 
     series: Mapping[str, Mapping[str, Sequence[float]]]
 
     def curves(self) -> list[Curve]:
-        """Return the charts, as SVG points; steps whose value is not finite are left out."""
+        """Return the charts as SVG points; values that are not finite are skipped."""
         return [_curve(title, lines) for title, lines in self.series.items() if any(map(_finite, lines.values()))]
 
 
@@ -44,12 +44,12 @@ def trace_key(identity: str, part: int) -> str:
 
 
 def write_trace(storage: Storage, identity: str, part: int, series: Mapping[str, Any]) -> None:
-    """Write the trace of a task, or over the one that an earlier attempt left."""
+    """Store the trace of a task; it replaces the trace of an earlier attempt."""
     storage.put(trace_key(identity, part), json.dumps(series).encode(), "application/json")
 
 
 def read_trace(storage: Storage, identity: str, part: int = 0) -> Trace | None:
-    """Return the trace of a task, None where none was kept. Raises StorageError when it is damaged."""
+    """Return the trace of a task, None if there is none. Raises StorageError when it is damaged."""
     key = trace_key(identity, part)
     try:
         charts = json.loads(storage.get(key, MOST_BYTES))
@@ -66,7 +66,7 @@ def read_trace(storage: Storage, identity: str, part: int = 0) -> Trace | None:
 
 
 def curves_of(storage: Storage, identity: str, most: int) -> tuple[list[Curve], bool]:
-    """Return at most `most` charts of an identity, part by part, and whether there are more of them."""
+    """Return at most `most` charts of an identity, part by part, and whether there are more."""
     found: list[Curve] = []
     for part in _parts(storage, identity):
         trace = read_trace(storage, identity, part)
@@ -83,9 +83,9 @@ def traces_of(storage: Storage, identity: str) -> list[str]:
 
 
 def _parts(storage: Storage, identity: str) -> list[int]:
-    place = trace_key(identity, 0).removesuffix(".json")
-    own = re.compile(rf"{re.escape(place)}(?:~(\d{{4}}))?\.json")
-    found = (own.fullmatch(entry.key) for entry in storage.list(place))
+    prefix = trace_key(identity, 0).removesuffix(".json")
+    own = re.compile(rf"{re.escape(prefix)}(?:~(\d{{4}}))?\.json")
+    found = (own.fullmatch(entry.key) for entry in storage.list(prefix))
     return sorted(int(match[1] or 0) for match in found if match)
 
 

@@ -1,4 +1,4 @@
-"""What a report shows, gathered from the manifest in one pass: figures, a sample of photos, failures, settings."""
+"""Data of a report, from one pass over the manifests: figures, a sample of photos, failures, settings."""
 
 import json
 from array import array
@@ -13,20 +13,23 @@ import numpy as np
 from dladiff.errors import ConfigError, StorageError
 from pipeline.records.checked import identity_fault, layer_settings, photo_fault
 from pipeline.records.manifest import FILES, IDENTITIES_KEY, PHOTOS_KEY
-from pipeline.records.schema import NO_PARQUET, parquet
-from pipeline.report.sample import Person, Row, Sample, seconds_of
+from pipeline.records.schema import NO_PARQUET, IdentityRow, PhotoRow, parquet
+from pipeline.report.sample import Person, Sample, seconds_of
 from pipeline.storage.base import Storage
 
 BATCH = 500  # manifest rows held at a time
 BINS = (8, 24)  # fewest and most bars of a histogram
-LISTED = 200  # failures named one by one; `dladiff failed` lists them all
-SETUPS = 20  # settings, models and versions named apart; an output of that many different runs is an odd one
+LISTED = 200  # most failures listed; `dladiff failed` lists all
+SETUPS = 20  # most settings, models and versions listed each; outputs rarely have more
 LAYERS = {"finetuning_layer": "Layer 1, against fine-tuning", "zero_shot_layer": "Layer 2, against identity encoders"}
+
+Entry = dict[str, Any]
+"""Template values of a failure, or of settings, a model or versions with their count."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How many values, their median, and the 5th and 95th percentiles."""
+    """Count of values, median, and 5th and 95th percentile."""
 
     count: int
     median: float
@@ -35,26 +38,26 @@ class Spread:
 
 
 class Series:
-    """The values of one measure: eight bytes each, whatever the collection; None is left out."""
+    """The values of one measure, eight bytes each; None is skipped."""
 
     def __init__(self) -> None:
         self.values = array("d")
 
     def add(self, value: float | None) -> None:
-        """Append a value."""
+        """Append a value; None is skipped."""
         if value is not None:
             self.values.append(value)
 
     @property
     def spread(self) -> Spread | None:
-        """Median and middle nine tenths; None without a value."""
+        """Median and percentiles; None without a value."""
         if not self.values:
             return None
         low, median, high = np.percentile(self.values, (5, 50, 95))
         return Spread(len(self.values), float(median), float(low), float(high))
 
     def bins(self, low: float, high: float) -> list[int]:
-        """Return how many values fall into each of some equal steps; more values get finer steps."""
+        """Return the counts of a histogram from `low` to `high`; more values get more bins."""
         steps = int(np.clip(2 * np.sqrt(len(self.values)), *BINS))
         return [int(n) for n in np.histogram(self.values, bins=steps, range=(low, high))[0]]
 
@@ -71,7 +74,7 @@ class Encoder:
 
 @dataclass
 class Facts:
-    """Everything the page says, the pictures apart."""
+    """Everything on the page except the pictures."""
 
     sample: Sample
     people: dict[str, Person] = field(default_factory=dict)
@@ -82,18 +85,18 @@ class Facts:
     ssim: Series = field(default_factory=Series)
     seconds: Series = field(default_factory=Series)
     encoders: dict[tuple[str, bool], Encoder] = field(default_factory=dict)
-    setups: dict[str, Row] = field(default_factory=dict)
-    models: dict[str, Row] = field(default_factory=dict)
-    versions: dict[str, Row] = field(default_factory=dict)
-    lost: list[Row] = field(default_factory=list)
+    setups: dict[str, Entry] = field(default_factory=dict)
+    models: dict[str, Entry] = field(default_factory=dict)
+    versions: dict[str, Entry] = field(default_factory=dict)
+    lost: list[Entry] = field(default_factory=list)
     lost_count: int = 0
     damaged: int = 0
-    """Rows of the manifests that are left out, since they hold what no record can."""
+    """Number of manifest rows that are skipped because no record can hold their values."""
     since: Any = None
     until: Any = None
 
     def pooled(self, *, optimised: bool) -> Encoder:
-        """Return the values of all optimised or all held-out encoders together."""
+        """Return one Encoder with the values of all optimised, or all held-out, encoders."""
         whole = Encoder("optimised" if optimised else "held-out", optimised)
         for one in (e for e in self.encoders.values() if e.optimised is optimised):
             whole.before.values.extend(one.before.values)
@@ -124,7 +127,7 @@ def gather(storage: Storage, size: int, seed: int = 0) -> Facts:
     return facts
 
 
-def _stream(storage: Storage, key: str, facts: Facts, fault_of: Callable[[Row], str]) -> Iterator[Row]:
+def _stream(storage: Storage, key: str, facts: Facts, fault_of: Callable[[Entry], str]) -> Iterator[Entry]:
     if storage.tag(key) is None:
         raise ConfigError([f"{storage.uri_of(key)}: is missing; run `dladiff finalise --output {storage.uri}`"])
     try:
@@ -141,18 +144,18 @@ def _stream(storage: Storage, key: str, facts: Facts, fault_of: Callable[[Row], 
         ) from error
 
 
-def _person(row: Row) -> Person:
+def _person(row: IdentityRow) -> Person:
     reason = row["reason"] or ""
     return Person(row["identity"], row["status"], reason, seconds=seconds_of(row))
 
 
-def _lose(facts: Facts, row: Row, uri: str) -> None:
+def _lose(facts: Facts, row: PhotoRow | IdentityRow, uri: str) -> None:
     facts.lost_count += 1
     if len(facts.lost) < LISTED:
         facts.lost.append({"identity": row["identity"], "uri": uri, "status": row["status"], "reason": row["reason"]})
 
 
-def _measure(facts: Facts, row: Row) -> None:
+def _measure(facts: Facts, row: PhotoRow) -> None:
     if row["output_key"]:
         for name in ("psnr", "psnr_face", "ssim"):
             getattr(facts, name).add(row[name])
@@ -171,7 +174,7 @@ def _measure(facts: Facts, row: Row) -> None:
         _count(facts.versions, json.dumps(versions), lambda: {"packages": versions})
 
 
-def _count(into: dict[str, Row], key: str, make: Callable[[], Row]) -> None:
+def _count(into: dict[str, Entry], key: str, make: Callable[[], Entry]) -> None:
     if key not in into:
         if len(into) == SETUPS:
             return
@@ -179,12 +182,12 @@ def _count(into: dict[str, Row], key: str, make: Callable[[], Row]) -> None:
     into[key]["count"] += 1
 
 
-def _setup(row: Row) -> Row:
+def _setup(row: PhotoRow) -> Entry:
     return {"digest": row["config_digest"] or "", "seed": row["seed"], "layers": {}}
 
 
-def _add_layers(setup: Row | None, row: Row) -> None:
-    """Take the settings of the layers that ran on this photo: layer 2 runs on faces alone."""
+def _add_layers(setup: Entry | None, row: PhotoRow) -> None:
+    """Add the settings of the layers that ran on this photo; layer 2 runs only on faces."""
     for name, title in LAYERS.items():
         if setup is not None and row[name] and title not in setup["layers"]:
             setup["layers"][title] = layer_settings(row[name])

@@ -1,4 +1,4 @@
-"""`dladiff explain`: one HTML page of what a surrogate sees in a photo and its protected version, and of the traces."""
+"""`dladiff explain`: one HTML page of a surrogate's attention on a photo and its protected version, and traces."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ from pipeline.process.private import private_files
 from pipeline.records.checked import photo_fault, stored_fault
 from pipeline.records.manifest import GROUP, PHOTOS_KEY
 from pipeline.records.pages import announce, mark
-from pipeline.records.schema import NO_PARQUET, PHOTOS, Row, parquet
+from pipeline.records.schema import NO_PARQUET, PHOTOS, PhotoRow, parquet
 from pipeline.records.trace import Curve, curves_of
 from pipeline.report.page import asset, embedded, filled
 from pipeline.sources.decode import UInt8, decode
@@ -29,15 +29,15 @@ from pipeline.storage.base import Storage
 from pipeline.storage.keys import key_fault, shown
 from pipeline.storage.open import local_path, open_storage, read_uri
 
-MOST_CURVES = 24
-MOST = 8  # photos of the identity that the fine-tuned weights learn from, as the method's own clean set
+MOST_CURVES = 24  # curves on the page
+MOST = 8  # photos of the identity for fine-tuning, like the method's clean set
 SIDE = 256  # px of a picture
-STOPS = np.array([[24, 20, 60], [190, 60, 70], [255, 190, 70], [255, 255, 230]])  # from no attention to the most
+STOPS = np.array([[24, 20, 60], [190, 60, 70], [255, 190, 70], [255, 255, 230]])  # RGB, from no attention to most
 
 
 @dataclass(frozen=True)
 class Explained:
-    """Where the page is, of whom, how far each weights' maps of the two photos agree (correlation); what to know."""
+    """Path of the page, identity, photos used, correlation of both photos' maps by weights, notes."""
 
     page: str
     identity: str
@@ -47,10 +47,10 @@ class Explained:
 
 
 def explain(photo: str, settings: RunConfig, html: Path, inputs: Sequence[str] = ()) -> Explained:
-    """Find the photo in the run by its address or else its bytes, read the maps, write the page.
+    """Find the photo in the run by its address, else by its bytes; compute the maps; write the page.
 
-    Works in this process, with the models of `settings`. Beside `photo` itself, originals are read below `inputs`, else
-    below the input that the output records. Raises ConfigError, PhotoError, ModelError, StorageError.
+    Runs in this process with the models of `settings`. Originals other than `photo` are read below `inputs`, else below
+    the input that the output records. Raises ConfigError, PhotoError, ModelError, StorageError.
     """
     storage, data = open_storage(settings.output), _bytes(photo)
     rows, others = _rows(storage, hashlib.sha256(data).hexdigest(), photo)
@@ -61,7 +61,7 @@ def explain(photo: str, settings: RunConfig, html: Path, inputs: Sequence[str] =
     from dladiff.service import Protector
 
     pairs = [Pair(*both) for both in _pairs(rows, storage, data, inputs, settings, notes)]
-    here = settings.method_settings() | {"gpu": None}  # one photo: whatever this machine has
+    here = settings.method_settings() | {"gpu": None}  # one photo: use what this machine has
     protector = Protector(here, settings.seed, settings.cpus_per_actor)
     found = read_maps(pairs, 0, protector.models, protector.config, settings.seed)
     most = max(values.max() for values in found.maps.values())
@@ -99,17 +99,17 @@ def _curves(storage: Storage, identity: str, notes: list[str]) -> list[Curve]:
 def render(
     row: Mapping[str, Any], squares: list[Any], cards: list[Any], curves: list[Curve], prompt: str, mark: str
 ) -> str:
-    """Return the page: self-contained, every value escaped, no connection allowed by its own policy."""
+    """Return the page: self-contained, values escaped; its policy allows no connections."""
     css = asset("report.css", "curves.css", "explain.css")
     values: dict[str, Any] = {"row": row, "squares": squares, "cards": cards, "curves": curves, "prompt": prompt}
-    values["mark"] = mark  # of the output, by which `dladiff retention` knows the page
+    values["mark"] = mark  # `dladiff retention` recognises the page by it
     return filled("explain.html.j2", css, **values)
 
 
-def _rows(storage: Storage, sha256: str, photo: str) -> tuple[list[Row], int]:
-    """Return the manifest's row of this photo, then others of its identity; and how many other identities hold it.
+def _rows(storage: Storage, sha256: str, photo: str) -> tuple[list[PhotoRow], int]:
+    """Return the photo's manifest row, then others of its identity; and how many other identities have this photo.
 
-    A row of this address is the photo's own, else one of these bytes; of several identities, the first by name.
+    The photo's row is one with its address, else one with its bytes; of several identities the first by name.
     """
     try:
         manifest = parquet(storage.get(PHOTOS_KEY), PHOTOS)
@@ -118,7 +118,7 @@ def _rows(storage: Storage, sha256: str, photo: str) -> tuple[list[Row], int]:
     except NO_PARQUET as error:
         raise _unreadable(storage) from error
 
-    def having(wanted: Callable[[pa.RecordBatch], pa.Array]) -> list[Row]:
+    def having(wanted: Callable[[pa.RecordBatch], pa.Array]) -> list[PhotoRow]:
         try:
             batches = (batch.filter(wanted(batch)) for batch in manifest.iter_batches(GROUP, columns=PHOTOS.names))
             return [row for batch in batches for row in batch.to_pylist() if not photo_fault(row)]
@@ -139,8 +139,8 @@ def _unreadable(storage: Storage) -> StorageError:
     return StorageError(f"{storage.uri_of(PHOTOS_KEY)} cannot be read; run `dladiff finalise --output {storage.uri}`")
 
 
-def _own(found: list[Row], sha256: str, photo: str) -> tuple[Row, int]:
-    """Choose of the rows of this address or of these bytes; and count the other identities that hold the photo."""
+def _own(found: list[PhotoRow], sha256: str, photo: str) -> tuple[PhotoRow, int]:
+    """Return the photo's own row among those with its address or bytes, and the number of other identities."""
     here = next((rows for name in _addresses(photo) if (rows := [r for r in found if r["source_uri"] == name])), [])
     rows = sorted(here or found, key=lambda row: (row["source_sha256"] != sha256, row["identity"], row["source_uri"]))
     done = [row for row in rows if row["output_key"]]
@@ -153,19 +153,19 @@ def _own(found: list[Row], sha256: str, photo: str) -> tuple[Row, int]:
 
 
 def _addresses(photo: str) -> list[str]:
-    """Return how a manifest may name this photo: as given, with the links in the way to it followed, or its own too."""
+    """Return the addresses a manifest may hold for this photo: absolute, folder links resolved, all links resolved."""
     path = local_path(photo)
     if path is None:
         return [photo]
     found = (str(name) for name in (path.absolute(), path.parent.resolve() / path.name, path.resolve()))
-    return [name for name in found if key_fault(name[1:]) is None]  # others stand in no manifest
+    return [name for name in found if key_fault(name[1:]) is None]  # a manifest holds no others
 
 
 def _notes(row: Mapping[str, Any], others: int, settings: RunConfig) -> list[str]:
     notes = []
     if others:
         notes.append(
-            f"other identities that hold the same photo: {others}; give its address in the input to choose one"
+            f"other identities that have the same photo: {others}; give its address in the input to choose one"
         )
     if row["config_digest"] and row["config_digest"] != settings.config_digest():
         notes.append("the photo was protected with other settings or weights; give the run's --config and --profile")
@@ -173,7 +173,7 @@ def _notes(row: Mapping[str, Any], others: int, settings: RunConfig) -> list[str
 
 
 def _bytes(photo: str) -> bytes:
-    """The photo that the operator names, wherever it is."""
+    """Return the bytes of the photo that the operator names, from any address."""
     if re.match(r"[a-z0-9]+://", photo):
         return read_uri(photo, {}, limit=MOST_PHOTO)
     try:
@@ -183,11 +183,11 @@ def _bytes(photo: str) -> bytes:
 
 
 def _pairs(
-    rows: list[Row], storage: Storage, data: bytes, inputs: Sequence[str], settings: RunConfig, notes: list[str]
+    rows: list[PhotoRow], storage: Storage, data: bytes, inputs: Sequence[str], settings: RunConfig, notes: list[str]
 ) -> list[tuple[UInt8, UInt8]]:
-    """Original and protected pixels of each photo; of the others than the first, as far as they can be read.
+    """Return original and protected pixels of each photo; unreadable ones are skipped with a note.
 
-    Raises PhotoError or StorageError where the first cannot.
+    Raises PhotoError or StorageError if the first is unreadable.
     """
     own, *rest = rows
     sources = originals(storage, inputs) if rest or not _is_of(own, data) else Originals()
@@ -203,23 +203,23 @@ def _pairs(
             unread[CHANGED] += 1
     if unread:
         reasons = ", ".join(f"{reason} {count}" for reason, count in unread.most_common())
-        notes.append(f"other photos of the identity that take no part: {reasons}")
+        notes.append(f"other photos of the identity that are not used: {reasons}")
     return found
 
 
-def _is_of(row: Row, data: bytes) -> bool:
+def _is_of(row: PhotoRow, data: bytes) -> bool:
     return bool(hashlib.sha256(data).hexdigest() == row["source_sha256"])
 
 
-def _pair(row: Row, source: bytes, storage: Storage, settings: RunConfig) -> tuple[UInt8, UInt8]:
+def _pair(row: PhotoRow, source: bytes, storage: Storage, settings: RunConfig) -> tuple[UInt8, UInt8]:
     if fault := stored_fault(row):
         raise StorageError(f"{shown(row['source_uri'])} {fault}; run `dladiff finalise`, then protect")
     files = {"source": source, "output": storage.get(row["output_key"], stored_limit(row))}
     for side, data in files.items():
         if hashlib.sha256(data).hexdigest() != row[f"{side}_sha256"]:
-            place = row["source_uri"] if side == "source" else storage.uri_of(row["output_key"])
-            raise StorageError(f"{shown(place)} is no longer what the manifest says; run protect again")
-    # writable: torch shares the memory
+            address = row["source_uri"] if side == "source" else storage.uri_of(row["output_key"])
+            raise StorageError(f"{shown(address)} is no longer what the manifest says; run protect again")
+    # a writable copy, whose memory torch shares
     before, after = (np.array(decode(data, max_pixels=settings.max_pixels).pixels) for data in files.values())
     if before.shape != after.shape:
         raise StorageError(f"{shown(row['source_uri'])} has another size than its protected photo; run protect again")
@@ -227,7 +227,7 @@ def _pair(row: Row, source: bytes, storage: Storage, settings: RunConfig) -> tup
 
 
 def _heat(square: UInt8, values: Any) -> UInt8:
-    """Lay a map (cells in 0..1) over a grey version of the square: the brighter, the more attention."""
+    """Return a grey version of the square overlaid with a map (cells in [0, 1]): brighter means more attention."""
     side = (SIDE, SIDE)
     smooth = Image.fromarray((values * 255).round().astype(np.uint8)).resize(side, Image.Resampling.BILINEAR)
     level = np.asarray(smooth, dtype=np.float64) / 255

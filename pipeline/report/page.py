@@ -1,4 +1,4 @@
-"""What every HTML page of this package shares: escaping, its own content policy, pictures inside the page."""
+"""Shared parts of all HTML pages: escaping, content security policy, embedded pictures."""
 
 import base64
 import functools
@@ -23,13 +23,13 @@ def filled(
     filters: Mapping[str, Callable[..., str]] | None = None,
     **values: Any,
 ) -> str:
-    """Return the page of a template, which gets `css`, `js`, `policy`, `version` and these values.
+    """Return the page of a template with `css`, `js`, `policy`, `version` and `values`.
 
-    Every value is escaped, and characters that do not print are made visible.
+    Every value is escaped; unprintable characters are made visible.
     """
     given = {"css": Markup(css), "policy": policy(css, js, images), "version": version("dladiff")}
     if js is not None:
-        given["js"] = Markup(js)  # ours, and the policy names the digests of both: they must stand unchanged
+        given["js"] = Markup(js)  # not escaped: the policy holds the digests of css and js
     return _template(template, tuple((filters or {}).items())).render(**given, **values)
 
 
@@ -49,19 +49,19 @@ def _template(name: str, filters: tuple[tuple[str, Callable[..., str]], ...]) ->
 
 
 def asset(*names: str) -> str:
-    """Return files of the templates' folder, one after another."""
+    """Return the concatenated files of the templates folder."""
     return "".join((files("pipeline.report") / "templates" / name).read_text("utf-8") for name in names)
 
 
 def policy(style: str, script: str | None = None, images: str = "data:") -> str:
-    """Return a Content-Security-Policy that allows this style, this script and these pictures, and no connection."""
+    """Return a Content-Security-Policy that allows only this style, this script and these pictures."""
     scripts = f"; script-src {_digest(script)}" if script is not None else ""
     own = f"default-src 'none'; img-src {images}; style-src {_digest(style)}{scripts}"
     return f"{own}; base-uri 'none'; form-action 'none'"
 
 
 def embedded(data: bytes, kind: str = "image/webp") -> str:
-    """Return what stands in `src` for a picture inside the page."""
+    """Return the `data:` URI of a picture, for `src`."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 

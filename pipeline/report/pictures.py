@@ -1,4 +1,4 @@
-"""The pictures of a report: before, after, amplified change and face crops of one photo, small."""
+"""The pictures of a report: before, after, amplified change and face crops of one photo, scaled down."""
 
 import hashlib
 import io
@@ -10,31 +10,32 @@ from PIL import Image
 
 from dladiff.errors import PhotoError, StorageError
 from pipeline.records.checked import stored_fault
-from pipeline.report.sample import Row
+from pipeline.records.schema import PhotoRow
 from pipeline.sources.decode import Decoded, UInt8, decode
 from pipeline.sources.originals import CHANGED, Originals, stored_limit, why
 from pipeline.storage.base import Storage
 
-FACTOR = 7  # 18 grey levels, both layers' bounds together, become 126: black and white are just reached
+FACTOR = 7  # 18 grey levels, the sum of both layers' bounds, become 126: just black or white
 FACE = 256  # px, longest side of a face crop
-AROUND = 0.3  # of the face box, kept on each side
-QUALITY = 82  # of WebP
+AROUND = 0.3  # margin around the face box on each side, in units of the box
+QUALITY = 82  # WebP quality
 
 
-def pictures(row: Row, storage: Storage, sources: Originals | None, side: int) -> tuple[dict[str, bytes], str, str]:
-    """Return WebP files (before, after, change, face crops) of one photo, as far as they can be read.
+def pictures(
+    row: PhotoRow, storage: Storage, sources: Originals | None, side: int
+) -> tuple[dict[str, bytes], str, str]:
+    """Return WebP files of one photo, a note for the page on missing ones, and why the original is missing.
 
-    Then what is said on the page of those that cannot, and why its original is not among them, for the operator alone:
-    the page would tell whoever wrote the output which files are there.
-    `side` is their longest side, px. Without `sources` neither originals nor the change, which would give them away,
-    are among them.
+    The files are before, after, change and face crops, as far as readable; `side` is their longest side, px. Without
+    `sources` there are no originals and no change, from which they could be computed. The reason for a missing
+    original is for the operator: on the page it would show forgers of the output which files exist.
     """
     found, missing, reason = _pictures(row, storage, sources, side)
     return {name: _webp(pixels, icc) for name, (pixels, icc) in found.items()}, missing, reason
 
 
 def _pictures(
-    row: Row, storage: Storage, sources: Originals | None, side: int
+    row: PhotoRow, storage: Storage, sources: Originals | None, side: int
 ) -> tuple[dict[str, tuple[UInt8, bytes | None]], str, str]:
     if not row["output_key"]:
         return {}, "No protected photo was stored.", ""
@@ -52,8 +53,8 @@ def _pictures(
     return found | {"change": (_change(before.pixels, after.pixels, side), None)}, "", ""
 
 
-def _original(row: Row, sources: Originals) -> tuple[Decoded | None, str]:
-    """The original, or why it cannot be shown."""
+def _original(row: PhotoRow, sources: Originals) -> tuple[Decoded | None, str]:
+    """Return the original, or None and the reason."""
     try:
         data = sources.read(row["source_uri"])
     except StorageError as error:
@@ -62,8 +63,8 @@ def _original(row: Row, sources: Originals) -> tuple[Decoded | None, str]:
     return (None, CHANGED) if isinstance(found, str) else (found, "")
 
 
-def _read(row: Row, which: str, get: Callable[[], bytes]) -> Decoded | str:
-    """The photo, or why it cannot be shown: only the very bytes that were recorded count."""
+def _read(row: PhotoRow, which: str, get: Callable[[], bytes]) -> Decoded | str:
+    """Return the photo, or the reason: bytes must have the recorded checksum, pixels the recorded size."""
     try:
         data = get()
         if hashlib.sha256(data).hexdigest() != row[f"{which}_sha256"]:
@@ -82,7 +83,7 @@ def _small(pixels: UInt8, side: int) -> UInt8:
 
 
 def _change(before: UInt8, after: UInt8, side: int) -> UInt8:
-    """The change of sampled pixels, FACTOR times, about grey: averaging neighbours would hide most of it."""
+    """Return the change of every n-th pixel, times FACTOR, around grey; averaging would hide most of it."""
     step = max(1, math.ceil(max(before.shape[:2]) / side))
     change = after[::step, ::step].astype(np.int16) - before[::step, ::step]
     amplified: UInt8 = np.clip(128 + FACTOR * change, 0, 255).astype(np.uint8)
@@ -90,14 +91,14 @@ def _change(before: UInt8, after: UInt8, side: int) -> UInt8:
 
 
 def _face(pixels: UInt8, box: Iterable[float]) -> UInt8:
-    """A square around a face, in the photo's own pixels unless it is larger than FACE."""
+    """Return a square around a face, scaled down to FACE if larger."""
     height, width = pixels.shape[:2]
     x0, y0, x1, y1 = box
     half = max(x1 - x0, y1 - y0) * (0.5 + AROUND)
     half = max(4.0, min(half, width / 2, height / 2))
     x, y = (min(max((a + b) / 2, half), size - half) for a, b, size in ((x0, x1, width), (y0, y1, height)))
     crop = pixels[int(y - half) : int(y + half), int(x - half) : int(x + half)]
-    return _small(crop if crop.size else pixels, FACE)  # empty where the whole photo is smaller than a crop
+    return _small(crop if crop.size else pixels, FACE)  # empty if the photo is smaller than a crop
 
 
 def _webp(pixels: UInt8, icc: bytes | None) -> bytes:

@@ -1,17 +1,16 @@
-"""Which photos and identities a report shows: the worst and slowest, and a seeded draw of the rest."""
+"""Choose the photos and identities of a report: the worst, the slowest, and a random sample of the rest."""
 
 import heapq
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
-Row = dict[str, Any]
+from pipeline.records.schema import IdentityRow, PhotoRow
 
 
 @dataclass
 class Person:
-    """One identity as the page lists it: the worst figures of its photos."""
+    """One identity in the report, with the worst figures of its photos."""
 
     name: str
     status: str
@@ -20,14 +19,14 @@ class Person:
     unprotected: int = 0
     seconds: float = 0.0
     optimised: float | None = None
-    """Highest cosine left on any optimised encoder, any photo."""
+    """Highest cosine after protection, over photos and optimised encoders."""
     held_out: float | None = None
-    """The same of held-out encoders."""
+    """The same for held-out encoders."""
     psnr: float | None = None
-    """Lowest of its photos, dB."""
+    """Lowest PSNR of its photos, dB."""
 
-    def add(self, row: Row) -> None:
-        """Take in a row of one of its photos."""
+    def add(self, row: PhotoRow) -> None:
+        """Add the row of one of its photos."""
         self.photos += 1
         self.unprotected += row["status"] in ("failed", "skipped")
         self.optimised = _largest(self.optimised, similarity(row, optimised=True))
@@ -37,20 +36,20 @@ class Person:
 
 
 class Sample:
-    """At most `size` rows: the worst by each ranking, a fifth of the places each, and a random rest."""
+    """At most `size` rows: a fifth each for the worst by each ranking, and random rows."""
 
     def __init__(self, size: int, seed: int = 0) -> None:
         self.size, self.share = size, max(1, size // 5)
         self.random = random.Random(seed)
         self.seen = 0
-        self._worst: list[list[tuple[float, int, Row]]] = [[] for _ in RANKINGS]
-        self._drawn: list[Row] = []  # a reservoir: every row so far is in it with the same chance
+        self._worst: list[list[tuple[float, int, PhotoRow]]] = [[] for _ in RANKINGS]
+        self._drawn: list[PhotoRow] = []  # reservoir sampling: each row so far is in it with equal probability
 
-    def add(self, row: Row) -> None:
-        """Look at a row."""
+    def add(self, row: PhotoRow) -> None:
+        """Consider a row for the sample."""
         for heap, score in zip(self._worst, RANKINGS, strict=True):
             if (value := score(row)) is not None:
-                entry = (value, -self.seen, row)  # of equals the first stays, and rows are never compared
+                entry = (value, -self.seen, row)  # of equal values the first stays; rows are never compared
                 if len(heap) < self.share:
                     heapq.heappush(heap, entry)
                 else:
@@ -58,24 +57,24 @@ class Sample:
         self.seen += 1
         if len(self._drawn) < self.size:
             self._drawn.append(row)
-        elif (place := self.random.randrange(self.seen)) < self.size:
-            self._drawn[place] = row
+        elif (slot := self.random.randrange(self.seen)) < self.size:
+            self._drawn[slot] = row
 
-    def rows(self) -> list[Row]:
-        """Return the chosen rows, worst first; all of them where there are no more than `size`."""
+    def rows(self) -> list[PhotoRow]:
+        """Return the chosen rows, worst first; all rows if there are at most `size`."""
         worst = [row for heap in self._worst for _, _, row in sorted(heap, reverse=True)]
         chosen = {id(row): row for row in [*worst, *self._drawn]}
         return list(chosen.values())[: self.size]
 
 
 def listed(people: Iterable[Person], names: set[str], size: int) -> list[Person]:
-    """Return the identities `names`, and others up to `size` in all: half the worst, half the slowest. Worst first."""
+    """Return the identities `names` and others, up to `size`, half the worst and half the slowest; worst first."""
     everybody = list(people)
     chosen = {one.name: one for one in everybody if one.name in names}
     others = [one for one in everybody if one.name not in names]
-    room = max(0, size - len(chosen))
-    worst = heapq.nlargest(room, others, key=lambda one: (one.status != "done", or_least(one.optimised)))
-    slowest = heapq.nlargest(room, others, key=lambda one: one.seconds)
+    free = max(0, size - len(chosen))
+    worst = heapq.nlargest(free, others, key=lambda one: (one.status != "done", or_least(one.optimised)))
+    slowest = heapq.nlargest(free, others, key=lambda one: one.seconds)
     for pair in zip(worst, slowest, strict=True):
         for one in pair:
             if len(chosen) < size:
@@ -83,32 +82,32 @@ def listed(people: Iterable[Person], names: set[str], size: int) -> list[Person]
     return sorted(chosen.values(), key=lambda one: (-or_least(one.optimised), one.name))
 
 
-def seconds_of(row: Row) -> float:
-    """Return the seconds of all steps of a row's identity (of its part, for one that was split)."""
+def seconds_of(row: PhotoRow | IdentityRow) -> float:
+    """Return the total seconds of a row's identity, or of its part if the identity was split."""
     return float(sum(dict(row["seconds"] or {}).values()))
 
 
-def similarity(row: Row, *, optimised: bool) -> float | None:
-    """Return the highest cosine that is left on any optimised, or held-out, encoder; None when none was measured."""
+def similarity(row: PhotoRow, *, optimised: bool) -> float | None:
+    """Return the highest cosine after protection on any optimised, or held-out, encoder; None if not measured."""
     found = [s["after"] for s in row["similarity"] or [] if s["optimised"] is optimised and s["after"] is not None]
     return max(found, default=None)
 
 
-def _unprotected(row: Row) -> float | None:
+def _unprotected(row: PhotoRow) -> float | None:
     return {"failed": 2.0, "skipped": 1.0, "layer1_only": 0.0}.get(row["status"])
 
 
-def _psnr(row: Row) -> float | None:
+def _psnr(row: PhotoRow) -> float | None:
     return None if row["psnr"] is None else -float(row["psnr"])
 
 
-RANKINGS: tuple[Callable[[Row], float | None], ...] = (
+RANKINGS: tuple[Callable[[PhotoRow], float | None], ...] = (
     _unprotected,
     lambda row: similarity(row, optimised=True),
     _psnr,
-    lambda row: (row["first"] and seconds_of(row)) or None,  # one photo an identity: all have its seconds
+    lambda row: (row["first"] and seconds_of(row)) or None,  # one photo of an identity: all carry the same seconds
 )
-"""Larger is worse; None takes no part."""
+"""Scores of the rankings: larger is worse, None is not ranked."""
 
 
 def _largest(*values: float | None) -> float | None:
@@ -116,5 +115,5 @@ def _largest(*values: float | None) -> float | None:
 
 
 def or_least(value: float | None) -> float:
-    """Return a cosine, or what is below every cosine for None."""
+    """Return a cosine, or -2 for None, which is below every cosine."""
     return -2.0 if value is None else value

@@ -1,4 +1,4 @@
-"""`dladiff report`: one HTML file that shows what was done to the photos and what it bought; it sends nothing."""
+"""`dladiff report`: one HTML page of the photos before and after, and of the measured effect."""
 
 import math
 from collections import Counter, defaultdict
@@ -12,32 +12,34 @@ from urllib.parse import quote
 
 from dladiff.errors import ConfigError, StorageError
 from pipeline.records.pages import PICTURE, REPORT, announce, mark
+from pipeline.records.schema import PhotoRow
 from pipeline.records.trace import Curve, curves_of
 from pipeline.report.data import LISTED, Encoder, Facts, Series, gather
 from pipeline.report.page import asset, embedded, filled
 from pipeline.report.pictures import FACTOR, pictures
-from pipeline.report.sample import Person, Row, listed, or_least, similarity
+from pipeline.report.sample import Person, listed, or_least, similarity
 from pipeline.sources.originals import Originals
 from pipeline.sources.originals import originals as below
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
 
-KEY = REPORT
-EMBEDDED = 200  # photos whose pictures lie in the page itself: some 10 to 15 MB
-PEOPLE = 500  # identities named, at most, unless the photos shown are of more
-OPEN = 12  # photos that lie open when the page does: the identities from the worst on
-TRACED, CHARTS = 50, 8  # identities whose curves are drawn, and curves of one: at most some 2 MB
-FEW = 24  # up to that many photos the pictures are large
+EMBEDDED = 200  # most photos whose pictures are embedded in the page: 10 to 15 MB
+PEOPLE = 500  # most identities listed, unless the photos shown are of more
+OPEN = 12  # photos shown without a click, of the worst identities
+TRACED, CHARTS = 50, 8  # most identities with curves, and most curves of one: about 2 MB
+FEW = 24  # up to this many photos the pictures are large
 SIDE, SIDE_FEW = 320, 640  # px, longest side of a picture
 READERS = 2  # photos decoded at a time: each may be large
 
 Sink = Callable[[str, bytes], str]
-"""Takes a picture's name and bytes, returns what stands in `src`."""
+"""Takes a picture's name and bytes; returns the value of `src`."""
+Card = dict[str, Any]
+"""Template values of one photo."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """Where the page is, how many photos it shows, of how many, its size in bytes; what the operator should know."""
+    """Address of the page, photos shown and in all, size in bytes, notes for the operator."""
 
     report: str
     shown: int
@@ -48,18 +50,18 @@ class Written:
 
 @dataclass(frozen=True)
 class Group:
-    """An identity on the page: its figures, its photos that are shown, and the curves of its steps."""
+    """An identity on the page: figures, photos shown, and curves of its steps."""
 
     person: Person
-    cards: list[Row]
+    cards: list[Card]
     open: bool
     curves: list[Curve]
     more: str = ""
-    """What is to be said of curves that are not shown."""
+    """Note on curves that are not shown."""
 
     @property
     def statuses(self) -> list[str]:
-        """Of the identity and of the photos shown."""
+        """Statuses of the identity and of the photos shown."""
         return [self.person.status, *(card["row"]["status"] for card in self.cards)]
 
 
@@ -74,15 +76,15 @@ def write_report(
 ) -> Written:
     """Write the page of an output: to `report/index.html` in it, or to the local file `html`.
 
-    At most `photos` photos are shown: the worst and slowest, and others drawn with `seed`. More than EMBEDDED need
-    `html`: their pictures go into a folder beside it. Originals are read below `inputs`, else below the input that the
-    output records; without `originals` the page holds nothing of them. Raises ConfigError and StorageError.
+    At most `photos` photos are shown: the worst, the slowest, and random ones (`seed`). More than EMBEDDED need
+    `html`: their pictures are written to a folder beside it. Originals are read below `inputs`, else below the input
+    that the output records; with `originals=False` the page shows none. Raises ConfigError and StorageError.
     """
     if photos > EMBEDDED and html is None:
-        raise ConfigError([f"--photos: more than {EMBEDDED} pictures lie beside the page; give --html FILE too"])
+        raise ConfigError([f"--photos: more than {EMBEDDED} pictures are stored beside the page; give --html FILE too"])
     sources = below(storage, inputs) if originals else None
     facts = gather(storage, photos, seed)
-    target, key = (storage, KEY) if html is None else (open_storage(html.absolute().parent, create=True), html.name)
+    target, key = (storage, REPORT) if html is None else (open_storage(html.absolute().parent, create=True), html.name)
     rows = facts.sample.rows()
     linked, folder = len(rows) > EMBEDDED, f"{Path(key).stem}_files"
     written: set[str] = set()
@@ -94,15 +96,15 @@ def write_report(
         cards = list(pool.map(make, range(len(rows)), rows))
     page = render(facts, _groups(facts, cards, storage), storage.uri, linked=linked, originals=originals).encode()
     target.put(key, page, "text/html; charset=utf-8")
-    for entry in list(target.list(f"{folder}/")):  # of a page before: it may have shown what this one is not to
+    for entry in list(target.list(f"{folder}/")):  # pictures of an earlier page, which this page may not show
         if PICTURE.fullmatch(entry.key.removeprefix(f"{folder}/")) and entry.key not in written:
             target.delete(entry.key)
     noted()
     return Written(target.uri_of(key), len(cards), facts.photos.total(), len(page), _notes(sources, facts, cards))
 
 
-def _notes(sources: Originals | None, facts: Facts, cards: list[Row]) -> list[str]:
-    """What the operator should know, and the page does not say."""
+def _notes(sources: Originals | None, facts: Facts, cards: list[Card]) -> list[str]:
+    """Return notes for the operator that are not on the page."""
     notes = [sources.note] if sources and sources.note else []
     counts = Counter(card["unread"] for card in cards if card["unread"])
     if counts:
@@ -113,14 +115,14 @@ def _notes(sources: Originals | None, facts: Facts, cards: list[Row]) -> list[st
     return notes
 
 
-def _named(facts: Facts, rows: list[Row]) -> set[str]:
-    """The people whom the page names."""
+def _named(facts: Facts, rows: list[PhotoRow]) -> set[str]:
+    """Return the names of the people on the page."""
     people = listed(facts.people.values(), {row["identity"] for row in rows}, PEOPLE)
     return {person.name for person in people} | {row["identity"] for row in facts.lost}
 
 
 def render(facts: Facts, groups: list[Group], output: str, *, linked: bool, originals: bool) -> str:
-    """Return the page; `linked` says that the pictures lie beside it, `originals` that some are of the originals."""
+    """Return the page. `linked`: pictures are files beside it. `originals`: it may show originals."""
     kinds = [facts.pooled(optimised=True), facts.pooled(optimised=False)]
     return filled(
         "report.html.j2",
@@ -145,7 +147,7 @@ def render(facts: Facts, groups: list[Group], output: str, *, linked: bool, orig
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """Return a number with a real minus sign and grouped thousands; a dash for None."""
+    """Return a number with a minus sign and grouped thousands, a dash for None."""
     return "\N{EN DASH}" if value is None else f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -155,7 +157,7 @@ def cosine(value: float | None) -> str:
 
 
 def short(title: str) -> str:
-    """Return a chart's title with a photo's name instead of its whole address."""
+    """Return a chart's title with the photo's file name instead of its address."""
     stage, comma, photo = title.partition(", ")
     return f"{stage}{comma}{photo.rsplit('/', 1)[-1]}"
 
@@ -170,20 +172,20 @@ def _beside(target: Storage, folder: str, written: set[str], name: str, data: by
     return quote(f"{folder}/{name}")
 
 
-def _groups(facts: Facts, cards: list[Row], storage: Storage) -> list[Group]:
-    """The identities, worst first, each with its photos, worst first, and its curves where a trace was kept."""
-    of: dict[str, list[Row]] = defaultdict(list)
+def _groups(facts: Facts, cards: list[Card], storage: Storage) -> list[Group]:
+    """Return the identities and their photos, worst first, with curves where a trace is stored."""
+    of: dict[str, list[Card]] = defaultdict(list)
     for card in sorted(cards, key=lambda card: (-or_least(card["optimised"]), not card["pictures"])):
         of[card["row"]["identity"]].append(card)
     people = listed(facts.people.values(), set(of), PEOPLE)
     traced = {one.name for one in [p for p in people if p.name in of][:TRACED]}
     traced = traced if next(iter(storage.list("traces/")), None) else set()
-    groups, room = [], OPEN
+    groups, unfolded = [], OPEN
     for person in people:
         own = of.get(person.name, [])
         curves, more = _curves(storage, person) if person.name in traced else ([], "")
-        groups.append(Group(person, own, bool(own) and room > 0, curves, more))
-        room -= len(own)
+        groups.append(Group(person, own, bool(own) and unfolded > 0, curves, more))
+        unfolded -= len(own)
     return groups
 
 
@@ -196,8 +198,8 @@ def _curves(storage: Storage, person: Person) -> tuple[list[Curve], str]:
     return curves, f"The first {CHARTS} charts; traces/ in the output holds all." if more else ""
 
 
-def _card(place: int, row: Row, storage: Storage, sources: Originals | None, sink: Sink, side: int) -> Row:
-    """Everything the page shows of one photo."""
+def _card(index: int, row: PhotoRow, storage: Storage, sources: Originals | None, sink: Sink, side: int) -> Card:
+    """Return the template values of one photo."""
     files, missing, unread = pictures(row, storage, sources, side)
     return {
         "name": PurePosixPath(row["source_uri"].rsplit("/", 1)[-1]).name,
@@ -206,7 +208,7 @@ def _card(place: int, row: Row, storage: Storage, sources: Originals | None, sin
             (title, [s for s in row["similarity"] or [] if s["optimised"] is kind])
             for title, kind in (("Optimised encoders", True), ("Held-out encoders", False))
         ],
-        "pictures": {name: sink(f"{place:05d}-{name}.webp", data) for name, data in files.items()},
+        "pictures": {name: sink(f"{index:05d}-{name}.webp", data) for name, data in files.items()},
         "missing": missing,
         "unread": unread,
         "row": row,
@@ -228,7 +230,7 @@ def _histograms(facts: Facts, kinds: list[Encoder]) -> list[dict[str, Any]]:
 
 
 def _histogram(title: str, unit: str, digits: int, series: dict[str, Series], grid: float) -> dict[str, Any]:
-    """Bars of equal width between the smallest and largest value, widened to multiples of `grid`."""
+    """Return the bars of a histogram whose range is widened to multiples of `grid`."""
     values = [v for one in series.values() for v in one.values]
     if not values:
         return {"count": 0}

@@ -1,1 +1,1 @@
-"""What the owner asks to have deleted, in an output and outside of it."""
+"""Delete what an owner no longer wants stored, in an output and outside of it."""

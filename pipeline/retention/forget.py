@@ -1,6 +1,6 @@
-"""What shows people who left outside of the records: pages and evaluation results, wherever the notes say they are.
+"""Delete pages and evaluation results that show people who left, at the addresses in the output's notes.
 
-A note can be forged by whoever can write the output. So what is deleted must itself name this output.
+Anyone who can write the output can forge a note. So a page or results must name this output to be deleted.
 """
 
 import os
@@ -23,13 +23,13 @@ from pipeline.storage.base import TEMP_PREFIX, Storage
 from pipeline.storage.keys import shown
 from pipeline.storage.open import open_storage
 
-HEAD = 65_536  # bytes of a page in which its mark stands
+HEAD = 65_536  # the mark is in the first HEAD bytes of a page
 _MARK = re.compile(
     rb'<meta name="generator" content="dladiff">\s*<meta name="dladiff-output" content="([0-9a-f]{32})">'
 )
 _UNFINISHED = re.compile(re.escape(TEMP_PREFIX) + r"[0-9a-f]{32}")
-_TOGETHER = ("results.parquet", "tables.md", "tables.html")  # of several people
-_BY_KEY = ("faces/", "features/", "starts/")  # whose record names the person
+_TOGETHER = ("results.parquet", "tables.md", "tables.html")  # files about several people
+_BY_KEY = ("faces/", "features/", "starts/")  # the record of the same key names the person
 _RECORDS = ("rows/", "failed/")
 _KEY = re.compile(r"[a-z]+/([0-9a-f]{32})(?:[./].*)?")
 _WRITTEN = (*_RECORDS, *_BY_KEY, "sheets/", *_TOGETHER, RATINGS, TEMP_PREFIX)
@@ -37,45 +37,45 @@ _WRITTEN = (*_RECORDS, *_BY_KEY, "sheets/", *_TOGETHER, RATINGS, TEMP_PREFIX)
 
 @dataclass
 class Outside:
-    """Addresses that were deleted, or would be, and what was not reached, a line each."""
+    """Addresses deleted or to be deleted, and lines on what was not reached."""
 
     deleted: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Who:
-    """Whom to forget: with `present`, everybody who is not in it; in any case pages that show one of `named`."""
+class People:
+    """Whose pages and results to delete: everyone not in `present`, if given; and pages that show one of `named`."""
 
     present: set[str] | None
     named: set[str]
 
     def of(self, note: Note) -> frozenset[str]:
-        """Return the digests of those in a note."""
+        """Return the digests of these people in a note."""
         found = note.people & frozenset(map(note.sign, self.named)) if note.kind != EVALUATION else frozenset[str]()
         return found | (note.people - frozenset(map(note.sign, self.present)) if self.present is not None else found)
 
 
 class _Missed(Exception):  # noqa: N818 - a result, not a fault
-    """Why a page or results were not reached; `gone` when nothing is there any more."""
+    """Why a page or results were not reached; `gone`: the file no longer exists."""
 
     def __init__(self, why: str, *, gone: bool = False) -> None:
         super().__init__(why)
         self.gone = gone
 
 
-def forget(output: Storage, who: Who, *, really: bool) -> Outside:
-    """Delete, if `really`, pages that show these people and what results hold of them. To be called under the lease.
+def forget(output: Storage, people: People, *, really: bool) -> Outside:
+    """Return, and with `really` delete, pages that show these people and their part of results. Needs the lease.
 
-    A page goes as a whole; results lose the people's rows, pictures and ratings, and what shows several people.
+    Pages are deleted as a whole. Results lose the people's rows, pictures and ratings, and files about several people.
     """
     found = Outside()
     for key, note in notes(output):
         if note is None:
-            found.missed.append(f"{shown(output.uri_of(key))} cannot be read: delete it, and the page that it was for")
-        elif people := who.of(note):
+            found.missed.append(f"{shown(output.uri_of(key))} cannot be read: delete it, and its page")
+        elif digests := people.of(note):
             try:
-                _forget(output, note, people, really)
+                _forget(output, note, digests, really)
                 found.deleted.append(note.address)
             except (_Missed, StorageError, OSError) as error:
                 where = f"{shown(note.kind)} {shown(note.address)}{' on ' * bool(note.host)}{shown(note.host)}"
@@ -83,7 +83,7 @@ def forget(output: Storage, who: Who, *, really: bool) -> Outside:
                 if not (isinstance(error, _Missed) and error.gone):
                     continue
             if really:
-                _renew(output, key, note, people)
+                _renew(output, key, note, digests)
     return found
 
 
@@ -98,7 +98,7 @@ def _forget(output: Storage, note: Note, people: frozenset[str], really: bool) -
 
 
 def _renew(output: Storage, key: str, note: Note, people: frozenset[str]) -> None:
-    """Remove a note, or from that of results the people who are not in them any more."""
+    """Delete the note of a page; from the note of results remove the people who were deleted there."""
     rest = note.people - people
     if note.kind == EVALUATION and rest:
         Note(**(vars(note) | {"people": rest})).put(output)
@@ -107,7 +107,7 @@ def _renew(output: Storage, key: str, note: Note, people: frozenset[str]) -> Non
 
 
 def _forget_page(note: Note, wanted: str, really: bool) -> None:
-    """Delete a page, the pictures beside it and hidden files of writes of it that did not end."""
+    """Delete a page, the pictures beside it, and hidden files of its unfinished writes."""
     path = Path(note.address)
     if not path.is_absolute() or path.suffix != ".html":
         raise _Missed("is no local file that ends in .html; delete the note")
@@ -135,7 +135,7 @@ def _forget_pictures(parent: int, name: str) -> None:
         for file in _names(folder):
             if PICTURE.fullmatch(file) or _UNFINISHED.fullmatch(file):
                 _unlink(file, folder)
-        with suppress(OSError):  # something of the user's is in it
+        with suppress(OSError):  # it holds files of the user
             os.rmdir(name, dir_fd=parent)
 
 
@@ -150,7 +150,7 @@ def _names(folder: int) -> list[str]:
 
 @contextmanager
 def _folder(path: Path | str, parent: int | None = None) -> Iterator[int]:
-    """Open a folder; below an open one no link is followed."""
+    """Yield the descriptor of an open folder; below `parent` links are refused."""
     alone = os.O_NOFOLLOW if parent is not None else 0
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | alone, dir_fd=parent)
     try:
@@ -160,7 +160,7 @@ def _folder(path: Path | str, parent: int | None = None) -> Iterator[int]:
 
 
 def _is_page(folder: int, name: str, wanted: str) -> bool:
-    """Whether a name is a regular file that carries our mark and names this output. Raises FileNotFoundError."""
+    """Return whether a file is regular and carries the mark of this output. Raises FileNotFoundError."""
     if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
         return False
     handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
@@ -181,17 +181,17 @@ def _forget_results(note: Note, wanted: str, gone: Callable[[str], bool], really
         _delete(results, [entry.key for entry in results.list("sheets/")])
         _delete(results, _TOGETHER)
         keep_ratings(results, lambda name: not gone(name))
-        whose = _whose(results)
+        owners = _owners(results)
         lease.check()
-        for folders in (_BY_KEY, _RECORDS):  # records last: they say whose the rest is
+        for folders in (_BY_KEY, _RECORDS):  # records last: they name the people of the other files
             keys = [entry.key for folder in folders for entry in results.list(folder)]
-            _delete(results, [key for key in keys if _is_due(key, whose, gone)])
+            _delete(results, [key for key in keys if _is_due(key, owners, gone)])
         if left := sweep(results, _WRITTEN):
             raise _Missed("; ".join(left))
 
 
-def _whose(results: Storage) -> dict[str, str | None]:
-    """Return the identity of each row, by its key; None where its record cannot be read."""
+def _owners(results: Storage) -> dict[str, str | None]:
+    """Return the identity of each row by key; None if its record cannot be read."""
     keys = [entry.key for folder in _RECORDS for entry in results.list(folder)]
 
     def read(key: str) -> str | None:
@@ -205,12 +205,12 @@ def _whose(results: Storage) -> dict[str, str | None]:
         return {match[1]: name for key, name in names if (match := _KEY.fullmatch(key))}
 
 
-def _is_due(key: str, whose: dict[str, str | None], gone: Callable[[str], bool]) -> bool:
-    """Whether what a key holds is of somebody who left, or of nobody knows whom: an attempt died before its record."""
+def _is_due(key: str, owners: dict[str, str | None], gone: Callable[[str], bool]) -> bool:
+    """Return whether a file belongs to a person who left, or to no record: an attempt died before its record."""
     match = _KEY.fullmatch(key)
     if match is None:
         return False
-    name = whose.get(match[1])
+    name = owners.get(match[1])
     return name is None or gone(name)
 
 

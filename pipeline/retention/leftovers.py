@@ -1,4 +1,4 @@
-"""What of an output belongs to which identity, by its key alone, and what writers that died left in it."""
+"""Assign an output's files to identities by their keys, and remove leftovers of dead writers."""
 
 import re
 from collections import defaultdict
@@ -12,13 +12,13 @@ from pipeline.storage.keys import shown
 
 RECORDS = ("done", "failed")
 OWNED = ("photos", "traces", "starts", *RECORDS)  # folders with an escaped identity in the key, in order of deletion
-_PART = re.compile(r"~\d{4}$")  # of the name of a task; the digest of a shortened name has twelve digits
-_COMPANION = "._"  # how some file managers name what they keep of a file, beside it
+_PART = re.compile(r"~\d{4}$")  # end of a task name; the digest of a shortened name has twelve digits
+_COMPANION = "._"  # prefix of hidden companion files of some file managers
 
 
 @dataclass
 class Held:
-    """What an output holds of one identity: photos, their bytes, and the keys of everything, in order of deletion."""
+    """What an output holds of one identity: photos, their bytes, and all keys in order of deletion."""
 
     photos: int = 0
     bytes: int = 0
@@ -26,7 +26,7 @@ class Held:
 
 
 def owner(key: str) -> str | None:
-    """Return the escaped identity that a key names, None where it names none."""
+    """Return the escaped identity in a key, None if there is none."""
     folder, _, rest = key.partition("/")
     name, below, _ = rest.partition("/")
     companion = name.startswith(_COMPANION)
@@ -42,9 +42,9 @@ def owner(key: str) -> str | None:
 
 
 def held(storage: Storage, present: set[str] | None) -> dict[str, Held]:
-    """Return what an output holds, by escaped identity; keys only of those who are not in `present`, if it is given.
+    """Return what an output holds by escaped identity, with keys of the identities that are not in `present`.
 
-    Without `present` photos alone are counted.
+    Without `present` only photos are counted.
     """
     found: dict[str, Held] = defaultdict(Held)
     for folder in OWNED if present is not None else ("photos",):
@@ -62,9 +62,9 @@ def held(storage: Storage, present: set[str] | None) -> dict[str, Held]:
 
 
 def sweep(storage: Storage, prefixes: Iterable[str]) -> list[str]:
-    """Discard what dead writers left under the prefixes, once it is older than a lease; return what stays, a line each.
+    """Delete leftovers of dead writers that are older than a lease; return lines on what stays.
 
-    To be called under the lease: what is younger may be of an actor that outlived its driver.
+    Needs the lease. Younger leftovers may belong to an actor that outlived its driver.
     """
     young = 0
     try:

@@ -1,18 +1,20 @@
-"""Retention: what the owner asks to have deleted goes; nothing is ever deleted unasked, and the input never touched."""
+"""Retention: delete what the owner's rule names. Nothing is deleted without a rule; the input is never changed."""
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 from urllib.parse import unquote
 
 import pyarrow as pa
+from pydantic import Field
 
 from dladiff.errors import ConfigError, DamagedError, NotFoundError, StorageError
-from dladiff.settings.merge import nearest
+from dladiff.settings.validate import Settings
 from pipeline.config import RunConfig
 from pipeline.process.private import chosen_umask, private_files
 from pipeline.records import commit as records
@@ -21,68 +23,59 @@ from pipeline.records.commit import Recorded, load, read_index
 from pipeline.records.lease import Lease
 from pipeline.records.schema import PLAN, parquet
 from pipeline.records.trace import traces_of
-from pipeline.retention.forget import Who, forget
+from pipeline.retention.forget import People, forget
 from pipeline.retention.leftovers import OWNED, Held, held, sweep
 from pipeline.run.plan import LATEST, identities
 from pipeline.storage.base import FOLDERS, TEMP_PREFIX, Storage
 from pipeline.storage.keys import escape, shown
 from pipeline.storage.open import open_storage
 
-RECORDS = ("delete", "keep")
 OUTPUTS = ("output_uri", "output_key", "output_sha256")
-MOST_UNATTENDED = 0.5  # share of the recorded identities that may go at once without a person looking
+MOST_UNATTENDED = 0.5  # largest share of the recorded identities that an unattended run deletes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Retention:
-    """What is to be deleted; by default nothing."""
+class Retention(Settings):
+    """What is to be deleted."""
 
     gone: bool = False
     """What is stored of identities whose originals left the input."""
-    protected_days: int = 0
+    protected_days: int = Field(default=0, ge=0)
     """Protected photos this many days after they were made; 0: never."""
-    records: str = "delete"
+    records: Literal["delete", "keep"] = "delete"
     """What becomes of the records of identities that left: delete, or keep (without the photos)."""
 
-    def faults(self) -> list[str]:
-        """Return what is wrong with it, field by field."""
-        found = []
-        if self.protected_days < 0:
-            found.append(f"protected_days: {self.protected_days} is less than 0")
-        if self.records not in RECORDS:
-            hint = nearest(self.records, list(RECORDS))
-            found.append(f"records: {self.records!r} is unknown{hint}; choose one of {', '.join(RECORDS)}")
+    def contradictions(self) -> Iterator[str]:
+        """Yield how settings contradict each other."""
         if not self.gone and self.protected_days == 0:
-            found.append("gone: nothing is to be deleted; give gone (--gone) or protected_days (--older-than DAYS)")
-        return found
+            yield "gone: nothing is to be deleted; give gone (--gone) or protected_days (--older-than DAYS)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Due:
-    """One identity of which something is to be deleted."""
+    """One identity with something to delete."""
 
     identity: str
     why: str
     photos: int
     bytes: int
     forgotten: bool
-    """Whether its records go as well."""
+    """Whether its records are deleted too."""
 
     def line(self) -> str:
-        """Say who, why and how much."""
+        """Return who, why and how much, for a message."""
         records = "with its records" if self.forgotten else "its record stays"
         return f"{shown(self.identity)}: {self.why}; {self.photos} photos, {self.bytes / 1e6:.1f} MB, {records}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retained:
-    """What was deleted, or would be."""
+    """What was deleted or would be deleted."""
 
     due: list[Due]
     outside: list[str]
-    """Addresses of pages that show them and of evaluation results that hold them, beside the records."""
+    """Addresses of pages and evaluation results that show the identities."""
     missed: list[str]
-    """What shows them and was not reached, a line each that says what to do."""
+    """Pages and results that were not reached, a line each that says what to do."""
 
 
 def retain(
@@ -94,28 +87,25 @@ def retain(
     unattended: bool = False,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Retained:
-    """Return what `rule` says is to be deleted from an output; with `really`, delete it and build the manifests.
+    """Return what `rule` deletes from an output; with `really`, delete it and build the manifests.
 
-    `config` names the input, which is listed to know who left it; without one, age alone decides and every record
-    stays: work without a record would be done again. `unattended` refuses when more than MOST_UNATTENDED left.
-    Raises ConfigError where the rule or the input cannot be meant so, StorageError; another run holds the lease.
+    `config` names the input, which is listed to find who left. Without it only age counts and all records stay, since
+    a task without a record would be done again. `unattended` refuses to delete if more than MOST_UNATTENDED left.
+    Raises ConfigError for a rule or input that cannot be right; StorageError, also when another run holds the lease.
     """
-    faults = [f"retention: {fault}" for fault in rule.faults()]
     if rule.gone and config is None:
-        faults.append("--gone: needs the input (--input URI, or --config FILE): it says who is still there")
-    if faults:
-        raise ConfigError(faults)
+        raise ConfigError(["--gone: needs the input (--input URI, or --config FILE): who is not there has left"])
     storage = open_storage(output)
     if not really:
         found = _find(storage, rule, config, unattended, now())
-        outside = forget(storage, found.who(rule), really=False)
+        outside = forget(storage, found.people(rule), really=False)
         return Retained(due=found.due, outside=outside.deleted, missed=outside.missed)
     storage = open_storage(output, s3=config.s3 if config else None)
     with private_files(config.umask if config else chosen_umask()), Lease(storage) as lease:
         found = _find(storage, rule, config, unattended, now())
-        outside = forget(storage, found.who(rule), really=True)
+        outside = forget(storage, found.people(rule), really=True)
         if found.due:
-            _delete(storage, (entry.key for entry in storage.list("report/")))  # it shows pictures of them
+            _delete(storage, (entry.key for entry in storage.list("report/")))  # it may show their pictures
         if found.present is not None and rule.records == "delete":
             _forget_plans(storage, found.present)
         for one in found.due:
@@ -129,25 +119,25 @@ def retain(
 
 @dataclass(frozen=True)
 class _Found:
-    """Who is due, the records of everybody, what is stored, and who is in the input, if it was asked."""
+    """Identities with something to delete, all records, all stored files, and the input's names if it was listed."""
 
     due: list[Due]
     rows: dict[str, list[Recorded]]
     held: dict[str, Held]
     folders: dict[str, str]
-    """Escaped name of everybody who is due."""
+    """Identity to escaped name."""
     present: set[str] | None
 
-    def who(self, rule: Retention) -> Who:
-        """Return whom pages and results beside the records are to forget."""
-        return Who(self.present if rule.gone else None, {one.identity for one in self.due})
+    def people(self, rule: Retention) -> People:
+        """Return the people whose pages and results are to be deleted."""
+        return People(self.present if rule.gone else None, {one.identity for one in self.due})
 
 
 def _find(storage: Storage, rule: Retention, config: RunConfig | None, unattended: bool, now: datetime) -> _Found:
     rows: dict[str, list[Recorded]] = defaultdict(list)
     index = read_index(storage)
     if index.damaged:
-        raise StorageError(min(index.damaged.values()))  # whose it was is not known
+        raise StorageError(min(index.damaged.values()))  # it may be of any identity
     for row in index.rows():
         rows[row.identity].append(row)
     present, here = None, None
@@ -172,18 +162,18 @@ def _find(storage: Storage, rule: Retention, config: RunConfig | None, unattende
 
 
 def _name(folder: str) -> str:
-    """The name behind an escaped one, for messages; a shortened one stands for itself."""
+    """Return the name of an escaped one; a shortened name is returned as it is."""
     name = unquote(folder, errors="surrogateescape")
     return name if escape(name) == folder else folder
 
 
 def _pictures(one: Held) -> list[str]:
-    """Keys of what is deleted even where records stay."""
+    """Return the keys that are deleted even if records stay."""
     return [key for key in one.keys if key.startswith(("photos/", "traces/"))]
 
 
 def _refuse_doubtful(gone: int, recorded: int, config: RunConfig, unattended: bool) -> None:
-    """An input that is not mounted, or the wrong one, looks as if everybody had left."""
+    """Raise ConfigError if too many left: the input may be the wrong one, or not mounted."""
     where = shown(config.input)
     if recorded and gone == recorded:
         raise ConfigError(
@@ -192,20 +182,20 @@ def _refuse_doubtful(gone: int, recorded: int, config: RunConfig, unattended: bo
     if unattended and gone > MOST_UNATTENDED * recorded:
         raise ConfigError(
             [
-                f"retention: {gone} of {recorded} recorded identities are not in {where}: too many for a run that "
-                f"nobody watches; nothing is deleted, `dladiff retention --gone` says who, --yes deletes"
+                f"retention: {gone} of {recorded} recorded identities are not in {where}: too many for an "
+                f"unattended run; nothing is deleted, `dladiff retention --gone` lists them, --yes deletes"
             ]
         )
 
 
 def _finished(rows: list[Recorded]) -> datetime | None:
-    """When the newest part of an identity was done; None where nothing was."""
+    """Return when the newest part of an identity was done, None if no part was."""
     ends = [row.finished_at for row in rows if row.place.startswith("done/") and row.finished_at]
     return max(map(datetime.fromisoformat, ends), default=None)
 
 
 def _remove(storage: Storage, one: Due, found: _Found, now: datetime) -> None:
-    """Delete what is due. What a rerun looks for goes last, so that one that is cut off can be run again."""
+    """Delete one identity's files; those that a rerun looks for last, so an interrupted run can be repeated."""
     rows, own = found.rows.get(one.identity, []), found.held[found.folders[one.identity]]
     if one.forgotten:
         keys = [*own.keys, *(row.place for row in rows)]
@@ -220,7 +210,7 @@ def _remove(storage: Storage, one: Due, found: _Found, now: datetime) -> None:
 
 
 def _strip(storage: Storage, row: Recorded, now: datetime) -> None:
-    """Take the photos out of a commit record: it goes on saying what was done, and that no work is left."""
+    """Remove the photos from a commit record, which still shows that the task is done."""
     if not row.place.startswith("done/"):
         return
     record = load(storage, row.place)
@@ -233,7 +223,7 @@ def _strip(storage: Storage, row: Recorded, now: datetime) -> None:
 
 
 def _forget_plans(storage: Storage, present: set[str]) -> None:
-    """Plans name people: earlier ones go, and those who left are taken out of the latest, which `status` reads."""
+    """Delete all plans but the latest, and from that the people who left; `status` reads it."""
     latest = None
     with suppress(NotFoundError, DamagedError):
         latest = load(storage, LATEST).get("plan")
@@ -244,13 +234,13 @@ def _forget_plans(storage: Storage, present: set[str]) -> None:
             rows = parquet(storage.get(latest)).read().to_pylist()
             kept = [row for row in rows if row["identity"] in present]
         except (pa.ArrowException, KeyError):
-            storage.delete(latest)  # damaged: the next run writes another
+            storage.delete(latest)  # damaged: the next run writes a new one
             return
         if len(kept) < len(rows):
             manifest.write_rows(storage, latest, kept, PLAN)
 
 
 def _delete(storage: Storage, keys: Iterable[str]) -> None:
-    """Delete many at a time."""
+    """Delete keys in parallel."""
     with ThreadPoolExecutor(records.READERS) as pool:
         list(pool.map(storage.delete, keys))

@@ -1,1 +1,1 @@
-"""One run: plan, Ray Data, the actor, progress; and what commands ask of an output."""
+"""One run: plan, Ray Data, actor, progress; and status, failures and verification of an output."""

@@ -1,4 +1,4 @@
-"""ProtectIdentity: what a Ray actor does with one identity; read, decode, protect, encode, put, commit."""
+"""ProtectIdentity, the Ray actor: read, decode, protect, encode, store and commit the photos of one task."""
 
 import contextlib
 import dataclasses
@@ -22,10 +22,10 @@ from pipeline.process.private import private_process
 from pipeline.records import commit as records
 from pipeline.records.latest import unchanged
 from pipeline.records.manifest import GROUP
-from pipeline.records.schema import brief, finite, finite_similarity, reasons
+from pipeline.records.schema import PhotoRow, brief, finite, finite_similarity, reasons
 from pipeline.records.trace import write_trace
 from pipeline.run.grouped import together
-from pipeline.run.reading import STREAMS, Reading, Source
+from pipeline.run.reading import STREAMS, PlannedPhoto, Reading, Source
 from pipeline.sources.addresses import read_allowed, roots_of
 from pipeline.sources.decode import Decoded, encode_checked
 from pipeline.sources.decoder import PIXEL_BYTES
@@ -36,32 +36,32 @@ from pipeline.storage.open import open_storage
 from pipeline.storage.retry import PatientStorage
 from pipeline.telemetry.metrics import ActorMetrics
 
-LATE = "late"  # status of a task whose turn did not come before the deadline
+LATE = "late"  # status of a task that was not started before the deadline
 
-Row = dict[str, Any]
+Payload = dict[str, Any]
+"""JSON values: a row of Ray Data, the work of a task, or its result."""
 _METRICS = ("linf", "linf_face", "psnr", "psnr_face", "ssim", "retained")
 
 
 class ProtectIdentity:
-    """One worker: models are loaded at the first identity and stay. A call never raises; a fault is a status."""
+    """One worker. Models are loaded at the first task and kept. Calls do not raise; errors become a status."""
 
     def __init__(self, run: dict[str, Any], run_id: str, digest: str, deadline: float | None = None) -> None:
-        self.config = RunConfig(**{**run, "faces": tuple(run["faces"])})
+        self.config = RunConfig(**run)
         private_process(self.config.umask)
         self.run_id = run_id
-        self.digest = digest  # of the driver, which may see other files than the workers
-        self.deadline = deadline  # seconds since the epoch; no task is begun after it
+        self.digest = digest  # computed by the driver, whose files may differ
+        self.deadline = deadline  # seconds since the epoch; no task starts after it
         self.protector: Any = None
         self.opened: dict[str, Storage] = {}
         self.plans: dict[str, pq.ParquetFile] = {}
         self.metrics = ActorMetrics()
 
-    def __call__(self, row: Row) -> Row:
+    def __call__(self, row: Payload) -> Payload:
         """Do one task; `row["work"]` is JSON: identity, part, parts, key, replaces, photos and clean (key, uri each).
 
-        The row that goes back holds {"result": JSON}: identity, status (done, failed, quarantined, skipped, late,
-        fatal, storage), reason, photos, failed_photos, seconds, rows. `fatal` and `storage`: no identity
-        can be done, the run must stop.
+        Returns {"result": JSON}: identity, status (done, failed, quarantined, skipped, late, fatal, storage), reason,
+        photos, failed_photos, seconds, rows. `fatal` and `storage` mean that no task can be done: the run must stop.
         """
         work = json.loads(row["work"])
         started = time.monotonic()
@@ -70,9 +70,9 @@ class ProtectIdentity:
             result = self._attempt(work)
         except (ModelError, ConfigError) as error:
             result = {"status": "fatal", "reason": _line(error)}
-        except StorageError as error:  # a photo's own fault was noted with the photo: this one is the run's
+        except StorageError as error:  # errors of single photos were handled: this one concerns the run
             result = {"status": "storage", "reason": str(error)}
-        except BaseException as error:  # a row that raised would end the run or vanish
+        except BaseException as error:  # an exception would end the run or lose the row
             if "photos" in work:
                 result = self._failed(work, "failed", _line(error), redacted(traceback.format_exc()))
             else:  # the stored plan itself
@@ -85,25 +85,25 @@ class ProtectIdentity:
 
     @property
     def target(self) -> Storage:
-        """The output, opened at its first use: clients do not travel between processes."""
+        """The output, opened at its first use: storage clients cannot be pickled."""
         if "output" not in self.opened:
             self.opened["output"] = self._open(self.config.output)
         return self.opened["output"]
 
-    def _planned(self, place: Row) -> Row:
-        """Return the work at a row of a stored plan, which is fetched once, and must be the one the driver wrote."""
-        if place["plan"] not in self.plans:
-            self.plans = {place["plan"]: unchanged(self.target, place)}
-        group, row = divmod(place["row"], GROUP)
-        column = self.plans[place["plan"]].read_row_group(group, columns=["work"])["work"]
+    def _planned(self, work: Payload) -> Payload:
+        """Return the work in a row of a stored plan, which is fetched once and checked against the driver's digest."""
+        if work["plan"] not in self.plans:
+            self.plans = {work["plan"]: unchanged(self.target, work)}
+        group, row = divmod(work["row"], GROUP)
+        column = self.plans[work["plan"]].read_row_group(group, columns=["work"])["work"]
         return dict(json.loads(column[row].as_py()))
 
     def _open(self, uri: str) -> Storage:
         return PatientStorage(open_storage(uri, s3=self.config.s3), self.config.patience_s, self.metrics.retried)
 
-    def _attempt(self, work: Row) -> Row:
+    def _attempt(self, work: Payload) -> Payload:
         if self.deadline is not None and time.time() > self.deadline:
-            return {"status": LATE, "reason": "the time window ended before its turn; the next run takes it up"}
+            return {"status": LATE, "reason": "the time window ended before it was started; the next run does it"}
         task, key = (work["identity"], work["part"]), work["key"]
         starts = records.count_starts(self.target, task, key, self.run_id)
         if starts >= self.config.max_starts:
@@ -115,7 +115,7 @@ class ProtectIdentity:
         try:
             result = self._protect(work)
         except Exception:
-            with contextlib.suppress(StorageError):  # the first error is the one to tell
+            with contextlib.suppress(StorageError):  # the first error is reported
                 self.target.delete(start)
             raise
         self.target.delete(start)
@@ -123,16 +123,16 @@ class ProtectIdentity:
 
     def _load(self) -> Any:
         module, _, name = self.config.protector.partition(":")
-        kind = getattr(importlib.import_module(module), name)  # torch comes in here, on the worker
+        kind = getattr(importlib.import_module(module), name)  # imports torch, on the worker only
         settings = on_this_machine(self.config.method_settings(), self._open)
         try:
             return kind(settings, self.config.seed, self.config.cpus_per_actor)
         except DladiffError:
             raise
-        except Exception as error:  # no identity's fault: every other one would meet it too
+        except Exception as error:  # every identity would fail in the same way
             raise ModelError(f"the models cannot be loaded: {_line(error)}") from error
 
-    def _protect(self, work: Row) -> Row:
+    def _protect(self, work: Payload) -> Payload:
         started = records.now()
         rows = {photo["uri"]: self._photo_row(work, photo) for photo in work["photos"]}
         seconds: Counter[str] = Counter()
@@ -163,7 +163,7 @@ class ProtectIdentity:
             write_trace(self.target, work["identity"], work["part"], out.trace)
         self.metrics.worked(how["seconds"], out.peak_memory_bytes, out.device, out.steps)
         for row in rows.values():
-            if row["status"] not in ("failed", "skipped"):  # these have a reason of their own
+            if row["status"] not in ("failed", "skipped"):  # these rows already have a reason
                 row["reason"] = "; ".join(text for text in (row["reason"], lost, out.note) if text)
         return self._commit(work, [row | how for row in rows.values()], how)
 
@@ -173,10 +173,10 @@ class ProtectIdentity:
         reading: Reading,
         group: list[Source],
         clean: list[Any],
-        rows: dict[str, Row],
+        rows: dict[str, PhotoRow],
         seconds: Counter[str],
     ) -> list[Any]:
-        """Decode, protect and store the photos of one group; return what was made without its pixels, if anything."""
+        """Decode, protect and store the photos of one group; return [result without pixels], [] if none was decoded."""
         with _timed(seconds, "read"):
             decoded = reading.decode(group)
         photos = [PhotoIn(key=uri, pixels=photo.pixels) for uri, photo in decoded.items()]
@@ -194,7 +194,7 @@ class ProtectIdentity:
         reading.free(group)
         return outs
 
-    def _commit(self, work: Row, rows: list[Row], how: Row) -> Row:
+    def _commit(self, work: Payload, rows: list[PhotoRow], how: Payload) -> Payload:
         identity, part = work["identity"], work["part"]
         lost = sum(row["status"] == "failed" for row in rows)
         if not any(row.get("output_key") for row in rows):
@@ -207,8 +207,8 @@ class ProtectIdentity:
         records.clear_starts(self.target, identity, part)
         return {"status": "done", "failed_photos": lost, "rows": [brief(row) for row in rows]}
 
-    def _bytes(self, photo: Row, most: int) -> bytes:
-        """Read so many bytes at most, from the input, or for a photo of an index file from where its address points."""
+    def _bytes(self, photo: PlannedPhoto, most: int) -> bytes:
+        """Return at most `most` bytes of a photo, from the input or, for an index file, from the photo's address."""
         if "refused" in photo:
             raise PhotoError(f"the index names it by an address that is refused: {photo['refused']}")
         if is_index(self.config.input):
@@ -218,8 +218,8 @@ class ProtectIdentity:
             self.opened["input"] = self._open(self.config.input)
         return self.opened["input"].get(photo["key"], most)
 
-    def _store(self, identity: str, photo: Any, source: Decoded, row: Row) -> None:
-        """Encode and put a photo; fill its row."""
+    def _store(self, identity: str, photo: Any, source: Decoded, row: PhotoRow) -> None:
+        """Encode and store a photo; fill its row."""
         row |= {"status": photo.status, "faces": photo.faces, "similarity": finite_similarity(photo.similarity)}
         row |= {name: finite(getattr(photo, name)) for name in _METRICS}
         row["reason"] = "; ".join(text for text in (photo.reason, row["reason"]) if text)
@@ -227,21 +227,21 @@ class ProtectIdentity:
             return
         try:
             data = encode_checked(photo.pixels, source.icc, source.alpha)
-        except Exception as error:  # whatever it is, the other photos of the identity are whole
+        except Exception as error:  # the other photos are stored nevertheless
             row |= {"status": "failed", "reason": f"cannot be encoded: {_line(error)}"}
             return
         sha = hashlib.sha256(data).hexdigest()
         key = f"photos/{escape(identity)}/{stem(row['source_uri'])}.{sha[:12]}.png"
         try:
             self.target.put(key, data, "image/png")
-        except RefusedError as error:  # this key or this size; any other error of storage is the run's
+        except RefusedError as error:  # this key or size; other storage errors end the run
             row |= {"status": "failed", "reason": str(error)}
             return
         self.metrics.wrote(len(data))
         row |= {"output_key": key, "output_uri": self.target.uri_of(key), "output_sha256": sha}
         row |= self.config.layer_settings(faces=bool(photo.faces))
 
-    def _photo_row(self, work: Row, photo: Row) -> Row:
+    def _photo_row(self, work: Payload, photo: PlannedPhoto) -> PhotoRow:
         return {
             "run_id": self.run_id,
             "identity": work["identity"],
@@ -254,7 +254,7 @@ class ProtectIdentity:
             "config_digest": self.digest,
         }
 
-    def _identity_row(self, work: Row, status: str, reason: str, lost: int) -> Row:
+    def _identity_row(self, work: Payload, status: str, reason: str, lost: int) -> Payload:
         return {
             "run_id": self.run_id,
             "identity": work["identity"],
@@ -268,8 +268,10 @@ class ProtectIdentity:
             "finished_at": records.now(),
         }
 
-    def _failed(self, work: Row, status: str, reason: str, trace: str, rows: list[Row] | None = None) -> Row:
-        """Write the failure record and return the result; storage that fails too is told in the reason."""
+    def _failed(
+        self, work: Payload, status: str, reason: str, trace: str, rows: list[PhotoRow] | None = None
+    ) -> Payload:
+        """Write the failure record and return the result; a storage error becomes status `storage`."""
         if rows is None:
             rows = [self._photo_row(work, p) | {"reason": reason} for p in work["photos"]]
         record = {

@@ -1,4 +1,4 @@
-"""The bytes that one task may hold at once: what stays in memory, what is in work, and which photos fit together."""
+"""The memory budget of one task, in bytes: what it holds, and which photos fit together."""
 
 import contextlib
 import threading
@@ -8,35 +8,35 @@ from typing import TypeVar
 
 from pipeline.sources.decoder import FILE_BYTES, PIXEL_BYTES
 
-HELD_BYTES = 7  # bytes a pixel for as long as a photo's group is worked on: RGB before, RGB after, alpha
+HELD_BYTES = 7  # bytes a pixel while a photo's group is processed: RGB before, RGB after, alpha
 CLEAN_BYTES = 3  # bytes a pixel of a clean photo: RGB
-METHOD_BYTES = 190  # bytes a pixel of the one photo in the method's hands: measured with the tiny profile on the CPU
-FILES = 8  # one part in so many of the budget holds files between their measure and their turn
-CLEAN = 3  # one part in so many of the budget holds the clean photos
+METHOD_BYTES = 190  # bytes a pixel of the one photo being protected: measured with the tiny profile on the CPU
+FILES = 8  # 1/FILES of the budget holds files between measuring and decoding
+CLEAN = 3  # 1/CLEAN of the budget holds the clean photos
 
 T = TypeVar("T", bound="Measured")
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What a photo costs: its pixels, from its header, and the bytes of its file."""
+    """Size of a photo: pixels (width times height, from its header) and bytes of its file."""
 
     pixels: int
     size: int
 
     @property
     def decoding(self) -> int:
-        """Bytes that decoding or encoding takes for a moment."""
+        """Temporary bytes of decoding or encoding."""
         return PIXEL_BYTES * self.pixels + FILE_BYTES * self.size
 
     @property
     def working(self) -> int:
-        """Bytes that any step takes for a moment."""
+        """Temporary bytes of the largest step."""
         return max(self.decoding, METHOD_BYTES * self.pixels)
 
 
 class Budget:
-    """Bytes that threads share. What is larger than all that can become free goes alone, rather than never."""
+    """A number of bytes shared by threads. A request that can never fit runs alone."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -45,7 +45,7 @@ class Budget:
 
     @contextlib.contextmanager
     def of(self, size: int) -> Iterator[None]:
-        """Wait until `size` bytes are free, and take them for a while."""
+        """Wait until `size` bytes are free, and reserve them inside the context."""
         with self._changed:
             self._changed.wait_for(lambda: not self._working or self._held + self._working + size <= self.total)
             self._working += size
@@ -57,13 +57,13 @@ class Budget:
                 self._changed.notify_all()
 
     def hold(self, size: int) -> None:
-        """Count bytes that stay until they are given back with a negative size."""
+        """Reserve bytes until they are released by a call with a negative size."""
         with self._changed:
             self._held += size
             self._changed.notify_all()
 
     def keep(self, size: int) -> bool:
-        """Count the bytes of a file that stays in memory, if the files' part of the budget has room for it."""
+        """Reserve the bytes of a file if they fit the files' share of the budget; return whether they do."""
         with self._changed:
             if self._kept + size > self.total // FILES:
                 return False
@@ -72,7 +72,7 @@ class Budget:
             return True
 
     def drop(self, size: int) -> None:
-        """Give back the bytes of a file."""
+        """Release the bytes of a file."""
         with self._changed:
             self._kept -= size
             self._held -= size
@@ -80,9 +80,9 @@ class Budget:
 
 
 def groups(photos: Sequence[T], free: int) -> tuple[list[list[T]], list[T]]:
-    """Split photos, in their order, into groups that fit `free` bytes each; and those that do not fit alone.
+    """Return groups of photos, in their order, that fit `free` bytes each; and the photos that do not fit alone.
 
-    Only headers and order decide. One group holds all photos where they fit together.
+    The groups depend only on sizes and order. There is one group if all photos fit together.
     """
     found: list[list[T]] = []
     refused: list[T] = []
@@ -101,7 +101,7 @@ def groups(photos: Sequence[T], free: int) -> tuple[list[list[T]], list[T]]:
 
 
 def smallest(photos: Sequence[T], total: int) -> list[T]:
-    """Return the clean photos that fit their part of the budget, the smallest first, in the order given."""
+    """Return the smallest clean photos that fit their share of the budget, in the given order."""
     left, kept = total // CLEAN, []
     for i in sorted(range(len(photos)), key=lambda i: (photos[i].pixels, i)):
         left -= CLEAN_BYTES * photos[i].pixels

@@ -1,4 +1,4 @@
-"""The chain: plan, subtract what is done, hand the rest to Ray Data task by task, build the manifest."""
+"""`dladiff protect`: plan, run the new tasks with Ray Data, build the manifest."""
 
 import shlex
 import uuid
@@ -30,14 +30,15 @@ from pipeline.storage.open import open_storage
 from pipeline.telemetry.driver import DriverMetrics
 
 WORST = ("quarantined", "failed", LATE, "done", "skipped")
-"""What an identity counts as when its parts ended differently: the first of these that occurs."""
+"""Status of an identity whose parts ended differently: the first of these that occurs."""
 
 
 @dataclass
 class Summary:
-    """planned == done + failed + quarantined + skipped, in identities; lost_photos lie in done or skipped ones.
+    """Counts of identities: planned == done + failed + quarantined + skipped.
 
-    `left` counts those of the skipped whose turn did not come before the deadline.
+    `left` counts skipped identities that were not started before the deadline. `lost_photos` counts failed photos of
+    done or skipped identities.
     """
 
     planned: int
@@ -53,19 +54,19 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0 all protected, 1 some failed or left."""
+        """0 if all are protected, 1 if some failed or are left."""
         return 1 if self.failed or self.quarantined or self.left or self.lost_photos else 0
 
     def advice(self, output: str) -> list[str]:
-        """Return what to do next, a line each."""
-        place = shlex.quote(shown(output))
+        """Return what to do next, one command a line."""
+        address = shlex.quote(shown(output))
         lines = []
         if self.failed or self.quarantined or self.lost_photos:
-            lines.append(f"next: dladiff failed --output {place} says why; protect --retry-failed takes them up again")
+            lines.append(f"next: dladiff failed --output {address} says why; protect --retry-failed tries them again")
         if self.left:
-            lines.append("next: the same command again takes up what is left")
+            lines.append("next: run the same command again for what is left")
         if not lines:
-            lines.append(f"next: dladiff report --output {place} shows before and after")
+            lines.append(f"next: dladiff report --output {address} shows before and after")
         return lines
 
 
@@ -78,10 +79,10 @@ def protect(
     deadline: datetime | None = None,
     verbose: bool = False,
 ) -> Summary:
-    """Protect every identity that is new. Nothing new: Ray is not started, and storage is only read.
+    """Protect every new identity. If nothing is new, Ray is not started and nothing is written.
 
-    After `deadline` no task is begun; what is left counts as skipped, and the next run takes it up. `verbose` says a
-    line an identity on a terminal too.
+    No task is started after `deadline`; the rest counts as skipped and is done by the next run. `verbose` prints a
+    line for each identity on a terminal too.
     Raises ConfigError or ModelError (exit code 2), StorageError (3).
     """
     with private_files(config.umask), temporary_folder() as folder:
@@ -92,7 +93,7 @@ def protect(
             raise ConfigError(faults)
         target = open_storage(config.output, create=True, s3=config.s3)
         with Lease(target) as lease:
-            if _changed(target, plan):  # another run worked until the lease was ours
+            if _changed(target, plan):  # another run worked before we got the lease
                 plan = make_plan(config, retry=retry, folder=folder)
             watch = _Watch(console or Console(stderr=True, emoji=False), metrics or DriverMetrics(), deadline, verbose)
             return _run(config, plan, target, lease, watch)
@@ -100,7 +101,7 @@ def protect(
 
 @dataclass(frozen=True)
 class _Watch:
-    """Who looks on, and until when."""
+    """Where progress is shown, and the deadline."""
 
     console: Console
     metrics: DriverMetrics
@@ -120,12 +121,12 @@ def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, watch: _W
         until = watch.deadline.timestamp() if watch.deadline else None
         stream = results(config, plan.todo_file, target, run_id, until)
         view = Progress(watch.console, plan.todo, watch.metrics.cost, Actors(target), verbose=watch.verbose)
-        with view as progress, closing(stream):  # an error ends Ray before it is told
+        with view as progress, closing(stream):  # on an error Ray ends before the message is printed
             for result in stream:
                 lease.check()
                 summary.results.append(result)
                 ended.setdefault(result["identity"], []).append(result["status"])
-                if result["status"] != LATE:  # it is left
+                if result["status"] != LATE:  # late tasks stay in `left`
                     watch.metrics.advance(result)
                 progress.advance(result)
     if len(summary.results) != plan.todo:
@@ -143,7 +144,7 @@ def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, watch: _W
 
 
 def _finalise(target: Storage, plan: Plan, ended: dict[str, list[str]]) -> None:
-    """Sweep what dead attempts and runs left of the identities of this run, and build the manifest."""
+    """Sweep leftovers of dead attempts and runs, for the identities of this run, and build the manifest."""
     for entry in list(target.list(TODO_FILES)):
         target.delete(entry.key)
     index = records.read_index(target)

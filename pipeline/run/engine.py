@@ -1,4 +1,4 @@
-"""Ray Data: one row a task, a pool of actors, results as they come."""
+"""Run tasks with Ray Data: one row a task, a pool of actors, results as they arrive."""
 
 import contextlib
 import hashlib
@@ -19,26 +19,26 @@ from pipeline.run.actor import ProtectIdentity
 from pipeline.run.local_ray import check_authenticated, local_ray
 from pipeline.storage.base import Storage
 
-TODO_FILES = "plan/todo-"  # such a file is of one run, and goes at its end
-IN_MEMORY = 10_000  # tasks; above it the actors read what to do from storage, and the driver holds numbers alone
+TODO_FILES = "plan/todo-"  # files of one run, deleted at its end
+IN_MEMORY = 10_000  # tasks; above it the actors read their work from storage, and the driver holds row numbers
 
 
 def results(
     config: RunConfig, todo: ParquetFile, target: Storage, run_id: str, deadline: float | None = None
 ) -> Generator[dict[str, Any]]:
-    """Run the actors on this machine or the cluster of RAY_ADDRESS; yield each task's result as it comes.
+    """Run the actors on this machine or the cluster of RAY_ADDRESS; yield each task's result as it arrives.
 
-    After `deadline` (seconds since the epoch) no task is begun: those left come back as late.
-    Raises StorageError when Ray does not start or fails, ConfigError when this machine holds no actor.
+    No task is started after `deadline` (seconds since the epoch); the rest gets status `late`.
+    Raises StorageError when Ray does not start or fails, ConfigError when this machine is too small for an actor.
     """
     private = not os.environ.get("RAY_ADDRESS")
     with started() as ray:
-        held = room(ray, config.cpus_per_actor, config.gpus_per_actor)
-        most = min(todo.count, config.max_actors or held)
+        fitting = max_actors(ray, config.cpus_per_actor, config.gpus_per_actor)
+        most = min(todo.count, config.max_actors or fitting)
         actors = ray.data.ActorPoolStrategy(
-            min_size=most if private else min(config.min_actors, most),  # this machine is ours: no slow start
+            min_size=most if private else min(config.min_actors, most),  # a private Ray needs no gradual start
             max_size=most,
-            max_tasks_in_flight_per_actor=2,  # one leaves the actor idle between identities and never scales up
+            max_tasks_in_flight_per_actor=2,  # with one, actors idle between tasks and the pool never grows
         )
         stage = _rows(ray, todo, target, run_id).map(
             ProtectIdentity,
@@ -50,19 +50,19 @@ def results(
             },
             compute=actors,
             num_cpus=config.cpus_per_actor,  # torch's threads on the CPU
-            num_gpus=config.gpus_per_actor,  # a fraction shares one GPU
-            # Ray Data restarts a killed actor without end; the durable start counter ends a crash loop
+            num_gpus=config.gpus_per_actor,  # a fraction: actors share a GPU
+            # Ray Data restarts killed actors without limit; the stored start notes end a crash loop
         )
-        yield from told(ray, stage)
+        yield from reported(ray, stage)
 
 
-def told(ray: Any, stage: Any) -> Generator[dict[str, Any]]:
-    """Yield the column `result` of a stage, row by row as they come.
+def reported(ray: Any, stage: Any) -> Generator[dict[str, Any]]:
+    """Yield the column `result` of a stage, row by row as the rows arrive.
 
-    Raises ModelError or StorageError where a result says that no row can be done, StorageError when Ray fails.
+    Raises ModelError for status `fatal`, StorageError for status `storage` and when Ray fails.
     """
     try:
-        # iter_rows would fetch one block ahead: each result would be told only when the next one is there
+        # iter_rows fetches one block ahead, which would delay each result until the next one
         for block in stage.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
             for result in map(json.loads, block["result"].to_pylist()):
                 if kind := {"fatal": ModelError, "storage": StorageError}.get(result["status"]):
@@ -75,17 +75,17 @@ def told(ray: Any, stage: Any) -> Generator[dict[str, Any]]:
 
 
 def _rows(ray: Any, todo: ParquetFile, target: Storage, run_id: str) -> Any:
-    """One block a task, so that results stream and no actor holds a second identity's turn.
+    """Return a dataset with one block a task, so that results stream and no actor reserves a second task.
 
-    Made by the driver, not by tasks of Ray (read_parquet, repartition): where actors hold every CPU such a task would
-    wait for ever, and the actors for it.
+    The driver makes the rows. Ray tasks (read_parquet, repartition) would deadlock: actors hold every CPU and wait for
+    them.
     """
     if todo.count <= IN_MEMORY:
         rows = list(todo.rows())
     else:
         key = f"{TODO_FILES}{run_id}.parquet"
         todo.put(target, key)
-        with todo.path.open("rb") as file:  # the output's writers must not give actors other work
+        with todo.path.open("rb") as file:  # other writers of the output must not change the actors' work
             plan = {
                 "plan": key,
                 "size": todo.path.stat().st_size,
@@ -99,21 +99,21 @@ def _rows(ray: Any, todo: ParquetFile, target: Storage, run_id: str) -> Any:
 def started() -> Iterator[Any]:
     """Start a private Ray, or join RAY_ADDRESS, quietly and without usage statistics; shut it down at the end.
 
-    Meanwhile what is printed goes to stderr: Ray tells of dead actors on stdout, which is our answer's.
+    Inside the context stdout goes to stderr: Ray prints about dead actors on stdout, which is for our result.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side writes to the terminal otherwise
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ code writes to the terminal
     joined = bool(os.environ.get("RAY_ADDRESS"))
     with contextlib.redirect_stdout(sys.stderr), _handlers_kept(), _options(joined) as options:
         import ray
         import ray.data
 
         try:
-            # what it says while it waits for a cluster is told at once
+            # messages while it waits for a cluster are shown at once
             with contextlib.nullcontext() if joined else _without_log_level():
                 ray.init(**options, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
-        except SystemExit as error:  # SIGTERM meanwhile: so Ray's own handler answers it
+        except SystemExit as error:  # Ray's handler raises it on SIGTERM
             raise KeyboardInterrupt from error
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise StorageError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
@@ -133,19 +133,19 @@ def started() -> Iterator[Any]:
 
 
 def _options(joined: bool) -> contextlib.AbstractContextManager[dict[str, Any]]:
-    """Options of `ray.init`: those of a private Ray, or none where a cluster is joined."""
+    """Return the options of `ray.init` for a private Ray; none when a cluster is joined."""
     return contextlib.nullcontext({}) if joined else local_ray()
 
 
 def _interrupted_by_sigterm() -> None:
-    """Let SIGTERM end the work as Ctrl-C does: the handlers that ray.init has set print a stack trace first."""
-    if threading.current_thread() is threading.main_thread():  # in no other are there any, nor may we set one
+    """Make SIGTERM raise KeyboardInterrupt, like Ctrl-C; the handlers of ray.init print a stack trace."""
+    if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @contextlib.contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """Put back at the end what answered SIGTERM before."""
+    """Restore the SIGTERM handler at the end."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -156,7 +156,7 @@ def _handlers_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_log_level() -> Iterator[None]:
-    """Leave out the line in which Ray's C++ side says that it took the log level; whatever else it says comes after."""
+    """Remove Ray's line "Set ray log level" from stderr; other lines are printed at the end of the context."""
     with tempfile.TemporaryFile() as held:
         terminal = os.dup(2)
         os.dup2(held.fileno(), 2)
@@ -169,18 +169,18 @@ def _without_log_level() -> Iterator[None]:
             os.write(2, b"".join(line for line in held if b"Set ray log level" not in line))
 
 
-def room(ray: Any, cpus: int, gpus: float) -> int:
-    """Return how many actors of so many CPUs and GPUs this machine or the cluster holds, at least one.
+def max_actors(ray: Any, cpus: int, gpus: float) -> int:
+    """Return how many actors with `cpus` and `gpus` each fit on this machine or the cluster, at least one.
 
-    Raises ConfigError where this machine holds none. A cluster may still grow.
+    Raises ConfigError when none fits on this machine. A cluster may still grow.
     """
     have = ray.cluster_resources()
     if not os.environ.get("RAY_ADDRESS"):
-        asked = {"cpus_per_actor": (cpus, "CPU"), "gpus_per_actor": (gpus, "GPU")}
+        wanted_by = {"cpus_per_actor": (cpus, "CPU"), "gpus_per_actor": (gpus, "GPU")}
         faults = [
-            f"{name}: {wanted:g} is more than this machine has ({have.get(kind, 0):g}); ask for less, or name a "
+            f"{name}: {wanted:g} is more than this machine has ({have.get(kind, 0):g}); lower it, or name a "
             "cluster in RAY_ADDRESS"
-            for name, (wanted, kind) in asked.items()
+            for name, (wanted, kind) in wanted_by.items()
             if wanted > have.get(kind, 0)
         ]
         if faults:

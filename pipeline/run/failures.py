@@ -1,4 +1,4 @@
-"""Failures as people ask for them: which, why, and how to have them taken up again."""
+"""List failures, and let the next run try them again."""
 
 import json
 from typing import Any
@@ -18,7 +18,7 @@ def listed(storage: Storage, which: Retry) -> list[dict[str, Any]]:
         if which.takes(r.reason)
     ]
     for task, row in sorted(index.done.items()):
-        if task in index.failed or not row.key:  # a failure that `forget` took up
+        if task in index.failed or not row.key:  # `forget` has reset it
             continue
         lost = [text for text in row.photo_reasons if which.takes(text)]
         rows += [{"identity": row.identity, "part": row.part, "status": "photo", "reason": text} for text in lost]
@@ -26,10 +26,10 @@ def listed(storage: Storage, which: Retry) -> list[dict[str, Any]]:
 
 
 def forget(storage: Storage, which: Retry) -> int:
-    """Let the next run take failures up; return of how many tasks.
+    """Make the next run try failures again; return the number of tasks.
 
-    Failure records and their starts are removed. Where photos failed alone, the commit record loses its key: the photos
-    that are done stand until the identity is done again. Raises StorageError; another run holds the lease.
+    Deletes failure records and their starts. For single failed photos, it removes the key from the commit record: the
+    stored photos stay until the task is done again. Raises StorageError, also when another run holds the lease.
     """
     with Lease(storage):
         index = read_index(storage)

@@ -1,4 +1,4 @@
-"""What the method says of several groups of photos, as one task's account."""
+"""Merge the method's results of several groups of photos into one."""
 
 import dataclasses
 from collections import Counter, defaultdict
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def together(outs: list[Any]) -> Any:
-    """Return what was made of several groups of photos as one: seconds, steps and traces added, the highest peak."""
+    """Return the results of several groups as one: seconds, steps and traces added, the highest memory peak."""
     if len(outs) == 1:
         return outs[0]
     seconds: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""What a run looks like while it goes on: rates, actors and what each does, the last failures."""
+"""Live view of a run: rates, actors and their identities, the last failures."""
 
 import time
 from collections import deque
@@ -19,18 +19,18 @@ from pipeline.storage.base import Storage
 from pipeline.storage.keys import shown
 
 RECENT = timedelta(minutes=10)
-ACTORS, FAILURES = 16, 5  # lines of each
-EVERY = 2.0  # seconds between two looks at what the actors do
+ACTORS, FAILURES = 16, 5  # most lines of each
+EVERY = 2.0  # seconds between two reads of the actors' notes
 
 
 def safe(text: object) -> str:
-    """Return text from storage fit for rich: control characters and markup made visible."""
+    """Return text from storage for rich: control characters and markup are escaped."""
     return escape(shown(str(text)))
 
 
 @dataclass(frozen=True)
 class Working:
-    """One actor at work: its host and process, the identity, since when (UTC)."""
+    """A busy actor: host and pid, identity, start (UTC)."""
 
     where: str
     identity: str
@@ -39,7 +39,7 @@ class Working:
 
 @dataclass
 class Actors:
-    """Reads from storage who is at work: the notes that actors leave when they begin, and take away at the end."""
+    """Busy actors, read from the start notes on storage, which actors delete when they end a task."""
 
     storage: Storage
     every: float = EVERY
@@ -47,7 +47,7 @@ class Actors:
     looked: float = -1e9
 
     def __call__(self) -> list[Working]:
-        """Return who is at work, those longest at it first; what cannot be read now is left as it was."""
+        """Return the busy actors, longest first; while storage is out of reach, the last known ones."""
         if time.monotonic() - self.looked >= self.every:
             self.looked = time.monotonic()
             with suppress(StorageError):
@@ -56,7 +56,7 @@ class Actors:
         return sorted((w for w in self.notes.values() if w is not None), key=lambda w: w.since)
 
     def _read(self, key: str) -> Working | None:
-        """Who left a note; None where it cannot be read, which is not tried again."""
+        """Return the actor of a note; None if the note is unreadable, which is cached."""
         try:
             note = load(self.storage, key, MOST_NOTE)
             where, since = f"{note['host']}:{note['pid']}", datetime.fromisoformat(note["time"])
@@ -67,25 +67,25 @@ class Actors:
 
 
 class Rate:
-    """Photos an hour: since the beginning, and over the last ten minutes."""
+    """Photos an hour, since the start and over the last ten minutes."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock, self.started, self.photos = clock, clock(), 0
         self.ends: deque[tuple[float, int]] = deque()
 
     def add(self, photos: int) -> None:
-        """Count photos that are done now."""
+        """Count photos done now."""
         self.photos += photos
         self.ends.append((self.clock(), photos))
 
     @property
     def lifetime(self) -> float:
-        """Photos an hour since the beginning."""
+        """Photos an hour since the start."""
         return self.photos / max(1e-9, self.clock() - self.started) * 3600
 
     @property
     def recent(self) -> float:
-        """Photos an hour over the last ten minutes, or since the beginning where that is shorter."""
+        """Photos an hour over the last ten minutes, or since the start if that is shorter."""
         now = self.clock()
         while self.ends and self.ends[0][0] < now - RECENT.total_seconds():
             self.ends.popleft()
@@ -94,7 +94,7 @@ class Rate:
 
 
 def panel(head: RenderableType, facts: dict[str, Any], actors: Sequence[Working], failures: Sequence[str]) -> Group:
-    """Lay out the view: a bar, one line of figures, a line an actor, the last failures."""
+    """Return the view: a bar, one line of figures, a line for each actor, the last failures."""
     figures = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
     parts: list[RenderableType] = [head, Text(figures)]
     if actors:

@@ -1,7 +1,8 @@
-"""The Ray of one local run: token authentication, loopback addresses only, files in a folder of this user alone.
+"""Private Ray of a local run: token authentication, loopback addresses only, files in a private folder.
 
-Ray runs code for every client that reaches its ports. Without these settings its processes listen on all interfaces,
-and with authentication off anybody on the network could run a task as this user (docs/decisions/0010-local-ray.md).
+Ray executes code for every client that reaches its ports. Without these settings its processes listen on all
+interfaces, and without authentication anyone on the network can run code as this user
+(docs/decisions/0010-local-ray.md).
 """
 
 import contextlib
@@ -18,23 +19,23 @@ from pipeline.process.temporary import temporary_folder
 
 CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 OBJECT_STORE = 200_000_000  # bytes; rows are small
-SOCKET_PATH = 107  # bytes that the system allows for the path of a Unix socket
-SESSION = len("/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # what Ray adds to the folder
+SOCKET_PATH = 107  # longest path of a Unix socket, bytes
+SESSION = len("/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # Ray appends this to its folder
 
 
 @contextlib.contextmanager
 def local_ray() -> Iterator[dict[str, Any]]:
-    """Set the environment of a private Ray; yield the options of `ray.init`; put both back at the end.
+    """Set the environment of a private Ray and yield the options of `ray.init`; restore the environment at the end.
 
-    To be entered before Ray is imported, which reads some of it then. Raises StorageError where no folder is short
-    enough.
+    Enter it before importing Ray, which reads some variables then. Raises StorageError when the temporary folder's path
+    is too long.
     """
     settings = {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),  # of this run; its processes inherit it
-        CLUSTERS: "0",  # the node's address is loopback, on Linux too
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),  # for this run; its processes inherit it
+        CLUSTERS: "0",  # makes the node's address loopback, on Linux too
     }
-    # Ray gives its own folder mode 0777; the one above it keeps others out
+    # Ray's own folder has mode 0777; its parent keeps other users out
     with temporary_folder(short=True) as folder, _environment(settings):
         _check_length(folder)
         yield {
@@ -46,7 +47,7 @@ def local_ray() -> Iterator[dict[str, Any]]:
 
 
 def check_authenticated() -> None:
-    """Raise StorageError unless this process's Ray asks for a token. To be called once Ray is started."""
+    """Raise StorageError unless this process's Ray requires a token. Call it after Ray has started."""
     raylet: Any = importlib.import_module("ray._raylet")
     if raylet.get_authentication_mode() != raylet.AuthenticationMode.TOKEN:
         raise StorageError("Ray started without authentication; run dladiff in a process that has not used Ray before")
@@ -70,11 +71,11 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        reread_environment()  # a cluster that is joined next has its own
+        reread_environment()  # a cluster joined later has its own settings
 
 
 def reread_environment() -> None:
-    """Let a Ray that is already imported forget the mode, the token and the address of an earlier run."""
+    """Reset mode, token and address of an earlier run in a Ray that is already imported."""
     if "ray" in sys.modules:
         raylet: Any = importlib.import_module("ray._raylet")
         constants: Any = importlib.import_module("ray._private.ray_constants")

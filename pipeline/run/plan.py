@@ -1,4 +1,4 @@
-"""What there is to do: identities listed, split into tasks, minus what the records hold; no pixel is read."""
+"""Plan a run: list identities, split them into tasks, subtract what the records hold; no pixel is read."""
 
 import hashlib
 import json
@@ -24,9 +24,9 @@ from pipeline.storage.open import local_path, open_storage
 
 log = logging.getLogger(__name__)
 
-CANDIDATES = 4  # clean photos to choose from, in units of clean_photos: the largest files, the best by their faces
+CANDIDATES = 4  # candidates for the clean set, in units of clean_photos: the largest files; faces choose among them
 SECONDS_PER_PHOTO = {"tiny": 45.0, "sd21": 300.0}
-"""Assumed where no earlier run of this output was measured: one actor, two encoders; not a promise."""
+"""Assumed rate of one actor with two encoders, used until this output has measurements; an estimate only."""
 NO_PHOTOS = (
     "no photos found in {uri}; understood are: one folder an identity, photos side by side (each an identity, or "
     "--one-identity), <identity>/set_A, set_B folders, CelebA-HQ, VGGFace2, and an index file (.csv, .parquet); "
@@ -36,23 +36,23 @@ NO_PHOTOS = (
 
 @dataclass(frozen=True)
 class Retry:
-    """Which failures are taken up again: all of them, or those whose reason holds one of `reasons`."""
+    """Which failures to retry: all, or those whose reason contains one of `reasons`."""
 
     reasons: tuple[str, ...] = ()
 
     def takes(self, reason: str) -> bool:
-        """Return whether a failure of this reason is taken up."""
+        """Return whether to retry a failure with this reason."""
         return not self.reasons or any(part.casefold() in reason.casefold() for part in self.reasons)
 
 
 class Prefixes:
-    """Of each bucket, the longest prefix below which the photos of an index file lie."""
+    """The longest common prefix of an index file's photos in each bucket."""
 
     def __init__(self) -> None:
         self._folders: dict[str, list[str]] = {}
 
     def add(self, uri: str) -> None:
-        """Take in the address of a photo; one of a folder takes no part."""
+        """Add the address of a photo; local paths are ignored."""
         if uri.startswith("s3://"):
             bucket, *folders = uri.removeprefix("s3://").split("/")[:-1]
             known = self._folders.setdefault(bucket, folders)
@@ -60,13 +60,13 @@ class Prefixes:
             self._folders[bucket] = known[: len([*takewhile(bool, same)])]
 
     def addresses(self) -> tuple[str, ...]:
-        """Return the prefixes as `open_storage` takes them."""
+        """Return the prefixes as addresses for `open_storage`."""
         return tuple("/".join(("s3:/", bucket, *folders)) for bucket, folders in self._folders.items())
 
 
 @dataclass
 class Plan:
-    """Counts of what is there and what is new; the tasks themselves lie in two files where a folder was given."""
+    """Counts of identities, photos and tasks; the tasks themselves are in two files if a folder was given."""
 
     index: Index
     identities: int = 0
@@ -74,25 +74,25 @@ class Plan:
     todo: int = 0
     todo_photos: int = 0
     pending: dict[str, int] = field(default_factory=dict)
-    """Tasks to do, by identity that has any."""
+    """Number of tasks to do, by identity with any."""
     tasks: dict[str, set[Task]] = field(default_factory=dict)
     """All tasks of those identities."""
     kept: dict[str, str] = field(default_factory=dict)
-    """failed or quarantined, by identity of which a task failed before and is not taken up."""
+    """failed or quarantined, by identity with an earlier failure that is not retried."""
     retried: list[Task] = field(default_factory=list)
     skipped: int = 0
     lost_photos: int = 0
     """Photos that failed in tasks that are done."""
     plan_hash: str = ""
     inputs: tuple[str, ...] = ()
-    """Folders or bucket prefixes that the photos are read below: what `verify` and `report` may read later."""
+    """Folders or bucket prefixes of the photos; `verify` and `report` read originals below them."""
     buckets: Prefixes = field(default_factory=Prefixes)
-    """Where an index file names photos of other buckets, or of another prefix of its own."""
+    """Prefixes of an index file's photos outside of its folder."""
     plan_file: ParquetFile | None = None
     todo_file: ParquetFile | None = None
 
     def settled(self) -> Counter[str]:
-        """Return how many identities without new work are failed, quarantined or skipped."""
+        """Return the number of identities without new work by status: failed, quarantined, skipped."""
         counts = Counter(status for name, status in self.kept.items() if name not in self.pending)
         counts["skipped"] = self.skipped
         return counts
@@ -100,7 +100,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What the new photos would take; `measured_photos` is 0 where the rate is the stated default."""
+    """Estimated time and cost of the new photos; `measured_photos` is 0 for an assumed rate."""
 
     seconds_per_photo: float
     measured_photos: int
@@ -110,11 +110,11 @@ class Estimate:
 
 
 def make_plan(config: RunConfig, *, retry: Retry | None = None, folder: Path | None = None) -> Plan:
-    """List the input and subtract what the output's records hold; storage is only read.
+    """List the input and subtract what the output's records hold; nothing is written to storage.
 
-    The plan and the work of the actors go to files in `folder`, if given. Raises ConfigError, StorageError.
+    The plan and the actors' work are written to files in `folder`, if given. Raises ConfigError, StorageError.
     """
-    target = open_if_there(config.output)
+    target = open_existing(config.output)
     plan = Plan(read_index(target) if target else Index())
     if folder is not None:
         plan.plan_file, plan.todo_file = ParquetFile(folder, PLAN), ParquetFile(folder, TODO)
@@ -141,9 +141,9 @@ def make_plan(config: RunConfig, *, retry: Retry | None = None, folder: Path | N
 
 
 def estimate(config: RunConfig, plan: Plan, price: float | None) -> Estimate:
-    """Say how long the new photos take: at the rate measured in this output on the same kind of device, or a default.
+    """Return time and cost of the new photos, at the rate measured in this output on the same kind of device.
 
-    `price` is of one GPU-hour; of one actor-hour where actors have no GPU.
+    Without measurements a default rate is used. `price` is per GPU-hour, or per actor-hour without GPUs.
     """
     gpu = config.gpus_per_actor > 0
     rows = [r for r in plan.index.done.values() if r.seconds > 0 and (r.device not in ("", "cpu")) == gpu]
@@ -162,7 +162,7 @@ def estimate(config: RunConfig, plan: Plan, price: float | None) -> Estimate:
 
 
 def write_plan(target: Storage, plan: Plan, run_id: str) -> None:
-    """Store the plan as plan/<hash>.parquet, and what `status` needs of it as plan/latest.json."""
+    """Store the plan as plan/plan-<hash>.parquet, and its summary as plan/latest.json, which `status` reads."""
     assert plan.plan_file is not None
     key = f"plan/plan-{plan.plan_hash[:16]}.parquet"
     hashed = {"plan_hash": plan.plan_hash}  # known only after the last row
@@ -173,11 +173,9 @@ def write_plan(target: Storage, plan: Plan, run_id: str) -> None:
 
 
 def inputs_of(config: RunConfig) -> tuple[str, ...]:
-    """Return the folders or bucket prefixes that a run reads its photos below; of an index file, its folder first.
+    """Return the folders or bucket prefixes of a run's photos; for an index file its folder, then allow_roots.
 
-    Photos of an index file in other buckets are left out: `Prefixes` has these.
-
-    Raises StorageError for an input that is not there.
+    An index file's photos in other buckets are in `Prefixes`. Raises StorageError for an input that does not exist.
     """
     if not is_index(config.input):
         return (open_storage(config.input).uri,)
@@ -185,16 +183,16 @@ def inputs_of(config: RunConfig) -> tuple[str, ...]:
     return tuple(open_storage(root).uri for root in (folder, *config.allow_roots))
 
 
-def open_if_there(uri: str) -> Storage | None:
-    """Open the output, or return None for a folder that is not there yet: a plan does not make it."""
+def open_existing(uri: str) -> Storage | None:
+    """Open the output; None for a folder that does not exist yet, which a plan does not create."""
     path = local_path(uri)
     return None if path is not None and not path.exists() else open_storage(uri)
 
 
 def identities(config: RunConfig, target: Storage | None, *, whole: bool = False) -> Iterator[Identity]:
-    """List the input's identities, whatever the limit; an output inside the input is left out.
+    """Yield the input's identities, ignoring `limit`; an output inside the input is excluded.
 
-    With `whole` a folder that cannot be read raises StorageError, else it is logged and skipped.
+    With `whole` an unreadable folder raises StorageError, else it is logged and skipped.
     """
     if is_index(config.input):
         return index_identities(config.input, config.allow_roots)
@@ -205,15 +203,15 @@ def identities(config: RunConfig, target: Storage | None, *, whole: bool = False
 
 
 def _inside(source: Storage, target: Storage) -> str | None:
-    """The output's prefix below the input, or None. The same place twice would protect protected photos."""
+    """Return the output's prefix below the input, or None. Raises ConfigError when both are the same."""
     outer, inner = source.uri.rstrip("/"), target.uri.rstrip("/")
     if outer == inner:
-        raise ConfigError(["output: is the input itself; give a place of its own"])
+        raise ConfigError(["output: is the input itself; give another output"])
     return inner[len(outer) + 1 :] if inner.startswith(outer + "/") else None
 
 
 def _check_apart(identity: Identity, own: tuple[str, ...]) -> None:
-    """Refuse photos in the folders that this program fills and sweeps: originals would be taken for its leavings."""
+    """Raise ConfigError for photos in the output's own folders: the sweep could delete originals there."""
     for photo in (*identity.photos, *identity.clean):
         if photo.uri.startswith(own):
             raise ConfigError(
@@ -255,9 +253,9 @@ def _add(plan: Plan, identity: Identity, config: RunConfig, method: tuple[str, i
 
 
 def _is_new(plan: Plan, task: Task, key: str, photos: int, retry: Retry | None) -> tuple[bool, str | None]:
-    """Whether a task is to be done, and the tag of the commit record of the same key that it replaces.
+    """Return whether to do a task, and the tag of the commit record of the same key that it replaces, or None.
 
-    A commit record that does not account for each of the task's photos is not believed.
+    A commit record that does not account for each of the task's photos does not count.
     """
     done, failed = _of_key(plan.index.done.get(task), key), _of_key(plan.index.failed.get(task), key)
     if failed:
@@ -283,9 +281,9 @@ def _of_key(row: Recorded | None, key: str) -> Recorded | None:
 
 
 def _candidates(identity: Identity, clean_photos: int, most: int, *, split: bool) -> tuple[Photo, ...]:
-    """The clean photos, or for many photos the largest files of all parts: the actor picks the best faces of them.
+    """Return candidates for the clean set: the largest clean photos, or photos of all parts if there are none.
 
-    Files of more than `most` bytes, which no actor reads, come last.
+    The actor chooses among them by their faces. Files of more than `most` bytes come last: actors do not read them.
     """
     among = identity.clean or (identity.photos if split or len(identity.photos) > clean_photos else ())
     largest = sorted(among, key=lambda p: (p.size > most, -p.size, p.uri))[: CANDIDATES * clean_photos]
@@ -297,7 +295,7 @@ def _listed(photos: Sequence[Photo]) -> list[dict[str, Any]]:
 
 
 def _fault(tag: str) -> dict[str, Any]:
-    """What the actor is told of a photo that the index names and nobody can read."""
+    """Return the entries that mark a photo of an index as refused or missing, {} for any other."""
     if tag.startswith(REFUSED):
         return {"refused": tag.removeprefix(REFUSED)}
     return {"missing": True} if tag == MISSING else {}

@@ -1,4 +1,4 @@
-"""What a person sees of a run: bars, rates and actors while it goes on, a table at its end."""
+"""Progress on the terminal: bar, rates and actors during a run, a table at its end."""
 
 from collections import Counter, deque
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from pipeline.run.live import FAILURES, Rate, Working, panel, safe
 
 
 class Progress:
-    """Bar, rates, time left, cost if there is a price, actors and last failures; plain lines when it is no terminal."""
+    """Bar, rates, time left, cost with a price, actors and last failures; without a terminal plain lines."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Progress:
         self.live = Live(console=console, get_renderable=self.view, refresh_per_second=1, transient=True)
 
     def __enter__(self) -> Self:
-        """Show the view, on a terminal."""
+        """Show the live view on a terminal."""
         if self.console.is_terminal:
             self.live.start()
         return self
@@ -48,12 +48,12 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove the view."""
+        """Remove the live view."""
         if self.console.is_terminal:
             self.live.stop()
 
     def facts(self) -> dict[str, Any]:
-        """Return the figures of the moment, in words."""
+        """Return the current figures by label."""
         spent = self.rate.clock() - self.rate.started
         left = timedelta(seconds=round(spent / self.done * (self.total - self.done))) if self.done else None
         cost = self.cost()
@@ -66,11 +66,11 @@ class Progress:
         }
 
     def view(self) -> Group:
-        """Return what a terminal shows now."""
+        """Return the current view."""
         return panel(self.bar, self.facts(), self.actors(), self.failures)
 
     def advance(self, result: dict[str, Any]) -> None:
-        """Count one finished identity."""
+        """Count and print one finished task."""
         self.done += 1
         self.counts[result["status"]] += 1
         self.rate.add(result["photos"] - result["failed_photos"])
@@ -89,7 +89,7 @@ class Progress:
 
 
 def closing_table(results: list[dict[str, Any]]) -> Table:
-    """Build the table: identity, photos, status, PSNR (dB), mean cosine before and after by kind of encoder."""
+    """Return the final table: identity, photos, status, PSNR (dB), mean cosine before and after by kind of encoder."""
     names = ("identity", "photos", "status", "PSNR", "optimised encoders", "held-out encoders")
     table = Table(*names, caption="similarity: cosine to the original, before -> after")
     for result in sorted(results, key=lambda r: r["identity"]):

@@ -1,4 +1,4 @@
-"""The photos of one task: read, measured, put into groups that fit the task's budget, decoded group by group."""
+"""Read and measure a task's photos, split them into groups that fit its budget, decode group by group."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -8,50 +8,53 @@ from typing import Any, TypeVar
 
 from dladiff.errors import BusyError, NotFoundError, PhotoError, StorageError, TooLargeError
 from pipeline.config import RunConfig
+from pipeline.records.schema import PhotoRow
 from pipeline.run.budget import CLEAN_BYTES, FILES, HELD_BYTES, Budget, Measured, groups, smallest
 from pipeline.sources.decode import Decoded, UInt8
 from pipeline.sources.decoder import FILE_BYTES, SPARE
 from pipeline.sources.decoders import Decoders
 from pipeline.storage.keys import shown
 
-STREAMS = 8  # photos read, encoded or written at a time, as far as the budget allows
-GONE = "gone since it was planned; the next run sees what is there then"
-CHANGED = "changed while it was planned or read; the next run takes it as it is then"
-LARGE_SET = "the clean set takes more than a third of max_task_bytes, and the largest are left out"
-MISSING = "is not there; mend the index file"
+STREAMS = 8  # photos read, encoded or written at a time, within the budget
+GONE = "gone since it was planned; the next run lists the input again"
+CHANGED = "changed while it was planned or read; the next run protects the new version"
+LARGE_SET = "the clean set takes more than a third of max_task_bytes, and its largest photos are left out"
+MISSING = "is not there; fix the index file"
 
-Row = dict[str, Any]
+PlannedPhoto = dict[str, Any]
+"""A photo of a task: key, uri, size; `refused` or `missing` for an address that cannot be read."""
 T = TypeVar("T")
 
 
 class _ChangedError(Exception):
-    """A file is no longer what was listed or measured."""
+    """A file changed since it was listed or measured."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source(Measured):
-    """A photo that was read and measured; its bytes are kept where they fit, else read again."""
+    """A photo that was read and measured; its file's bytes are kept if they fit, else read again."""
 
-    photo: Row
-    row: Row
+    photo: PlannedPhoto
+    row: PhotoRow
     sha256: str
     kept: list[bytes] = field(default_factory=list)
-    """The file's bytes, if any: taken out when they are decoded."""
+    """The file's bytes, or empty; removed when they are decoded."""
 
 
 class Reading:
     """Reads a task's photos. Leaving the context ends the decoder processes.
 
-    `get` returns the bytes of a photo, at most as many as its second argument says. `read` is called with the bytes of
-    every file that was read.
+    `get(photo, limit)` returns at most `limit` bytes of a photo. `read` is called with the size of every file read.
     """
 
-    def __init__(self, config: RunConfig, get: Callable[[Row, int], bytes], read: Callable[[int], None]) -> None:
+    def __init__(
+        self, config: RunConfig, get: Callable[[PlannedPhoto, int], bytes], read: Callable[[int], None]
+    ) -> None:
         self._config = config
         self._get, self._count = get, read
         self.budget = Budget(config.max_task_bytes)
         self._clean = 0  # bytes of the clean photos
-        self._decoders = Decoders(config, min(STREAMS, config.cpus_per_actor))  # decoding is work for CPUs
+        self._decoders = Decoders(config, min(STREAMS, config.cpus_per_actor))  # one decoder a CPU
 
     def __enter__(self) -> "Reading":
         """Return itself."""
@@ -59,17 +62,17 @@ class Reading:
 
     def __exit__(self, *_: object) -> None:
         """End the processes."""
-        self._decoders.rest()
+        self._decoders.end()
 
-    def measure(self, photos: Sequence[Row], rows: dict[str, Row]) -> list[Source]:
-        """Read photos and measure them; one that cannot be used gets its reason in `rows`, and the others go on."""
+    def measure(self, photos: Sequence[PlannedPhoto], rows: dict[str, PhotoRow]) -> list[Source]:
+        """Read and measure photos; a photo that cannot be used gets a reason in `rows` and is left out."""
         with ThreadPoolExecutor(STREAMS) as pool:
             found = pool.map(lambda photo: _attempt(self._measure, photo, rows[photo["uri"]]), photos)
             return [source for source in found if source is not None]
 
-    def clean(self, photos: Sequence[Row]) -> tuple[list[UInt8], str]:
-        """Return the clean set's pixels, and a note on photos of it that cannot be used."""
-        rows: dict[str, Row] = {photo["uri"]: {"status": "", "reason": ""} for photo in photos}
+    def clean(self, photos: Sequence[PlannedPhoto]) -> tuple[list[UInt8], str]:
+        """Return the clean set's pixels, and a note about its photos that cannot be used, "" if all can."""
+        rows: dict[str, PhotoRow] = {photo["uri"]: {"status": "", "reason": ""} for photo in photos}
         sources = self.measure(photos, rows)
         fitting = smallest(sources, self.budget.total)
         for source in sources:
@@ -82,27 +85,29 @@ class Reading:
         faults = [f"{shown(uri)}: {row['reason']}" for uri, row in rows.items() if row["status"]]
         if not faults:
             return found, ""
-        rest = "" if found else "; the photos themselves stood in for it"
+        rest = "" if found else "; the photos themselves were used instead"
         return found, f"{len(faults)} of {len(photos)} photos of the clean set cannot be used ({faults[0]}){rest}"
 
     def groups(self, sources: Sequence[Source]) -> list[list[Source]]:
-        """Split measured photos into groups; one that does not fit alone gets its reason in its row."""
+        """Split photos into groups; a photo that does not fit alone gets a reason in its row and is left out."""
         free = self.budget.total - self.budget.total // FILES - self._clean
         found, refused = groups(sources, free)
         for source in refused:
             self._drop(source)
             need = HELD_BYTES * source.pixels + source.working
-            reason = f"too large: it takes {need} bytes and max_task_bytes leaves {free}; make it smaller or raise that"
+            reason = (
+                f"too large: it takes {need} bytes and max_task_bytes leaves {free}; shrink it or raise max_task_bytes"
+            )
             source.row.update({"status": "failed", "reason": reason})
         return found
 
     def decode(self, group: Sequence[Source]) -> dict[str, Decoded]:
-        """Decode the photos of a group; whoever is done with them calls `free`."""
+        """Return the decoded photos of a group by URI; call `free` when they are no longer needed."""
         self.budget.hold(sum(HELD_BYTES * source.pixels for source in group))
         try:
             return self._decode_all(group)
         finally:
-            self._decoders.rest()  # none is idle while the method works
+            self._decoders.end()  # no idle decoders while the method runs
 
     def free(self, group: Sequence[Source]) -> None:
         """Give the bytes of a group back to the budget."""
@@ -113,7 +118,7 @@ class Reading:
             found = pool.map(lambda s: _attempt(lambda *_: self._decode(s), s.photo, s.row), sources)
             return {s.photo["uri"]: one for s, one in zip(sources, found, strict=True) if one is not None}
 
-    def _measure(self, photo: Row, row: Row) -> Source:
+    def _measure(self, photo: PlannedPhoto, row: PhotoRow) -> Source:
         with self.budget.of(FILE_BYTES * self._most(photo) + SPARE):
             data = self._bytes(photo)
             width, height = self._decoders.dimensions(data)
@@ -134,18 +139,18 @@ class Reading:
         return done
 
     def _drop(self, source: Source) -> None:
-        """Let go of the bytes of a photo's file."""
+        """Free the bytes of a photo's file."""
         self.budget.drop(sum(map(len, source.kept)))
         source.kept.clear()
 
-    def _most(self, photo: Row) -> int:
-        """Bytes that are read of a photo at most: those that were listed, if a listing told any."""
+    def _most(self, photo: PlannedPhoto) -> int:
+        """Return the most bytes to read of a photo: its listed size, else max_photo_bytes. Raises PhotoError."""
         size = int(photo.get("size", 0))
         if size > self._config.max_photo_bytes:
             raise PhotoError(f"too large: {size} bytes is more than max_photo_bytes = {self._config.max_photo_bytes}")
         return size or self._config.max_photo_bytes
 
-    def _bytes(self, photo: Row) -> bytes:
+    def _bytes(self, photo: PlannedPhoto) -> bytes:
         most = self._most(photo)
         try:
             data = self._get(photo, most)
@@ -157,8 +162,8 @@ class Reading:
         return data
 
 
-def _attempt(step: Callable[[Row, Row], T], photo: Row, row: Row) -> T | None:
-    """Do one step; a photo's own fault goes to its row and gives None. Storage out of reach is the run's."""
+def _attempt(step: Callable[[PlannedPhoto, PhotoRow], T], photo: PlannedPhoto, row: PhotoRow) -> T | None:
+    """Call `step`; an error of the photo goes to its row, and the result is None. BusyError is raised."""
     try:
         return step(photo, row)
     except BusyError:

@@ -1,4 +1,4 @@
-"""How an output stands: counts, rates and time left, read from storage alone, once or again and again."""
+"""Status of an output: counts, rates and time left, read from storage, once or repeatedly."""
 
 import logging
 import time
@@ -23,15 +23,15 @@ log = logging.getLogger(__name__)
 
 
 def status(storage: Storage, index: Index | None = None) -> dict[str, Any]:
-    """Return done, failed, quarantined, left (of the latest plan), photos and those lost in tasks that are done, rates.
+    """Return counts of done, failed, quarantined and left tasks, of photos and lost photos, and rates.
 
-    In tasks: identities, or parts of those that were split; the rates are of the latest run. `left` is None where the
-    latest plan cannot be read. Reads storage only, so any machine can ask.
+    A task is an identity or a part of one. `left` counts tasks of the latest plan without a record, None when the plan
+    is unreadable. `lost_photos` counts failed photos of done tasks. Rates are of the latest run.
     """
     index = index or read_index(storage)
     planned, since = _planned(storage)
     standing = index.standing()
-    if planned:  # what an earlier plan left behind is not this one's progress
+    if planned:  # records of an earlier plan do not count for this one
         standing = {task: row for task, row in standing.items() if planned.get(task, row.key) == row.key}
     counts = Counter(row.status for row in standing.values())
     left = None if planned is None else len(planned.keys() - standing.keys())
@@ -58,7 +58,7 @@ def status(storage: Storage, index: Index | None = None) -> dict[str, Any]:
 
 
 def _planned(storage: Storage) -> tuple[dict[Task, str] | None, str]:
-    """The latest plan's tasks and keys, none before the first, None for a damaged one; and when its run began."""
+    """Return the latest plan's tasks and keys (None if damaged, {} if there is none), and the start of its run."""
     latest = latest_plan(storage)
     if latest is None:
         return {}, ""
@@ -70,10 +70,9 @@ def _planned(storage: Storage) -> tuple[dict[Task, str] | None, str]:
 
 
 def watch(storage: Storage, console: Console, every: float, sleep: Callable[[float], None] = time.sleep) -> int:
-    """Show how an output stands until nothing is left or no run is at work; return the exit code.
+    """Show the status every `every` seconds until nothing is left or no run is active; return the exit code.
 
-    A live view on a terminal, else a line a look, every `every` seconds. The code is 0 when all is done, 1 when
-    something failed or is left.
+    Live on a terminal, else a line each time. Exit code 0 if all is done, 1 if something failed or is left.
     """
     actors, index = Actors(storage, every), None
     with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:

@@ -1,4 +1,4 @@
-"""Read every stored photo again: checksum, size, decodes, the bound against its source; and what no record names."""
+"""Read every stored photo again: checksum, size, pixels, bound against its original; find files without a record."""
 
 import hashlib
 import json
@@ -19,33 +19,33 @@ from pipeline.records.commit import INDEX, Index, load_many, read_index, stored_
 from pipeline.records.latest import latest_plan, planned_tasks
 from pipeline.records.manifest import FILES, GROUP, IDENTITIES_KEY, PHOTOS_KEY, merged
 from pipeline.records.schema import NO_PARQUET, parquet, table
-from pipeline.sources.decode import decode
+from pipeline.sources.decode import UInt8, decode
 from pipeline.sources.originals import Originals, originals, stored_limit
 from pipeline.storage.base import Storage
 
-SLACK = 1e-6  # [0, 1] units: far below one grey level
-FIGURES = 1e-3  # dB and [0, 1] units: rounding of a recorded figure
+SLACK = 1e-6  # tolerance of the bound, [0, 1] units: far below one grey level
+FIGURES = 1e-3  # tolerance of recorded figures, dB and [0, 1] units
 READERS = 4  # photos decoded at a time: each may be large
 
 
 @dataclass
 class Verified:
-    """Photos read, how many were compared with their source, the faults, one line each, and stored orphans."""
+    """Number of photos read and compared with their original; faults, one line each; stored files without a record."""
 
     photos: int = 0
     compared: int = 0
     faults: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
     left: int = 0
-    """Photos of the latest plan of which no record says anything: work that is left, or a record that was deleted."""
+    """Photos of the latest plan without a record: not done yet, or the record was deleted."""
     notes: list[str] = field(default_factory=list)
 
 
 def verify(storage: Storage, inputs: Sequence[str] = ()) -> Verified:
     """Check every photo of every commit record. Raises StorageError when the storage cannot be listed.
 
-    Records are read afresh, whatever the stored index says. Originals are read below `inputs`, else below the input
-    that the output records.
+    All records are read; the stored index is not used. Originals are read below `inputs`, else below the input that
+    the output records.
     """
     index, sources = read_index(storage, cached=False), originals(storage, inputs)
     result = Verified(faults=[*index.damaged.values()], notes=[sources.note] if sources.note else [])
@@ -67,21 +67,21 @@ def verify(storage: Storage, inputs: Sequence[str] = ()) -> Verified:
 
 
 def _rows(storage: Storage, index: Index, result: Verified) -> Iterator[dict[str, Any]]:
-    """Yield the rows of stored photos; note the records that do not account for theirs."""
-    places = [row.place for _, row in sorted(index.done.items())]
-    for place, record in load_many(storage, places):
+    """Yield the rows of stored photos; add a fault for records that do not account for their photos."""
+    keys = [row.place for _, row in sorted(index.done.items())]
+    for key, record in load_many(storage, keys):
         photos = record.get("photos", [])
         if not photos:
-            result.faults.append(f"{place}: names no photo; delete it, and the next protect makes them again")
+            result.faults.append(f"{key}: names no photo; delete it, and the next protect makes them again")
         for photo in photos:
             if photo.get("output_key"):
-                yield photo | {"record": place}
+                yield photo | {"record": key}
             elif photo["status"] not in NO_PHOTO and (fault := stored_fault(photo)):
-                result.faults.append(f"{place}: {photo['source_uri']} {fault}")
+                result.faults.append(f"{key}: {photo['source_uri']} {fault}")
 
 
 def _check_plan(storage: Storage, index: Index, result: Verified) -> None:
-    """Count photos of the latest plan without a record, and find records of fewer photos than it names."""
+    """Count photos of the latest plan without a record; add a fault for records with fewer photos than planned."""
     latest = latest_plan(storage)
     if latest is None:
         return
@@ -98,15 +98,15 @@ def _check_plan(storage: Storage, index: Index, result: Verified) -> None:
 
 
 def _index_faults(storage: Storage, index: Index) -> list[str]:
-    """What the stored index says of a record that is still the one it was read from, and the record does not."""
+    """Return a fault if rows of the stored index differ from their unchanged records."""
     fresh = {row.place: row for row in index.rows()}
-    known = {place: row for place, row in stored_rows(storage).items() if place in fresh}
-    count = sum(row.tag == fresh[place].tag and asdict(row) != asdict(fresh[place]) for place, row in known.items())
+    known = {key: row for key, row in stored_rows(storage).items() if key in fresh}
+    count = sum(row.tag == fresh[key].tag and asdict(row) != asdict(fresh[key]) for key, row in known.items())
     return [f"{INDEX}: {count} rows are not what the records say; run `dladiff finalise`"] if count else []
 
 
 def _check(storage: Storage, row: dict[str, Any], sources: Originals) -> tuple[str, bool]:
-    """The fault of one photo, or nothing, and whether it was compared with its source."""
+    """Return the fault of one photo, "" for none, and whether it was compared with its original."""
     if fault := stored_fault(row):
         return fault, False
     try:
@@ -135,8 +135,8 @@ def _check(storage: Storage, row: dict[str, Any], sources: Originals) -> tuple[s
     return next(_excess(row, change), "") or _other_figure(row, stored, source), True
 
 
-def _other_figure(row: dict[str, Any], stored: quality.Bytes, source: quality.Bytes) -> str:
-    """What of L-inf and PSNR is not what the record says."""
+def _other_figure(row: dict[str, Any], stored: UInt8, source: UInt8) -> str:
+    """Return which of L-inf and PSNR differs from the record, "" for none."""
     for measure in (quality.linf, quality.psnr):
         value, name = measure(stored, source), measure.__name__
         recorded = row.get(name)
@@ -146,7 +146,7 @@ def _other_figure(row: dict[str, Any], stored: quality.Bytes, source: quality.By
 
 
 def _excess(row: dict[str, Any], change: Any) -> Iterator[str]:
-    """Changes above the bound, in grey levels: both layers' inside the recorded face boxes, layer 1's elsewhere."""
+    """Yield the largest change above the bound: both layers' bounds inside the face boxes, layer 1's elsewhere."""
     settings = (layer_settings(row[name]) if row.get(name) else None for name in LAYERS)
     first, second = (found["eta"] if found else 0.0 for found in settings)
     bound = np.full(change.shape, first)
@@ -160,7 +160,7 @@ def _excess(row: dict[str, Any], change: Any) -> Iterator[str]:
 
 
 def _manifest_faults(storage: Storage, index: Index) -> list[str]:
-    """What of both manifests is not what the records say: rows are compared by a digest of each."""
+    """Return a fault for each manifest whose rows differ from the records, compared by digests of rows."""
     wanted: dict[str, set[bytes]] = {key: set() for key in FILES}
     for photos, identity in merged(storage, index):
         for key, rows in ((PHOTOS_KEY, photos), (IDENTITIES_KEY, [identity])):
@@ -181,13 +181,13 @@ def _manifest_faults(storage: Storage, index: Index) -> list[str]:
 
 
 def _digests(rows: pa.Table | pa.RecordBatch) -> set[bytes]:
-    """A digest of each row."""
+    """Return a digest of each row."""
     texts = (json.dumps(row, sort_keys=True, default=str) for row in rows.to_pylist())
     return {hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16] for text in texts}
 
 
 def _source(row: dict[str, Any], sources: Originals) -> Any:
-    """The source's pixels; None when it is gone, outside, unreadable or no longer the photo that was protected."""
+    """Return the original's pixels; None when it is gone, outside of the input, unreadable or changed."""
     try:
         data = sources.read(row["source_uri"])
         if hashlib.sha256(data).hexdigest() != row["source_sha256"]:

@@ -1,1 +1,1 @@
-"""From listings and index files to identities, from bytes to pixels."""
+"""Sources of photos: listings and index files to identities, bytes to pixels."""

@@ -1,4 +1,4 @@
-"""Addresses in an index file: what each names, and whether a run may read it."""
+"""Addresses in an index file: resolve them, and check whether a run may read them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,14 +10,14 @@ from pipeline.storage.keys import key_fault, short
 from pipeline.storage.open import local_path, open_storage, read_uri
 
 S3 = "s3://"
-MAX_ADDRESS = 4096  # characters: the longest path of Linux; a key of S3 has 1024 bytes
+MAX_ADDRESS = 4096  # characters: the longest Linux path; S3 keys have at most 1024 bytes
 OUTSIDE = "it is outside of the allowed folders; give --allow-root"
 
 
 def address_of(uri: str, base: str) -> tuple[str, str | None]:
-    """Return the absolute address that a row of an index in the folder `base` names, and why it is refused, if it is.
+    """Return the absolute address of a row's `uri`, and why it is refused or None.
 
-    A relative path belongs to `base`. A path and file:// give a path of this machine.
+    Relative paths are relative to `base`, the index's folder. Paths and file:// give a path on this machine.
     """
     if len(uri) > MAX_ADDRESS:
         return uri, f"it has more than {MAX_ADDRESS} characters"
@@ -37,10 +37,10 @@ def address_of(uri: str, base: str) -> tuple[str, str | None]:
 
 
 def roots_of(index: str, allow_roots: Sequence[str]) -> tuple[Path, ...]:
-    """Return the folders of this machine below which an index may name photos, links followed.
+    """Return the local folders below which an index may name photos, with links resolved.
 
-    These are the folder of the index, unless it is in a bucket, and `allow_roots`: whoever writes an index could
-    otherwise have any file of the machine read. Objects of buckets are guarded by the credentials of the run instead.
+    These are the folder of a local index, and `allow_roots`. Without this limit the writer of an index could make a run
+    read any file of the machine. For bucket objects the credentials of the run are the limit.
     """
     own = local_path(index)
     folders = [] if own is None else [own.parent]
@@ -49,17 +49,17 @@ def roots_of(index: str, allow_roots: Sequence[str]) -> tuple[Path, ...]:
 
 
 def root_faults(allow_roots: Sequence[str]) -> list[str]:
-    """Return a line for each allowed root that is no folder of this machine."""
-    there = ((root, local_path(root)) for root in allow_roots)
+    """Return a line for each allowed root that is no folder on this machine."""
+    paths = ((root, local_path(root)) for root in allow_roots)
     return [
-        f"allow_roots: {short(root)} is no folder here; give one that is there to --allow-root"
-        for root, path in there
+        f"allow_roots: {short(root)} is no folder here; give an existing folder to --allow-root"
+        for root, path in paths
         if path is None or not path.expanduser().is_dir()
     ]
 
 
-def place_of(path: str, roots: Sequence[Path]) -> tuple[Path, str] | None:
-    """Return the root that holds a path, links followed, and the key below it; None where no root does."""
+def root_and_key(path: str, roots: Sequence[Path]) -> tuple[Path, str] | None:
+    """Return the root that contains a path, and the key below it, with links resolved; None if no root contains it."""
     try:
         real = Path(path).resolve()
     except (RuntimeError, OSError):  # a link to itself
@@ -77,16 +77,16 @@ def read_allowed(
     opener: Callable[[str], Storage] = open_storage,
     limit: int | None = None,
 ) -> bytes:
-    """Return the bytes of a photo of an index; its path is checked again, since a link may have changed.
+    """Return the bytes of an index's photo, at most `limit`; the path is checked again, since links may have changed.
 
-    The root is opened, not the photo's folder, so that its storage refuses a link that leaves it. Raises StorageError.
+    The root is opened, not the photo's folder: its storage refuses links out of the root. Raises StorageError.
     """
     if uri.startswith(S3):
         return read_uri(uri, opened, opener, limit)
-    place = place_of(uri, roots)
-    if place is None:
+    found = root_and_key(uri, roots)
+    if found is None:
         raise StorageError(f"refused {short(uri)}: {OUTSIDE}")
-    root, key = str(place[0]), place[1]
+    root, key = str(found[0]), found[1]
     if root not in opened:
         opened[root] = opener(root)
     return opened[root].get(key, limit)

@@ -1,4 +1,4 @@
-"""Photo bytes to RGB pixels and back: every format people have, hostile files refused by one clear line."""
+"""Photo bytes to RGB pixels and back; hostile files are refused with one line."""
 
 import contextlib
 import io
@@ -30,16 +30,16 @@ JPEG_MAGIC = b"\xff\xd8\xff"
 MAGIC = (JPEG_MAGIC, b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 ORIENTATION = 0x0112  # EXIF tag; values 1 to 8
-MAX_SCANS = 100  # of a JPEG: encoders write about 10, and each costs a pass over all pixels
-TILE_EXCESS = 4  # a tile of a TIFF may have so many times the image's pixels: libtiff holds whole tiles in memory
-SMALL_TILE = 1024 * 1024  # pixels of a tile that a small image may have too
-TEXT_FAULT = "MAX_TEXT_"  # in what Pillow says of a PNG with a large text or profile
+MAX_SCANS = 100  # of a JPEG: encoders write about 10, and each is a pass over all pixels
+TILE_EXCESS = 4  # most pixels of a TIFF tile, in units of the image's: libtiff holds whole tiles in memory
+SMALL_TILE = 1024 * 1024  # pixels of a tile that any image may have
+TEXT_FAULT = "MAX_TEXT_"  # part of Pillow's error for a PNG with a large text or profile
 THROUGH = "grey converted to sRGB through its profile"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """One photo as the method takes it.
+    """One photo as input of the method.
 
     pixels: uint8 (H, W, 3) RGB, EXIF orientation applied. alpha: uint8 (H, W), or None. icc: the colour profile
     that belongs to the RGB pixels, or None for sRGB. note: what was converted, empty when nothing was.
@@ -55,8 +55,8 @@ def decode(data: bytes, *, max_pixels: int = 50_000_000, min_side: int = 64, max
     """Decode a photo to RGB; its width, height and structure are checked before any pixel is decoded.
 
     `max_pixels` counts width times height, `min_side` is in px, `max_scans` counts the scans of a JPEG. Raises
-    PhotoError, one line, for an empty, truncated, animated, too large, too small or unknown file. Files that nobody
-    has decoded before belong in `pipeline.sources.decoders`, which bounds time and memory too.
+    PhotoError for an empty, truncated, animated, too large, too small or unknown file. Files that were not decoded
+    before belong in `pipeline.sources.decoders`, which also limits time and memory.
     """
     with _faults():
         _check_bytes(data, max_scans)
@@ -67,7 +67,7 @@ def decode(data: bytes, *, max_pixels: int = 50_000_000, min_side: int = 64, max
         except ValueError as exc:
             if not data.startswith(PNG_MAGIC) or TEXT_FAULT not in str(exc):
                 raise
-        bare, lost = without_texts(data)  # Pillow refuses a PNG for a large text, whose pixels may be whole
+        bare, lost = without_texts(data)  # Pillow refuses a PNG with a large text, even if its pixels are intact
         done = _decoded(bare, max_pixels, min_side)
         note = f"its colour profile has more than {MAX_TEXT} bytes and was left out" if lost else ""
         return replace(done, note="; ".join(text for text in (done.note, note) if text))
@@ -76,7 +76,7 @@ def decode(data: bytes, *, max_pixels: int = 50_000_000, min_side: int = 64, max
 def dimensions(
     data: bytes, *, max_pixels: int = 50_000_000, min_side: int = 64, max_scans: int = MAX_SCANS
 ) -> tuple[int, int]:
-    """Return width and height, px, upright or as stored; no pixel is decoded. Refuses files as `decode` does."""
+    """Return width and height, px (EXIF orientation is not applied), without decoding. Raises PhotoError."""
     with _faults():
         _check_bytes(data, max_scans)
         if size := webp_size(data):
@@ -90,9 +90,9 @@ def dimensions(
 
 
 def encode_png(pixels: UInt8, icc: bytes | None = None, alpha: UInt8 | None = None) -> bytes:
-    """Encode uint8 (H, W, 3) RGB, with uint8 (H, W) alpha if any: the same input gives the same bytes.
+    """Encode uint8 (H, W, 3) RGB and optional uint8 (H, W) alpha as PNG; the same input gives the same bytes.
 
-    The colour profile is the only metadata: EXIF and GPS of the source are dropped on purpose.
+    The colour profile is the only metadata; EXIF and GPS of the source are dropped.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"pixels must be uint8 (H, W, 3), not {pixels.dtype} {pixels.shape}")
@@ -103,7 +103,7 @@ def encode_png(pixels: UInt8, icc: bytes | None = None, alpha: UInt8 | None = No
 
 
 def encode_checked(pixels: UInt8, icc: bytes | None = None, alpha: UInt8 | None = None) -> bytes:
-    """Encode as PNG and decode again. Raises PhotoError where the pixels are not those that went in."""
+    """Encode as PNG and compare the decoded result. Raises PhotoError when its pixels differ."""
     data = encode_png(pixels, icc, alpha)
     with Image.open(io.BytesIO(data)) as image:
         stored = np.asarray(image)[:, :, :3]
@@ -114,14 +114,14 @@ def encode_checked(pixels: UInt8, icc: bytes | None = None, alpha: UInt8 | None 
 
 @contextlib.contextmanager
 def _faults() -> Iterator[None]:
-    """Turn whatever Pillow raises into a PhotoError, and ignore its warnings."""
+    """Raise every exception of Pillow as PhotoError, and ignore its warnings."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of large images; both are decided here
+        warnings.simplefilter("ignore")  # odd EXIF and large images; both are handled here
         try:
             yield
         except PhotoError:
             raise
-        except Exception as exc:  # a hostile file makes Pillow raise nearly anything: it is the photo's fault
+        except Exception as exc:  # a hostile file can make Pillow raise any exception
             raise PhotoError(_reason(exc)) from exc
 
 
@@ -151,7 +151,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             raise PhotoError("the file is truncated or damaged; copy it again from its source") from None
         raise PhotoError("not an image in a known format; convert it to JPEG or PNG") from None
     except Image.DecompressionBombError:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own limit, whatever max_pixels is
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own limit
         limit = f"{most // 1_000_000} megapixels" if most < max_pixels else f"max_pixels = {max_pixels}"
         raise PhotoError(f"too large: more than {limit}; make it smaller") from None
 
@@ -166,7 +166,7 @@ def _check_size(width: int, height: int, max_pixels: int, min_side: int) -> None
 def _check(image: Image.Image, max_pixels: int, min_side: int) -> None:
     width, height = image.size
     _check_size(width, height, max_pixels, min_side)
-    # A phone's MPO is a JPEG whose further pictures are previews or depth: its first picture is the photo.
+    # In a phone's MPO the first picture is the photo; the others are previews or depth.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise PhotoError("animated or with several pages; save one frame as JPEG or PNG")
     tile = tile_pixels(image.tag_v2) if isinstance(image, TiffImagePlugin.TiffImageFile) else 0
@@ -175,7 +175,7 @@ def _check(image: Image.Image, max_pixels: int, min_side: int) -> None:
 
 
 def _deep(image: Image.Image, data: bytes) -> bool:
-    """Whether a colour file has more than 8 bits a channel, of which Pillow keeps the upper eight."""
+    """Return whether a colour file has more than 8 bits a channel; Pillow keeps the upper eight."""
     if image.format == "PNG":
         return len(data) > 24 and data[24] == 16 and not image.mode.startswith("I")
     bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, ())
@@ -204,7 +204,7 @@ def _to_rgb(image: Image.Image, deep: bool) -> Decoded:
 
 
 def _channels(image: Image.Image) -> tuple[UInt8, UInt8 | None]:
-    """RGB and alpha, if any, of 8-bit pixels."""
+    """Return RGB and alpha (or None) of 8-bit pixels."""
     if image.mode in ("I", "F"):
         raise PhotoError("32-bit pixels have no agreed range; convert it to an 8-bit or 16-bit image")
     if image.has_transparency_data:
@@ -214,7 +214,7 @@ def _channels(image: Image.Image) -> tuple[UInt8, UInt8 | None]:
 
 
 def _from_grey(image: Image.Image, icc: bytes | None) -> tuple[UInt8, UInt8 | None, str]:
-    """Grey, through its profile if any: RGB, alpha if any, and what was done."""
+    """Return RGB, alpha (or None) and a note for a grey image, converted through its profile if it has one."""
     if image.mode.startswith("I;16"):
         wide = np.asarray(image).astype(np.uint16)
         return grey_to_srgb(wide, icc), None, f"16-bit {THROUGH}" if icc else "16-bit grey scaled to 8 bits"
@@ -223,10 +223,10 @@ def _from_grey(image: Image.Image, icc: bytes | None) -> tuple[UInt8, UInt8 | No
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 when it is missing or cannot be read."""
+    """Return the EXIF orientation, 1 to 8; 1 when it is missing or unreadable."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # damaged EXIF is no reason to refuse a photo whose pixels are whole
+    except Exception:  # damaged EXIF is no reason to refuse intact pixels
         return 1
     return value if value in range(1, 9) else 1
 

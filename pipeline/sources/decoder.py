@@ -1,7 +1,7 @@
-"""The process that decodes: one photo after another from its input, each within a time and a memory limit.
+"""The decoder process: decodes photos from stdin one after another, each within a time and memory limit.
 
-A request is a JSON header with its length before it, and the file's bytes. A reply is a JSON header and raw pixels.
-Nothing is unpickled: a file that took over a decoder could only change its own pixels.
+A request is a JSON header, preceded by its length, and the file's bytes. A reply is a JSON header and raw pixels.
+Nothing is unpickled: a file that takes over a decoder can only change its own pixels.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ from typing import IO, Any
 from dladiff.errors import PhotoError
 from pipeline.sources.decode import decode, dimensions
 
-PIXEL_BYTES = 32  # bytes a pixel that decoding may take: measured are 8 to 25 (docs/decisions/0012-bounded-photos.md)
-FILE_BYTES = 3  # bytes per byte of the file: itself, and what Pillow copies of it
-SPARE = 128 * 2**20  # bytes that any file may take: tables, profiles, small images
+PIXEL_BYTES = 32  # bytes a pixel allowed for decoding; measured 8 to 25 (docs/decisions/0012-bounded-photos.md)
+FILE_BYTES = 3  # bytes per byte of the file: the file and Pillow's copies
+SPARE = 128 * 2**20  # bytes allowed for every file: tables, profiles, small images
 HELLO = b"ok\n"
 
 
 def serve() -> None:
-    """Decode what comes on stdin until it is closed; replies go to stdout, and nothing else does."""
+    """Decode requests from stdin until it is closed; only replies go to stdout."""
     source, target = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     _limit(resource.RLIMIT_CORE, 0)  # a core file would hold a person's photo
@@ -43,10 +43,10 @@ def serve() -> None:
 
 
 def _answer(request: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], list[Any]]:
-    """Do one request within its limits."""
+    """Return the header and the arrays of the reply to one request."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     spent = used.ru_utime + used.ru_stime
-    _limit(resource.RLIMIT_CPU, math.ceil(spent + request["seconds"]) + 1)  # whoever asked may be dead
+    _limit(resource.RLIMIT_CPU, math.ceil(spent + request["seconds"]) + 1)  # the parent process may be dead
     pixels = request.get("pixels", 0)
     if size := _address_space():
         _limit(resource.RLIMIT_AS, size + PIXEL_BYTES * pixels + FILE_BYTES * len(data) + SPARE)
@@ -69,7 +69,7 @@ def _answer(request: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], li
 
 
 def _limit(kind: int, most: int) -> None:
-    """Lower the soft limit of this process, or raise it again as far as the hard one allows."""
+    """Set a soft limit of this process, at most to the hard limit."""
     with contextlib.suppress(OSError, ValueError):
         hard = resource.getrlimit(kind)[1]
         finite = [limit for limit in (most, hard) if limit != resource.RLIM_INFINITY]
@@ -77,7 +77,7 @@ def _limit(kind: int, most: int) -> None:
 
 
 def _address_space() -> int:
-    """Bytes of address space of this process; 0 where the system does not tell, which has no such limit either."""
+    """Return the address space of this process in bytes; 0 on systems without /proc, which have no such limit."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
     except (OSError, ValueError):
@@ -86,17 +86,17 @@ def _address_space() -> int:
 
 
 def send(file: IO[bytes], header: Mapping[str, Any]) -> None:
-    """Write a header with its length before it."""
+    """Write the length of a JSON header, then the header."""
     text = json.dumps(header).encode()
     file.write(len(text).to_bytes(4, "big") + text)
 
 
 def receive(file: IO[bytes]) -> dict[str, Any]:
-    """Read a header. Raises EOFError at the end of the file, ValueError for what is none."""
+    """Read a header. Raises EOFError at the end of the file, ValueError for anything else."""
     length = file.read(4)
     text = file.read(int.from_bytes(length, "big"))
     if len(length) < 4 or not text:
-        raise EOFError("the other side ended")
+        raise EOFError("the other process ended")
     header = json.loads(text)
     if not isinstance(header, dict):
         raise ValueError("not a header")

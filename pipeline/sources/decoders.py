@@ -1,4 +1,4 @@
-"""Photos decoded in processes of their own (`pipeline.sources.decoder`), which may be killed."""
+"""Decode photos in separate processes (`pipeline.sources.decoder`), which can be killed."""
 
 import contextlib
 import fcntl
@@ -18,16 +18,16 @@ from dladiff.errors import ModelError, PhotoError
 from pipeline.sources.decode import Decoded, UInt8
 from pipeline.sources.decoder import HELLO, receive, send
 
-HELLO_S = 300  # seconds to start a decoder: imports from a slow network disk on a busy machine
-END_S = 5  # seconds to end by itself once its input is closed
-PIPE = 2**20  # bytes of a pipe, where the system allows it: its 64 KiB halve the speed
+HELLO_S = 300  # seconds to start: imports may come from a slow network disk on a busy machine
+END_S = 5  # seconds to end after its input is closed
+PIPE = 2**20  # bytes of a pipe, where supported: the default of 64 KiB halves the speed
 ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TMPDIR")
-"""What a decoder gets of our environment: no credentials."""
+"""Environment variables that a decoder inherits: none with credentials."""
 CODE = "from pipeline.sources.decoder import serve; serve()"
 
 
 class Limits(Protocol):
-    """What a run allows a photo (`RunConfig`)."""
+    """A run's limits of one photo (`RunConfig`)."""
 
     @property
     def max_pixels(self) -> int:
@@ -46,15 +46,15 @@ class Limits(Protocol):
 
 
 class Decoders:
-    """A few decoder processes, started when they are needed; usable from many threads.
+    """A pool of at most `count` decoder processes, started on demand; thread-safe.
 
-    Leaving the context, or `rest`, ends the processes.
+    Leaving the context, or `end`, ends the processes.
     """
 
     def __init__(self, limits: Limits, count: int) -> None:
         self._limits = limits
         self._count = count
-        self._idle: LifoQueue[_Decoder | None] = LifoQueue()  # last in, first out: no more processes than are needed
+        self._idle: LifoQueue[_Decoder | None] = LifoQueue()  # last in, first out: starts no more processes than needed
         for _ in range(count):
             self._idle.put(None)
 
@@ -64,34 +64,34 @@ class Decoders:
 
     def __exit__(self, *_: object) -> None:
         """End the processes."""
-        self.rest()
+        self.end()
 
     def dimensions(self, data: bytes) -> tuple[int, int]:
-        """Return width and height, px, as `photos.dimensions`. Raises PhotoError."""
-        reply, _ = self._ask({"do": "dimensions"}, data)
+        """Return width and height, px, like `decode.dimensions`. Raises PhotoError."""
+        reply, _ = self._exchange({"do": "dimensions"}, data)
         return int(reply["width"]), int(reply["height"])
 
     def decode(self, data: bytes, pixels: int) -> Decoded:
-        """Decode a photo of so many pixels, as `photos.decode`. Raises PhotoError, also for any other number."""
-        reply, arrays = self._ask({"do": "decode", "pixels": pixels}, data)
+        """Decode a photo like `decode.decode`. Raises PhotoError, also if it does not have `pixels` pixels."""
+        reply, arrays = self._exchange({"do": "decode", "pixels": pixels}, data)
         icc = bytes(arrays["icc"]) if "icc" in arrays else None
         return Decoded(pixels=arrays["pixels"], alpha=arrays.get("alpha"), icc=icc, note=str(reply["note"]))
 
-    def rest(self) -> None:
-        """End the processes; the next photo starts new ones. No photo may be in work."""
+    def end(self) -> None:
+        """End the processes; the next photo starts new ones. Call it only while no photo is decoded."""
         for _ in range(self._count):
             if decoder := self._idle.get():
                 decoder.end()
         for _ in range(self._count):
             self._idle.put(None)
 
-    def _ask(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], dict[str, UInt8]]:
+    def _exchange(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], dict[str, UInt8]]:
         limits = self._limits
         request |= {"max_pixels": limits.max_pixels, "max_scans": limits.max_scans, "bytes": len(data)}
         decoder = self._idle.get()
         try:
             decoder = decoder or _Decoder()
-            return decoder.ask(request, data, limits.max_photo_seconds)
+            return decoder.exchange(request, data, limits.max_photo_seconds)
         finally:
             self._idle.put(decoder if decoder and decoder.alive else None)
 
@@ -101,15 +101,15 @@ class _Decoder:
 
     def __init__(self) -> None:
         kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-        path = os.pathsep.join(str(Path(place).absolute()) for place in sys.path)
+        path = os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", CODE],  # -P: modules come from our own path, not from the working folder
+                [sys.executable, "-P", "-c", CODE],  # -P: the working folder is not on the module path
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # libtiff and libjpeg print what they think of a file
+                stderr=subprocess.DEVNULL,  # libtiff and libjpeg print warnings
                 env=kept | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
-                start_new_session=True,  # Ctrl-C in a terminal is not the photo's fault
+                start_new_session=True,  # Ctrl-C in the terminal must not end it
             )
         except OSError as error:
             raise ModelError(f"no decoder process starts here: {error.strerror or error}") from error
@@ -129,8 +129,8 @@ class _Decoder:
                 f"no decoder process starts here (exit code {code}); try `{sys.executable} -P -c '{CODE}'`"
             )
 
-    def ask(self, request: dict[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], dict[str, UInt8]]:
-        """Return the header and the arrays of the reply. Raises PhotoError, also where the process ends."""
+    def exchange(self, request: dict[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], dict[str, UInt8]]:
+        """Return the header and arrays of the reply. Raises PhotoError, also when the process ends."""
         request["seconds"] = seconds
         try:
             with self._within(seconds):
@@ -139,7 +139,7 @@ class _Decoder:
                 self._in.flush()
                 reply = receive(self._out)
                 arrays = _arrays(self._out, reply, request.get("pixels", 0))
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:  # it died, or does not speak our language
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:  # it died or replied nonsense
             self.end()
             raise PhotoError(self._why(seconds)) from error
         except BaseException:
@@ -150,7 +150,7 @@ class _Decoder:
         return reply, arrays
 
     def end(self) -> None:
-        """End the process, by force if need be."""
+        """End the process, with SIGKILL if it does not end by itself."""
         self.alive = False
         with contextlib.suppress(OSError):
             self._in.close()
@@ -163,7 +163,7 @@ class _Decoder:
 
     @contextlib.contextmanager
     def _within(self, seconds: float) -> Iterator[None]:
-        """Kill the process after so many seconds, and raise EOFError: whoever reads from it meets the end of file."""
+        """Kill the process after `seconds` and raise EOFError; readers of its pipe see the end of file."""
         timer = threading.Timer(seconds, self._kill)
         timer.daemon = True
         timer.start()
@@ -171,7 +171,7 @@ class _Decoder:
             yield
         finally:
             timer.cancel()
-            timer.join()  # a timer that has just struck would kill the next photo's decoding
+            timer.join()  # a timer that just fired must not kill the next photo's decoding
         if self._late:
             raise EOFError("killed")
 
@@ -187,7 +187,7 @@ class _Decoder:
 
 
 def _arrays(file: IO[bytes], reply: Mapping[str, Any], pixels: int) -> dict[str, UInt8]:
-    """Read what follows a reply. Raises PhotoError where it is not of so many pixels."""
+    """Read the arrays after a reply. Raises PhotoError when the size is not `pixels` pixels."""
     if "note" not in reply:
         return {}
     height, width = int(reply["height"]), int(reply["width"])

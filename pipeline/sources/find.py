@@ -1,4 +1,4 @@
-"""Photos to identities: names are grouped on the driver, in bounded memory, and no pixel is read."""
+"""List photos and group them into identities, on the driver, in bounded memory, by names alone."""
 
 import itertools
 import logging
@@ -19,15 +19,14 @@ log = logging.getLogger(__name__)
 PICTURES = frozenset(
     ".avif .heif .jp2 .j2k .jxl .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .psd .tga .ppm .pgm .pnm .exr .ico .svg".split()
 ) | {""}
-"""Names of pictures that are left out; "" has no extension."""
-KINDS = 8  # extensions named in a warning
-LAYOUTS = ("auto", "folders", "flat", "one", "sets", "celeba_hq", "vggface2")
+"""Extensions of pictures that are skipped with a warning; "" is no extension."""
+KINDS = 8  # most extensions named in that warning
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic"})
 
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One photo of the input: key and URI, the tag of its content, size in bytes."""
+    """One photo of the input: key, URI, content tag, size in bytes."""
 
     key: str
     uri: str
@@ -37,7 +36,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Identity:
-    """One person: the photos to protect, and clean photos (set_A) the method may train on but never writes."""
+    """One person: photos to protect, and clean photos (set_A), which the method trains on and never writes."""
 
     name: str
     photos: tuple[Photo, ...]
@@ -57,22 +56,22 @@ def find_identities(
     folders: a folder is an identity ("a/b" when nested). flat: a photo is an identity, named by its stem, with the
     extension only where stems collide. one: everything is one identity, named as the input folder. sets:
     <id>/set_A/* or <id>/set_A_* is clean, set_B is protected, set_C ignored. vggface2: the nNNNNNN folder is the
-    identity, wherever it lies. celeba_hq: the release's lists say who is on photo <index>. auto: CelebA-HQ where its
-    lists lie at the top, sets where an identity has A and B, VGGFace2 where all folders are named so, else folders,
-    and flat for photos at the top. `lists` holds the release's lists where they are not among the photos.
-    Keys under `exclude_prefix` (an output inside the input), hidden files and other extensions are no photos.
-    A folder that cannot be read is logged, counted and skipped; with `whole` it raises StorageError, for a caller to
-    whom an identity that is not listed has left.
+    identity, at any depth. celeba_hq: the release's lists give the person on photo <index>. auto: CelebA-HQ if its
+    lists are at the top, sets for identities with A and B, VGGFace2 if all folders have its names, else folders,
+    and flat for photos at the top. `lists` holds the release's lists if they are not among the photos.
+    Keys under `exclude_prefix` (an output inside the input), hidden files and other extensions are skipped.
+    Unreadable folders are logged, counted and skipped; with `whole` they raise StorageError. Callers that treat an
+    unlisted identity as gone need `whole`.
     Memory holds one identity at a time. Raises ConfigError for an unknown layout, a bad list, and photos under
     `exclude_prefix` that no run put there; StorageError.
     """
-    if layout not in LAYOUTS:
-        raise ConfigError([f"layout: {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}"])
+    if layout not in layouts.LAYOUTS:
+        raise ConfigError([f"layout: {layout!r} is unknown; choose one of {', '.join(layouts.LAYOUTS)}"])
     return _find(storage, layout, _photos(storage, exclude_prefix, whole), lists)
 
 
 def identities(rows: Iterable[Listed], uri_of: Callable[[str], str]) -> Iterator[Identity]:
-    """Group rows that are sorted by name; an identity without a photo to protect is left out."""
+    """Group rows sorted by name; identities without a photo to protect are skipped."""
     for name, group in itertools.groupby(rows, key=attrgetter("name")):
         photos: list[Photo] = []
         clean: list[Photo] = []
@@ -93,13 +92,13 @@ def _hidden(key: str) -> bool:
 
 
 def _find(storage: Storage, layout: str, photos: Iterator[Entry], lists: Storage | None) -> Iterator[Identity]:
-    places = [lists, storage] if lists else [storage]
+    storages = [lists, storage] if lists else [storage]
     root = storage.uri.rstrip("/").rpartition("/")[2] or "all"
     with Spool() as spool:
         if layout == "celeba_hq" or (layout == "auto" and released.has_celeba_hq(storage)):
-            released.celeba_hq(spool, photos, places)
+            released.celeba_hq(spool, photos, storages)
         elif layout == "vggface2":
-            released.vggface2(spool, photos, places)
+            released.vggface2(spool, photos, storages)
         elif layout == "one":
             layouts.one(spool, photos, root)
         elif layout == "flat":
@@ -111,19 +110,19 @@ def _find(storage: Storage, layout: str, photos: Iterator[Entry], lists: Storage
         else:
             layouts.auto(spool, photos, root)
             if released.is_vggface2(spool):
-                released.settle_vggface2(spool, places)
+                released.settle_vggface2(spool, storages)
         yield from identities(spool.rows(), storage.uri_of)
 
 
 def _photos(storage: Storage, exclude_prefix: str | None, whole: bool) -> Iterator[Entry]:
-    """Yield the photos; say in the end how many files look like pictures and are left out, hidden ones apart."""
+    """Yield the photos; log at the end how many visible pictures of unsupported types were skipped."""
     skip = f"{exclude_prefix.strip('/')}/" if exclude_prefix and exclude_prefix.strip("/") else None
     others: Counter[str] = Counter()
     for entry in storage.list(whole=whole):
         if skip and entry.key.startswith(skip):
             if is_photo(entry.key) and entry.key.removeprefix(skip).partition("/")[0] not in FOLDERS:
-                place = shown(storage.uri_of(entry.key))
-                raise ConfigError([f"output: holds photos of the input ({place}); give another output"])
+                address = shown(storage.uri_of(entry.key))
+                raise ConfigError([f"output: holds photos of the input ({address}); give another output"])
             continue
         if is_photo(entry.key):
             yield entry

@@ -1,4 +1,4 @@
-"""Index files: a CSV or Parquet table that names each photo and the identity on it, as the input of a run."""
+"""Index files: a CSV or Parquet table of photos and their identities, as the input of a run."""
 
 import contextlib
 import functools
@@ -12,27 +12,27 @@ from typing import BinaryIO
 from urllib.parse import unquote
 
 from dladiff.errors import BusyError, ConfigError, StorageError
-from pipeline.sources.addresses import OUTSIDE, S3, address_of, place_of, root_faults, roots_of
+from pipeline.sources.addresses import OUTSIDE, S3, address_of, root_and_key, root_faults, roots_of
 from pipeline.sources.find import Identity, identities
-from pipeline.sources.index_formats import Record, csv_records, parquet_records
+from pipeline.sources.index_formats import IndexRow, csv_records, parquet_records
 from pipeline.sources.spool import Listed, Spool, blob, text
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import is_utf8, short, shown
 from pipeline.storage.open import open_storage
 
 EXTENSIONS = (".csv", ".parquet")
-ROLES = {"": "B", "protect": "B", "clean": "A", "ignore": "C"}  # to the marks of the spool
-MISSING = "missing"  # tag of a photo that is not there: it fails by itself, when it is read
-REFUSED = "refused: "  # begins the tag of a photo whose address is refused; the reason follows
-SHOWN_FAULTS = 5
+ROLES = {"": "B", "protect": "B", "clean": "A", "ignore": "C"}  # role to mark of the spool
+MISSING = "missing"  # tag of a photo that does not exist; it fails when it is read
+REFUSED = "refused: "  # prefix of the tag of a photo whose address is refused; the reason follows
+SHOWN_FAULTS = 5  # faults of one file that are listed; the others are counted
 PAGE = 1000  # keys in one reply of S3 to a listing
-FOLDERS_KNOWN = 4096  # folders whose place is remembered: rows of one folder usually follow each other
+FOLDERS_KNOWN = 4096  # folders whose check is cached: rows of one folder are usually adjacent
 
 log = logging.getLogger(__name__)
 
 
 def is_index(uri: str) -> bool:
-    """Return whether an input is an index file, by its extension."""
+    """Return whether an input has the extension of an index file."""
     return uri.lower().endswith(EXTENSIONS)
 
 
@@ -40,12 +40,11 @@ def index_identities(uri: str, allow_roots: Sequence[str] = ()) -> Iterator[Iden
     """Yield the identities of an index file (a path, file:// or s3://), sorted by name, photos sorted by URI.
 
     Columns identity, uri (relative to the index's folder, or absolute) and, optional, role: protect, clean or
-    ignore. Only what is named is looked at, for its tag and size; a photo that is not there, or cannot be looked at,
-    has the tag "missing". One whose address is malformed has a tag that begins with "refused: ", and so has a file
-    outside of the index's folder and of `allow_roots`; objects of any bucket may be named, since credentials guard
-    them. Refused rows are logged, at most five of them. A photo's key is its name in its folder. Raises ConfigError
-    for faults of the file, at most five of them listed, and StorageError, where S3 is out of reach or not one photo
-    can be looked at.
+    ignore. Only the named photos are looked up, for tag and size. A photo that does not exist, or whose lookup fails,
+    has the tag "missing". Malformed addresses, and local files outside of the index's folder and of `allow_roots`, get
+    a tag that begins with "refused: ". Objects of any bucket may be named: the credentials are the limit. At most five
+    refused rows are logged. A photo's key is its name in its folder. Raises ConfigError for faults of the file, listing
+    at most five, and StorageError when S3 is out of reach or every lookup fails.
     """
     if faults := root_faults(allow_roots):
         raise ConfigError(faults)
@@ -64,7 +63,7 @@ def index_identities(uri: str, allow_roots: Sequence[str] = ()) -> Iterator[Iden
 
 @dataclass(frozen=True)
 class _Where:
-    """The index as messages name it, its folder, and the folders of this machine that its rows may name."""
+    """The index as shown in messages, its folder, and the local folders that its rows may name."""
 
     index: str
     base: str
@@ -72,7 +71,7 @@ class _Where:
 
 
 class _Faults:
-    """Faults of a file: the first few are kept, the others counted."""
+    """Faults of a file: the first SHOWN_FAULTS are kept, the others counted."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -97,8 +96,8 @@ class _Faults:
             log.error("%s", line)
 
 
-def _fill(spool: Spool, records: Iterator[Record], where: _Where) -> None:
-    """Spool the records, each photo once. Raises ConfigError when any is faulty or two contradict each other."""
+def _fill(spool: Spool, records: Iterator[IndexRow], where: _Where) -> None:
+    """Spool the records, each photo once. Raises ConfigError for faulty or contradictory records."""
     faults, refused = _Faults(where.index), _Faults(where.index)
     spool.add(_rows(records, where, faults, refused))
     refused.log_any()
@@ -116,10 +115,10 @@ def _fill(spool: Spool, records: Iterator[Record], where: _Where) -> None:
     )
 
 
-def _rows(records: Iterator[Record], where: _Where, faults: _Faults, refused: _Faults) -> Iterator[Listed]:
+def _rows(records: Iterator[IndexRow], where: _Where, faults: _Faults, refused: _Faults) -> Iterator[Listed]:
     @functools.lru_cache(FOLDERS_KNOWN)
     def is_outside(folder: str) -> bool:
-        return not folder.startswith(S3) and place_of(folder or "/", where.roots) is None
+        return not folder.startswith(S3) and root_and_key(folder or "/", where.roots) is None
 
     for number, identity, uri, role in records:
         if not identity.strip():
@@ -137,32 +136,32 @@ def _rows(records: Iterator[Record], where: _Where, faults: _Faults, refused: _F
             tag = f"{REFUSED}{fault}" if fault else MISSING
             if fault and mark != ROLES["ignore"]:
                 refused.add(f"row {number}: uri {short(uri)!r} is refused: {fault}")
-                address = uri if short(uri) == uri else f"{short(uri)} (row {number})"  # fit for a manifest
+                address = uri if short(uri) == uri else f"{short(uri)} (row {number})"  # short enough for a manifest
             yield Listed(identity, mark, address.rpartition("/")[2], 0, tag, address)
 
 
 def _look_up(spool: Spool, where: _Where) -> None:
-    """Give each photo that is there its size and tag; what one row names wrongly is that row's fault alone."""
+    """Set size and tag of each photo that exists. An error of one row does not affect the others."""
     spool.function("folder", lambda uri: uri.rpartition("/")[0])
     named = "SELECT folder(uri) AS folder, count(*) AS named FROM photo WHERE tag = ? GROUP BY 1"
-    spool.execute(f"CREATE TABLE place AS {named}", blob(MISSING))
-    opened: dict[str, Storage] = {}  # one client a bucket: making one takes longer than listing a folder
+    spool.execute(f"CREATE TABLE folders AS {named}", blob(MISSING))
+    opened: dict[str, Storage] = {}  # one client a bucket: creating one takes longer than listing a folder
     refused = _Faults(where.index)
     first: StorageError | None = None
-    for folder, count in spool.execute("SELECT folder, named FROM place ORDER BY folder"):
+    for folder, count in spool.execute("SELECT folder, named FROM folders ORDER BY folder"):
         try:
             if text(folder).startswith(S3):
                 _look_into(spool, text(folder), count, opened)
             else:
                 _look_at_files(spool, text(folder), where.roots, opened, refused)
-        except BusyError:  # the next run finds it: no row's fault
+        except BusyError:  # temporary, and no fault of a row
             raise
         except StorageError as error:
             first = first or error
     refused.log_any()
     marks = blob(MISSING), len(REFUSED), blob(REFUSED)
     if first and not spool.holds("SELECT 1 FROM photo WHERE tag <> ? AND substr(tag, 1, ?) <> ?", *marks):
-        raise first  # wrong credentials, say
+        raise first  # for example wrong credentials
 
 
 def _look_into(spool: Spool, folder: str, named: int, opened: dict[str, Storage]) -> None:
@@ -175,38 +174,39 @@ def _look_into(spool: Spool, folder: str, named: int, opened: dict[str, Storage]
 def _look_at_files(
     spool: Spool, folder: str, roots: Sequence[Path], opened: dict[str, Storage], refused: _Faults
 ) -> None:
-    """One stat a photo: whatever else lies in the folder, or below it, is nobody's business."""
+    """Set size and tag of the photos of a local folder with one stat each; the folder is not listed."""
 
-    def tag_in(place: tuple[Path, str]) -> str | None:
-        root, key = str(place[0]), place[1]
+    def tag_of(found: tuple[Path, str]) -> str | None:
+        root, key = str(found[0]), found[1]
         if root not in opened:
             opened[root] = open_storage(root)
         return opened[root].tag(key)
 
-    place = place_of(folder or "/", roots)
+    inside = root_and_key(folder or "/", roots)
     for uri in _sought(spool, folder):
         name, tag = uri.rpartition("/")[2], None
         try:
-            tag = tag_in((place[0], f"{place[1]}/{name}".removeprefix("/"))) if place else None
-        except StorageError:  # a link that leaves the root, into another or into none; or not to be read
-            found = place_of(uri, roots)
+            tag = tag_of((inside[0], f"{inside[1]}/{name}".removeprefix("/"))) if inside else None
+        except StorageError:  # a link out of this root, perhaps into another one; or unreadable
+            found = root_and_key(uri, roots)
             if found is None:
                 refused.add(f"uri {short(uri)!r} is refused: {OUTSIDE}")
                 _note(spool, uri, 0, REFUSED + OUTSIDE)
             else:
-                with contextlib.suppress(StorageError):  # not to be read: it is told when it is read
-                    tag = tag_in(found)
+                with contextlib.suppress(StorageError):  # unreadable: reading it reports the error
+                    tag = tag_of(found)
         if tag:
             _note(spool, uri, int(tag.partition("-")[0]), tag)
 
 
 def _look_at_objects(spool: Spool, folder: str, prefix: str, named: int, storage: Storage) -> None:
-    """List a folder of a bucket, which also lists what lies below it: for as many pages as it has photos at most.
+    """Set size and tag of the photos of a bucket folder, by listing it, with everything below it.
 
-    Whoever was not met by then is asked for alone, so that neither many photos nor a large bucket cost many requests.
+    At most one page is listed for each named photo; the remaining photos are looked up one by one. So neither many
+    photos nor a large bucket cost many requests.
     """
     seen = found = 0
-    for entry in islice(storage.list(prefix, tell=False), named * PAGE):
+    for entry in islice(storage.list(prefix, log_skipped=False), named * PAGE):
         seen += 1
         name = entry.key.removeprefix(prefix)
         found += 0 if "/" in name else _note(spool, f"{folder}/{name}", entry.size, entry.tag)
@@ -216,27 +216,27 @@ def _look_at_objects(spool: Spool, folder: str, prefix: str, named: int, storage
         return
     for uri in _sought(spool, folder):
         key = prefix + uri.rpartition("/")[2]
-        for entry in islice(storage.list(key, tell=False), PAGE):  # a request for the object itself tells no size
+        for entry in islice(storage.list(key, log_skipped=False), PAGE):  # Storage.tag returns no size
             if entry.key == key:
                 _note(spool, uri, entry.size, entry.tag)
                 break
 
 
 def _sought(spool: Spool, folder: str) -> Iterator[str]:
-    """Photos directly in a folder that nobody has met yet; "0" comes after "/"."""
+    """Yield the photos directly in a folder that have no tag yet; the character "0" follows "/"."""
     rows = "SELECT uri FROM photo WHERE uri > ? AND uri < ? AND folder(uri) = ? AND tag = ?"
     for (uri,) in spool.execute(rows, blob(f"{folder}/"), blob(f"{folder}0"), blob(folder), blob(MISSING)):
         yield text(uri)
 
 
 def _note(spool: Spool, uri: str, size: int, tag: str) -> int:
-    """Give a photo its size and tag; return 0 where the index names no such photo."""
+    """Set size and tag of a photo; return 0 if the index names no such photo, else 1."""
     found = "UPDATE photo SET size = ?, tag = ? WHERE uri = ? AND tag = ?"
     return spool.execute(found, size, blob(tag), blob(uri), blob(MISSING)).rowcount
 
 
 def _opened(storage: Storage, name: str) -> BinaryIO:
-    """The file for reading: a local one is streamed, an object of S3 is held whole."""
+    """Open the index: a local file is streamed, an S3 object is read into memory."""
     if storage.uri.startswith(S3):
         return io.BytesIO(storage.get(name))
     path = Path(storage.uri_of(name))

@@ -1,4 +1,4 @@
-"""Formats of an index file: the rows of a CSV or Parquet table, one at a time, each with its number."""
+"""Read the rows of a CSV or Parquet index file one at a time, with their numbers."""
 
 import csv
 import io
@@ -15,11 +15,12 @@ COLUMNS = ("identity", "uri")
 MAX_CELL = 2**24  # characters of one line or cell of a CSV file, held in memory
 BATCH = 1000  # rows of a Parquet file held at a time
 
-Record = tuple[int, str, str, str]  # row number, identity, uri, role
+IndexRow = tuple[int, str, str, str]
+"""Row number, identity, uri, role."""
 
 
 def _columns(found: Sequence[str], where: str) -> list[int | None]:
-    """Places of the columns identity, uri and role; only the last may be absent."""
+    """Return the positions of the columns identity, uri and role; only role may be absent (None)."""
     missing = [name for name in COLUMNS if name not in found]
     if missing:
         names = ", ".join(short(name, 80) for name in found[:20]) or "none"
@@ -27,39 +28,39 @@ def _columns(found: Sequence[str], where: str) -> list[int | None]:
     return [found.index(name) if name in found else None for name in (*COLUMNS, "role")]
 
 
-def csv_records(handle: BinaryIO, where: str) -> Iterator[Record]:
-    """Records of a CSV file; the header is row 1."""
-    csv.field_size_limit(MAX_CELL)  # of the process: a longer cell than Python's 128 KiB is the fault of its row alone
+def csv_records(handle: BinaryIO, where: str) -> Iterator[IndexRow]:
+    """Yield the rows of a CSV file; the header is row 1. Raises ConfigError."""
+    csv.field_size_limit(MAX_CELL)  # for the process: a cell of more than Python's 128 KiB is a fault of its row alone
     with io.TextIOWrapper(handle, encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(_bounded(lines), strict=True)
         try:
-            places = _columns([name.strip() for name in next(reader, [])], where)
+            positions = _columns([name.strip() for name in next(reader, [])], where)
             for number, fields in enumerate(reader, 2):
                 if fields:
-                    values = ["" if p is None or p >= len(fields) else fields[p] for p in places]
+                    values = ["" if p is None or p >= len(fields) else fields[p] for p in positions]
                     yield number, values[0], values[1], values[2]
         except csv.Error as error:
             raise ConfigError([f"{where}, line {reader.line_num}: not CSV ({error}); save it as CSV UTF-8"]) from error
         except UnicodeDecodeError as error:
-            place = f"{where}, after line {reader.line_num}"
-            raise ConfigError([f"{place}: not UTF-8; save it as CSV UTF-8"]) from error
+            line = f"{where}, after line {reader.line_num}"
+            raise ConfigError([f"{line}: not UTF-8; save it as CSV UTF-8"]) from error
 
 
 def _bounded(lines: io.TextIOWrapper) -> Iterator[str]:
-    """Lines of a text; csv.Error for one of more than MAX_CELL characters, which need not ever end."""
+    """Yield the lines of a text. Raises csv.Error for a line of more than MAX_CELL characters, perhaps endless."""
     while line := lines.readline(MAX_CELL):
         if len(line) == MAX_CELL:
             raise csv.Error(f"a line has more than {MAX_CELL} characters")
         yield line
 
 
-def parquet_records(handle: BinaryIO, where: str) -> Iterator[Record]:
-    """Records of a Parquet file; the first is row 1."""
+def parquet_records(handle: BinaryIO, where: str) -> Iterator[IndexRow]:
+    """Yield the rows of a Parquet file; the first is row 1. Raises ConfigError."""
     import pyarrow.parquet as pq
 
     file = _read(lambda: pq.ParquetFile(handle), where)
     names: list[str] = file.schema_arrow.names
-    columns = [names[place] if place is not None else None for place in _columns(names, where)]
+    columns = [names[i] if i is not None else None for i in _columns(names, where)]
     batches = _read(lambda: file.iter_batches(batch_size=BATCH, columns=[name for name in columns if name]), where)
     number = 0
     while (batch := _read(lambda: next(batches, None), where)) is not None:
@@ -71,7 +72,7 @@ def parquet_records(handle: BinaryIO, where: str) -> Iterator[Record]:
 
 
 def _cells(column: Any, where: str) -> list[Any]:
-    """Values of a column; bytes that are no UTF-8 become lone surrogates, which their row alone is refused for."""
+    """Return the values of a column. Bytes that are not UTF-8 become lone surrogates: only their row is refused."""
     try:
         cells: list[Any] = column.to_pylist()
     except UnicodeDecodeError:
@@ -85,7 +86,7 @@ def _cells(column: Any, where: str) -> list[Any]:
 
 
 def _read(step: Callable[[], T], where: str) -> T:
-    """Run a step of reading Parquet; pyarrow's errors are ValueError and OSError."""
+    """Call a function of pyarrow. Raises ConfigError for its errors, which are ValueError and OSError."""
     try:
         return step()
     except (ValueError, OSError) as error:
@@ -94,7 +95,7 @@ def _read(step: Callable[[], T], where: str) -> T:
 
 
 def _text(value: object) -> str:
-    """The text of a cell: whole numbers are names too, None and NaN are empty."""
+    """Return the text of a cell: numbers as text, None and NaN as ""."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return str(value)

@@ -1,4 +1,4 @@
-"""Originals of an output's photos: read only below the input, whatever address a record or manifest names."""
+"""Read the originals of an output's photos, only below the input, whatever address a record names."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +13,8 @@ from pipeline.storage.keys import shown
 from pipeline.storage.open import local_path, open_storage
 
 MOST_PHOTO = 200_000_000  # bytes of one original: a photo of 50 megapixels takes 150 MB without compression
-MOST_PIXEL = 5  # bytes of a protected photo per pixel: three or four channels, which noise leaves as large as they are
-MOST_REST = 2**24  # bytes of a protected photo beside its pixels: its colour profile
+MOST_PIXEL = 5  # bytes of a protected photo per pixel: up to four channels, which PNG cannot compress if noisy
+MOST_REST = 2**24  # bytes of a protected photo besides its pixels: its colour profile
 GONE, OUTSIDE, CHANGED = "gone", "outside of the input", "changed since, or unreadable"
 
 Opener = Callable[[str], Storage]
@@ -26,23 +26,23 @@ class OutsideError(StorageError):
 
 @dataclass
 class Originals:
-    """Reads photos below its roots: folders or bucket prefixes. Not one byte is read anywhere else.
+    """Reads photos below its roots (folders or bucket prefixes) and nowhere else.
 
-    Links that lead out of a local root are refused, as storage refuses them.
+    The storage refuses links that lead out of a local root.
     """
 
     roots: Mapping[str, Storage] = field(default_factory=dict)
-    """By the address that photos' own begin with."""
+    """Storage by the prefix of its photos' addresses."""
     note: str = ""
-    """What the caller should know of where the roots come from."""
+    """Where the roots come from, for the operator."""
 
     def addresses(self) -> tuple[str, ...]:
-        """Return the roots as `named` takes them, in any process."""
+        """Return the addresses of the roots; `named` opens them again in another process."""
         return tuple(dict.fromkeys(storage.uri for storage in self.roots.values()))
 
     def inside(self, uri: str) -> bool:
         """Return whether an address is below a root."""
-        return self._place(uri) is not None
+        return self._split(uri) is not None
 
     def read(self, uri: str, limit: int = MOST_PHOTO) -> bytes:
         """Return the bytes at a full address. Raises OutsideError, and StorageError like `Storage.get`."""
@@ -55,12 +55,12 @@ class Originals:
         return sorted((storage.uri_of(entry.key), entry.tag) for entry in storage.list(key) if is_photo(entry.key))
 
     def _found(self, uri: str) -> tuple[Storage, str]:
-        place = self._place(uri)
-        if place is None:
+        found = self._split(uri)
+        if found is None:
             raise OutsideError(f"{shown(uri)} is outside of the input; --input names it")
-        return place
+        return found
 
-    def _place(self, uri: str) -> tuple[Storage, str] | None:
+    def _split(self, uri: str) -> tuple[Storage, str] | None:
         for root, storage in self.roots.items():
             if uri.startswith(root):
                 return storage, uri[len(root) :]
@@ -68,22 +68,22 @@ class Originals:
 
 
 def named(inputs: Sequence[str], opener: Opener = open_storage) -> Originals:
-    """Return what reads below inputs that the operator names. Raises StorageError where one is not there."""
+    """Return the originals below inputs that the operator names. Raises StorageError if one does not exist."""
     roots: dict[str, Storage] = {}
     for uri in inputs:
         folder = uri.removesuffix(uri.rpartition("/")[2]) or "." if is_index(uri) else uri
         storage, path = opener(folder), local_path(folder)
         roots[_prefix(storage.uri)] = storage
-        if path is not None:  # an index file may name photos by the links on the way to them
+        if path is not None:  # an index file may name photos by paths that contain links
             roots[_prefix(str(path.expanduser().absolute()))] = storage
     return Originals(roots)
 
 
 def originals(output: Storage, inputs: Sequence[str] = ()) -> Originals:
-    """Return what reads the originals of an output's photos: below `inputs`, else below the input that it records.
+    """Return the originals of an output's photos: below `inputs`, else below the input that the output records.
 
-    Who may write the output can put another input there, so `note` says which one is meant. Raises StorageError where
-    one of `inputs` is not there.
+    Anyone who can write the output can forge the recorded input, so `note` names it. Raises StorageError if one of
+    `inputs` does not exist.
     """
     if inputs:
         return named(inputs)
@@ -101,14 +101,14 @@ def originals(output: Storage, inputs: Sequence[str] = ()) -> Originals:
 
 
 def why(error: StorageError) -> str:
-    """Return in a few words why an original was not read."""
+    """Return why an original was not read: OUTSIDE, GONE or CHANGED."""
     if isinstance(error, OutsideError):
         return OUTSIDE
     return GONE if isinstance(error, NotFoundError) else CHANGED
 
 
 def stored_limit(row: Mapping[str, Any]) -> int:
-    """Return how many bytes the protected photo of a row may have: PNG does not make pixels larger."""
+    """Return the most bytes that the protected photo of a row may have, from its width and height."""
     return int(row["width"]) * int(row["height"]) * MOST_PIXEL + MOST_REST
 
 

@@ -1,4 +1,4 @@
-"""Spool: photo rows held and sorted by SQLite, outside Python's memory, so that millions of them need little."""
+"""Spool: photo rows stored and sorted by SQLite, so that millions of rows need little memory."""
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 
 from dladiff.errors import StorageError
 
-CACHE_KIB = 16_384  # what SQLite keeps in memory: about 100,000 rows, so that a small run writes no file
+CACHE_KIB = 16_384  # SQLite's memory: about 100,000 rows, so a small run writes no file
 BROKEN = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
 
 Value = bytes | str | int | None
@@ -22,8 +22,8 @@ CREATE TABLE photo (
 class Listed(NamedTuple):
     """One photo and the identity it belongs to.
 
-    `mark` is the set of the photo: "A" clean, "B" protected, "C" ignored, "" none, which is protected too.
-    `uri` is None where the storage that listed the photo knows it.
+    `mark` is the set of the photo: "A" clean, "B" protected, "C" ignored, "" no set, which is protected too.
+    `uri` is None when the listing storage gives it.
     """
 
     name: str
@@ -35,10 +35,10 @@ class Listed(NamedTuple):
 
 
 class Spool:
-    """A table `photo` with the columns of Listed, in a database that is gone when the spool is closed.
+    """A table `photo` with the columns of Listed, in a database that is deleted when the spool is closed.
 
-    The database has no name: SQLite keeps it in its cache, and in an unlinked file of the temporary folder
-    (SQLITE_TMPDIR, TMPDIR, /var/tmp) when it outgrows that. So nothing is left behind, whatever ends the process.
+    The database is anonymous: SQLite keeps it in its cache, and beyond that in an unlinked file of the temporary
+    folder (SQLITE_TMPDIR, TMPDIR, /var/tmp). So nothing remains, even if the process is killed.
     Texts are stored as bytes (`blob`): these sort by code point as Python sorts, and hold lone surrogates.
     """
 
@@ -64,7 +64,7 @@ class Spool:
             ) from error
 
     def add(self, rows: Iterable[Listed]) -> None:
-        """Add rows, taken one by one."""
+        """Add rows from an iterator, one by one."""
         self.many(
             "INSERT INTO photo VALUES (?, ?, ?, ?, ?, ?)",
             (
@@ -74,7 +74,7 @@ class Spool:
         )
 
     def rows(self) -> Iterator[Listed]:
-        """Yield the rows sorted by name, then by URI where they have one, then by key."""
+        """Yield the rows sorted by name, URI (if any) and key."""
         for name, mark, key, size, tag, uri in self.execute("SELECT * FROM photo ORDER BY name, uri, key"):
             yield Listed(text(name), mark, text(key), size, text(tag), None if uri is None else text(uri))
 
@@ -83,11 +83,11 @@ class Spool:
         return self._db.execute(sql, values)
 
     def many(self, sql: str, values: Iterable[Sequence[Value]]) -> None:
-        """Run one statement for each of many rows of values, taken one by one."""
+        """Run one statement for each row of values."""
         self._db.executemany(sql, values)
 
     def function(self, name: str, rule: Callable[[str], str]) -> None:
-        """Make a rule on texts known to SQL."""
+        """Define an SQL function of one text."""
         self._db.create_function(name, 1, lambda value: blob(rule(text(value))), deterministic=True)
 
     def holds(self, sql: str, *values: Value) -> bool:
@@ -96,7 +96,7 @@ class Spool:
 
 
 def blob(value: str) -> bytes:
-    """Return a text as bytes whose order is the order of the texts."""
+    """Return a text as bytes that sort like the text."""
     return value.encode("utf-8", "surrogatepass")
 
 

@@ -1,4 +1,4 @@
-"""What an image file says about its own structure, read from its bytes before any pixel is decoded."""
+"""Structure of an image file, read from its bytes before any pixel is decoded."""
 
 import io
 import re
@@ -21,7 +21,7 @@ NUMBERS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}  # SAMP
 
 
 def jpeg_scans(data: bytes, most: int) -> int:
-    """Count the scans of a JPEG's first picture (ITU T.81, annex B), at most `most` + 1 of them."""
+    """Return the number of scans of a JPEG's first picture (ITU T.81, annex B), at most `most` + 1."""
     count, at = 0, 2
     while found := MARKER.search(data, at):
         code, at = data[found.end() - 1], found.end()
@@ -38,9 +38,9 @@ def jpeg_scans(data: bytes, most: int) -> int:
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
-    """Return width and height, px, that a WebP's first chunk declares (RFC 9649), None for anything else.
+    """Return width and height, px, from a WebP's first chunk (RFC 9649), None for other files.
 
-    Pillow allocates 8 bytes a pixel when it opens a WebP, before it says how large the picture is.
+    Needed because Pillow allocates 8 bytes a pixel when it opens a WebP, before the size can be checked.
     """
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
         return None
@@ -56,7 +56,7 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def without_texts(png: bytes) -> tuple[bytes, bool]:
-    """Return a PNG without its texts and without a profile of more than MAX_TEXT bytes; whether one was left out."""
+    """Return a PNG without texts and without a profile above MAX_TEXT bytes, and whether a profile was removed."""
     kept, at, lost = [PNG_MAGIC], len(PNG_MAGIC), False
     while at + 12 <= len(png):
         end = at + 12 + int.from_bytes(png[at : at + 4], "big")
@@ -70,15 +70,15 @@ def without_texts(png: bytes) -> tuple[bytes, bool]:
 
 
 def tile_pixels(tags: Any) -> int:
-    """Return width times height of a TIFF's tiles, 0 where it has none. Raises nearly anything for damaged tags.
+    """Return width times height of a TIFF's tiles, 0 without tiles. Damaged tags can raise any exception.
 
-    A strip needs no such check: libtiff makes it no higher than the image.
+    Strips need no such check: libtiff cuts them to the image's height.
     """
     return int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_LENGTH, 0))
 
 
 def odd_tiff(data: bytes) -> str:
-    """Say what a TIFF that Pillow does not open holds; "" where it is none, or its pixels are not all there."""
+    """Return the pixel format of a TIFF that Pillow cannot open, "" for other or incomplete files."""
     file = io.BytesIO(data)
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
@@ -89,7 +89,7 @@ def odd_tiff(data: bytes) -> str:
         channels, bits = int(tags.get(SAMPLES_PER_PIXEL, 1)), int(max(tags.get(BITS_PER_SAMPLE, (1,))))
         numbers = NUMBERS.get(tags.get(SAMPLE_FORMAT, (1,))[0], "unsigned")
         compression = int(tags.get(COMPRESSION, 1))
-    except Exception:  # a hostile file makes Pillow raise nearly anything
+    except Exception:  # a hostile file can make Pillow raise any exception
         return ""
     if end > len(data):
         return ""
@@ -99,7 +99,7 @@ def odd_tiff(data: bytes) -> str:
 
 
 def _large(profile: bytes) -> bool:
-    """Whether the body of an iCCP chunk (name, NUL, method, zlib stream) holds more than MAX_TEXT bytes."""
+    """Return whether the profile in an iCCP chunk (name, NUL, method, zlib stream) exceeds MAX_TEXT bytes."""
     stream = profile[profile.find(b"\0") + 2 :]
     try:
         return len(zlib.decompressobj().decompress(stream, MAX_TEXT + 1)) > MAX_TEXT

@@ -18,13 +18,13 @@ S3_OPTIONS = {
     "kms_key_id": "SSEKMSKeyId",
     "storage_class": "StorageClass",
 }
-"""Names of the configuration to names of the request."""
+"""Setting name to the name of its parameter in an S3 request."""
 FOLDERS = ("photos", "done", "failed", "starts", "plan", "manifest", "report", "traces", "pages")
-"""What a run's output holds."""
+"""Top folders of a run's output."""
 MAX_OBJECT = 2 * 2**30  # bytes of one object held in memory: the largest is the manifest of millions of photos
-SKIPPED_SHOWN = 20  # lines about objects that one listing skips, about a screen; the others are counted
-BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")  # what boto3 accepts; a key or a password is none
-TEMP_PREFIX = ".tmp-"  # names that begin so are unfinished writes or locks, never objects
+SKIPPED_SHOWN = 20  # log lines about skipped objects for one listing, about a screen
+BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")  # what boto3 accepts; access keys and passwords do not match
+TEMP_PREFIX = ".tmp-"  # prefix of unfinished writes and locks, which are never objects
 
 
 @dataclass(frozen=True)
@@ -38,31 +38,32 @@ class Entry:
 
 @dataclass(frozen=True)
 class Leftover:
-    """What a writer that died left: a hidden file, an upload in parts, or an empty folder, whose key ends in "/"."""
+    """What a dead writer left: a hidden file, a multipart upload, or an empty folder (its key ends in "/")."""
 
     key: str
     age: float
-    """Seconds since it was begun, by the storage's own clock; infinite where no writer can need it."""
+    """Seconds since the write began, by the storage's own clock; infinite when no writer can still need it."""
     upload: str = ""
-    """Id of an upload in parts that was not completed."""
+    """Id of an incomplete multipart upload."""
 
 
 class Storage(Protocol):
-    """Objects under one prefix. Every method raises StorageError, one line that says what to do.
+    """Objects under one prefix. Every method may raise StorageError with one line that says what to do.
 
     Keys are relative POSIX paths; an absolute key, "..", a NUL or a backslash is refused.
     """
 
     @property
     def uri(self) -> str:
-        """The prefix as `open_storage` takes it."""
+        """The prefix, in the form that `open_storage` accepts."""
         ...
 
-    def list(self, prefix: str = "", *, tell: bool = True, whole: bool = True) -> Iterator[Entry]:
-        """Yield the objects whose key begins with `prefix`, in the order the back end lists them, none held back.
+    def list(self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True) -> Iterator[Entry]:
+        """Yield the objects whose key begins with `prefix`, in the back end's order, as they arrive.
 
-        An object that no key can name is skipped, and logged if `tell`. A folder that cannot be read, other than the
-        first, raises StorageError if `whole`, since records or people would seem to be gone; else it is skipped too.
+        Objects whose name is no valid key are skipped, and logged with `log_skipped`. With `whole`, an unreadable
+        folder raises StorageError: its records or people would seem deleted. Without it, unreadable folders below the
+        first one are skipped.
         """
         ...
 
@@ -75,23 +76,23 @@ class Storage(Protocol):
         ...
 
     def get_file(self, key: str, file: Path) -> None:
-        """Write the bytes of an object of any size to a local file, which an error leaves unfinished."""
+        """Write an object of any size to a local file; after an error the file may be incomplete."""
         ...
 
     def put(self, key: str, data: bytes, content_type: str | None = None) -> None:
-        """Write an object whole, or not at all."""
+        """Write an object atomically."""
         ...
 
     def put_file(self, key: str, file: Path) -> None:
-        """Write an object from a local file of any size, whole or not at all."""
+        """Write an object atomically from a local file of any size."""
         ...
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write an object unless there is one; of any number of writers at once exactly one gets True."""
+        """Write an object unless it exists. Of several concurrent writers exactly one gets True."""
         ...
 
     def put_if_match(self, key: str, data: bytes, tag: str) -> bool:
-        """Replace an object if its tag is still `tag`; False when it changed or is gone."""
+        """Replace an object if its tag is still `tag`. Return False when it was changed or deleted."""
         ...
 
     def tag(self, key: str) -> str | None:
@@ -111,38 +112,38 @@ class Storage(Protocol):
         ...
 
     def unfinished(self, prefix: str = "") -> Iterator[Leftover]:
-        """Yield what writers left below a prefix and `list` does not show."""
+        """Yield the unfinished writes below a prefix, which `list` does not show."""
         ...
 
     def discard(self, left: Leftover) -> None:
-        """Remove what `unfinished` yielded; a missing one is no error."""
+        """Remove a leftover of `unfinished`; a missing one is no error."""
         ...
 
 
 class Skipped:
-    """Objects that one listing leaves out: the first are logged by name, all are counted.
+    """Objects that one listing skips: the first SKIPPED_SHOWN are logged by name, all are counted.
 
-    Each is an error, which a quiet run shows too: a photo may stay unprotected.
+    They are logged as errors, which --quiet shows too: a skipped photo stays unprotected.
     """
 
-    def __init__(self, where: str, tell: bool) -> None:
-        self.where, self.tell = where, tell
+    def __init__(self, where: str, log_skipped: bool) -> None:
+        self.where, self.log_skipped = where, log_skipped
         self.count = 0
 
     def add(self, key: str, why: str) -> None:
-        """Skip one object."""
+        """Count one skipped object, and log it if it is among the first."""
         self.count += 1
-        if self.tell and self.count <= SKIPPED_SHOWN:
+        if self.log_skipped and self.count <= SKIPPED_SHOWN:
             log.error("skipped %s: %s", short(key), why)
 
     def end(self) -> None:
-        """Say how many were not logged by name."""
-        if self.tell and self.count > SKIPPED_SHOWN:
+        """Log how many more were skipped."""
+        if self.log_skipped and self.count > SKIPPED_SHOWN:
             log.error("skipped %d more in %s, %d in all", self.count - SKIPPED_SHOWN, shown(self.where), self.count)
 
 
 def bucket_fault(uri: str) -> str | None:
-    """Return why an address is refused as s3://bucket/prefix; credentials in it are a fault, and are not shown."""
+    """Return why an address is no valid s3://bucket/prefix, or None. Credentials in it are a fault, never shown."""
     bucket = uri.removeprefix("s3://").partition("/")[0]
     if not bucket:
         return f"{short(uri)} names no bucket; use s3://bucket/prefix"
@@ -152,12 +153,12 @@ def bucket_fault(uri: str) -> str | None:
 
 
 def too_large(where: str, limit: int) -> TooLargeError:
-    """Return the error for an object that has more bytes than `limit`."""
+    """Return the error for an object of more than `limit` bytes."""
     return TooLargeError(f"{shown(where)} has more than {limit} bytes; make it smaller or raise the limit")
 
 
-def check_room(file: Path, size: int) -> None:
-    """Raise StorageError where the disk has no room for `size` bytes at `file`: nothing is begun that cannot end."""
+def check_free_space(file: Path, size: int) -> None:
+    """Raise StorageError when the disk of `file` has fewer than `size` bytes free."""
     try:
         free = shutil.disk_usage(file.parent).free
     except OSError as error:
@@ -167,7 +168,7 @@ def check_room(file: Path, size: int) -> None:
 
 
 def check_key(key: str) -> str:
-    """Return `key`; StorageError when it is not a relative POSIX path that stays under the prefix."""
+    """Return `key`. Raises RefusedError unless it is a relative POSIX path that stays under the prefix."""
     fault = key_fault(key)
     if fault:
         raise RefusedError(f"refused key {shown(key)!r}: {fault}; use a relative path")
@@ -175,7 +176,7 @@ def check_key(key: str) -> str:
 
 
 def check_prefix(prefix: str) -> str:
-    """Return a listing prefix (it may be empty or end with "/"); StorageError like `check_key`."""
+    """Return a listing prefix; it may be empty or end with "/". Raises RefusedError like `check_key`."""
     bare = prefix.removesuffix("/")
     if prefix:
         check_key(bare)
@@ -183,5 +184,5 @@ def check_prefix(prefix: str) -> str:
 
 
 def is_temporary(key: str) -> bool:
-    """Return whether any part of the key marks an unfinished write."""
+    """Return whether a part of the key begins with TEMP_PREFIX."""
     return any(part.startswith(TEMP_PREFIX) for part in key.split("/"))

@@ -1,4 +1,4 @@
-"""Names as data: identity and photo names become key-safe ids, storage keys are checked, messages hold no secrets."""
+"""Storage keys and message texts: escape names, check keys, remove secrets."""
 
 import hashlib
 import logging
@@ -7,13 +7,13 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-MAX_ID = 120  # characters; an id, a digest and an extension together stay under the 255 bytes of a file name
-KEPT = 100  # characters of a longer name that stay readable
+MAX_ID = 120  # characters; with a digest and an extension it stays under the 255 bytes of a file name
+KEPT = 100  # readable characters of a name that is shortened
 MOST_SHOWN = 200  # characters of a name or address in a message: two lines of a terminal
 PROGRAM = ("pipeline", "dladiff")  # the top loggers of this program
 
-_USER = re.compile(  # all lengths are bounded, so that a hostile text of megabytes takes linear time
-    r"""(\b[a-z][a-z0-9+.-]{0,20}:/{1,2})"""  # one slash: pathlib has removed the other
+_USER = re.compile(  # bounded lengths keep the time linear for hostile texts of megabytes
+    r"""(\b[a-z][a-z0-9+.-]{0,20}:/{1,2})"""  # one slash is enough: pathlib merges two
     r"""(?:[^\s/?\#"'<>]{0,512}@"""  # user, or user:password, up to the last @ before the path
     r"""|[^\s/?\#"'<>:]{0,512}:(?!\d{1,5}(?:[/?]|$))[^\s"'<>]{0,512}@)""",  # a password with a slash; no port
     re.IGNORECASE,
@@ -29,8 +29,8 @@ _KEY_ID = re.compile(r"(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])"
 def escape(identity: str) -> str:
     """Return a key-safe id: no "/", no leading ".", at most 120 characters; distinct names give distinct ids.
 
-    `urllib.parse.unquote` gives the name back unless it was shortened. "~" is escaped too, so that only a
-    shortened id contains one. The empty name becomes "%", which no other name gives.
+    `urllib.parse.unquote` gives the name back unless it was shortened. "~" is escaped too, so only a shortened
+    id contains one. The empty name becomes "%", which no other name does.
     """
     raw = identity.encode("utf-8", "surrogatepass")
     quoted = quote(raw, safe="").replace("~", "%7E")
@@ -42,17 +42,20 @@ def escape(identity: str) -> str:
 
 
 def task_name(identity: str, part: int) -> str:
-    """Return the key-safe name of a task; "~" stands in no escaped name before four digits and the end."""
+    """Return the key-safe name of a task: the escaped identity, then "~" and four digits for a part.
+
+    No escaped identity ends in "~" and four digits.
+    """
     return f"{escape(identity)}~{part:04d}" if part else escape(identity)
 
 
 def stem(uri: str) -> str:
-    """Return the key-safe stem of a photo: the file name of a key or URI, without its extension, escaped."""
+    """Return the escaped file name of a key or URI, without its extension."""
     return escape(PurePosixPath(uri.rsplit("/", 1)[-1]).stem)
 
 
 def key_fault(key: str) -> str | None:
-    """Return why `key` is refused as a storage key, or None for a relative POSIX path that stays inside."""
+    """Return why `key` is no valid storage key, or None for a relative POSIX path that stays under the prefix."""
     if not key:
         return "it is empty"
     if "\0" in key or "\\" in key:
@@ -65,7 +68,7 @@ def key_fault(key: str) -> str | None:
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether a text has no lone surrogate, which is what Python makes of bytes that are no UTF-8."""
+    """Return whether a text can be encoded; Python decodes bytes that are not UTF-8 to lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -74,7 +77,7 @@ def is_utf8(text: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """Return `text` fit for one line of a message: without secrets, characters that do not print as escapes."""
+    """Return `text` for one line of a message: without secrets, unprintable characters as escapes."""
     line = redacted(text)
     if line.isprintable():  # nearly always
         return line
@@ -82,7 +85,7 @@ def shown(text: str) -> str:
 
 
 def short(text: str, most: int = MOST_SHOWN) -> str:
-    """Return `shown` text of at most `most` characters: of a longer one the beginning and the end."""
+    """Return `shown(text)` cut to at most `most` characters; the beginning and the end are kept."""
     line = shown(text)
     return line if len(line) <= most else f"{line[: most - most // 4 - 3]}...{line[-(most // 4) :]}"
 
@@ -101,9 +104,9 @@ def redacted(text: str) -> str:
 
 
 def redact_logs() -> None:
-    """Redact every log record of this program, whatever handler prints it, with its traceback.
+    """Redact every log record of this program and its traceback, for all handlers.
 
-    A filter on the loggers "pipeline" and "dladiff" would not see the records of the loggers below them.
+    A record factory is needed: filters on the loggers "pipeline" and "dladiff" do not apply to their child loggers.
     """
     make = logging.getLogRecordFactory()
     if getattr(make, "redacts", False):

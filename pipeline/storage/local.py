@@ -1,4 +1,4 @@
-"""A local folder as storage: whole writes by rename, put-if-absent by hard link, compare-and-swap under a lock."""
+"""A local folder as storage: atomic writes by rename, put-if-absent by hard link, compare-and-swap under a lock."""
 
 import contextlib
 import errno
@@ -17,9 +17,9 @@ from pipeline.storage.base import (
     Entry,
     Leftover,
     Skipped,
+    check_free_space,
     check_key,
     check_prefix,
-    check_room,
     is_temporary,
     too_large,
 )
@@ -34,7 +34,7 @@ NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EM
 class LocalStorage:
     """Objects as files under one folder. Tags are "<size>-<mtime in ns>".
 
-    A link that leaves the folder is neither listed, read nor written; a linked folder is not entered at all.
+    Links that lead out of the folder are not listed, read or written. Links to folders are never followed.
     """
 
     def __init__(self, root: str | Path, *, create: bool = False) -> None:
@@ -63,13 +63,13 @@ class LocalStorage:
         """Return the absolute path of an object."""
         return str(self._root / check_key(key))
 
-    def list(self, prefix: str = "", *, tell: bool = True, whole: bool = True) -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True) -> Iterator[Entry]:
         """Yield the regular files whose key begins with `prefix`, sorted by key as S3 sorts them."""
         top = check_prefix(prefix).rpartition("/")[0]
         with file_errors("list", prefix):
             if top and not self._path(top).is_dir():
                 return
-        skipped, stack = Skipped(self.uri, tell), [f"{top}/" if top else ""]
+        skipped, stack = Skipped(self.uri, log_skipped), [f"{top}/" if top else ""]
         while stack:
             key = stack.pop()
             try:
@@ -83,7 +83,7 @@ class LocalStorage:
         skipped.end()
 
     def get(self, key: str, limit: int | None = None) -> bytes:
-        """Return the bytes of a file, at most `limit` of them: a larger one is refused before it is read."""
+        """Return the bytes of a file. Raises TooLargeError, before reading, for one of more than `limit` bytes."""
         limit = MAX_OBJECT if limit is None else limit
         path = self._path(key)
         with file_errors("read", str(path)), self._opened(path) as handle:
@@ -91,34 +91,34 @@ class LocalStorage:
             if size > limit:
                 raise too_large(str(path), limit)
             data = handle.read(size + 1)
-            if len(data) > size:  # it grows while it is read
+            if len(data) > size:  # the file grew meanwhile
                 data += handle.read(limit + 1 - len(data))
             if len(data) > limit:
                 raise too_large(str(path), limit)
             return data
 
     def get_file(self, key: str, file: Path) -> None:
-        """Copy a file out."""
+        """Copy an object to a local file."""
         path = self._path(key)
         with file_errors("read", str(path)), self._opened(path) as source:
-            check_room(file, os.fstat(source.fileno()).st_size)
+            check_free_space(file, os.fstat(source.fileno()).st_size)
             with file.open("wb") as target:
                 shutil.copyfileobj(source, target, CHUNK)
 
     def put(self, key: str, data: bytes, content_type: str | None = None) -> None:
-        """Write a file whole: beside it, fsync, then rename. A folder has no place for `content_type`."""
+        """Write a temporary file in the same folder, fsync, rename. `content_type` is ignored."""
         path = self._path(key)
         with file_errors("write", str(path)), written_beside(path, data) as temp:
             publish(temp, path)
 
     def put_file(self, key: str, file: Path) -> None:
-        """Copy a file in: beside its place, fsync, then rename."""
+        """Copy a local file to a temporary file in the target's folder, fsync, rename."""
         path = self._path(key)
         with file_errors("write", str(path)), file.open("rb") as source, written_beside(path, source) as temp:
             publish(temp, path)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write a file unless there is one, by a hard link, which fails when the name is taken."""
+        """Write a file unless it exists, by a hard link, which fails when the name is taken."""
         path = self._path(key)
         with file_errors("write", str(path)), written_beside(path, data) as temp:
             try:
@@ -159,11 +159,11 @@ class LocalStorage:
             return clock(self._root) - info.st_mtime
 
     def delete(self, key: str) -> None:
-        """Remove a file and the folders that it leaves empty, which name a person; a missing one is no error."""
+        """Remove a file, and folders that become empty, since their names name a person; a missing file is no error."""
         path = self._path(key)
         with file_errors("delete", str(path)), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
-        with contextlib.suppress(OSError):  # not empty, or somebody else writes there
+        with contextlib.suppress(OSError):  # not empty, or another process writes there
             for folder in path.relative_to(self._root).parents[:-1]:
                 (self._root / folder).rmdir()
 
@@ -176,10 +176,10 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def _opened(self, path: Path) -> Iterator[BinaryIO]:
-        """Open a regular file for reading, whatever another process puts in its place meanwhile.
+        """Open a regular file for reading. Raises NotFoundError if another process replaced it by anything else.
 
-        Where a link leads is decided before, so the last part of the path is no link (O_NOFOLLOW); opening a pipe does
-        not wait for its writer (O_NONBLOCK).
+        Links are resolved first, so O_NOFOLLOW refuses a link put there since. O_NONBLOCK: opening a pipe does not
+        wait for its writer.
         """
         gone = NotFoundError(f"no such file: {shown(str(path))}; was it moved during the run?")
         real = self._inner(path)
@@ -205,9 +205,9 @@ class LocalStorage:
                 return None
 
     def _children(self, key: str, skipped: Skipped) -> tuple[str, ...]:
-        """Keys directly under the folder `key`, folders ending in "/", sorted so that whole keys come sorted."""
+        """Return the keys directly under the folder `key`, sorted; folders end in "/", which sorts as S3 sorts keys."""
         found = []
-        for entry in list(os.scandir(f"{self._root}/{key}")):  # pathlib would look at each of thousands of parts
+        for entry in list(os.scandir(f"{self._root}/{key}")):  # pathlib is slow with thousands of path parts
             child = key + entry.name
             if is_temporary(entry.name):
                 continue
@@ -220,7 +220,7 @@ class LocalStorage:
         return tuple(sorted(found))
 
     def _entry(self, key: str, skipped: Skipped) -> Entry | None:
-        """A listed file. Only a link is resolved: `_children` came to it through no link."""
+        """Return the entry of a file, None if it is not regular. Only the last part can be a link: see `_children`."""
         path = f"{self._root}/{key}"
         info = os.lstat(path)
         if stat.S_ISLNK(info.st_mode):
@@ -231,7 +231,7 @@ class LocalStorage:
         return None
 
     def _unlisted(self, key: str, error: OSError, *, whole: bool) -> str:
-        """Why a folder or file is left out of a listing; "" where nothing is to be said. Raises StorageError."""
+        """Return why a listing skips a folder or file, "" for no message. Raises StorageError with `whole`."""
         if error.errno == errno.ENAMETOOLONG:
             return f"its path is longer than the system allows ({len(key)} characters); move it up"
         if error.errno in GONE and key:
@@ -242,13 +242,13 @@ class LocalStorage:
         return f"it cannot be read ({error.strerror or type(error).__name__}); check its owner and mode"
 
     def _is_inner_file(self, link: Path) -> bool:
-        return link.is_file() and self._inner(link) is not None  # the system follows 40 links at most, `resolve` all
+        return link.is_file() and self._inner(link) is not None  # is_file fails above 40 links, resolve does not
 
     def _inner(self, path: Path) -> Path | None:
-        """Where a path leads in the end; None where a link leads out of the folder or to itself."""
+        """Return the resolved path; None when a link leads out of the folder or to itself."""
         try:
             real = path.resolve()
-        except RuntimeError:  # a link that leads to itself, or over a thousand others
+        except RuntimeError:  # a link to itself, or a chain of over a thousand
             return None
         return real if real.is_relative_to(self._root) else None
 
@@ -267,16 +267,16 @@ class LocalStorage:
             os.close(folder)
 
     def unfinished(self, prefix: str = "") -> Iterator[Leftover]:
-        """Yield hidden files of writes that did not end, and empty folders; links are not followed."""
+        """Yield hidden files of unfinished writes, and empty folders; links are not followed."""
         above = check_prefix(prefix).rpartition("/")[0]
         top = self._path(above) if above else self._root
         with file_errors("list", str(top)):
             yield from leftovers(self._root, top, prefix)
 
     def discard(self, left: Leftover) -> None:
-        """Remove a hidden file or an empty folder, and the folders that it leaves empty."""
+        """Remove a hidden file or an empty folder, and the folders that become empty."""
         with file_errors("delete", str(self._root / left.key)):
-            if self._inner((self._root / left.key).parent) is not None:  # no link was put there since
+            if self._inner((self._root / left.key).parent) is not None:  # no link replaced a folder since
                 remove(self._root, left)
 
 

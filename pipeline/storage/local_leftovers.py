@@ -1,4 +1,4 @@
-"""What writers that died left in a folder: hidden files, and folders without a file."""
+"""Leftovers of dead writers in a local folder: hidden files and empty folders."""
 
 import contextlib
 import os
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pipeline.storage.base import TEMP_PREFIX, Leftover, is_temporary
 
-LOCK = f"{TEMP_PREFIX}lock"  # stays: where folders cannot be locked, it is what conditional writes lock
+LOCK = f"{TEMP_PREFIX}lock"  # kept: conditional writes lock it where folders cannot be locked
 
 
 def leftovers(root: Path, top: Path, prefix: str) -> Iterator[Leftover]:
     """Yield the hidden files and empty folders in `top` whose key, relative to `root`, begins with `prefix`."""
-    now: float | None = None  # by the file system's clock, read once there is a file
+    now: float | None = None  # by the file system's clock; read only when a file is found
     for folder, inner, files in os.walk(top, onerror=_not_gone):
         below = Path(folder).relative_to(root).as_posix()
         base = "" if below == "." else f"{below}/"
@@ -29,11 +29,11 @@ def leftovers(root: Path, top: Path, prefix: str) -> Iterator[Leftover]:
 
 
 def remove(root: Path, left: Leftover) -> None:
-    """Remove a file or an empty folder, and the folders above it that are empty then."""
+    """Remove a file or an empty folder, and the parent folders that become empty."""
     if not left.key.endswith("/"):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             (root / left.key).unlink()
-    with contextlib.suppress(OSError):  # not empty: somebody writes there
+    with contextlib.suppress(OSError):  # not empty: another process writes there
         for folder in (Path(left.key), *Path(left.key).parents[:-1]):
             if (root / folder).is_dir():
                 (root / folder).rmdir()
@@ -45,7 +45,7 @@ def _not_gone(error: OSError) -> None:
 
 
 def clock(root: Path) -> float:
-    """Return the time of the file system, in seconds."""
+    """Return the file system's time, in seconds since the epoch."""
     probe = root / f"{TEMP_PREFIX}{uuid.uuid4().hex}"
     try:
         probe.touch(exist_ok=False)

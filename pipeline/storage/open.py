@@ -1,4 +1,4 @@
-"""Addresses to storages: a folder, or an s3://bucket/prefix."""
+"""Open a storage by its address: a folder or s3://bucket/prefix."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,13 +13,13 @@ from pipeline.storage.local import LocalStorage
 def open_storage(uri: str | Path, *, create: bool = False, s3: Mapping[str, str] | None = None) -> Storage:
     """Open a folder (a path or file:// URI) or an s3://bucket/prefix.
 
-    With `create` a missing folder is made; buckets never are. S3 is not contacted before the first operation; `s3`
-    says how objects are kept there (S3_OPTIONS), and means nothing for a folder.
+    With `create` a missing folder is created; buckets never are. S3 is not contacted before the first operation. `s3`
+    holds the options of S3_OPTIONS and is ignored for a folder.
     Raises StorageError: no such folder, not a folder, or an unknown scheme.
     """
     path = local_path(uri)
     if path is None:
-        from pipeline.storage.s3 import S3Storage  # boto3 takes long to import; a local run does without
+        from pipeline.storage.s3 import S3Storage  # boto3 imports slowly, and local runs do not need it
 
         return S3Storage(str(uri), s3)
     return LocalStorage(path, create=create)
@@ -28,13 +28,13 @@ def open_storage(uri: str | Path, *, create: bool = False, s3: Mapping[str, str]
 def local_path(uri: str | Path) -> Path | None:
     """Return the path of a folder or file (a path or file:// URI), None for s3://. Raises StorageError as above."""
     text = str(uri)
-    scheme, there, place = text.partition("://")
+    scheme, separator, path = text.partition("://")
     if not text:
         raise StorageError("the address is empty; use a folder or s3://bucket/prefix")
-    if not there or text.startswith("/"):
+    if not separator or text.startswith("/"):
         return Path(text)
-    if scheme == "file" and place.removeprefix("localhost").startswith("/"):
-        return Path(unquote(place.removeprefix("localhost")))
+    if scheme == "file" and path.removeprefix("localhost").startswith("/"):
+        return Path(unquote(path.removeprefix("localhost")))
     if scheme == "file":
         raise StorageError(f"a file URI names another host: {shown(text)}; use file:///folder")
     if scheme != "s3":
@@ -43,7 +43,7 @@ def local_path(uri: str | Path) -> Path | None:
 
 
 def address_fault(uri: str) -> str | None:
-    """Return what is wrong with an address itself, wherever it leads."""
+    """Return what is wrong with an address, or None; the storage is not contacted."""
     try:
         is_folder = local_path(uri) is not None
     except StorageError as error:
@@ -54,15 +54,15 @@ def address_fault(uri: str) -> str | None:
 def read_uri(
     uri: str, opened: dict[str, Storage], opener: Callable[[str], Storage] | None = None, limit: int | None = None
 ) -> bytes:
-    """Return the bytes at a full address; `opened` keeps the storages (buckets, folders) opened before.
+    """Return the bytes at a full address, at most `limit`; `opened` caches open buckets and folders.
 
     Raises StorageError like `get`.
     """
     if uri.startswith("s3://"):
         bucket, _, name = uri.removeprefix("s3://").partition("/")
-        place = f"s3://{bucket}"
+        root = f"s3://{bucket}"
     else:
-        place, _, name = uri.rpartition("/")
-    if place not in opened:
-        opened[place] = (opener or open_storage)(place or "/")
-    return opened[place].get(name, limit)
+        root, _, name = uri.rpartition("/")
+    if root not in opened:
+        opened[root] = (opener or open_storage)(root or "/")
+    return opened[root].get(name, limit)

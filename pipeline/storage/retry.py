@@ -1,4 +1,4 @@
-"""Storage that waits: an operation that meets an overloaded or unreachable back end is tried again for a while."""
+"""Storage with retries while the back end is overloaded or unreachable."""
 
 import logging
 import time
@@ -11,15 +11,15 @@ from pipeline.storage.base import Entry, Leftover, Storage
 
 log = logging.getLogger(__name__)
 
-FIRST_S, LONGEST_S = 1.0, 30.0  # seconds between tries: doubled up to the longest
+FIRST_S, LONGEST_S = 1.0, 30.0  # seconds between tries: doubled each time, up to the longest
 T = TypeVar("T")
 
 
 class PatientStorage:
-    """A Storage whose operations are repeated on BusyError until `patience_s` seconds have passed.
+    """A Storage that repeats operations on BusyError until `patience_s` seconds have passed.
 
-    An outage of minutes then costs an identity time, not its work. Other errors pass at once. Repeating is safe: a
-    put writes the same bytes, and a conditional put that did succeed shows its own record to the one who asks.
+    A short outage then delays an identity and loses no work. Other errors are raised at once. Repeating is safe: a
+    put writes the same bytes, and after a conditional put that succeeded unnoticed the caller finds its own record.
     """
 
     def __init__(self, inner: Storage, patience_s: float, retried: Callable[[], None] = lambda: None) -> None:
@@ -29,16 +29,16 @@ class PatientStorage:
 
     @property
     def uri(self) -> str:
-        """The prefix as `open_storage` takes it."""
+        """The prefix, in the form that `open_storage` accepts."""
         return self.inner.uri
 
     def uri_of(self, key: str) -> str:
         """Return the full address of an object."""
         return self.inner.uri_of(key)
 
-    def list(self, prefix: str = "", *, tell: bool = True, whole: bool = True) -> Iterator[Entry]:
-        """Yield the objects whose key begins with `prefix`; the whole listing is taken before the first is given."""
-        yield from self._try(lambda: [*self.inner.list(prefix, tell=tell, whole=whole)])
+    def list(self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True) -> Iterator[Entry]:
+        """Yield the objects whose key begins with `prefix`; the listing is read whole before the first is yielded."""
+        yield from self._try(lambda: [*self.inner.list(prefix, log_skipped=log_skipped, whole=whole)])
 
     def get(self, key: str, limit: int | None = None) -> bytes:
         """Return the bytes of an object, at most `limit` of them."""
@@ -49,7 +49,7 @@ class PatientStorage:
         self._try(lambda: self.inner.get_file(key, file))
 
     def put(self, key: str, data: bytes, content_type: str | None = None) -> None:
-        """Write an object whole, or not at all."""
+        """Write an object atomically."""
         self._try(lambda: self.inner.put(key, data, content_type))
 
     def put_file(self, key: str, file: Path) -> None:
@@ -57,7 +57,7 @@ class PatientStorage:
         self._try(lambda: self.inner.put_file(key, file))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write an object unless there is one."""
+        """Write an object unless it exists."""
         return self._try(lambda: self.inner.put_if_absent(key, data))
 
     def put_if_match(self, key: str, data: bytes, tag: str) -> bool:
@@ -77,11 +77,11 @@ class PatientStorage:
         self._try(lambda: self.inner.delete(key))
 
     def unfinished(self, prefix: str = "") -> Iterator[Leftover]:
-        """Yield what writers left; the whole listing is taken before the first is given."""
+        """Yield the unfinished writes; the listing is read whole before the first is yielded."""
         yield from self._try(lambda: [*self.inner.unfinished(prefix)])
 
     def discard(self, left: Leftover) -> None:
-        """Remove what `unfinished` yielded."""
+        """Remove a leftover of `unfinished`."""
         self._try(lambda: self.inner.discard(left))
 
     def _try(self, call: Callable[[], T]) -> T:

@@ -25,9 +25,9 @@ from pipeline.storage.base import (
     Leftover,
     Skipped,
     bucket_fault,
+    check_free_space,
     check_key,
     check_prefix,
-    check_room,
     is_temporary,
     too_large,
 )
@@ -46,17 +46,15 @@ from pipeline.storage.whole_files import CHUNK, file_errors
 
 T = TypeVar("T")
 
-TRIES = 7  # of one request: standard backoff, half a minute in all on average
-MIN_RATE = (
-    100_000  # bytes a second of an object: a tenth of a slow home line; below it a server holds us, it serves not
-)
-GRACE_S = 60.0  # seconds on top, for the first byte and short stalls: as long as the read timeout
+TRIES = 7  # of one request: with standard backoff half a minute in all on average
+MIN_RATE = 100_000  # bytes a second of one object, a tenth of a slow home line: slower transfers are given up
+GRACE_S = 60.0  # seconds added for the first byte and short stalls: the read timeout
 PART = 16 << 20  # bytes of one request of a download to a file: about a second on a usual line
 STREAMS = 4  # such requests at a time
-MAX_EMPTY_PAGES = 1000  # S3 sends a few where it passes over many deleted versions, at least 1000 a page
-MAX_PAGES = 1_000_000  # of one listing, of 1000 keys each: a thousand million objects, a day's listing
+MAX_EMPTY_PAGES = 1000  # in a row; S3 sends a few after many deleted versions, at least 1000 a page
+MAX_PAGES = 1_000_000  # of one listing, 1000 keys each: 1e9 objects, which take a day to list
 MAX_SIZE = 2**63 - 1  # bytes; what a database column holds
-READ_TRIES = 3  # boto3 retries a request, but not a reply that breaks off half way
+READ_TRIES = 3  # boto3 retries a request, but not a reply that breaks off
 CONFLICT_TRIES = 5  # S3 answers 409 when two conditional writes of one key overlap: try again
 
 
@@ -88,14 +86,14 @@ class S3Storage:
         """Return s3://bucket/prefix/key."""
         return f"s3://{self._bucket}/{self._prefix}{check_key(key)}"
 
-    def list(self, prefix: str = "", *, tell: bool = True, whole: bool = True) -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True) -> Iterator[Entry]:
         """Yield the objects whose key begins with `prefix`, page by page as the server sends them.
 
-        S3 sorts by key; some other servers list folder by folder. Keys a path cannot hold ("..", "//") are skipped.
-        Raises StorageError for pages that would never end: a token that came before, MAX_EMPTY_PAGES in a row without
-        a key, MAX_PAGES in all.
+        S3 sorts by key; some other servers list folder by folder. Keys that are no path ("..", "//") are skipped.
+        Raises StorageError for an endless listing: a repeated token, more than MAX_EMPTY_PAGES pages in a row without
+        a key, or MAX_PAGES pages in all.
         """
-        skipped = Skipped(self.uri, tell)
+        skipped = Skipped(self.uri, log_skipped)
         with self._errors(self.uri):
             for item in self._items(self._prefix + check_prefix(prefix)):
                 key = item["Key"].removeprefix(self._prefix)
@@ -109,12 +107,12 @@ class S3Storage:
             skipped.end()
 
     def _items(self, prefix: str) -> Iterator[dict[str, Any]]:
-        """Objects as the server describes them, over all pages."""
+        """Yield the objects of all pages, as the server describes them."""
         for page in self._pages(prefix):
             yield from page.get("Contents", [])
 
     def _pages(self, prefix: str) -> Iterator[dict[str, Any]]:
-        """Replies to a listing; StorageError where they would never end."""
+        """Yield the pages of a listing. Raises StorageError for an endless one."""
         where: dict[str, str] = {"Bucket": self._bucket, "Prefix": prefix}
         tokens, empty = set[int](), 0
         for _ in range(MAX_PAGES):
@@ -132,43 +130,43 @@ class S3Storage:
         raise StorageError(self._endless(f"sent {MAX_PAGES} pages and has not ended"))
 
     def get(self, key: str, limit: int | None = None) -> bytes:
-        """Return the bytes of an object, at most `limit` of them, whatever length the server announces.
+        """Return the bytes of an object, at most `limit`, whatever length the server announces.
 
-        Raises BusyError for a body that comes more slowly than MIN_RATE.
+        Raises BusyError for a body slower than MIN_RATE.
         """
         limit = MAX_OBJECT if limit is None else limit
         with self._errors(self.uri_of(key)):
             return self._again(lambda: self._read(key, limit))
 
     def get_file(self, key: str, file: Path) -> None:
-        """Download an object, a large one in parts at a time, each tried again where it breaks off.
+        """Download an object in parallel parts; a part that breaks off is tried again.
 
-        Raises StorageError where the disk has no room, before anything is written; BusyError like `get`.
+        Raises StorageError, before writing, when the disk has too little free space; BusyError like `get`.
         """
         with self._errors(self.uri_of(key)):
             head = self._client().head_object(**self._at(key))
             size, tag = int(head["ContentLength"]), str(head["ETag"])
-            check_room(file, size)
+            check_free_space(file, size)
             starts = range(0, size, PART)
             with file_errors("write", str(file)), file.open("wb") as target, ThreadPoolExecutor(STREAMS) as pool:
                 write = functools.partial(os.pwrite, target.fileno())
                 list(pool.map(lambda start: self._again(lambda: self._part(key, start, size, tag, write)), starts))
 
     def put(self, key: str, data: bytes, content_type: str | None = None) -> None:
-        """Write an object in one request, so that readers see it whole or not at all."""
+        """Write an object in one request, which is atomic."""
         extra: dict[str, Any] = {"ContentType": content_type} if content_type else {}
         with self._errors(self.uri_of(key)):
             self._client().put_object(**self._at(key), Body=data, **extra, **self._extra)
 
     def put_file(self, key: str, file: Path) -> None:
-        """Upload a file; a large one in parts, which appear as one object when all are there."""
+        """Upload a file, a large one as a multipart upload, which becomes visible when it is complete."""
         with self._errors(self.uri_of(key)):
             at = self._at(key)
             with file.open("rb") as source:
                 self._client().upload_fileobj(source, at["Bucket"], at["Key"], ExtraArgs=self._extra or None)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write an object unless there is one (If-None-Match: *)."""
+        """Write an object unless it exists (If-None-Match: *)."""
         return self._put_if(key, data, {"IfNoneMatch": "*"})
 
     def put_if_match(self, key: str, data: bytes, tag: str) -> bool:
@@ -214,29 +212,29 @@ class S3Storage:
 
     def _read(self, key: str, limit: int) -> bytes:
         reply = self._client().get_object(**self._at(key))
-        data = io.BytesIO()  # gives its bytes without a second copy
+        data = io.BytesIO()  # getvalue makes no second copy
         for chunk in self._body(key, reply, limit, MIN_RATE):
             data.write(chunk)
         return data.getvalue()
 
     def _part(self, key: str, start: int, size: int, tag: str, write: Callable[[bytes, int], int]) -> None:
-        """Read the part of an object that begins at `start`, and write it to its place in the file."""
+        """Read the part of an object that begins at byte `start`, and write it at the same offset of the file."""
         length = min(PART, size - start)
         extra = {} if length == size else {"Range": f"bytes={start}-{start + length - 1}"}
         reply = self._client().get_object(**self._at(key), IfMatch=tag, **extra)
-        place = start
+        offset = start
         for chunk in self._body(key, reply, length, MIN_RATE / STREAMS):
             while chunk:
-                written = write(chunk, place)
-                place, chunk = place + written, chunk[written:]
-        if place != start + length:
-            raise boto_errors.IncompleteReadError(actual_bytes=place - start, expected_bytes=length)
+                written = write(chunk, offset)
+                offset, chunk = offset + written, chunk[written:]
+        if offset != start + length:
+            raise boto_errors.IncompleteReadError(actual_bytes=offset - start, expected_bytes=length)
 
     def _body(self, key: str, reply: dict[str, Any], limit: int, rate: float) -> Iterator[bytes]:
-        """Yield a body as it comes. Raises TooLargeError above `limit` bytes, BusyError below `rate` bytes a second.
+        """Yield a body in chunks. Raises TooLargeError above `limit` bytes, BusyError below `rate` bytes a second.
 
-        `read` would wait until a whole chunk is there, and a trickle never meets the read timeout: `read1` gives what
-        one reception brought (urllib3 before 2.1 has none).
+        `read` waits for a whole chunk, and a trickle never triggers the read timeout. `read1` returns what has arrived
+        (urllib3 before 2.1 lacks it).
         """
         expected, count, begun = reply.get("ContentLength"), 0, time.monotonic()
         with reply["Body"] as raw:
@@ -258,7 +256,7 @@ class S3Storage:
 
     @staticmethod
     def _again(read: Callable[[], T]) -> T:
-        """Read, again where a reply breaks off; the last try's error counts."""
+        """Call `read`, up to READ_TRIES times while replies break off. Raises the last error."""
         for _ in range(READ_TRIES - 1):
             with contextlib.suppress(*BROKEN_OFF):
                 return read()
@@ -284,7 +282,7 @@ class S3Storage:
         return False
 
     def _was_ours(self, key: str, data: bytes, exc: boto_errors.ClientError) -> bool:
-        """After a retry a 412 may answer our own first try, whose reply was lost: then the bytes are ours."""
+        """Return whether a 412 answers a retry of our own write whose reply was lost: then the bytes are ours."""
         retried = exc.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
         return bool(retried) and self.get(key) == data
 
@@ -293,7 +291,7 @@ class S3Storage:
 
     def _client(self) -> Any:
         if self._made is None:
-            self._made = boto3.session.Session().client(  # the default session is not safe between threads
+            self._made = boto3.session.Session().client(  # the default session is not thread-safe
                 "s3",
                 config=Config(
                     retries={"mode": "standard", "total_max_attempts": TRIES},
@@ -308,7 +306,7 @@ class S3Storage:
         return s3_errors(where, self._bucket)
 
     def unfinished(self, prefix: str = "") -> Iterator[Leftover]:
-        """Yield uploads in parts that were not completed, hidden objects, and the empty objects that name folders."""
+        """Yield incomplete multipart uploads, hidden objects, and empty objects that stand for folders."""
         whole = self._prefix + check_prefix(prefix)
         at = {"Bucket": self._bucket, "Prefix": whole}
         with self._errors(self.uri):
@@ -327,7 +325,7 @@ class S3Storage:
                         yield Leftover(key, _seconds_since(item["LastModified"], page))
 
     def discard(self, left: Leftover) -> None:
-        """Abort an upload in parts, or remove an object."""
+        """Abort a multipart upload, or remove an object."""
         at = {"Bucket": self._bucket, "Key": self._prefix + left.key}
         with self._errors(f"{self.uri}/{left.key}"):
             try:

@@ -1,4 +1,4 @@
-"""Errors of S3 as one line that says what to do; botocore's own text is dropped, as it can hold key ids and proxies."""
+"""S3 errors as one line that says what to do. botocore's text is dropped: it can hold key ids and proxy addresses."""
 
 import contextlib
 import os
@@ -19,8 +19,8 @@ DENIED = {
     "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "ExpiredTokenException", "UnauthorizedAccess",
 }  # fmt: skip
 BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504"}
-REFUSED = {"KeyTooLongError", "EntityTooLarge"}  # one object's name or size
-BROKEN_OFF = (http_errors.HTTPError, boto_errors.IncompleteReadError)  # a body that ends early, stalls or is damaged
+REFUSED = {"KeyTooLongError", "EntityTooLarge"}  # the object's name is too long or its size too large
+BROKEN_OFF = (http_errors.HTTPError, boto_errors.IncompleteReadError)  # a body that ends early, stalls or is corrupt
 UNREACHABLE = (
     boto_errors.EndpointConnectionError,
     boto_errors.HTTPClientError,  # timeouts, closed connections, TLS and proxy errors
@@ -30,7 +30,7 @@ UNREACHABLE = (
 
 @contextlib.contextmanager
 def s3_errors(where: str, bucket: str) -> Iterator[None]:
-    """Turn errors of botocore and urllib3 at the address `where` into StorageError or one of its kinds."""
+    """Raise errors of botocore and urllib3 at the address `where` as StorageError or a subclass."""
     kind = StorageError
     try:
         yield
@@ -56,17 +56,17 @@ def s3_errors(where: str, bucket: str) -> Iterator[None]:
 
 
 def code_of(exc: boto_errors.ClientError) -> str:
-    """Return the code of an error that the server sent."""
+    """Return the server's error code."""
     return str(exc.response.get("Error", {}).get("Code", "unknown"))
 
 
 def custom_endpoint() -> str:
-    """Return the address of an S3 server that the environment names; "" for AWS. It may hold a password."""
+    """Return the S3 endpoint set in the environment, "" for AWS. It may hold a password."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
 def endpoint() -> str:
-    """Return scheme, host and port of the S3 server, for messages."""
+    """Return scheme, host and port of the S3 server for messages, without credentials."""
     found = re.match(r"\w+://[^/?#]+", redacted(custom_endpoint()).replace("***@", ""))
     return shown(found[0]) if found else "S3"
 

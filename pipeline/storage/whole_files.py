@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, synced, renamed."""
+"""Atomic file writes: a temporary file in the same folder, fsync, rename."""
 
 import contextlib
 import errno
@@ -21,7 +21,7 @@ DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 @contextlib.contextmanager
 def written_beside(path: Path, data: bytes | BinaryIO) -> Iterator[Path]:
-    """Write bytes or an open file to a hidden file beside `path`, synced; it is gone afterwards whatever happens."""
+    """Write bytes or an open file to a hidden file beside `path`, fsync it and yield its path; remove it at the end."""
     temp = path.parent / f"{TEMP_PREFIX}{uuid.uuid4().hex}"
     try:
         with _opened_beside(temp) as handle:
@@ -37,7 +37,7 @@ def written_beside(path: Path, data: bytes | BinaryIO) -> Iterator[Path]:
 
 
 def _opened_beside(temp: Path) -> BinaryIO:
-    """Create a hidden file and its folders, which a `delete` beside us may take away in between."""
+    """Create a hidden file and its folders; a concurrent `delete` may remove the folders in between."""
     for _ in range(100):
         with contextlib.suppress(FileNotFoundError, FileExistsError):
             temp.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def _opened_beside(temp: Path) -> BinaryIO:
 
 
 def publish(temp: Path, path: Path) -> None:
-    """Rename `temp` to `path` with a newer mtime: the kernel's clock ticks in ms, and tags must differ."""
+    """Rename `temp` to `path` with a newer mtime: tags must differ, and the kernel's clock ticks in ms."""
     now = time.time_ns()
     with contextlib.suppress(FileNotFoundError):
         now = max(now, path.stat().st_mtime_ns + 1)
@@ -57,7 +57,7 @@ def publish(temp: Path, path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut; some network folders refuse it, and then nothing can be done."""
+    """Make a rename survive a power cut; network folders that refuse fsync are ignored."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -72,15 +72,15 @@ def file_errors(action: str, where: str) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        place = shown(where)
+        path = shown(where)
         if exc.errno in FULL:
-            line = f"disk full: cannot {action} {place}; free some space and run again, finished work is kept"
+            line = f"disk full: cannot {action} {path}; free some space and run again, finished work is kept"
         elif exc.errno in DENIED:
-            line = f"no permission to {action} {place}; check the owner and mode of the folder"
+            line = f"no permission to {action} {path}; check the owner and mode of the folder"
         elif exc.errno == errno.ENAMETOOLONG:
-            raise RefusedError(f"cannot {action} {place}: the name is too long for this disk; shorten it") from exc
+            raise RefusedError(f"cannot {action} {path}: the name is too long for this disk; shorten it") from exc
         elif exc.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-            line = f"cannot {action} {place}: a file and a folder are in each other's place; choose another folder"
+            line = f"cannot {action} {path}: a file is where a folder must be, or the reverse; choose another folder"
         else:
-            line = f"cannot {action} {place}: {exc.strerror or type(exc).__name__}; check the disk or the mount"
+            line = f"cannot {action} {path}: {exc.strerror or type(exc).__name__}; check the disk or the mount"
         raise StorageError(line) from exc

@@ -1,4 +1,4 @@
-"""What the driver serves on /metrics while it runs, and what a scheduled run leaves behind at its end."""
+"""Metrics of the driver: /metrics while it runs, and the outcome of a scheduled run."""
 
 import contextlib
 import threading
@@ -17,12 +17,12 @@ from dladiff.errors import ConfigError, StorageError
 from pipeline.telemetry import metrics
 from pipeline.telemetry.metrics import Metric
 
-RECENT_S = 600.0
+RECENT_S = 600.0  # seconds of the recent rate
 LOCAL = "127.0.0.1"
 
 
 class DriverMetrics:
-    """Counts of one run, with the rate over the last ten minutes; gauges are computed when they are asked for."""
+    """Counts of one run and its rate over the last ten minutes; gauges are computed at each scrape."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class DriverMetrics:
         self.planned = self.photos = 0
         self._price = price
         self._clock = clock
-        self._billed_s = 0.0  # of GPUs; of actors, where they have none
+        self._billed_s = 0.0  # GPU-seconds, or actor-seconds without GPUs
         self._gpus = 0.0
         self._started = clock()
         self._recent: deque[tuple[float, int]] = deque()
@@ -60,7 +60,7 @@ class DriverMetrics:
             self._gauge(metric).set_function(function)
 
     def begin(self, identities: int, tasks: int, gpus_per_actor: float = 0) -> None:
-        """Say how much there is to do. The next run of the same process begins anew; only its cost is added."""
+        """Start counting a run. Later runs of the same process start at zero; only the cost accumulates."""
         with self._lock:
             self.counts = dict.fromkeys(self.counts, 0)
             self.planned, self.photos, self._started = tasks, 0, self._clock()
@@ -84,26 +84,26 @@ class DriverMetrics:
         self._longest.set(self._longest_s)
 
     def left(self) -> int:
-        """Tasks without a result."""
+        """Return the number of tasks without a result."""
         return self.planned - sum(self.counts.values())
 
     def photos_per_hour(self) -> float:
-        """Photos an hour over the last ten minutes; it falls to 0 by itself when nothing comes."""
+        """Return photos an hour over the last ten minutes; 0 after ten minutes without a result."""
         return sum(photos for _, photos in self._within()) * 3600 / self._span()
 
     def seconds_left(self) -> float:
-        """Time to the end at the recent pace; NaN while there is none."""
+        """Return the seconds to the end at the recent rate; NaN without recent results."""
         left, recent = self.left(), len(self._within())
         if left == 0:
             return 0.0
         return left * self._span() / recent if recent else float("nan")
 
     def cost(self) -> float | None:
-        """GPU-hours (actor-hours without GPUs) of finished tasks times the price of one; None without a price."""
+        """Return GPU-hours (actor-hours without GPUs) of finished tasks times the price; None without a price."""
         return None if self._price is None else self._billed_s / 3600 * self._price
 
     def serve(self, address: str) -> int:
-        """Serve /metrics at `[HOST:]PORT` (127.0.0.1 unless told otherwise); return the port. Raises ConfigError."""
+        """Serve /metrics at `[HOST:]PORT` (host 127.0.0.1 by default); return the port. Raises ConfigError."""
         host, _, port = address.rpartition(":")
         try:
             self._server, _ = start_http_server(int(port), host or LOCAL, self.registry)
@@ -138,7 +138,7 @@ class DriverMetrics:
 
 @contextlib.contextmanager
 def served(address: str | None, price: float | None = None) -> Iterator[DriverMetrics]:
-    """Yield the metrics of this process, served at `[HOST:]PORT` while the block runs, if given. Raises ConfigError."""
+    """Yield the metrics of this process, and serve them at `[HOST:]PORT`, if given. Raises ConfigError."""
     driver = DriverMetrics(price=price)
     try:
         if address is not None:
@@ -157,34 +157,34 @@ class Outcome:
     ended: float
     """Seconds since the epoch."""
     identities: Mapping[str, int] = field(default_factory=dict)
-    """How many, by status."""
+    """Number of identities by status."""
 
     @property
     def succeeded(self) -> bool:
-        """Whether everything that can be done is done: single failures are counted, not repeated."""
+        """Whether the run ended with exit code 0 or 1; failures of single identities do not count."""
         return self.exit_code in (0, 1)
 
 
 def push(gateway: str, outcome: Outcome) -> None:
-    """Send the outcome to a Pushgateway; the last success of a failed run's tenant stays there. Raises StorageError."""
+    """Send the outcome to a Pushgateway; a failed run keeps the time of the last success. Raises StorageError."""
     try:
         pushadd_to_gateway(gateway, "dladiff", _registry(outcome, None), {"tenant": outcome.tenant})
-    except (OSError, HTTPException, ValueError) as error:  # out of reach, no gateway, no address
+    except (OSError, HTTPException, ValueError) as error:  # out of reach, not a gateway, or not an address
         text = " ".join(str(error).split())
         raise StorageError(f"the Pushgateway {gateway} is out of reach ({text}); check its address") from error
 
 
 def write_textfile(folder: Path, outcome: Outcome) -> Path:
-    """Write dladiff_<tenant>.prom for the node exporter's textfile collector, whole or not at all.
+    """Write dladiff_<tenant>.prom for the node exporter's textfile collector, atomically.
 
     A failed run keeps the time of the last success. Raises StorageError.
     """
     path = folder / f"dladiff_{outcome.tenant}.prom"
     try:
         write_to_textfile(str(path), _registry(outcome, _last_success(path)))
-        path.chmod(0o644)  # the exporter is another user; it holds no name of a person
+        path.chmod(0o644)  # the exporter is another user; the file holds no names of people
     except OSError as error:
-        raise StorageError(f"{path} cannot be written ({error.strerror}); give a folder that is there") from error
+        raise StorageError(f"{path} cannot be written ({error.strerror}); give an existing folder") from error
     return path
 
 
@@ -207,7 +207,7 @@ def _last_success(path: Path) -> float | None:
     try:
         families = list(text_string_to_metric_families(path.read_text(encoding="utf-8")))
     except ValueError:
-        return None  # damaged by a foreign hand: written anew
+        return None  # damaged: it is written again
     return next((s.value for f in families for s in f.samples if s.name == metrics.LAST_SUCCESS.name), None)
 
 

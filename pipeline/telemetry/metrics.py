@@ -1,6 +1,6 @@
-"""Metrics: every name, unit, help and label in one table; the actors, the driver and scheduled runs use it.
+"""Metrics: names, units, help texts and labels of actors, driver and scheduled runs in one table.
 
-Labels are of fixed sets (and names that the operator chose: tenants, encoders): never an identity, a photo or a reason.
+Label values come from fixed sets, or are the operator's names of tenants and encoders; never an identity or photo.
 """
 
 import threading
@@ -15,13 +15,13 @@ STEPS = ("read", "detect", "static_surrogate", "finetuning_layer", "zero_shot_la
 WORK = ("training", "perturbation")
 KINDS = ("optimised", "held_out")
 DEVICES = ("cpu", "gpu")
-MOST_ENCODERS = 16
-OTHER = "other"  # what a label says when its value is of none of these sets
+MOST_ENCODERS = 16  # encoder names that one actor uses as labels
+OTHER = "other"  # label value for anything outside of these sets
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One metric; `name` is what the product calls it, `series` what Prometheus sees."""
+    """One metric; `name` is its name here, `series` its names in Prometheus."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -33,7 +33,7 @@ class Metric:
 
     @property
     def series(self) -> tuple[str, ...]:
-        """The names a query may use: Ray puts `ray_` before an actor's; its `_sum` adds middles of buckets, so none."""
+        """Names for queries. Ray prefixes actor metrics with `ray_`; its `_sum` adds bucket centres, so not `_sum`."""
         name = f"ray_{self.name}" if self.place == "actor" else self.name
         return (f"{name}_bucket", f"{name}_count") if self.kind == "histogram" else (name,)
 
@@ -128,13 +128,13 @@ SCHEDULED_IDENTITIES = Metric(
 )  # fmt: skip
 
 METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
-"""The table."""
+"""All metrics."""
 SERIES = frozenset(name for metric in METRICS for name in metric.series)
-"""Every name that a rule or a dashboard may use."""
+"""All names that rules and dashboards may use."""
 
 
 class Meter(Protocol):
-    """Where actor metrics go: a counter adds, a gauge is set, a histogram takes one more value."""
+    """Records actor metrics: adds to a counter, sets a gauge, adds a value to a histogram."""
 
     def record(self, metric: Metric, value: float, **labels: str) -> None:
         """Record one value."""
@@ -142,14 +142,14 @@ class Meter(Protocol):
 
 
 class Tally:
-    """Keeps the values in this process: what actors outside of Ray, and tests, record into."""
+    """Keeps the values in this process, for actors outside of Ray and tests."""
 
     def __init__(self) -> None:
         self.values: dict[tuple[str, tuple[tuple[str, str], ...]], list[float]] = defaultdict(list)
         self._lock = threading.Lock()
 
     def record(self, metric: Metric, value: float, **labels: str) -> None:
-        """Record one value; a counter and a gauge hold one number."""
+        """Record one value; counters and gauges keep one number."""
         with self._lock:
             held = self.values[(metric.name, tuple(sorted(labels.items())))]
             if metric.kind == "counter":
@@ -160,12 +160,12 @@ class Tally:
                 held.append(value)
 
     def of(self, metric: Metric, **labels: str) -> list[float]:
-        """Return what was recorded under these labels."""
+        """Return the values recorded under these labels."""
         return list(self.values.get((metric.name, tuple(sorted(labels.items()))), []))
 
 
 class RayMeter:
-    """Hands the values to Ray's node agent, which serves them as `ray_<name>`."""
+    """Sends the values to Ray's node agent, which serves them as `ray_<name>`."""
 
     def __init__(self) -> None:
         from ray.util import metrics
@@ -193,14 +193,14 @@ class RayMeter:
 
 
 class ActorMetrics:
-    """What one actor tells of its tasks."""
+    """Metrics of one actor's tasks."""
 
     def __init__(self, meter: Meter | None = None) -> None:
         self.meter = meter or (RayMeter() if _in_ray() else Tally())
         self._encoders: tuple[str, ...] = ()
 
     def finished(self, result: Mapping[str, Any]) -> None:
-        """Count a task and its photos from the row that goes back to the driver."""
+        """Count a task and its photos from the result that the driver gets."""
         self.meter.record(TASKS, 1, status=_of(TASK_STATUSES, result["status"]))
         for row in result.get("rows", ()):
             self.meter.record(PHOTOS, 1, status=_of(PHOTO_STATUSES, row["status"]))
@@ -228,7 +228,7 @@ class ActorMetrics:
         self.meter.record(PEAK_MEMORY, peak_memory_bytes, device=DEVICES[device != "cpu"])
 
     def _encoder(self, name: str) -> str:
-        """The name, of as many as a configuration may have; they stay the same as long as the actor lives."""
+        """Return the encoder's name, or OTHER after the first MOST_ENCODERS names of this actor."""
         if name not in self._encoders and len(self._encoders) < MOST_ENCODERS:
             self._encoders += (name,)
         return _of(self._encoders, name)
@@ -253,5 +253,5 @@ def _of(known: tuple[str, ...], value: str) -> str:
 def _in_ray() -> bool:
     import sys
 
-    ray = sys.modules.get("ray")  # an actor's process has it; importing it here would cost a unit test seconds
+    ray = sys.modules.get("ray")  # an actor has imported it; importing it here would slow unit tests
     return bool(ray is not None and ray.is_initialized())

@@ -12,7 +12,6 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 
 from dladiff.core.ball import around
-from dladiff.core.pgd import pgd, slope_of
+from dladiff.core.pgd import gradient_of, pgd
 from dladiff.core.pixels import to_float, to_uint8
 from dladiff.core.quality import psnr
 from dladiff.core.randomness import stream
@@ -35,16 +34,16 @@ from tests.acceptance.dreambooth import ENCODERS, Eyes, dreambooth, face_crop, g
 
 BUNDLE = Path(__file__).parents[2] / "dladiff" / "profiles" / "tiny" / "bundle"
 TINY = method_config("tiny", None, {}).finetuning
-LONG = replace(TINY, iter_opt=16)
+LONG = TINY.replaced(iter_opt=16)
 SCHEDULES: dict[str, FinetuningConfig] = {
     "16 epochs": LONG,
     "8 epochs, the profile's": TINY,
-    "16 epochs, attention stage alone": replace(LONG, iter_2=0),
-    "16 epochs, denoising stage alone": replace(LONG, iter_1=0),
-    "16 epochs, no dynamic training": replace(LONG, iter_3=0),
-    "8 epochs, momentum 0.9": replace(TINY, momentum=0.9),
-    "8 epochs, transforms in the loss": replace(TINY, robust=True),
-    "8 epochs, smooth ground smooth (1 px)": replace(TINY, smooth=1.0),
+    "16 epochs, attention stage alone": LONG.replaced(iter_2=0),
+    "16 epochs, denoising stage alone": LONG.replaced(iter_1=0),
+    "16 epochs, no dynamic training": LONG.replaced(iter_3=0),
+    "8 epochs, momentum 0.9": TINY.replaced(momentum=0.9),
+    "8 epochs, transforms in the loss": TINY.replaced(robust=True),
+    "8 epochs, smooth ground smooth (1 px)": TINY.replaced(smooth=1.0),
 }
 FIRST = "16 epochs"
 PUSHED = "latents pushed straight"
@@ -89,9 +88,9 @@ def pushed(surrogate: Surrogate, faces: list[Face], seed: int) -> tuple[list[Fac
     delta = pgd(
         x,
         (torch.rand(x.shape, generator=stream(seed)) - 0.5) * 2 / 255,  # at the clean photo the gradient is zero
-        slope_of(lambda point: (surrogate.encode(point).mean - clean).square().sum()),
-        allowed=around(x, 6 / 255),
-        step=TINY.step,
+        gradient_of(lambda point: (surrogate.encode(point).mean - clean).square().sum()),
+        projection=around(x, 6 / 255),
+        step_size=TINY.step,
         steps=TINY.iter_opt * (TINY.iter_1 + TINY.iter_2),
     )
     return [to_uint8(one[None]) for one in (x + delta).clamp(0, 1)], time.perf_counter() - start

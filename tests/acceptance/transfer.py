@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -142,8 +142,8 @@ class Bench:
         """Return the perturbation in the face's box and the processor's seconds."""
         x = to_float(case.photo)
         encoders: list[Any] = [(self.inner if condition.inner else self.encoders)[name] for name in condition.encoders]
-        reader = FaceReader(x, case.face, case.readings, encoders)
-        config = replace(FIXED, **condition.changes)
+        reader = FaceReader(x, case.face, case.passes, encoders)
+        config = FIXED.replaced(**condition.changes)
         start = time.process_time()
         with mock.patch.object(zero_shot_layer, "direction", _direction(condition.smooth)):
             patch, _, _ = perturb_face(
@@ -154,7 +154,7 @@ class Bench:
     def white_box(self, case: "Case", out: Pixels) -> dict[str, float]:
         """Cosine of the encoders that may be optimised, through the clean photo's alignment."""
         reader = FaceReader(to_float(case.photo), case.face, [], list(self.encoders.values()))
-        return dict(zip(self.encoders, reader.through(to_float(out), reader.bases, [0]), strict=True))
+        return dict(zip(self.encoders, reader.max_cosines_at(to_float(out), reader.bases, [0]), strict=True))
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Case:
     name: str
     photo: Pixels
     face: Face
-    readings: list[list[Face]]
+    passes: list[list[Face]]
     clean: dict[str, np.ndarray]
 
     @property
@@ -181,11 +181,11 @@ class Case:
         clean, found = bench.judge.embed(photo), bench.detector.detect(photo)
         if clean is None or not found:
             return None
-        return cls(f"{path.parent.name}/{path.stem}", photo, found[0], bench.detector.readings(photo), clean)
+        return cls(f"{path.parent.name}/{path.stem}", photo, found[0], bench.detector.passes(photo), clean)
 
 
 def _direction(smooth: float) -> Callable[[Tensor, str], Tensor]:
-    return lambda slope, _: blur(slope, smooth).sign()
+    return lambda gradient, _: blur(gradient, smooth).sign()
 
 
 def at_psnr(photo: Pixels, patch: Tensor, box: Box) -> tuple[Pixels, float]:

@@ -11,7 +11,6 @@ import argparse
 import gc
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -43,12 +42,12 @@ def on_gpu(case: Case, best: float, straight: bool, say: Callable[[str], None]) 
     The straight way, and ours without recorded steps, over a short schedule; ours as it is over the whole one.
     """
     resident = Surrogate(case.folder, case.device)
-    resident.recorded = False
+    resident.use_cuda_graphs = False
     say(f"{case.title}, {case.photos} photos of {case.side} px")
     clock = partial(now, case.device)
     work = flops(case, resident)  # also warms up
     _say(say, "ours, not recorded", counts(PAPER, True), measured(case, resident, clock), work, best)
-    resident.recorded = True
+    resident.use_cuda_graphs = True
     forget(case.device)
     _say(say, "ours", counts(PAPER, True), measured(case, resident, clock, {}), work, best)
     if case.device.type == "cuda":
@@ -97,7 +96,7 @@ def formats(case: Case, say: Callable[[str], None]) -> None:
         torch.backends.cudnn.benchmark = tried
         resident.vae.to(kind, memory_format=vae)
         resident.fresh_unet().to(memory_format=unets)
-        resident.as_it_is(resident.unet).to(memory_format=unets)
+        resident.freeze(resident.unet).to(memory_format=unets)
         found = intervals(case, resident, partial(now, case.device), LONGER)
         steps = counts(PAPER, True)
         encoded = PAPER.iter_3 / (PAPER.iter_3 + 1)  # one of the dynamic surrogate's intervals encodes
@@ -125,7 +124,7 @@ def main() -> None:
     device = torch.device("cuda")
     best = peak(device)
     say(f"{torch.cuda.get_device_name()}, matrix product: {best / 1e12:.0f} TFLOP/s")
-    config = replace(PAPER, **FITS[options.fits]["finetuning"]) if options.fits else PAPER
+    config = PAPER.replaced(**FITS[options.fits]["finetuning"]) if options.fits else PAPER
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or Path(folder)
         if not (model / "model_index.json").is_file():

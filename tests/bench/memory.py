@@ -8,7 +8,6 @@ byte. Not counted: CUDA's own, the libraries' workspaces, the allocator's gaps, 
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -85,10 +84,10 @@ def weightless() -> Surrogate:
     """Return Stable Diffusion 2.1 as it is resident on a GPU, without values; the pretrained weights lie elsewhere."""
     surrogate = Surrogate.__new__(Surrogate)
     surrogate.device, surrogate.host = torch.device("cpu"), ELSEWHERE
-    surrogate.reduced, surrogate.recorded = True, False
+    surrogate.use_bf16, surrogate.use_cuda_graphs = True, False
     surrogate.unet = UNet2DConditionModel(**UNET).eval().requires_grad_(False).to(ELSEWHERE)
     surrogate.vae = AutoencoderKL(**VAE).eval().requires_grad_(False).bfloat16()
-    surrogate.learner = surrogate.still = surrogate.prior = None
+    surrogate.trainable = surrogate.frozen_copy = surrogate.prior = None
     surrogate.prompts = {FinetuningConfig().prompt: Prompt(torch.zeros(1, 77, UNET["cross_attention_dim"]), 4)}
     surrogate.alphas = torch.linspace(1, 0, 1000)
     surrogate.prediction = "epsilon"
@@ -112,7 +111,7 @@ def peaks(config: FinetuningConfig, photos: int) -> tuple[float, float]:
 
 def shortened(config: FinetuningConfig) -> FinetuningConfig:
     """Return as few steps as reach the peaks: a second training step meets the moments of the first."""
-    return replace(config, iter_ft=2, iter_opt=2, iter_1=1, iter_2=1, iter_3=2)
+    return config.replaced(iter_ft=2, iter_opt=2, iter_1=1, iter_2=1, iter_3=2)
 
 
 def main() -> None:

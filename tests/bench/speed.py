@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -89,7 +89,7 @@ def intervals(
 
     `read` (a clock, or a count of FLOPs) is marked whenever a step draws its noise or photos are encoded ahead.
     """
-    config = replace(case.config, **schedule, attention_resolution=case.maps)
+    config = case.config.replaced(**schedule, attention_resolution=case.maps)
     x = torch.rand(case.photos, 3, case.side, case.side, generator=stream(0)).to(case.device)
     one, each = stream(1), [stream(2, str(i)) for i in range(case.photos)]
     marks = [read()]
@@ -125,7 +125,7 @@ def measured(
 ) -> Costs:
     """Return the mean cost of a step of each stage, over a schedule."""
     found = intervals(case, resident, read, schedule)
-    steps = counts(replace(case.config, **schedule), resident is not None)
+    steps = counts(case.config.replaced(**schedule), resident is not None)
     return {stage: sum(found[stage]) / steps[stage] for stage in STAGES}
 
 

@@ -88,7 +88,10 @@ def test_driver_killed_and_resumed(scene: Scene) -> None:
     assert ended.facts["skipped"] >= len(before) > 0
     assert (ended.code, ended.facts["done"] + ended.facts["skipped"]) == (0, 4)
     assert check_storage(scene.output) == {"protected": 8}
-    note("driver killed, run again", "what was done is skipped, the rest done, lease of the dead taken over, exit 0")
+    note(
+        "driver killed, run again",
+        "what was done is skipped, the rest done, lease of the dead driver taken over, exit 0",
+    )
 
 
 def test_driver_told_to_end(scene: Scene) -> None:
@@ -101,7 +104,7 @@ def test_driver_told_to_end(scene: Scene) -> None:
     ended = scene.run()
     assert (ended.code, ended.facts["done"] + ended.facts["skipped"]) == (0, 4)
     assert check_storage(scene.output) == {"protected": 8}
-    note("driver interrupted (SIGINT), run again", "lease given back, the rest done, exit 0")
+    note("driver interrupted (SIGINT), run again", "lease released, the rest done, exit 0")
 
 
 def test_two_drivers_on_one_run(scene: Scene) -> None:
@@ -181,7 +184,7 @@ def test_s3_fails_for_a_while(bucket: tuple[Scene, FaultyProxy], mode: str, seco
     note(what, "operations tried again, nothing lost, exit 0")
 
 
-def test_s3_refuses_writes_and_is_mended(bucket: tuple[Scene, FaultyProxy]) -> None:
+def test_s3_refuses_writes_and_is_fixed(bucket: tuple[Scene, FaultyProxy]) -> None:
     scene, proxy = bucket
     process = scene.start()
     until(scene.starts, "a start")
@@ -195,7 +198,7 @@ def test_s3_refuses_writes_and_is_mended(bucket: tuple[Scene, FaultyProxy]) -> N
     check_sums(ended.facts)
     assert (ended.code, ended.facts["done"] + ended.facts["skipped"]) == (0, 4)
     assert check_storage(scene.output) == {"protected": 8}
-    note("S3 refuses writes, mended, run again", "run stops with one line, exit 3; then done, exit 0")
+    note("S3 refuses writes, fixed, run again", "run stops with one line, exit 3; then done, exit 0")
 
 
 def test_node_removed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,7 +63,7 @@ def test_a_task_of_many_large_photos_stays_within_its_budget(tmp_path: Path) -> 
         source.put(f"ann/{i:02d}.png", saved(Image.new("RGB", (SIDE, SIDE), (i, 2 * i, 3 * i)), "PNG"))
     source.put("small.png", flat_photo(3))
     config = RunConfig(input=source.uri, output=str(tmp_path / "out"), max_task_bytes=BUDGET)
-    config = replace(config, protector="tests.support.fakes:Hungry", cpus_per_actor=2)
+    config = config.replaced(protector="tests.support.fakes:Hungry", cpus_per_actor=2)
     keys = [f"ann/{i:02d}.png" for i in range(COUNT)]
     photos, one = ([{"key": k, "uri": source.uri_of(k)} for k in some] for some in (keys, ["small.png"]))
     asked = json.dumps([config.to_dict(), photos, one])
@@ -87,7 +86,7 @@ def test_hostile_photos_cost_a_run_seconds_and_leave_no_process(
     source.put("bob/good.png", flat_photo(30))
     monkeypatch.setenv("PYTHONPATH", f"{Path.cwd()}:{tmp_path}")  # goes to the decoders, and tells ours from others
     config = RunConfig(input=source.uri, output=str(tmp_path / "out"), protector="tests.support.fakes:AddNoise")
-    summary = protect(replace(config, max_photo_seconds=1, max_pixels=100_000_000))
+    summary = protect(config.replaced(max_photo_seconds=1, max_pixels=100_000_000))
     assert (summary.done, summary.lost_photos, summary.exit_code) == (2, 3, 1)
     rows = load(open_storage(config.output), "done/ann.json")["photos"]
     reasons = {Path(row["source_uri"]).name: row["reason"] for row in rows}

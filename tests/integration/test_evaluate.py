@@ -1,7 +1,6 @@
 """`dladiff evaluate` on a real Ray: the bundled model is attacked in a few steps; a second run finds nothing to do."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +102,8 @@ def test_the_life_of_an_evaluation(people: Path, tmp_path: Path, monkeypatch: py
 
 @pytest.mark.usefixtures("cluster")
 def test_an_unknown_setting_of_an_attack_stops_the_run(people: Path, tmp_path: Path) -> None:
-    config = replace(
-        configured(people, tmp_path / "results"), attacks=("lora",), settings={"lora": {"step": 1}}, identities=1
-    )
+    wrong = {"lora": {"step": 1}}
+    config = configured(people, tmp_path / "results").replaced(attacks=("lora",), settings=wrong, identities=1)
     with pytest.raises(ModelError, match="did you mean steps"):
         evaluate(config)
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 from contextlib import closing
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -98,7 +97,7 @@ def test_faults_stay_with_their_identity(tmp_path: Path) -> None:
     for place in ("ann/1", "ann/2", "dies/1", "raises/1", "zoe/1"):
         photos.put(f"{place}.png", flat_photo(90))
     (source / "ann" / "2.png").write_bytes(flat_photo(3)[:90])
-    config = replace(configured(str(source), str(target)), max_starts=2)
+    config = configured(str(source), str(target)).replaced(max_starts=2)
     summary = protect(config)
     assert (summary.done, summary.failed, summary.quarantined, summary.lost_photos) == (2, 1, 1, 1)
     assert adds_up(summary)
@@ -130,7 +129,7 @@ def test_faults_stay_with_their_identity(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("cluster")
 def test_a_model_that_is_missing_stops_the_run(tmp_path: Path) -> None:
     open_storage(str(tmp_path / "in"), create=True).put("ann/1.png", flat_photo(90))
-    config = replace(configured(str(tmp_path / "in"), str(tmp_path / "out")), protector="tests.support.fakes:NoModel")
+    config = configured(str(tmp_path / "in"), str(tmp_path / "out")).replaced(protector="tests.support.fakes:NoModel")
     with pytest.raises(ModelError, match="no weights at nowhere"):
         protect(config)
     assert not (tmp_path / "out" / "lock.json").exists()
@@ -149,7 +148,7 @@ def test_who_may_read_the_output_of_a_run(tmp_path: Path, umask: str, folders: i
     """Files of the driver and of the actors: in each, the workers' umask is that of the run."""
     open_storage(str(tmp_path / "in"), create=True).put("ann/1.png", flat_photo(90))
     os.umask(0o022)
-    config = replace(configured(str(tmp_path / "in"), str(tmp_path / "out")), umask=umask)
+    config = configured(str(tmp_path / "in"), str(tmp_path / "out")).replaced(umask=umask)
     assert protect(config).done == 1
     modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "out", *(tmp_path / "out").rglob("*"))}
     assert {mode for path, mode in modes.items() if path.is_dir()} == {folders}
@@ -168,7 +167,7 @@ def parts(source: str, target: str) -> None:
     for i in range(7):
         photos.put(f"ann/{i}.png", flat_photo(10 * i))
     photos.put("bob/0.png", flat_photo(99))
-    config = replace(configured(source, target), max_photos_per_task=3, method={"clean_photos": 2})
+    config = configured(source, target).replaced(max_photos_per_task=3, method={"clean_photos": 2})
     first = protect(config)
     assert (first.planned, first.todo, first.done, first.exit_code) == (2, 4, 2, 0)
     assert adds_up(first)
@@ -185,7 +184,7 @@ def parts(source: str, target: str) -> None:
     assert {r["reason"] for r in written if r["identity"] == "ann"} == {"7 clean"}  # the same candidates for each part
     assert verify(output).faults == verify(output).orphans == []
 
-    whole = protect(replace(config, max_photos_per_task=64))
+    whole = protect(config.replaced(max_photos_per_task=64))
     assert (whole.done, whole.skipped) == (1, 1)
     assert sorted(e.key for e in output.list("done/")) == ["done/ann.json", "done/bob.json"]
     assert len(rows(output, "photos")) == 8
@@ -227,7 +226,7 @@ def test_a_result_is_told_when_it_is_there_not_with_the_next(tmp_path: Path) -> 
     source, target = (open_storage(str(tmp_path / name), create=True) for name in ("in", "out"))
     for name in ("ann", "bob"):
         source.put(f"{name}/1.png", flat_photo(7))
-    config = replace(configured(source.uri, target.uri), max_actors=1, protector="tests.support.fakes:OneThenStalls")
+    config = configured(source.uri, target.uri).replaced(max_actors=1, protector="tests.support.fakes:OneThenStalls")
     plan = make_plan(config, folder=tmp_path)
     assert plan.todo_file is not None
     with closing(engine.results(config, plan.todo_file, target, "run")) as stream:
@@ -237,7 +236,7 @@ def test_a_result_is_told_when_it_is_there_not_with_the_next(tmp_path: Path) -> 
 def test_more_than_the_machine_has_is_told(tmp_path: Path) -> None:
     fill(open_storage(str(tmp_path / "in"), create=True))
     config = configured(str(tmp_path / "in"), str(tmp_path / "out"))
-    for asked in (replace(config, cpus_per_actor=4096), replace(config, gpus_per_actor=64)):
+    for asked in (config.replaced(cpus_per_actor=4096), config.replaced(gpus_per_actor=64)):
         with pytest.raises(ConfigError, match="is more than this machine has"):
             protect(asked)
     assert protect(config).done == 3
@@ -254,7 +253,7 @@ def test_a_run_that_is_told_to_end_says_so_in_one_line_and_goes_on_later(
     process.send_signal(number)
     ended = scene.end(process)
     assert (ended.code, ended.facts) == (1, {})
-    assert "stopped: what is done is kept; the same command goes on from there" in ended.errors.splitlines()
+    assert "stopped: what is done is kept; run the same command again to continue" in ended.errors.splitlines()
     assert "received at time" not in ended.errors and "Traceback" not in ended.errors, ended.errors
     assert scene.output.tag("lock.json") is None
     again = scene.run()

@@ -1,6 +1,5 @@
 """Commands as the pages show them, run on a local Ray and a real S3 server with a fake protector."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     real = config.run_config
 
     def faked(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
-        return dataclasses.replace(real(file, overrides), protector="tests.support.fakes:AddNoise", max_actors=1)
+        return real(file, overrides).replaced(protector="tests.support.fakes:AddNoise", max_actors=1)
 
     monkeypatch.setattr(config, "run_config", faked)
 

@@ -99,8 +99,9 @@ class Scene:
                 self.source.delete(entry.key)
 
     def _judge(self) -> None:
-        worker = actor(self.judged)
-        for row in evaluation_rows(self.judged).rows:
+        plan = evaluation_rows(self.judged)
+        worker = actor(self.judged.replaced(inputs=plan.inputs))  # as the driver does
+        for row in plan.rows:
             worker({"work": json.dumps(row)})
         evaluate(self.judged, tables_only=True)
         faces = [entry.key for entry in self.results.list("faces/")]

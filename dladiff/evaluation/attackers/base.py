@@ -17,6 +17,7 @@ from dladiff.diffusion.architecture import foreign_part
 from dladiff.diffusion.graphs import Graphs
 from dladiff.diffusion.model_json import read_object
 from dladiff.errors import ModelError
+from dladiff.settings.validate import Settings
 
 TINY = Path(__file__).parents[2] / "profiles" / "tiny"
 """The tiny bundle, its encoders and its adapters, which ship with the package."""
@@ -42,8 +43,7 @@ class Base:
         return isinstance(self.pipe, StableDiffusionXLPipeline)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttackSettings:
+class AttackSettings(Settings):
     """Settings of one attack; those that it does not know it leaves alone."""
 
     prompt: str = "a photo of sks person"
@@ -163,7 +163,7 @@ def customize(
         optimiser.step()
         return (loss.detach(),)
 
-    learn = graphs.of(step)
+    learn = graphs.captured(step)
     order: list[int] = []
     for _ in range(settings.steps):
         while len(order) < settings.batch:

@@ -1,4 +1,4 @@
-"""Python use: what goes in and comes out, errors by name, and the example of docs/python.md."""
+"""The Python interface: inputs, results, errors, and the example of docs/python.md."""
 
 import io
 import os
@@ -22,7 +22,7 @@ PAGE = Path(__file__).resolve().parents[3] / "docs" / "python.md"
 
 
 class Spy(AddNoise):
-    """Adds one grey level, and keeps what it was given."""
+    """Adds one grey level and stores its arguments."""
 
     calls: list[Any] = []  # noqa: RUF012
 

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -14,8 +13,8 @@ from dladiff.core.pixels import whole_levels
 from dladiff.diffusion.trainer import Trainer
 from dladiff.faces.detect import warp
 from dladiff.layers.finetuning import _Ascent
-from dladiff.layers.zero_shot import AlignedCanvas, Box, ImageCanvas, pasted
-from dladiff.protect import _above, protect
+from dladiff.layers.zero_shot import AlignedGrid, Box, ImageGrid, pasted
+from dladiff.protect import _still_above, protect
 from dladiff.service import Protector
 from dladiff.settings.schema import method_config
 from tests.golden.make_tiny import GOLDEN, SETTINGS, photo, run, summary
@@ -48,7 +47,7 @@ def test_golden_run() -> None:
 def test_same_seed_same_bytes_in_any_order(protector: Protector) -> None:
     photos = pieces()
     forward = protector.protect_identity("a", photos, [])
-    protector.protect_identity("somebody else in between", photos[:1], [])
+    protector.protect_identity("another identity in between", photos[:1], [])
     backward = protector.protect_identity("b", photos[::-1], [])
     for out, again in zip(forward.photos, backward.photos[::-1], strict=True):
         assert out.key == again.key
@@ -71,27 +70,27 @@ def test_a_bound_between_two_grey_levels_holds_after_rounding(protector: Protect
     assert whole_levels(7.7 / 255) == whole_levels(7 / 255) == 7 / 255
 
 
-def test_faces_that_overlap_are_looked_at_again() -> None:
+def test_overlapping_faces_are_checked_again() -> None:
     class Rule:
         def __init__(self, value: float) -> None:
-            self.value, self.asked = value, 0
+            self.value, self.calls = value, 0
 
         def __call__(self, photo: object) -> list[float]:
-            self.asked += 1
+            self.calls += 1
             return [0.0, self.value]
 
     config = method_config("tiny", None, {}).zero_shot
     boxes = [Box(0, 0, 10, 10), Box(9, 9, 20, 20), Box(20, 9, 30, 20), Box(0, 12, 9, 20)]
     rules: list[Any] = [Rule(value) for value in (0.5, 0.5, 0.5, 0.0)]
     steps = [3, 3, config.max_steps, config.max_steps]
-    lines = _above(list(zip(rules, boxes, steps, strict=True)), torch.zeros(1, 3, 30, 30), config)
+    lines = _still_above(list(zip(rules, boxes, steps, strict=True)), torch.zeros(1, 3, 30, 30), config)
     assert [line.split(":")[0] for line in lines] == ["face 1", "face 2", "face 3"]
     assert "3 steps and those of a face that overlaps it" in lines[0] and lines[2].endswith(f"{config.max_steps} steps")
-    assert [rule.asked for rule in rules] == [1, 1, 1, 1]
+    assert [rule.calls for rule in rules] == [1, 1, 1, 1]
     far = [Box(0, 0, 10, 10), Box(20, 20, 30, 30)]
     rules = [Rule(0.5), Rule(0.5)]
-    assert _above(list(zip(rules, far, [3, 3], strict=True)), torch.zeros(1, 3, 30, 30), config) == []
-    assert [rule.asked for rule in rules] == [0, 0]  # they stopped low, and nothing came near them again
+    assert _still_above(list(zip(rules, far, [3, 3], strict=True)), torch.zeros(1, 3, 30, 30), config) == []
+    assert [rule.calls for rule in rules] == [0, 0]  # below the threshold and without overlap: not checked again
 
 
 def test_a_trace_holds_every_step_and_changes_no_byte(protector: Protector) -> None:
@@ -113,7 +112,7 @@ def test_a_trace_holds_every_step_and_changes_no_byte(protector: Protector) -> N
     assert cosines[0] > 0.7 and cosines[-1] < 0.5 * cosines[0]
 
 
-def test_steps_told_are_the_steps_taken(protector: Protector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reported_steps_are_the_steps_taken(protector: Protector, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: Counter[str] = Counter()
 
     def counted(kind: type, name: str, size: Callable[..., int]) -> None:
@@ -128,10 +127,10 @@ def test_steps_told_are_the_steps_taken(protector: Protector, monkeypatch: pytes
     counted(Trainer, "step", lambda *_: 1)
     for loss in ("attention", "denoising"):
         counted(_Ascent, loss, lambda point, _: len(point))
-    counted(ImageCanvas, "align", lambda *_: 1)
-    finetuning = dataclasses.replace(protector.config.finetuning, iter_ft=2, iter_opt=2, iter_1=1, iter_2=2, iter_3=3)
-    zero_shot = dataclasses.replace(protector.config.zero_shot, max_steps=3)
-    config = dataclasses.replace(protector.config, finetuning=finetuning, zero_shot=zero_shot)
+    counted(ImageGrid, "align", lambda *_: 1)
+    finetuning = protector.config.finetuning.replaced(iter_ft=2, iter_opt=2, iter_1=1, iter_2=2, iter_3=3)
+    zero_shot = protector.config.zero_shot.replaced(max_steps=3)
+    config = protector.config.replaced(finetuning=finetuning, zero_shot=zero_shot)
     done = protect(pieces()[:2], [], protector.models, config, seed=0)
     assert done.steps["static_surrogate"] == {"training": 2}
     assert done.steps["finetuning_layer"] == {"training": 3, "perturbation": 2 * 3 * 2}  # two squares
@@ -142,23 +141,25 @@ def test_steps_told_are_the_steps_taken(protector: Protector, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("space", ["image", "aligned"])
-def test_layer_two_lowers_every_optimised_similarity(protector: Protector, space: Any) -> None:
-    quiet: dict[str, Any] = {"linear_noise": 0.005, "shift_noise": 0.5}  # the paper's small alignment noise
-    zero_shot = dataclasses.replace(protector.config.zero_shot, space=space, step=2e-3, max_steps=40, **quiet)
-    config = dataclasses.replace(protector.config, layers="zero_shot", zero_shot=zero_shot)
+def test_layer_2_lowers_every_optimised_similarity(protector: Protector, space: str) -> None:
+    quiet = {"linear_noise": 0.005, "shift_noise": 0.5}  # the paper's small alignment noise
+    zero_shot = protector.config.zero_shot.replaced(space=space, step=2e-3, max_steps=40, **quiet)
+    config = protector.config.replaced(layers="zero_shot", zero_shot=zero_shot)
     (out,) = protect([PhotoIn(key="a", pixels=photo())], [], protector.models, config, seed=0).photos
     optimised = [s for s in out.similarity if s["optimised"]]
     assert [s["before"] > 0.99 and s["after"] < 0.4 for s in optimised] == [True], optimised
     assert out.linf <= 11 / 255 + 1e-9
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [(AlignedCanvas, 1e-5), (ImageCanvas, 0.02)])
-def test_the_loss_sees_what_the_photo_gets(kind: type[AlignedCanvas | ImageCanvas], tolerance: float) -> None:
+@pytest.mark.parametrize(("kind", "tolerance"), [(AlignedGrid, 1e-5), (ImageGrid, 0.02)])
+def test_the_loss_uses_the_crops_of_the_pasted_perturbation(
+    kind: type[AlignedGrid | ImageGrid], tolerance: float
+) -> None:
     grey, box = torch.full((1, 3, 120, 140), 0.5), Box(20, 15, 112, 108)
     matrices = np.array([[[1.1, 0.2, -20.0], [-0.2, 1.1, 10.0]], [[1.0, 0.1, -8.0], [-0.1, 1.0, 4.0]]])
-    canvas = kind(box, matrices[0])
-    delta = torch.rand(1, 3, *canvas.shape, generator=torch.Generator().manual_seed(0)) * 0.1
+    grid = kind(box, matrices[0])
+    delta = torch.rand(1, 3, *grid.shape, generator=torch.Generator().manual_seed(0)) * 0.1
     crops = torch.from_numpy(matrices).float()
-    got = warp(pasted(grey, canvas.paste(delta), box).expand(2, -1, -1, -1), crops)
-    difference = (got - warp(grey.expand(2, -1, -1, -1), crops) - canvas.align(delta, matrices)).abs()
+    got = warp(pasted(grey, grid.paste(delta), box).expand(2, -1, -1, -1), crops)
+    difference = (got - warp(grey.expand(2, -1, -1, -1), crops) - grid.align(delta, matrices)).abs()
     assert difference.mean() < tolerance and difference.max() < max(0.1, tolerance)

@@ -1,7 +1,6 @@
-"""The worker's service: a GPU without room for the batch gets half of it, and the result says so."""
+"""The protection service: a batch that does not fit on the GPU is halved, and the result reports it."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,23 +24,23 @@ from pipeline.records.schema import table
 
 @pytest.fixture
 def protector(monkeypatch: pytest.MonkeyPatch) -> Protector:
-    """One whose models are never asked."""
+    """A protector without models."""
     made = Protector.__new__(Protector)
     made.config = method_config("tiny", None, {})
-    made.config = replace(made.config, finetuning=replace(made.config.finetuning, batch_photos=4))
+    made.config = made.config.replaced(finetuning=made.config.finetuning.replaced(batch_photos=4))
     made.seed, made.trace = 0, False
     models = SimpleNamespace(
-        device=torch.device("cpu"), detector=None, surrogate=SimpleNamespace(recorded=False, name="s")
+        device=torch.device("cpu"), detector=None, surrogate=SimpleNamespace(use_cuda_graphs=False, name="s")
     )
     made.models = models  # type: ignore[assignment]
     monkeypatch.setattr(made, "_described", list)
     return made
 
 
-def room_for(most: int, batches: list[int]) -> Any:
+def fits_up_to(limit: int, batches: list[int]) -> Any:
     def protect(photos: Any, clean: Any, models: Any, config: Any, seed: int, trace: bool) -> Protected:
         batches.append(config.finetuning.batch_photos)
-        if config.finetuning.batch_photos > most:
+        if config.finetuning.batch_photos > limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return Protected([], {})
 
@@ -59,7 +58,7 @@ def test_the_batch_is_halved_until_it_fits(
     protector: Protector, monkeypatch: pytest.MonkeyPatch, most: int, batches: list[int], note: str
 ) -> None:
     tried: list[int] = []
-    monkeypatch.setattr(service, "protect", room_for(most, tried))
+    monkeypatch.setattr(service, "protect", fits_up_to(most, tried))
     assert protector.protect_identity("a", PHOTOS, []).note == note
     assert tried == batches
     tried.clear()
@@ -67,24 +66,24 @@ def test_the_batch_is_halved_until_it_fits(
     assert tried[0] == 4  # the next identity starts with the batch as configured
 
 
-def test_before_that_steps_are_no_longer_recorded(protector: Protector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_before_that_cuda_graphs_are_switched_off(protector: Protector, monkeypatch: pytest.MonkeyPatch) -> None:
     surrogate, tried = protector.models.surrogate, list[bool]()
 
     def protect(*arguments: Any) -> Protected:
-        tried.append(surrogate.recorded)
-        if surrogate.recorded:
+        tried.append(surrogate.use_cuda_graphs)
+        if surrogate.use_cuda_graphs:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return Protected([], {})
 
     monkeypatch.setattr(service, "protect", protect)
-    surrogate.recorded = True
+    surrogate.use_cuda_graphs = True
     notes = [protector.protect_identity(name, PHOTOS, []).note for name in ("a", "b")]
     assert notes == ["GPU out of memory: steps are no longer recorded"] * 2
     assert tried == [True, False, False]
 
 
 def test_a_single_photo_that_does_not_fit_fails(protector: Protector, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "protect", room_for(0, []))
+    monkeypatch.setattr(service, "protect", fits_up_to(0, []))
     with pytest.raises(torch.OutOfMemoryError):
         protector.protect_identity("a", PHOTOS, [])
 
@@ -104,30 +103,32 @@ def test_class_images_are_squares_of_the_working_resolution(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("there", "gpu", "found"), [(True, None, "cuda"), (True, False, "cpu"), (False, None, "cpu")])
-def test_the_device_is_the_one_asked_for(
+def test_the_device_is_the_requested_one(
     there: bool, gpu: bool | None, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     assert service.chosen_device(gpu).type == found
 
 
-def test_a_gpu_that_is_asked_for_and_not_there_is_no_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requested_gpu_that_is_missing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ModelError, match=r"a GPU is asked for, and torch .* finds none: .* gpus_per_actor: 0"):
+    with pytest.raises(ModelError, match=r"a GPU is requested, but torch .* finds none: .* gpus_per_actor: 0"):
         Protector({"profile": "tiny", "gpu": True}, 0, 1)
 
 
-def test_one_file_by_two_names_is_no_held_out_encoder() -> None:
+def test_an_optimised_file_under_another_name_is_not_held_out() -> None:
     path = str(service.EMBEDDED_ENCODERS / "residual.onnx")
-    with pytest.raises(ConfigError, match=r"held_out: residual \(residual\) is optimised against"):
+    with pytest.raises(
+        ConfigError, match=r"held_out: residual \(residual\) is optimised: encoders names the same file"
+    ):
         Protector({"profile": "tiny", "overrides": {"held_out": [path]}}, 0, 1)
-    with pytest.raises(ConfigError, match="encoders: the same file stands there twice"):
+    with pytest.raises(ConfigError, match="encoders: one file is listed twice"):
         Protector({"profile": "tiny", "overrides": {"encoders": ["embedded:residual", path]}}, 0, 1)
 
 
-def test_maps_that_the_model_does_not_have_are_told_before_any_photo() -> None:
+def test_a_wrong_attention_resolution_is_refused_before_any_photo() -> None:
     settings = {"profile": "tiny", "overrides": {"finetuning": {"attention_resolution": 32}}}
-    with pytest.raises(ConfigError, match=r"attention_resolution: 32 is no side .* at 128 px; choose one of 16, 8"):
+    with pytest.raises(ConfigError, match=r"attention_resolution: 32 is not a side .* at 128 px; choose one of 16, 8"):
         Protector(settings, 0, 1)
 
 
@@ -149,7 +150,7 @@ def test_source_and_revision_of_the_model_reach_the_manifest(protector: Protecto
     assert stored[0] == rows[0] and stored[1]["source"] is None
 
 
-def test_a_card_size_is_refused_where_no_setting_makes_the_model_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_memory_is_refused_if_no_setting_makes_the_model_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     def two_text_encoders(model: str, device: torch.device) -> Surrogate:
         made = Surrogate(model, device)
         made.encoders *= 2

@@ -95,7 +95,7 @@ def test_input_that_is_missing_or_empty(config: RunConfig, tmp_path: Path) -> No
     [
         ("put_if_absent", True, "ignores If-None-Match"),
         ("put_if_match", True, "ignores If-Match"),
-        ("get", b"other", "gave back other bytes"),
+        ("get", b"other", "returned other bytes"),
         ("delete", None, "does not delete"),
     ],
 )
@@ -135,7 +135,7 @@ def test_gpu(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "has less than 22.0 GiB: set method.fits" in module._gpu(wants).text
     assert module._gpu(with_(wants, method={**wants.method, "fits": "16GB"})).ok
     tool(tmp_path, "NVIDIA GB10, [N/A], [N/A], 580.1")
-    assert module._gpu(wants).line() == "ok    gpu: NVIDIA GB10; nvidia-smi does not tell its memory"
+    assert module._gpu(wants).line() == "ok    gpu: NVIDIA GB10; nvidia-smi does not report its memory"
     tool(tmp_path, "No devices were found", 6)
     assert "set gpus_per_actor: 0" in module._gpu(wants).text
     assert module._gpu(None).ok

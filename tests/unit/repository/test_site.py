@@ -1,17 +1,14 @@
 """The site: whole and strict, complete against the code, alone on its host; the commands of its first page run."""
 
-import dataclasses
 import importlib.util
 import os
 import re
 import subprocess
 import sys
-import typing
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
@@ -21,8 +18,9 @@ from click.testing import CliRunner
 
 from dladiff.settings.presets import PRESETS, PROFILES
 from dladiff.settings.schema import MethodConfig
+from dladiff.settings.validate import Settings, group
 from pipeline.cli.main import main
-from pipeline.cluster.job_file import KEYS, TENANT_KEYS, Cluster
+from pipeline.cluster.job_file import Cluster, JobValues, TenantValues
 from pipeline.cluster.schedule import Schedule
 from pipeline.config import RunConfig
 from pipeline.records import schema as rows
@@ -83,10 +81,10 @@ def reference() -> ModuleType:
     return module
 
 
-def all_fields(kind: Any) -> Iterator[tuple[Any, str]]:
-    for name, hint in typing.get_type_hints(kind).items():
-        if dataclasses.is_dataclass(hint):
-            yield from all_fields(hint)
+def all_fields(kind: type[Settings]) -> Iterator[tuple[type[Settings], str]]:
+    for name, field in kind.model_fields.items():
+        if inner := group(field):
+            yield from all_fields(inner)
         else:
             yield kind, name
 
@@ -97,7 +95,9 @@ def test_settings_page_has_every_field_with_its_meaning(reference: ModuleType) -
         about = reference.docstrings(kind)[name]
         assert f"| `{name}` | " in page
         assert f" | {reference._text(about)} |" in page, f"{kind.__name__}.{name}"
-    assert all(f"| `{key}` | " in page for key in (*KEYS, *TENANT_KEYS, *PROFILES, *PRESETS))
+    assert all(
+        f"| `{key}` | " in page for key in (*JobValues.model_fields, *TenantValues.model_fields, *PROFILES, *PRESETS)
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,7 @@ def streams(count: int = 2) -> list[Generator]:
 
 
 def quick(method: str) -> BaselineConfig:
-    return replace(schedule_for(method, "embedded"), **QUICK)
+    return schedule_for(method, "embedded").replaced(**QUICK)
 
 
 def noised(surrogate: Surrogate, x: Tensor, noise: Any) -> tuple[Tensor, Tensor]:
@@ -234,7 +233,7 @@ def test_caat_trains_keys_and_values_alone(surrogate):
 
 
 def test_caat_s_first_step_is_the_sign_of_the_denoising_gradient(surrogate, x):
-    schedule = replace(SCHEDULES["caat"], steps=1)
+    schedule = SCHEDULES["caat"].replaced(steps=1)
     delta = METHODS["caat"](Task(surrogate, x, x, schedule, streams(), Generator()))
     point = x.clone().requires_grad_(True)
     student = Student(surrogate, schedule.prompt)
@@ -259,7 +258,7 @@ def test_ace_pulls_the_prediction_to_the_target(surrogate, x):
 @pytest.mark.parametrize("psnr", [30.0, 35.06, 40.0])
 def test_random_signs_have_the_asked_psnr_in_whole_levels(surrogate, x, psnr):
     delta = METHODS["random"](
-        Task(surrogate, x, x, replace(SCHEDULES["random"], least_psnr=psnr), streams(), Generator())
+        Task(surrogate, x, x, SCHEDULES["random"].replaced(least_psnr=psnr), streams(), Generator())
     )
     for row in delta:
         assert float(-10 * torch.log10(row.square().mean())) == pytest.approx(psnr, abs=0.05)
@@ -272,7 +271,7 @@ def test_random_signs_have_the_asked_psnr_in_whole_levels(surrogate, x, psnr):
 @pytest.mark.networks
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("random", "none")])
 def test_methods_meet_at_one_psnr(surrogate, x, method):
-    schedule = replace(quick(method), eta=0.25, step=0.04, least_psnr=33.0)
+    schedule = quick(method).replaced(eta=0.25, step=0.04, least_psnr=33.0)
     delta = METHODS[method](Task(surrogate, x, x, schedule, streams(), Generator().manual_seed(0)))
     for row in delta:
         assert float(-10 * torch.log10(row.square().mean())) >= 33.0 - 1e-4

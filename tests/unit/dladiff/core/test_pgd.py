@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dladiff.core.ball import around
-from dladiff.core.pgd import Momentum, direction, pgd, slope_of
+from dladiff.core.pgd import Momentum, direction, gradient_of, pgd
 
 
 def test_linear_model_equals_its_closed_form() -> None:
@@ -12,7 +12,12 @@ def test_linear_model_equals_its_closed_form() -> None:
     w = torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)
     for steps in (1, 5, 40):
         delta = pgd(
-            x, torch.zeros_like(x), slope_of(lambda p: (w * p).sum()), allowed=around(x, 0.03), step=0.0025, steps=steps
+            x,
+            torch.zeros_like(x),
+            gradient_of(lambda p: (w * p).sum()),
+            projection=around(x, 0.03),
+            step_size=0.0025,
+            steps=steps,
         )
         expected = (x + (steps * 0.0025 * w.sign()).clamp(-0.03, 0.03)).clamp(0, 1) - x
         assert torch.allclose(delta, expected, atol=1e-12)
@@ -31,20 +36,20 @@ def test_raw_direction_is_the_gradient() -> None:
 def test_momentum_is_the_published_recurrence() -> None:
     """g <- mu g + grad / mean|grad|, each image by itself; a step follows its sign (MI-FGSM, equations 6 and 7)."""
     gradients = [torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    remembered = Momentum(0.9, "sign")
-    found = [remembered(g) for g in gradients]
+    momentum = Momentum(0.9, "sign")
+    found = [momentum(g) for g in gradients]
     expected = torch.zeros(2, 3, 4, 4)
     for gradient, step in zip(gradients, found, strict=True):
         expected = 0.9 * expected + torch.stack([g / g.abs().mean() for g in gradient])
         assert torch.equal(step, expected.sign())
 
 
-def test_a_psnr_bounds_the_ascent_of_a_linear_model() -> None:
+def test_a_minimum_psnr_bounds_the_ascent_of_a_linear_model() -> None:
     """With a wide box, k sign steps of size s leave a perturbation of RMS min(k s, the PSNR's)."""
     x = torch.full((2, 3, 8, 8), 0.5, dtype=torch.float64)
     w = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    allowed = around(x, 0.25, 30)
+    projection = around(x, 0.25, 30)
     for steps, rms in ((2, 0.02), (20, 10 ** (-30 / 20))):
         start = torch.zeros_like(x)
-        delta = pgd(x, start, slope_of(lambda p: (w * p).sum()), allowed=allowed, step=0.01, steps=steps)
+        delta = pgd(x, start, gradient_of(lambda p: (w * p).sum()), projection=projection, step_size=0.01, steps=steps)
         assert delta.flatten(1).square().mean(1).sqrt().tolist() == pytest.approx([rms, rms])

@@ -47,11 +47,11 @@ def test_a_spread_perturbation_survives_the_attackers_resize(side: int) -> None:
         assert share > 0.9
 
 
-def test_squares_over_the_edge_repeat_pixels_and_write_only_inside() -> None:
+def test_squares_beyond_the_edge_repeat_pixels_and_write_only_inside() -> None:
     image = torch.arange(64.0).view(1, 1, 8, 8).expand(1, 3, 8, 8) / 64
     square = Square(-4, -4, 8)
     assert torch.equal(cut(image, square, 8)[0, 0, 0], image[0, 0, 0, [0, 0, 0, 0, 0, 1, 2, 3]])
-    canvas = torch.zeros(1, 3, 8, 8)
-    add_square(canvas, torch.ones(1, 3, 8, 8), square)
-    assert canvas.sum() == 3 * 16
-    assert canvas[..., :4, :4].min() == 1
+    total = torch.zeros(1, 3, 8, 8)
+    add_square(total, torch.ones(1, 3, 8, 8), square)
+    assert total.sum() == 3 * 16
+    assert total[..., :4, :4].min() == 1

@@ -33,18 +33,18 @@ def test_jpeg_is_pillows_and_its_gradient_passes_straight_through() -> None:
     images = torch.cat([to_float(photo()), to_float(turned)]).requires_grad_(True)
     got = jpeg(images, 70)
     assert torch.equal(got.detach(), torch.cat(stored))
-    way = torch.rand(images.shape, generator=torch.Generator().manual_seed(1))
-    (slope,) = torch.autograd.grad((got * way).sum(), images)
-    assert torch.equal(slope, way)
+    weights = torch.rand(images.shape, generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad((got * weights).sum(), images)
+    assert torch.equal(gradient, weights)
     assert float((got - images).detach().abs().max()) > 0.02
 
 
-def test_jpeg_clips_what_is_no_pixel() -> None:
+def test_jpeg_clips_values_outside_the_pixel_range() -> None:
     images = torch.tensor([-0.5, 0.5, 1.5]).view(1, 1, 1, 3).expand(1, 3, 8, 3).clone().requires_grad_(True)
     got = jpeg(images, 95)
     assert float(got.detach().min()) >= 0 and float(got.detach().max()) <= 1
-    (slope,) = torch.autograd.grad(got.sum(), images)
-    assert slope[0, 0, 0].tolist() == [0, 1, 0]
+    (gradient,) = torch.autograd.grad(got.sum(), images)
+    assert gradient[0, 0, 0].tolist() == [0, 1, 0]
 
 
 def test_blur_is_scipys() -> None:

@@ -12,7 +12,7 @@ def half_smooth() -> torch.Tensor:
     return x
 
 
-def test_smooth_ground_gets_a_smooth_perturbation_and_textured_ground_keeps_its_own() -> None:
+def test_the_blur_acts_on_smooth_regions_and_spares_textured_ones() -> None:
     delta = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     done = smoothing(half_smooth(), 1.5)(delta)
     skin, hair = (slice(None), slice(None), slice(8, -8), slice(4, 24)), (..., slice(8, -8), slice(40, 60))
@@ -22,8 +22,8 @@ def test_smooth_ground_gets_a_smooth_perturbation_and_textured_ground_keeps_its_
     assert done.abs().max() <= delta.abs().max()
 
 
-def test_each_image_is_drawn_back_to_the_budget_and_no_further() -> None:
-    """With the mean change as measure, the scale that the budget allows is known."""
+def test_each_image_is_scaled_to_the_largest_perturbation_within_max_lpips() -> None:
+    """With the mean absolute change as the measure, the scale is known in closed form."""
 
     def mean_change(a: Pixels, b: Pixels) -> float:
         return float(np.abs(a.astype(float) - b).mean())

@@ -1,4 +1,4 @@
-"""Where a model is looked for, by what name, and what its checksums pin."""
+"""Lookup of models by name, and their checksums."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hub_cache(root: Path, hub_id: str, large: bool = True) -> Path:
-    """Lay out a bundle as huggingface_hub does: links to blobs, the large ones named by their SHA-256."""
+    """Write a model folder in the layout of huggingface_hub's cache: links to blobs, large ones named by SHA-256."""
     home = root / "hub" / f"models--{hub_id.replace('/', '--')}"
     snapshot = home / "snapshots" / COMMIT
     (home / "blobs").mkdir(parents=True)
@@ -43,7 +43,7 @@ def hub_cache(root: Path, hub_id: str, large: bool = True) -> Path:
     return snapshot
 
 
-def test_every_profile_of_a_known_model_fits_it() -> None:
+def test_every_known_model_matches_its_profile() -> None:
     assert set(MODELS) == set(PROFILES) - {"tiny"}
     for name, known in MODELS.items():
         assert PROFILES[name]["model"] == name and PROFILES[name]["resolution"] == known.resolution
@@ -51,19 +51,19 @@ def test_every_profile_of_a_known_model_fits_it() -> None:
         assert known.ids and not set(known.ids) & set(known.withdrawn)
 
 
-def test_a_model_that_is_nowhere_says_how_to_get_it() -> None:
-    for name, told in (
+def test_a_missing_model_says_how_to_get_it() -> None:
+    for name, message in (
         ("sd21", r"dladiff models fetch sd21 gets it .*dladiff models mirror"),
         ("owner/name@v2", r"dladiff models fetch owner/name@v2"),
         ("runwayml/stable-diffusion-v1-5", r"dladiff models fetch sd15 gets it; then set method.model to sd15"),
         ("/no/such/folder", r"dladiff models list"),
         ("s3://bucket/sd21", r"fetch PROFILE --from s3://bucket/sd21"),
     ):
-        with pytest.raises(ModelError, match=told):
+        with pytest.raises(ModelError, match=message):
             locate(name)
 
 
-def test_order_of_places(tmp_path: Path) -> None:
+def test_order_of_lookup(tmp_path: Path) -> None:
     assert locate("embedded") == EMBEDDED and locate(str(EMBEDDED)) == EMBEDDED
     withdrawn = hub_cache(tmp_path, MODELS["sd15"].withdrawn[0])
     assert locate("sd15") == withdrawn
@@ -81,7 +81,7 @@ def test_order_of_places(tmp_path: Path) -> None:
         locate("owner/name@ffff")
 
 
-def test_pins_are_those_of_another_program(tmp_path: Path) -> None:
+def test_pins_equal_independent_checksums(tmp_path: Path) -> None:
     snapshot = hub_cache(tmp_path, "owner/name")
     pins = make_pins(snapshot)
     assert (pins.source, pins.revision) == ("owner/name", COMMIT)
@@ -91,7 +91,7 @@ def test_pins_are_those_of_another_program(tmp_path: Path) -> None:
     assert json.loads(pins.text())["files"]["unet/config.json"]["bytes"] == files["unet/config.json"].stat().st_size
 
 
-def test_digest_is_the_same_however_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digest_is_the_same_from_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = make_pins(EMBEDDED).digest()
     snapshot = hub_cache(tmp_path, "owner/name")
     copy = tmp_path / "copy"
@@ -110,7 +110,7 @@ def test_digest_is_the_same_however_it_is_told(tmp_path: Path, monkeypatch: pyte
     assert quick_digest(hub_cache(tmp_path, "owner/other", large=False)) is None
 
 
-def test_a_changed_or_half_file_is_named(tmp_path: Path) -> None:
+def test_a_changed_or_incomplete_file_is_named(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(EMBEDDED, copy)
     (copy / CHECKSUMS).write_text(make_pins(copy).text())
@@ -121,9 +121,9 @@ def test_a_changed_or_half_file_is_named(tmp_path: Path) -> None:
         (data[:-1], f"has {len(data) - 1} of {len(data)} bytes"),
         (data[:-1] + bytes([data[-1] ^ 1]), "is not the file"),
     )
-    for changed, told in cases:
+    for changed, message in cases:
         file.write_bytes(changed)
-        with pytest.raises(ModelError, match=f"vae/diffusion_pytorch_model.safetensors {told}.*fetch it again"):
+        with pytest.raises(ModelError, match=f"vae/diffusion_pytorch_model.safetensors {message}.*fetch it again"):
             verified_pins(copy)
     file.unlink()
     with pytest.raises(ModelError, match="is missing"):
@@ -137,7 +137,7 @@ def test_a_changed_or_half_file_is_named(tmp_path: Path) -> None:
         verified_pins(copy)
 
 
-def test_checksums_are_data() -> None:
+def test_invalid_checksums_are_refused() -> None:
     entry = {"sha256": "0", "bytes": 1}
     about = {"source": "", "revision": "", "licence": ""}
     wrong: list[Any] = [{"../../etc/passwd": entry}, {"/etc/passwd": entry}, {"unet/evil.bin": entry}, {}, {"a": 1}, []]
@@ -149,7 +149,7 @@ def test_checksums_are_data() -> None:
             parse_pins(text, "there")
 
 
-def test_what_is_needed() -> None:
+def test_needed_files() -> None:
     shards = [f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     for path in (
         "model_index.json",
@@ -171,7 +171,7 @@ def test_what_is_needed() -> None:
         assert not needed(path)
 
 
-def test_facts_of_another_model_are_told() -> None:
+def test_differences_from_the_profiles_model_are_listed() -> None:
     assert profile_faults(EMBEDDED, "sdxl") == [
         "width of cross-attention is 96, that of sdxl is 2048",
         "latent channels is 8, that of sdxl is 4",

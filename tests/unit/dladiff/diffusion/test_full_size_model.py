@@ -6,7 +6,6 @@ On a GPU at 512 px. A CPU without bf16 arithmetic needs minutes even at 64 px, t
 import resource
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,8 +60,7 @@ def test_one_step_of_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for part in (surrogate.unet, surrogate.vae, surrogate.encoders[0].network):
         part.bfloat16()
     monkeypatch.setattr(surrogate, "autocast", lambda: torch.autocast(device.type, torch.bfloat16))
-    config = replace(
-        method_config("sd21", "paper", {}).finetuning,
+    config = method_config("sd21", "paper", {}).finetuning.replaced(
         iter_ft=1, iter_opt=2, iter_1=1, iter_2=1, iter_3=1, attention_resolution=side // 32,
         lr_static=1e-3, lr_dynamic=1e-3,
     )  # fmt: skip
@@ -72,7 +70,7 @@ def test_one_step_of_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     middle = time.monotonic()
     delta = perturb(surrogate, static, x, config, [stream(3)])
     ended = time.monotonic()
-    for unet in (static, surrogate.learner):
+    for unet in (static, surrogate.trainable):
         assert unet is not None
         assert not torch.equal(unet.conv_in.weight.cpu(), surrogate.unet.conv_in.weight)
         assert all(bool(p.isfinite().all()) for p in unet.parameters())

@@ -1,4 +1,4 @@
-"""Recorded steps, as far as a machine without a GPU can tell; the rest is in tests/gpu."""
+"""CUDA graphs, as far as they can be tested without a GPU; the rest is in tests/gpu."""
 
 import pytest
 import torch
@@ -12,27 +12,27 @@ from dladiff.diffusion.trainer import Part, Trainer, in_parts
 CPU = torch.device("cpu")
 
 
-def test_without_a_gpu_a_step_stays_what_it_is() -> None:
+def test_without_a_gpu_a_step_is_returned_unchanged() -> None:
     def step(x: Tensor) -> tuple[Tensor]:
         return (x + 1,)
 
-    assert Graphs(CPU).of(step) is step and not Graphs(CPU).on
+    assert Graphs(CPU).captured(step) is step and not Graphs(CPU).on
 
 
-class Called(Graphs):
-    """Counts as recording, and takes every step as it is: what is recorded is then seen on any machine."""
+class EagerGraphs(Graphs):
+    """Enabled graphs that run every step eagerly, so that the code to be captured runs on any machine."""
 
     on = True
 
-    def of(self, step: Step) -> Step:
+    def captured(self, step: Step) -> Step:
         return step
 
 
 @pytest.mark.networks
 @pytest.mark.parametrize("prior", [False, True])
-def test_what_is_recorded_of_a_training_step_is_the_step(prior: bool) -> None:
+def test_the_captured_training_step_equals_the_eager_one(prior: bool) -> None:
     surrogate, found = Surrogate("embedded", CPU), []
-    for graphs in (None, Called(CPU)):
+    for graphs in (None, EagerGraphs(CPU)):
         generators = [stream(i) for i in range(3)]
         unet = surrogate.fresh_unet()
         trainer = Trainer(unet, 1e-4, 1e-2, graphs=graphs)

@@ -1,4 +1,4 @@
-"""Model folders that somebody made to break the reader: each is one ModelError of one line."""
+"""Hostile model folders: each gives one ModelError of one line."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def refused(call: Callable[[], Any], why: str) -> None:
 
 
 def checked(folder: Path) -> str:
-    """What `dladiff models check` prints: a fault of the model, never of this program."""
+    """The line that `dladiff models check` prints for the model."""
     found = CliRunner().invoke(main, ["models", "check", str(folder)])
     assert found.exit_code == 1 and "fault of dladiff" not in found.output, found.output
     assert not any(line for line in found.output.splitlines() if not line.startswith(("fault: ", "note: ")))
@@ -55,14 +55,14 @@ def checked(folder: Path) -> str:
     ],
 )
 @pytest.mark.parametrize("content", [BRACKETS, b'{"a":' * 200_000, b"[]", b"7", b"\xff\xfe", b"{", b""])
-def test_configurations_of_brackets(path: str, content: bytes, folder: Path) -> None:
+def test_deeply_nested_configurations(path: str, content: bytes, folder: Path) -> None:
     (folder / path).write_bytes(content)
     refused(lambda: read_architecture(folder), f"{Path(path).name} (cannot be read as JSON|is no configuration)")
     assert Path(path).name in checked(folder)
     refused(lambda: Surrogate(folder, torch.device("cpu")), Path(path).name)
 
 
-def test_a_configuration_of_gigabytes_is_not_read(folder: Path) -> None:
+def test_a_huge_configuration_is_not_read(folder: Path) -> None:
     with (folder / "model_index.json").open("wb") as file:
         file.truncate(2**34)  # sparse
     refused(lambda: read_architecture(folder), f"bytes, at most {MAX_JSON} are read")
@@ -98,7 +98,7 @@ def test_a_configuration_of_gigabytes_is_not_read(folder: Path) -> None:
 )
 def test_settings_of_impossible_size_or_type(path: str, values: dict[str, Any], folder: Path) -> None:
     change_json(folder / path, **values)
-    refused(lambda: read_architecture(folder), "^the model in .* (is not supported|wrong type|code of its own)")
+    refused(lambda: read_architecture(folder), "^the model in .* (is not supported|wrong type|brings its own code)")
     assert "fault: " in checked(folder)
 
 
@@ -131,7 +131,7 @@ TENSOR = {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}
     ],
     ids=lambda content: f"{content[:24]!r}",
 )
-def test_heads_of_safetensors(content: bytes, folder: Path) -> None:
+def test_damaged_safetensors_headers(content: bytes, folder: Path) -> None:
     (folder / UNET).write_bytes(content)
     assert weight_faults(folder).keys() == {UNET}
     assert UNET in checked(folder)
@@ -158,7 +158,7 @@ def test_safetensors_whose_shapes_are_not_their_data(tensor: dict[str, Any], fol
     "path, why", [("tokenizer/tokenizer.json", "cannot be loaded"), ("tokenizer/tokenizer_config.json", "cannot be")]
 )
 @pytest.mark.parametrize("content", [BRACKETS, b"[]", b"{}}", b"\xff"])
-def test_tokenizers_of_brackets(path: str, why: str, content: bytes, folder: Path) -> None:
+def test_deeply_nested_tokenizers(path: str, why: str, content: bytes, folder: Path) -> None:
     (folder / path).write_bytes(content)
     refused(lambda: Surrogate(folder, torch.device("cpu")), why)
 
@@ -196,7 +196,7 @@ def test_an_index_of_weights_names_files_beside_it(mapped: Any, folder: Path) ->
     ],
     ids=lambda content: f"{content[:60]!r}",
 )
-def test_checksums_of_brackets(content: bytes, folder: Path) -> None:
+def test_deeply_nested_checksums(content: bytes, folder: Path) -> None:
     (folder / CHECKSUMS).write_bytes(content)
     refused(lambda: parse_pins(content, "checksums.json"), "checksums.json")
     assert CHECKSUMS in checked(folder)
@@ -204,7 +204,7 @@ def test_checksums_of_brackets(content: bytes, folder: Path) -> None:
 
 
 def test_pickles_are_never_loaded(folder: Path) -> None:
-    """Without safetensors beside it, a pickle is a missing file, not a way to load."""
+    """A pickle without a safetensors file counts as missing weights."""
     for name, stem in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
         (folder / name / f"{stem}.safetensors").rename(folder / name / f"{stem}.bin")
     assert "is a pickle, which can run code" in checked(folder)
@@ -223,11 +223,11 @@ def test_pickles_are_never_loaded(folder: Path) -> None:
         (b'{"model_type": "clip_vision_model"}', "cannot be loaded"),
     ],
 )
-def test_clip_towers_of_brackets(settings: bytes, why: str, tmp_path: Path) -> None:
+def test_deeply_nested_clip_configurations(settings: bytes, why: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(settings)
     refused(lambda: load_clip_encoder(f"clip:{tmp_path}"), why)
 
 
-def test_foreign_text_stays_on_its_line() -> None:
+def test_quoted_text_stays_on_one_line() -> None:
     assert quoted("a\nb\x1b[2J") == "a?b?[2J"
     assert len(quoted("x" * 10**6)) < 100

@@ -1,7 +1,6 @@
-"""The layouts of the supported models, with few channels, through the loader and layer 1 that real weights take."""
+"""The layouts of the supported models with few channels, through the loader and layer 1."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from tests.support.model_layouts import UNETS, change_json, write_layout
 CPU = torch.device("cpu")
 TEXT = "a photo of sks person"
 READ = {"sd15": 5, "sd21": 5, "sd21-768": 5, "sdxl": 60}
-"""Layers of each kind whose maps are a 32nd of the photo's side: SDXL has 2 x 10 + 10 + 3 x 10 of its 70 there."""
+"""Number of layers of each kind whose maps have 1/32 of the photo's side: in SDXL 2 x 10 + 10 + 3 x 10 of 70."""
 
 
 @pytest.fixture(scope="module", params=list(UNETS))
@@ -66,7 +65,7 @@ def test_prompt_is_the_pipelines(layout: tuple[str, Path], surrogate: Surrogate)
 
 @pytest.mark.parametrize("part", [pytest.param(4, marks=pytest.mark.networks), pytest.param(1, marks=pytest.mark.slow)])
 def test_maps_of_the_profile(layout: tuple[str, Path], surrogate: Surrogate, part: int) -> None:
-    """At a quarter of the profile's resolution the same layers have maps of a quarter of its side."""
+    """At a quarter of the profile's resolution the same layers have maps of a quarter of the side."""
     name = layout[0]
     config, known = method_config(name, None, {}), MODELS[name]
     assert (config.model, config.resolution) == (name, known.resolution)
@@ -80,7 +79,7 @@ def test_maps_of_the_profile(layout: tuple[str, Path], surrogate: Surrogate, par
     assert maps.own[0].attention_map().shape == (1, side**2, side**2)
 
 
-def test_map_sides_are_those_that_a_pass_shows(surrogate: Surrogate) -> None:
+def test_map_sides_equal_those_of_a_forward_pass(surrogate: Surrogate) -> None:
     seen: set[int] = set()
     noise = surrogate.draw([stream(0)], 64)
     for module in surrogate.unet.modules():
@@ -93,8 +92,7 @@ def test_map_sides_are_those_that_a_pass_shows(surrogate: Surrogate) -> None:
 
 @pytest.mark.networks
 def test_layer_1_runs_and_stays_within_its_bound(layout: tuple[str, Path], surrogate: Surrogate) -> None:
-    config = replace(
-        method_config(layout[0], None, {}).finetuning,
+    config = method_config(layout[0], None, {}).finetuning.replaced(
         iter_ft=1, iter_opt=2, iter_1=1, iter_2=1, iter_3=1, attention_resolution=2, lr_static=1e-3,
     )  # fmt: skip
     x = torch.rand(1, 3, 64, 64, generator=stream(3))
@@ -123,7 +121,7 @@ def test_latents_carry_the_factor_of_the_model(layout: tuple[str, Path], surroga
 
 
 def test_names_of_tensors_as_published(tmp_path: Path) -> None:
-    """Weights of 2022 name the VAE's attention otherwise, and the text encoder's carry a buffer that is gone."""
+    """Weights from 2022 use other names for the VAE's attention, and their text encoder has an obsolete buffer."""
     folder = write_layout(tmp_path / "sd15", "sd15")
     before = Surrogate(folder, CPU)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -177,15 +175,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: write_layout(tmp_path_factory.mktemp("whole") / name, name) for name in ("sd15", "sdxl")}
 
 
-@pytest.mark.parametrize(("name", "path", "change", "told"), WRONG)
-def test_other_architectures_are_refused_by_their_part(
-    whole: dict[str, Path], name: str, path: str, change: dict[str, Any], told: str
+@pytest.mark.parametrize(("name", "path", "change", "message"), WRONG)
+def test_other_architectures_are_refused_with_the_name_of_the_part(
+    whole: dict[str, Path], name: str, path: str, change: dict[str, Any], message: str
 ) -> None:
     file = whole[name] / path
     before = file.read_text()
     try:
         change_json(file, **change)
-        with pytest.raises(ModelError, match=f"{told}.*supported are SD 1.x"):
+        with pytest.raises(ModelError, match=f"{message}.*supported are SD 1.x"):
             Surrogate(whole[name], CPU)
     finally:
         file.write_text(before)
@@ -205,13 +203,13 @@ def test_transformers_are_refused(tmp_path: Path, kind: str, part: str, network:
         Surrogate(tmp_path, CPU)
 
 
-def test_half_a_download_names_the_file(tmp_path: Path) -> None:
+def test_an_incomplete_download_names_the_file(tmp_path: Path) -> None:
     folder = write_layout(tmp_path / "sd15", "sd15")
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     data = file.read_bytes()
-    for cut, told in ((len(data) // 2, "a copy that ended half way"), (4, "head was cut off"), (0, "head was cut off")):
+    for cut, message in ((len(data) // 2, "an incomplete copy"), (4, "header is cut off"), (0, "header is cut off")):
         file.write_bytes(data[:cut])
-        with pytest.raises(ModelError, match=f"unet/diffusion_pytorch_model.safetensors .*{told}"):
+        with pytest.raises(ModelError, match=f"unet/diffusion_pytorch_model.safetensors .*{message}"):
             Surrogate(folder, CPU)
     file.unlink()
     with pytest.raises(ModelError, match=r"unet/diffusion_pytorch_model\.safetensors is missing"):

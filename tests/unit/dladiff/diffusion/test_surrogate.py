@@ -23,7 +23,7 @@ def surrogate() -> Surrogate:
 @pytest.fixture(scope="module")
 def double(surrogate: Surrogate) -> Surrogate:
     out = copy.copy(surrogate)
-    out.learner = out.still = None
+    out.trainable = out.frozen_copy = None
     out.unet, out.vae = copy.deepcopy(surrogate.unet).double(), copy.deepcopy(surrogate.vae).double()
     return out
 
@@ -80,11 +80,11 @@ def test_gradient_through_vae_and_unet_against_finite_differences(double: Surrog
 
     point = x.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(loss(point), point)
-    way = torch.randn(x.shape, generator=stream(6), dtype=torch.float64)
+    direction = torch.randn(x.shape, generator=stream(6), dtype=torch.float64)
     h = 1e-5
     with torch.no_grad():
-        numeric = float((loss(x + h * way) - loss(x - h * way)) / (2 * h))
-    assert float((gradient * way).sum()) == pytest.approx(numeric, rel=1e-4)
+        numeric = float((loss(x + h * direction) - loss(x - h * direction)) / (2 * h))
+    assert float((gradient * direction).sum()) == pytest.approx(numeric, rel=1e-4)
 
 
 def test_maps_equal_plain_softmax_and_output_is_unchanged(surrogate: Surrogate) -> None:
@@ -129,9 +129,7 @@ LAYOUTS: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("layout", "side", "layers"), [("sd15", 16, 10), ("sd21", 16, 10), ("sd21", 8, 10), ("sd21", 4, 2)]
 )
-def test_reading_ends_at_the_last_map_and_changes_neither_maps_nor_gradient(
-    layout: str, side: int, layers: int
-) -> None:
+def test_stopping_at_the_last_map_changes_neither_maps_nor_gradient(layout: str, side: int, layers: int) -> None:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(block_out_channels=(8, 16, 32, 32), norm_num_groups=4, **LAYOUTS[layout])
     unet.requires_grad_(False)
@@ -154,11 +152,11 @@ def test_reading_ends_at_the_last_map_and_changes_neither_maps_nor_gradient(
     want = read(unet, lambda: unet(other, 10, context))
     read.layers = -1
     whole = map_distance(want, read(unet, lambda: unet(z, 10, context)))
-    (slope,) = torch.autograd.grad(whole, z)
+    (expected,) = torch.autograd.grad(whole, z)
     assert len(ends) == 2
     found, gradient = distance()
     assert len(ends) == 2
-    assert torch.equal(found, whole) and torch.equal(gradient, slope)
+    assert torch.equal(found, whole) and torch.equal(gradient, expected)
 
 
 def test_loss_in_blocks_is_the_loss_of_whole_maps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,23 +172,23 @@ def test_loss_in_blocks_is_the_loss_of_whole_maps(monkeypatch: pytest.MonkeyPatc
         return value, torch.autograd.grad(value, z)[0]
 
     for tokens in (None, [2, 4]):
-        whole, slope = loss(tokens)
+        whole, expected = loss(tokens)
         with monkeypatch.context() as patch:
             patch.setattr(attention, "BLOCK", 64 * 5)  # thirteen blocks of self-attention, two of cross-attention
             found, gradient = loss(tokens)
-        assert torch.allclose(found, whole, rtol=1e-5) and torch.allclose(gradient, slope, rtol=1e-3, atol=1e-12)
+        assert torch.allclose(found, whole, rtol=1e-5) and torch.allclose(gradient, expected, rtol=1e-3, atol=1e-12)
 
 
 def test_copies_are_reset_in_place(surrogate: Surrogate) -> None:
     unet = surrogate.fresh_unet()
     with torch.no_grad():
         unet.conv_in.weight.add_(1)
-    still = surrogate.as_it_is(unet)
+    frozen = surrogate.freeze(unet)
     unet.requires_grad_(True)
     unet.conv_in.weight.sum().backward()
     again = surrogate.fresh_unet()
-    assert again is unet and torch.equal(still.conv_in.weight, surrogate.unet.conv_in.weight + 1)
-    assert surrogate.as_it_is(again) is still and torch.equal(still.conv_in.weight, surrogate.unet.conv_in.weight)
+    assert again is unet and torch.equal(frozen.conv_in.weight, surrogate.unet.conv_in.weight + 1)
+    assert surrogate.freeze(again) is frozen and torch.equal(frozen.conv_in.weight, surrogate.unet.conv_in.weight)
     assert torch.equal(again.conv_in.weight, surrogate.unet.conv_in.weight)
     assert all(p.grad is None and not p.requires_grad for p in again.parameters())
 
@@ -206,17 +204,17 @@ def test_encoding_in_parts_and_sampling_are_the_vaes(surrogate: Surrogate) -> No
     assert torch.allclose(surrogate.latents(found, noise), z, atol=1e-4)
 
 
-def test_the_copy_for_reading_computes_what_autocast_does_with_the_weights_themselves(surrogate: Surrogate) -> None:
-    reduced = copy.copy(surrogate)
-    reduced.learner = reduced.still = None
-    reduced.reduced = True
+def test_the_frozen_bf16_copy_computes_what_autocast_computes(surrogate: Surrogate) -> None:
+    bf16 = copy.copy(surrogate)
+    bf16.trainable = bf16.frozen_copy = None
+    bf16.use_bf16 = True
     noise = surrogate.draw([stream(0)], 64)
     z, prompt = torch.randn(1, 8, 8, 8, generator=stream(1)), surrogate.prompt("a photo of sks person")
-    unet = reduced.fresh_unet()
-    still = reduced.as_it_is(unet)
-    assert {p.dtype for p in still.parameters()} == {torch.float32, torch.bfloat16}
-    with torch.no_grad(), reduced.autocast():
-        wanted, found = (reduced.predict(network, z, noise, prompt) for network in (unet, still))
+    unet = bf16.fresh_unet()
+    frozen = bf16.freeze(unet)
+    assert {p.dtype for p in frozen.parameters()} == {torch.float32, torch.bfloat16}
+    with torch.no_grad(), bf16.autocast():
+        wanted, found = (bf16.predict(network, z, noise, prompt) for network in (unet, frozen))
     assert torch.equal(wanted, found)
 
 

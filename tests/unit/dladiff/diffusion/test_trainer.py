@@ -1,6 +1,4 @@
-"""Training steps of a surrogate: weights, parts, moments elsewhere, class images."""
-
-from dataclasses import replace
+"""Training steps of a surrogate: weights, gradient accumulation, offloaded moments, class images."""
 
 import pytest
 import torch
@@ -22,7 +20,7 @@ def surrogate() -> Surrogate:
 
 
 @pytest.mark.networks
-def test_trainer_moves_fp32_weights_and_leaves_the_pretrained_ones(surrogate: Surrogate) -> None:
+def test_trainer_changes_its_weights_and_not_the_pretrained_ones(surrogate: Surrogate) -> None:
     before = surrogate.unet.conv_in.weight.clone()
     unet = surrogate.fresh_unet()
     prompt = surrogate.prompt("a photo of sks person")
@@ -36,7 +34,7 @@ def test_trainer_moves_fp32_weights_and_leaves_the_pretrained_ones(surrogate: Su
     assert torch.equal(surrogate.unet.conv_in.weight, before)
 
 
-def test_moments_that_wait_elsewhere_change_no_step(surrogate: Surrogate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offloaded_moments_change_no_step(surrogate: Surrogate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "GROUP", 500_000)
     noise = surrogate.draw([stream(0)], 64)
     batch = Batch(torch.randn(1, 8, 8, 8, generator=stream(1)), noise, surrogate.prompt("a photo of sks person"))
@@ -67,7 +65,7 @@ def test_a_training_step_in_parts_is_the_whole_step(surrogate: Surrogate) -> Non
 
 
 @pytest.mark.networks
-def test_the_prior_term_is_the_same_loss_on_class_images_and_draws_nothing_without(surrogate: Surrogate) -> None:
+def test_the_prior_term_is_the_loss_on_class_images_and_without_them_nothing_is_drawn(surrogate: Surrogate) -> None:
     config = FinetuningConfig(
         iter_ft=0, iter_opt=2, iter_1=1, iter_2=1, iter_3=1, lr_dynamic=1e-3, attention_resolution=8
     )
@@ -75,7 +73,7 @@ def test_the_prior_term_is_the_same_loss_on_class_images_and_draws_nothing_witho
 
     def delta(weight: float) -> torch.Tensor:
         static = static_surrogate(surrogate, x, config, stream(1))
-        return perturb(surrogate, static, x, replace(config, prior_weight=weight), [stream(2), stream(3)])
+        return perturb(surrogate, static, x, config.replaced(prior_weight=weight), [stream(2), stream(3)])
 
     before = stream(5).get_state()
     assert surrogate.prior_batch([same := stream(5)]) is None

@@ -1,7 +1,6 @@
 """Attackers: few steps, many invariants; how strong they are is measured in docs/evaluation.md."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ def adapter(base: Base, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def quick(attack: str, base: Base, adapter: str) -> AttackSettings:
     zero_shot: dict[str, Any] = {"adapter": adapter, "encoder": ENCODER} if attack.startswith("ip_adapter") else {}
-    return replace(settings_for(attack, base), steps=1, batch=1, sampling_steps=2, **zero_shot)
+    return settings_for(attack, base).replaced(steps=1, batch=1, sampling_steps=2, **zero_shot)
 
 
 @pytest.mark.networks
@@ -101,7 +100,7 @@ def test_the_first_step_of_dreambooth_is_adamw_s(base, square):
 
 
 def test_an_untrained_lora_changes_nothing(base, square):
-    settings = replace(settings_for("lora", base), steps=0, sampling_steps=2)
+    settings = settings_for("lora", base).replaced(steps=0, sampling_steps=2)
     found = ATTACKS["lora"](base, [square], settings, PROMPTS[:1], 1, 3)[PROMPTS[0]]
     plain = sample(with_parts(base, base.pipe.unet, base.pipe.text_encoder), settings, PROMPTS[0], [0], 3)
     assert np.abs(found[0].astype(int) - plain[0]).max() <= 1
@@ -112,7 +111,7 @@ def test_textual_inversion_changes_one_word(base, square, monkeypatch):
     seen = []
     monkeypatch.setattr(module, "with_parts", lambda base, unet, text: seen.append((unet, text)))
     monkeypatch.setattr(module, "sample", lambda *_: [])
-    settings = replace(settings_for("textual_inversion", base), steps=2, batch=1)
+    settings = settings_for("textual_inversion", base).replaced(steps=2, batch=1)
     ATTACKS["textual_inversion"](base, [square], settings, PROMPTS[:1], 1, 0)
     (unet, text), tokenizer = seen[0], base.pipe.tokenizer
     new, old = (part.get_input_embeddings().weight for part in (text, base.pipe.text_encoder))
@@ -121,7 +120,7 @@ def test_textual_inversion_changes_one_word(base, square, monkeypatch):
     assert unet is base.pipe.unet and torch.equal(new[others], old[others])
     assert 0 < (new[place] - old[person]).abs().max() <= 2.1 * settings.lr
     with pytest.raises(ModelError, match="not one token"):
-        ATTACKS["textual_inversion"](base, [square], replace(settings, initializer="a man"), PROMPTS, 1, 0)
+        ATTACKS["textual_inversion"](base, [square], settings.replaced(initializer="a man"), PROMPTS, 1, 0)
 
 
 @pytest.mark.networks

@@ -3,7 +3,6 @@
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,7 @@ def settings(
         "control": str(folder / "ControlNetModel"),
         "encoder": ENCODER,
     }
-    return replace(settings_for("instantid", base), sampling_steps=2, **files)
+    return settings_for("instantid", base).replaced(sampling_steps=2, **files)
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +119,12 @@ def test_images_show_the_photos_in_turn_and_the_base_stays(base, settings, squar
 
 
 def test_without_weight_it_is_plain_sdxl(base, settings, squares):
-    silent = attack(base, replace(settings, scale=0.0, control_scale=0.0), squares[:1], 1)[0]
+    silent = attack(base, settings.replaced(scale=0.0, control_scale=0.0), squares[:1], 1)[0]
     plain = copy.copy(base.pipe)
     plain.scheduler = with_identity(base, settings).scheduler
     assert apart(silent, sample(plain, settings, PROMPT, [0], 0)[0]) < 0.01
     for one in ({"scale": 0.0}, {"control_scale": 0.0}):
-        assert apart(attack(base, replace(settings, **one), squares[:1], 1)[0], silent) > 2
+        assert apart(attack(base, settings.replaced(**one), squares[:1], 1)[0], silent) > 2
 
 
 def test_identity_net_hears_the_face_and_not_the_prompt(base, settings, squares, weights, monkeypatch):
@@ -184,13 +183,13 @@ def test_wrong_weights_are_told(base, settings, tmp_path):
     with pytest.raises(ModelError, match="no IdentityNet at"):
         identity_net(str(tmp_path))
     with pytest.raises(ModelError, match="no InstantID weights"):
-        with_identity(base, replace(settings, adapter=""))
+        with_identity(base, settings.replaced(adapter=""))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="cannot be loaded"):
         identity_net(str(tmp_path))
     save_file({"image_proj.norm.weight": torch.ones(3)}, tmp_path / "other.safetensors")
     with pytest.raises(ModelError, match="is no InstantID"):
-        with_identity(base, replace(settings, adapter=str(tmp_path / "other.safetensors")))
+        with_identity(base, settings.replaced(adapter=str(tmp_path / "other.safetensors")))
     with pytest.raises(ModelError, match="dreambooth does not attack"):
         settings_for("dreambooth", base)
 

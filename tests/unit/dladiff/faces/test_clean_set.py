@@ -1,4 +1,4 @@
-"""Which clean photos are taken: large and sharp faces before soft, small, crowded and faceless ones."""
+"""Selection of clean photos: large, sharp, single faces first; photos without a face last."""
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ Boxes = list[tuple[float, float, float, float]]
 
 
 class Told:
-    """A detector that is told what it finds, by the value of a photo's first pixel."""
+    """A detector with predefined faces, keyed by the value of a photo's first pixel."""
 
     def __init__(self, found: dict[int, Boxes]) -> None:
         self.found = found
@@ -35,7 +35,7 @@ def chosen(photos: list[Pixels], found: dict[int, Boxes], count: int) -> list[in
     return [int(p[0, 0, 0]) for p in best]
 
 
-def test_size_sharpness_company_and_faces_decide() -> None:
+def test_size_sharpness_and_number_of_faces_decide() -> None:
     large, small = (50.0, 50.0, 350.0, 350.0), (50.0, 50.0, 90.0, 90.0)
     photos = [photo(0), photo(1), photo(2, blur=4), photo(3), photo(4)]
     found = {0: [small], 1: [large], 2: [large], 3: [], 4: [large, large]}
@@ -44,13 +44,13 @@ def test_size_sharpness_company_and_faces_decide() -> None:
     assert 3 not in chosen(photos, found, 4)
 
 
-def test_few_photos_are_all_taken_unread() -> None:
+def test_few_photos_are_all_used_without_detection() -> None:
     photos = [photo(0), photo(1)]
     assert chosen(photos, {}, 2) == [0, 1]
     assert chosen([], {}, 2) == []
 
 
-def test_equal_photos_are_told_apart_by_their_content_not_their_place() -> None:
+def test_ties_are_broken_by_content_and_not_by_order() -> None:
     bare = [photo(i) for i in range(5)]
     found: dict[int, Boxes] = {i: [] for i in range(5)}
     assert sorted(chosen(bare, found, 3)) == sorted(chosen(bare[::-1], found, 3))

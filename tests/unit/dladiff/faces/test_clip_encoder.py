@@ -1,4 +1,4 @@
-"""A CLIP vision tower against transformers' own image processor and model, on crops as InsightFace aligns them."""
+"""A CLIP vision tower against transformers' own image processor and model, on crops aligned by InsightFace."""
 
 import json
 import warnings
@@ -71,17 +71,17 @@ def test_embedding_is_transformers_own(folder: Path) -> None:
 def test_gradient_against_finite_differences(folder: Path) -> None:
     encoder = named_encoder(f"clip:{folder}").double()
     generator = torch.Generator().manual_seed(1)
-    crops, other, way = (torch.rand(1, 3, SIDE, SIDE, generator=generator, dtype=torch.float64) for _ in range(3))
+    crops, other, weights = (torch.rand(1, 3, SIDE, SIDE, generator=generator, dtype=torch.float64) for _ in range(3))
     target = encoder(other)
     crops.requires_grad_(True)
-    (slope,) = torch.autograd.grad((encoder(crops) * target).sum(), crops)
+    (gradient,) = torch.autograd.grad((encoder(crops) * target).sum(), crops)
     step = 1e-5
-    high, low = ((encoder(crops.detach() + s * step * way) * target).sum() for s in (1, -1))
-    assert float((slope * way).sum()) == pytest.approx(float(high - low) / (2 * step), rel=1e-4)
+    high, low = ((encoder(crops.detach() + s * step * weights) * target).sum() for s in (1, -1))
+    assert float((gradient * weights).sum()) == pytest.approx(float(high - low) / (2 * step), rel=1e-4)
     assert not any(p.requires_grad for p in encoder.parameters())
 
 
-def test_layer_2_lowers_it_beside_an_encoder_of_another_size(folder: Path) -> None:
+def test_layer_2_lowers_it_together_with_an_encoder_of_another_size(folder: Path) -> None:
     encoders = [named_encoder(f"clip:{folder}"), named_encoder("embedded:residual")]
     x = to_float(photo())
     face = Face(box=(60.0, 50.0, 180.0, 200.0), landmarks=LANDMARKS, score=1.0)
@@ -90,14 +90,14 @@ def test_layer_2_lowers_it_beside_an_encoder_of_another_size(folder: Path) -> No
     config = ZeroShotConfig(max_steps=12, step=4e-3, draws=2, ths=-1)
     generator = torch.Generator().manual_seed(0)
     patch, _, _ = perturb_face(x, box, reader.bases, reader.targets, encoders, config, generator, lambda _: [1.0, 1.0])
-    before, after = (reader.through(p, reader.bases, [0]) for p in (x, pasted(x, patch, box)))
+    before, after = (reader.max_cosines_at(p, reader.bases, [0]) for p in (x, pasted(x, patch, box)))
     assert min(before) > 0.999
     noise = torch.randn(patch.shape, generator=generator).sign() * patch.square().mean().sqrt()
-    random = reader.through(pasted(x, noise, box), reader.bases, [0])
+    random = reader.max_cosines_at(pasted(x, noise, box), reader.bases, [0])
     assert all(a < r for a, r in zip(after, random, strict=True)), (after, random)
 
 
-def test_what_is_no_tower_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_other_models_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no CLIP vision tower at"):
         named_encoder("clip:absent")
     with pytest.raises(ModelError, match=r"config\.json is missing"):

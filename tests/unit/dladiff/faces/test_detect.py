@@ -82,11 +82,11 @@ def test_warp_is_opencvs(shift: float) -> None:
     matrix = alignment_matrix(0.9 * ARCFACE_TEMPLATE @ np.array([[0.98, 0.2], [-0.2, 0.98]]).T + 20 + shift)
     expected = cv2.warpAffine(photo, matrix, (112, 112), flags=cv2.INTER_LINEAR, borderValue=0)
     got = warp(torch.from_numpy(photo).permute(2, 0, 1)[None], torch.from_numpy(matrix).float()[None])
-    slope = max(np.abs(np.diff(photo, axis=axis)).max() for axis in (0, 1))
+    largest = max(np.abs(np.diff(photo, axis=axis)).max() for axis in (0, 1))
     difference = np.abs(got[0].permute(1, 2, 0).numpy() - expected)
-    # OpenCV rounds sampling points to 1/32 px: half a step on each axis; at the photo's edge the slope is the value
+    # OpenCV rounds sampling points to 1/32 px: half a step on each axis; at the photo's edge, of the value
     inside = warp(torch.ones(1, 3, 150, 170), torch.from_numpy(matrix).float()[None])[0].permute(1, 2, 0).numpy() == 1
-    assert difference[inside].max() <= slope / 32 + 1e-5
+    assert difference[inside].max() <= largest / 32 + 1e-5
     assert difference.max() <= photo.max() / 32 + 1e-5
 
 
@@ -167,7 +167,7 @@ def test_scrfd_counts(scrfd: Detector, six_people: np.ndarray) -> None:
 
 
 @pytest.mark.networks
-def test_scrfd_readings_are_insightfaces(scrfd: Detector, assets: Path) -> None:
+def test_scrfd_passes_are_insightfaces(scrfd: Detector, assets: Path) -> None:
     from insightface.model_zoo import get_model
 
     network = get_model(str(assets / "detectors" / "det_500m.onnx"), providers=["CPUExecutionProvider"])
@@ -175,9 +175,9 @@ def test_scrfd_readings_are_insightfaces(scrfd: Detector, assets: Path) -> None:
     bgr = np.ascontiguousarray(astronaut()[:, :, ::-1])
     padded = cv2.copyMakeBorder(bgr, 256, 256, 256, 256, cv2.BORDER_CONSTANT)
     wanted = [(image, side) for image in (bgr, padded) for side in (640, 320, 128)]
-    readings = scrfd.readings(astronaut())
-    assert sum(len(faces) for faces in readings) >= 5
-    for (image, side), faces in zip(wanted, readings, strict=True):
+    passes = scrfd.passes(astronaut())
+    assert sum(len(faces) for faces in passes) >= 5
+    for (image, side), faces in zip(wanted, passes, strict=True):
         boxes, landmarks = network.detect(image, input_size=(side, side))
         assert len(faces) == len(boxes) <= 1
         if not faces:
@@ -187,10 +187,10 @@ def test_scrfd_readings_are_insightfaces(scrfd: Detector, assets: Path) -> None:
 
 
 @pytest.mark.networks
-def test_centerface_readings_hold_what_detect_merges(centerface: Detector, six_people: np.ndarray) -> None:
-    readings = centerface.readings(six_people)
-    assert len(readings) == 3 and len(readings[0]) == 6
-    marks = [face.landmarks for faces in readings for face in faces]
+def test_centerface_passes_hold_the_faces_that_detect_merges(centerface: Detector, six_people: np.ndarray) -> None:
+    passes = centerface.passes(six_people)
+    assert len(passes) == 3 and len(passes[0]) == 6
+    marks = [face.landmarks for faces in passes for face in faces]
     assert all(any(np.array_equal(face.landmarks, m) for m in marks) for face in centerface.detect(six_people))
 
 

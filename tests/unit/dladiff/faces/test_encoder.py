@@ -80,11 +80,11 @@ def test_gradient_against_finite_differences(assets: Path) -> None:
     generator = torch.Generator().manual_seed(1)
     crops = torch.rand(1, 3, 112, 112, generator=generator, dtype=torch.float64, requires_grad=True)
     target = encoder(torch.rand(1, 3, 112, 112, generator=generator, dtype=torch.float64))
-    way = torch.randn(crops.shape, generator=generator, dtype=torch.float64)
-    (slope,) = torch.autograd.grad((encoder(crops) * target).sum(), crops)
+    weights = torch.randn(crops.shape, generator=generator, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((encoder(crops) * target).sum(), crops)
     step = 1e-6
-    high, low = ((encoder(crops.detach() + s * step * way) * target).sum() for s in (1, -1))
-    assert float((slope * way).sum()) == pytest.approx(float(high - low) / (2 * step), rel=1e-3)
+    high, low = ((encoder(crops.detach() + s * step * weights) * target).sum() for s in (1, -1))
+    assert float((gradient * weights).sum()) == pytest.approx(float(high - low) / (2 * step), rel=1e-3)
     assert not list(encoder.parameters())
 
 
@@ -144,7 +144,7 @@ def test_unknown_operator_is_named(tmp_path: Path) -> None:
         load_encoder(path)
 
 
-def test_external_weights_and_rubbish_are_refused(tmp_path: Path) -> None:
+def test_external_weights_and_invalid_files_are_refused(tmp_path: Path) -> None:
     path = flat_encoder(tmp_path / "e.onnx")
     model = onnx.load_model(str(path))
     onnx.save_model(model, str(tmp_path / "out.onnx"), save_as_external_data=True, size_threshold=0)
@@ -199,7 +199,7 @@ def test_operators_are_onnxruntimes(nodes: list[Any], weights: dict[str, np.ndar
     np.testing.assert_allclose(network(sample).numpy(), session.run(None, {"x": sample.numpy()})[0], atol=1e-5)
 
 
-def test_a_fixed_batch_is_refused_and_told(tmp_path: Path) -> None:
+def test_a_fixed_batch_is_refused_and_reported(tmp_path: Path) -> None:
     path = tmp_path / "one.onnx"
     nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
     shape = numpy_helper.from_array(np.array([1, -1], np.int64), "shape")

@@ -1,4 +1,4 @@
-"""ONNX files that somebody made to break the reader: one line each, and little time and memory."""
+"""Hostile ONNX files: each is refused in one line, with little time and memory."""
 
 import itertools
 import mmap
@@ -23,7 +23,7 @@ from dladiff.faces.onnx_file import load_model, read_tensor
 
 Node: TypeAlias = onnx.NodeProto
 MOST_MEMORY = 2 * 2**30
-"""Bytes of address space beyond what is there: a test that needs more fails instead of filling the machine."""
+"""Bytes of address space that a test may add; a test that needs more fails instead of exhausting the machine."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def made(path: Path, nodes: list[Node], weights: list[Any] | None = None, shape:
 
 
 def stated(dims: list[int], data: bytes = b"\0" * 16, kind: int = TensorProto.FLOAT) -> Any:
-    """A tensor w that says this of itself."""
+    """A tensor w with these fields."""
     tensor = TensorProto(name="w", data_type=kind)
     tensor.dims.extend(dims)
     tensor.raw_data = data
@@ -86,7 +86,7 @@ ADDED = [node("Add", ["x", "w"], ["y"])]
         (stated([1], kind=TensorProto.STRING), "ONNX type 8"),
     ],
 )
-def test_tensors_are_as_large_as_they_state(tensor: Any, why: str, tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_their_shape_are_refused(tensor: Any, why: str, tmp_path: Path) -> None:
     made(tmp_path / "e.onnx", ADDED, [tensor])
     with pytest.raises(ModelError, match=why):
         load_encoder(tmp_path / "e.onnx")
@@ -140,9 +140,7 @@ def doubled(first: str, count: int = 40) -> list[Node]:
         ([node("Relu", ["x"], ["z"])], [], "no node .* gives its output"),
     ],
 )
-def test_graphs_that_fit_no_memory_or_make_no_sense(
-    nodes: list[Node], weights: list[Any], why: str, tmp_path: Path
-) -> None:
+def test_graphs_that_are_too_large_or_invalid(nodes: list[Node], weights: list[Any], why: str, tmp_path: Path) -> None:
     made(tmp_path / "e.onnx", nodes, weights)
     with pytest.raises(ModelError, match=why) as caught:
         load_encoder(tmp_path / "e.onnx")
@@ -199,7 +197,7 @@ def varint(value: int) -> bytes:
     return out + bytes([value])
 
 
-def test_files_of_parts_without_end_are_refused_before_they_are_parsed(tmp_path: Path) -> None:
+def test_files_with_too_many_fields_are_refused_before_parsing(tmp_path: Path) -> None:
     path = tmp_path / "e.onnx"
     nodes = message((7, b"\x0a\x00" * 300_000))  # empty nodes, two bytes each
     path.write_bytes(nodes)
@@ -233,14 +231,14 @@ def test_files_of_parts_without_end_are_refused_before_they_are_parsed(tmp_path:
         b"\x3a\x05\x0a",
     ],
 )
-def test_rubbish_is_refused(data: bytes, tmp_path: Path) -> None:
+def test_invalid_data_are_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "e.onnx").write_bytes(data)
     with pytest.raises(ModelError, match="ONNX"):
         load_model(tmp_path / "e.onnx")
 
 
-def test_weights_are_counted_as_such_wherever_they_stand(tmp_path: Path) -> None:
-    """Constants in nodes and lists of numbers: what exporters write; none of it counts as structure."""
+def test_weights_do_not_count_as_structure_anywhere_in_the_file(tmp_path: Path) -> None:
+    """Constants in nodes and lists of numbers, as exporters write them, do not count as structure."""
     path, count = tmp_path / "e.onnx", 4096
     values = struct.pack(f"{count}f", *range(count))
     floats = TensorProto(name="v", data_type=TensorProto.FLOAT, dims=[count], float_data=list(range(count)))

@@ -1,4 +1,4 @@
-"""InsightFace packs by name: where they are looked for, and that protection and digest see the same files."""
+"""Lookup of InsightFace packs by name; protection and digest use the same files."""
 
 import shutil
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_the_nested_folder_of_a_bad_zip(home: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a/buffalo_l", "../buffalo_l", "..", ".", "", "buffalo_l.onnx", "embedded:residual"])
-def test_what_is_no_name_is_not_looked_up(name: str, home: Path) -> None:
+def test_only_pack_names_are_looked_up(name: str, home: Path) -> None:
     pack(home / "buffalo_l")
     found = packs.find(name)
     assert found is None or home not in found.resolve().parents
@@ -78,7 +78,7 @@ def test_a_real_pack_by_name(assets: Path, home: Path) -> None:
     assert named_detector("mini_y1", 20, 0.5).sha256 == named_detector(str(home / "mini_y1"), 20, 0.5).sha256
 
 
-def test_the_digest_sees_the_pack_that_the_name_means(home: Path, tmp_path: Path) -> None:
+def test_the_digest_covers_the_pack_of_that_name(home: Path, tmp_path: Path) -> None:
     def digest(name: str) -> str:
         return RunConfig(input="a", output="b", faces=(name,)).config_digest()
 

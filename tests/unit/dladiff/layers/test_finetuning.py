@@ -1,4 +1,4 @@
-"""Layer 1 against the same algorithm written straight down, without any of its savings (tests/bench/straight.py)."""
+"""Layer 1 against a direct implementation of the same algorithm, without optimisations (tests/bench/straight.py)."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ SIZE = 64
 
 
 def both(config: FinetuningConfig, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The perturbation of two photos, with a clean set of three, by the straight way and by ours."""
+    """The perturbation of two photos, with a clean set of three, by the direct implementation and by ours."""
     torch.set_num_threads(1)
     straight, ours = Straight("embedded", CPU, config), Surrogate("embedded", CPU)
     for part in (straight.models.vae, straight.models.encoders[0].network, straight.static, straight.dynamic):
@@ -54,18 +54,18 @@ def test_sign_steps_agree_in_double_precision() -> None:
 
 
 @pytest.mark.parametrize("resolution", [8, 4])
-def test_smooth_steps_agree_in_single_precision(resolution: int) -> None:
+def test_l2_steps_agree_in_single_precision(resolution: int) -> None:
     a, b = both(schedule(gradient="l2", attention_resolution=resolution), torch.float32)
     assert (a - b).abs().max() < 1e-4 and (a - b).norm() < 1e-3 * a.norm()
 
 
-def test_sign_steps_agree_in_single_precision_but_where_the_gradient_is_rounding() -> None:
+def test_sign_steps_agree_in_single_precision_except_where_the_gradient_is_rounding_error() -> None:
     a, b = both(schedule(), torch.float32)
     assert ((a - b).abs() > 1e-6).double().mean() < 0.01
 
 
 @pytest.mark.parametrize(("size", "robust"), [(1, False), (2, True)])
-def test_what_fits_in_memory_at_once_changes_nothing_in_double_precision(size: int, robust: bool) -> None:
+def test_the_number_of_squares_at_once_changes_nothing_in_double_precision(size: int, robust: bool) -> None:
     torch.set_num_threads(1)
     ours, found = Surrogate("embedded", CPU), []
     for part in (ours.vae, ours.encoders[0].network, ours.unet):
@@ -80,8 +80,8 @@ def test_what_fits_in_memory_at_once_changes_nothing_in_double_precision(size: i
 
 
 @pytest.mark.parametrize("resolution", [16, 8])
-def test_recomputing_changes_nothing_and_keeps_less(resolution: int) -> None:
-    """Attention maps at 8 x 8 stand behind layers that are computed again, those at 16 x 16 do not."""
+def test_recomputation_changes_nothing_and_keeps_less_memory(resolution: int) -> None:
+    """Layers with maps of 8 x 8 follow recomputed layers; those with 16 x 16 do not."""
     torch.set_num_threads(1)
     ours, found, kept = Surrogate("embedded", CPU), [], []
     for part in (ours.vae, ours.encoders[0].network, ours.unet):
@@ -114,7 +114,7 @@ def test_transforms_inside_the_loss_change_the_perturbation_and_keep_its_bound()
     assert found[1].abs().max() <= 7 / 255 + 1e-6
 
 
-def test_a_budget_of_lpips_holds_and_smooth_ground_stays_smooth() -> None:
+def test_max_lpips_holds_and_smooth_regions_stay_smooth() -> None:
     ours = Surrogate("embedded", CPU)
     x = torch.cat([torch.rand(1, 3, SIZE, SIZE, generator=stream(1)), torch.full((1, 3, SIZE, SIZE), 0.5)])
 

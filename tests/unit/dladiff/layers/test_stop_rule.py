@@ -1,4 +1,4 @@
-"""Readings against InsightFace's own, at the detector sizes that people use."""
+"""Cosines after re-detection against InsightFace's own, at the detector sizes that people use."""
 
 import warnings
 from contextlib import redirect_stdout
@@ -20,14 +20,14 @@ from dladiff.settings.schema import ZeroShotConfig
 
 
 class Counting:
-    """A detector that counts its readings."""
+    """A detector that counts calls of `passes`."""
 
     def __init__(self, detector: ScrfdDetector) -> None:
         self.detector, self.calls = detector, 0
 
-    def readings(self, rgb: np.ndarray) -> list[list[Face]]:
+    def passes(self, rgb: np.ndarray) -> list[list[Face]]:
         self.calls += 1
-        return self.detector.readings(rgb)
+        return self.detector.passes(rgb)
 
 
 def photo() -> np.ndarray:
@@ -35,7 +35,7 @@ def photo() -> np.ndarray:
 
 
 def changed() -> np.ndarray:
-    """Noise enough to move landmarks and embeddings."""
+    """The photo with enough noise to move landmarks and embeddings."""
     noise = cv2.GaussianBlur(np.random.default_rng(0).normal(0, 60, photo().shape), (0, 0), 2)
     return np.clip(photo() + noise, 0, 255).astype(np.uint8)
 
@@ -58,11 +58,11 @@ def encoder(pack: Path) -> IdentityEncoder:
 @pytest.fixture(scope="module")
 def reader(detector: ScrfdDetector, encoder: IdentityEncoder) -> FaceReader:
     (face,) = detector.detect(photo())
-    return FaceReader(to_float(photo()), face, detector.readings(photo()), [encoder])
+    return FaceReader(to_float(photo()), face, detector.passes(photo()), [encoder])
 
 
 @pytest.mark.networks
-def test_no_outsider_reads_more(pack: Path, detector: ScrfdDetector, reader: FaceReader) -> None:
+def test_insightface_measures_no_higher_cosine(pack: Path, detector: ScrfdDetector, reader: FaceReader) -> None:
     from insightface.app import FaceAnalysis
 
     with redirect_stdout(StringIO()), warnings.catch_warnings():
@@ -77,20 +77,20 @@ def test_no_outsider_reads_more(pack: Path, detector: ScrfdDetector, reader: Fac
             faces = app.get(cv2.copyMakeBorder(rgb[..., ::-1], y, y, x, x, cv2.BORDER_CONSTANT))
             return faces[0].normed_embedding if faces else None
 
-        ways = [(size, padded) for size in ((640, 640), (320, 320), None) for padded in (False, True)]
-        pairs = [[embedding(p, *way) for p in (photo(), changed())] for way in ways]
+        settings = [(size, padded) for size in ((640, 640), (320, 320), None) for padded in (False, True)]
+        pairs = [[embedding(p, *setting) for p in (photo(), changed())] for setting in settings]
     outside = [float(a @ b) for a, b in pairs if a is not None and b is not None]
-    (inside,) = reader.read(to_float(changed()), detector.readings(changed()))
+    (inside,) = reader.max_cosines(to_float(changed()), detector.passes(changed()))
     assert len(outside) >= 4 and max(outside) < 0.95, outside
     assert inside > max(outside) - 0.01
 
 
-def test_a_reading_without_the_face_counts_for_nothing(reader: FaceReader) -> None:
+def test_a_detector_pass_without_the_face_is_ignored(reader: FaceReader) -> None:
     elsewhere = Face(box=(0.0, 0.0, 30.0, 30.0), landmarks=reader.face.landmarks * 0.1, score=0.9)
     picture = to_float(changed())
-    looks = [[elsewhere], []] * (len(reader._base_of_look) // 2)
+    passes = [[elsewhere], []] * (len(reader._base_of_pass) // 2)
     own = list(range(len(reader.bases)))
-    assert reader.read(picture, looks) == pytest.approx(reader.through(picture, reader.bases, own))
+    assert reader.max_cosines(picture, passes) == pytest.approx(reader.max_cosines_at(picture, reader.bases, own))
 
 
 def test_equal_alignments_are_kept_once(reader: FaceReader, encoder: IdentityEncoder) -> None:
@@ -101,23 +101,26 @@ def test_equal_alignments_are_kept_once(reader: FaceReader, encoder: IdentityEnc
     np.testing.assert_allclose(bases, [alignment_matrix(face.landmarks), alignment_matrix(far.landmarks)])
 
 
-def test_the_detector_looks_only_when_the_fixed_alignments_pass(reader: FaceReader, detector: ScrfdDetector) -> None:
+def test_the_detector_runs_only_when_the_fixed_alignments_are_below_the_threshold(
+    reader: FaceReader, detector: ScrfdDetector
+) -> None:
     counting: Any = Counting(detector)
     generator = torch.Generator().manual_seed(0)
-    strict, lax = (StopRule(reader, counting, ZeroShotConfig(ths=t), generator) for t in (0.1, 1.0 + 1e-6))
+    free = ZeroShotConfig().model_copy(update={"ths": 1.0 + 1e-6})  # unchecked: a cosine of 1 may round to more
+    strict, lax = (StopRule(reader, counting, config, generator) for config in (ZeroShotConfig(), free))
     original = to_float(photo())
     assert strict(original)[0] > 0.99 and counting.calls == 0
     assert lax(original)[0] > 0.99 and counting.calls == 1
 
 
-def test_rows_hold_the_worst_reading(reader: FaceReader, detector: ScrfdDetector, encoder: IdentityEncoder) -> None:
+def test_rows_hold_the_highest_cosine(reader: FaceReader, detector: ScrfdDetector, encoder: IdentityEncoder) -> None:
     (row,) = similarity_rows([reader], 1, photo(), changed(), detector)
     assert row["encoder"] == encoder.name and row["optimised"] and row["before"] == pytest.approx(1, abs=1e-3)
-    assert row["after"] == pytest.approx(reader.read(to_float(changed()), detector.readings(changed()))[0])
+    assert row["after"] == pytest.approx(reader.max_cosines(to_float(changed()), detector.passes(changed()))[0])
     assert similarity_rows([], 1, photo(), changed(), detector) == []
 
 
 def test_without_encoders_there_are_no_rows(detector: ScrfdDetector) -> None:
     (face,) = detector.detect(photo())
-    reader = FaceReader(to_float(photo()), face, detector.readings(photo()), [])
+    reader = FaceReader(to_float(photo()), face, detector.passes(photo()), [])
     assert similarity_rows([reader], 0, photo(), changed(), detector) == []

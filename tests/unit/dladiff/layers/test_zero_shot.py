@@ -1,4 +1,4 @@
-"""Layer 2's objective, weights and momentum against closed forms; its levers on a real face."""
+"""Layer 2's objective and encoder weights against closed forms; its settings on a real face."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from dladiff.faces.detect import alignment_matrix
 from dladiff.layers.stop_rule import FaceReader
 from dladiff.layers.zero_shot import (
     Box,
-    ImageCanvas,
-    _drawn_look,
-    _Scene,
+    FaceView,
+    ImageGrid,
+    _draw_augmentation,
+    encoder_weights,
     objective,
     pasted,
     perturb_face,
-    shares,
 )
 from dladiff.service import named_detector, named_encoder
 from dladiff.settings.schema import ZeroShotConfig, method_config
@@ -34,29 +34,31 @@ def test_objective_and_its_gradient() -> None:
     assert [float(c.grad) for c in cosines if c.grad is not None] == [-0.5, -0.25, 0]
 
 
-def test_adaptive_shares_follow_the_excess() -> None:
-    assert shares((0.5, 0.5), [0.4, 0.2], [0.1, 0.1]) == pytest.approx([0.75, 0.25])
-    assert shares((1, 3), [0.2, 0.2], [0.1, 0.1]) == pytest.approx([0.25, 0.75])
-    assert shares((0.5, 0.5), [0.4, 0.0], [0.1, 0.1]) == [1, 0]
-    assert shares((0.2, 0.8), [0.0, 0.0], [0.1, 0.1]) == [0.2, 0.8]
+def test_adaptive_encoder_weights_follow_the_excess() -> None:
+    assert encoder_weights((0.5, 0.5), [0.4, 0.2], [0.1, 0.1]) == pytest.approx([0.75, 0.25])
+    assert encoder_weights((1, 3), [0.2, 0.2], [0.1, 0.1]) == pytest.approx([0.25, 0.75])
+    assert encoder_weights((0.5, 0.5), [0.4, 0.0], [0.1, 0.1]) == [1, 0]
+    assert encoder_weights((0.2, 0.8), [0.0, 0.0], [0.1, 0.1]) == [0.2, 0.8]
 
 
-def test_a_robust_look_without_a_transform_is_the_plain_one() -> None:
+def test_an_augmentation_without_a_transform_gives_the_plain_crops() -> None:
     x = to_float(photo())
     landmarks = np.array([[90.0, 100], [150, 98], [122, 135], [98, 165], [146, 163]])
     bases = alignment_matrix(landmarks)[None]
     box = Box(40, 30, 190, 200)
-    scene = _Scene(x, bases, box, canvas := ImageCanvas(box, bases[0]))
-    delta = (torch.rand(1, 3, *canvas.shape, generator=torch.Generator().manual_seed(0)) - 0.5) * 0.1
-    plain = scene.plain(delta, bases, 112)
-    pasted = scene.changed(delta, lambda images: images, bases, 112)
+    view = FaceView(x, bases, box, grid := ImageGrid(box, bases[0]))
+    delta = (torch.rand(1, 3, *grid.shape, generator=torch.Generator().manual_seed(0)) - 0.5) * 0.1
+    plain = view.plain(delta, bases, 112)
+    pasted = view.transformed(delta, lambda images: images, bases, 112)
     assert float((plain - pasted).abs().mean()) < 2e-3
-    assert torch.equal(scene.plain(torch.zeros_like(delta), bases, 112), scene.align(scene.window, bases, 112))
-    turned = {
-        torch.allclose(_drawn_look(True, torch.Generator().manual_seed(s))(scene, delta, bases, 112), plain, atol=0.1)
+    assert torch.equal(view.plain(torch.zeros_like(delta), bases, 112), view.align(view.window, bases, 112))
+    mirrored = {
+        torch.allclose(
+            _draw_augmentation(True, torch.Generator().manual_seed(s))(view, delta, bases, 112), plain, atol=0.1
+        )
         for s in range(6)
     }
-    assert turned == {True, False}
+    assert mirrored == {True, False}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def reader() -> FaceReader:
 
 @pytest.mark.networks
 @pytest.mark.parametrize("changes", [{}, {"momentum": 1.0}, {"robust": True}, {"weighting": "adaptive"}])
-def test_every_lever_lowers_the_cosine_and_repeats_itself(changes: dict[str, Any], reader: FaceReader) -> None:
+def test_each_setting_lowers_the_cosine_and_is_reproducible(changes: dict[str, Any], reader: FaceReader) -> None:
     x = to_float(photo())
     config = ZeroShotConfig(max_steps=5, step=6e-3, draws=1, ths=-1, **changes)
     box = Box.of(reader.face, *x.shape[-2:])
@@ -76,13 +78,13 @@ def test_every_lever_lowers_the_cosine_and_repeats_itself(changes: dict[str, Any
         for _ in range(2)
     ]
     assert torch.equal(*patches) and float(patches[0].abs().max()) <= config.eta
-    assert reader.through(pasted(x, patches[0], box), reader.bases, [0])[0] < 0.9
+    assert reader.max_cosines_at(pasted(x, patches[0], box), reader.bases, [0])[0] < 0.9
     coins = torch.rand(patches[0].shape, generator=stream(1)) < 0.5
     noise = torch.where(coins, 1.0, -1.0) * patches[0].square().mean().sqrt()
-    assert reader.through(pasted(x, noise, box), reader.bases, [0])[0] > 0.95
+    assert reader.max_cosines_at(pasted(x, noise, box), reader.bases, [0])[0] > 0.95
 
 
-def test_levers_have_ranges() -> None:
+def test_settings_have_ranges() -> None:
     with pytest.raises(ConfigError, match="momentum"):
         method_config("tiny", None, {"zero_shot": {"momentum": -1}})
     with pytest.raises(ConfigError, match="weighting"):

@@ -47,8 +47,8 @@ def test_ranges_and_consistency() -> None:
         ({"protection": ["mist"]}, "protection"),
         ({"profile": "tiny"}, "no setting of the method"),
         ({"finetuning": {"eta": 10**400}}, "too large"),
-        ({"zero_shot": {"weights": [float("nan")]}}, "each is a number above 0"),
-        ({"zero_shot": {"weights": [-1]}}, "each is a number above 0"),
+        ({"zero_shot": {"weights": [float("nan")]}}, r"zero_shot\.weights\[0\]: nan is not a finite number"),
+        ({"zero_shot": {"weights": [-1]}}, r"zero_shot\.weights\[0\]: -1 is not above 0"),
         ({"finetuning": {"tokens": "instance", "prompt": "a photo"}}, "token of sks"),
     ],
 )

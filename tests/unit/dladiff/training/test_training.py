@@ -1,4 +1,4 @@
-"""Training of the small encoders: export equals the network, AUC equals counting pairs, variation stays a face crop.
+"""Training of the small encoders: export, AUC against counted pairs, and augmentation near the alignment.
 
 And of another base: its weights are diffusers', what is saved loads as a base model.
 """
@@ -19,7 +19,7 @@ from dladiff.faces.detect import ARCFACE_TEMPLATE, alignment_matrix
 from dladiff.faces.encoder import load_encoder
 from dladiff.training import base
 from dladiff.training.architectures import ARCHITECTURES, export
-from dladiff.training.data import align, varied
+from dladiff.training.data import align, augmented
 from dladiff.training.distil import check_export, loss_of
 from dladiff.training.measure import separation
 
@@ -58,29 +58,29 @@ def test_auc_is_the_share_of_pairs_in_order() -> None:
     assert (found.same_pairs, found.different_pairs) == (len(same), len(other))
     assert found.same == pytest.approx(np.mean(same), abs=1e-6)
     assert found.auc == pytest.approx(np.mean([[a > b for b in other] for a in same]), abs=1e-6)
-    with pytest.raises(ValueError, match="pairs of one person"):
+    with pytest.raises(ValueError, match="needs same-person pairs"):
         separation(points[:2], ["a", "b"])
 
 
-def test_the_loss_is_nothing_for_the_teacher_itself_and_two_for_its_opposite() -> None:
+def test_the_loss_is_0_for_the_teachers_embedding_and_2_for_its_opposite() -> None:
     target = functional.normalize(torch.randn(6, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     assert float(loss_of(3 * target, target, relation=5.0)) == pytest.approx(0, abs=1e-6)
     assert float(loss_of(-target, target, relation=5.0)) == pytest.approx(2, abs=1e-6)
 
 
-def test_variations_differ_and_stay_near_the_alignment() -> None:
+def test_augmentations_differ_and_stay_near_the_alignment() -> None:
     matrix = alignment_matrix(ARCFACE_TEMPLATE.astype(np.float64))
     pixels = np.zeros((112, 112, 3), np.uint8)
     pixels[40:72, 40:72] = 200
     np.testing.assert_array_equal(align(pixels, matrix), pixels)
     rng = np.random.default_rng(0)
-    crops = [varied(pixels, matrix, rng) for _ in range(40)]
+    crops = [augmented(pixels, matrix, rng) for _ in range(40)]
     assert len({crop.tobytes() for crop in crops}) == 40
     middle = [np.argwhere(crop.mean(2) > 120).mean(0) for crop in crops if (crop.mean(2) > 120).sum() > 100]
     assert np.abs(np.median(middle, axis=0) - 55.5).max() < 4
 
 
-def test_a_bases_loss_is_weighed_by_the_signal_to_noise_ratio() -> None:
+def test_the_loss_of_a_base_is_weighted_by_min_snr() -> None:
     scheduler = DDPMScheduler.from_pretrained(EMBEDDED / "scheduler")
     t = torch.tensor([1, 10, 200, 700, 999])
     ratio = compute_snr(scheduler, t)
@@ -103,14 +103,14 @@ def test_another_base_learns_and_loads_beside_the_profile_s_own_parts(tmp_path: 
         saved.update({k: v.half() for k, v in mean.state_dict().items()})
 
     def draw() -> Batch:
-        return base.lesson(surrogate, Posterior(pool.mean.half(), pool.std.half()), 4, rng, generator)
+        return base.training_batch(surrogate, Posterior(pool.mean.half(), pool.std.half()), 4, rng, generator)
 
     saved: dict[str, torch.Tensor] = {}
     base.train(surrogate, unet, draw, 1e-3, 2.0, save)
     assert said[-1]["step"] > 1 and said[-1]["loss"] < 1
-    thief = load_base(tmp_path / "base")
-    assert (thief.region, thief.resolution, thief.name) == ("face", 128, "base")
-    assert settings_for("dreambooth", thief) == settings_for("dreambooth", load_base("embedded"))
+    base_model = load_base(tmp_path / "base")
+    assert (base_model.region, base_model.resolution, base_model.name) == ("face", 128, "base")
+    assert settings_for("dreambooth", base_model) == settings_for("dreambooth", load_base("embedded"))
     other = Surrogate(tmp_path / "base", torch.device("cpu"))
     assert all(torch.equal(v.half(), saved[k]) for k, v in other.unet.state_dict().items())
     assert not torch.equal(other.unet.conv_in.weight, surrogate.unet.conv_in.weight)

@@ -1,6 +1,5 @@
 """What an evaluation plans: which people, photos, references and rows, and what makes a row new work."""
 
-import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from PIL import Image
 
 from dladiff.errors import ConfigError
 from pipeline.evaluate import plan as evaluation_plan
-from pipeline.evaluate.config import EvaluateConfig, from_dict, missing
+from pipeline.evaluate.config import EvaluateConfig, missing
 from pipeline.evaluate.plan import make_plan
 from pipeline.storage.open import open_storage
 from tests.support.evaluated import configured
@@ -48,25 +47,25 @@ def test_what_makes_a_row_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     protected_output(tmp_path, {"ann": ["1.png", "2.png"], "bob": ["1.png"]})
     config = configured(tmp_path)
     before = keys(config)
-    assert keys(dataclasses.replace(config, name="ours", kept=1, actors=3)).values() != before.values()
-    assert set(keys(dataclasses.replace(config, kept=1, actors=3)).values()) == set(before.values())
-    assert set(keys(dataclasses.replace(config, attacks=("dreambooth", "lora"))).values()) > set(before.values())
+    assert keys(config.replaced(name="ours", kept=1, actors=3)).values() != before.values()
+    assert set(keys(config.replaced(kept=1, actors=3)).values()) == set(before.values())
+    assert set(keys(config.replaced(attacks=("dreambooth", "lora"))).values()) > set(before.values())
     for change in ({"count": 5}, {"prompts": ("x",)}, {"judges": ("embedded:mobile",)}):
-        assert not set(keys(dataclasses.replace(config, **change)).values()) & set(before.values())
-    changed = keys(dataclasses.replace(config, settings={"dreambooth": {"steps": 3}}))
+        assert not set(keys(config.replaced(**change)).values()) & set(before.values())
+    changed = keys(config.replaced(settings={"dreambooth": {"steps": 3}}))
     assert {k for k in before if before[k] != changed[k]} == {k for k in before if k[2] == "dreambooth"}
-    given = dataclasses.replace(config, settings={"dreambooth": {"adapter": str(tmp_path / "weights.bin")}})
+    given = config.replaced(settings={"dreambooth": {"adapter": str(tmp_path / "weights.bin")}})
     (tmp_path / "weights.bin").write_bytes(b"one")
     first = keys(given)
     (tmp_path / "weights.bin").write_bytes(b"two")
     assert {k for k in first if first[k] != keys(given)[k]} == {k for k in before if k[2] == "dreambooth"}
     monkeypatch.setattr(evaluation_plan, "EMBEDDED", tmp_path)  # other adapters
-    zero_shot = dataclasses.replace(config, attacks=("dreambooth", "ip_adapter_faceid"))
+    zero_shot = config.replaced(attacks=("dreambooth", "ip_adapter_faceid"))
     others = keys(zero_shot)
     monkeypatch.undo()
     mine = keys(zero_shot)
     assert {k[2] for k in mine if mine[k] != others[k]} == {"ip_adapter_faceid"}
-    fewer = keys(dataclasses.replace(config, photos=1))
+    fewer = keys(config.replaced(photos=1))
     assert {k[0] for k in before if before[k] == fewer[k] and k[2] == "dreambooth"} == {"bob"}
 
 
@@ -97,8 +96,7 @@ def test_a_name_that_no_folder_can_have_has_no_references(tmp_path: Path, name: 
 def test_what_is_named_and_not_there_is_told_on_the_driver(tmp_path: Path) -> None:
     good = configured(tmp_path, preprocessings=("none", "sdedit"), judges=("embedded:mobile",))
     assert missing(good) == []
-    bad = dataclasses.replace(
-        good,
+    bad = good.replaced(
         judges=("embedded:moble", "nonsense", "nothing.onnx"),
         preprocessings=("diffpure", f"gridpure={tmp_path / 'absent'}"),
         bases=("embedded", "absent"),
@@ -164,10 +162,11 @@ def test_settings_are_checked_at_once() -> None:
     text = str(caught.value)
     assert all(part in text for part in ("count: 0", "--share: 0", "'clean'", "'dladiff'", "seeds"))
     with pytest.raises(ConfigError) as caught:
-        EvaluateConfig(output="", results="ftp://a/b", compare={"aspl": "s3://"}, references="")
+        EvaluateConfig(output="", results="ftp://a/b", inputs=("in", "s3://"), compare={"aspl": "s3://"}, references="")
     assert [fault.partition(":")[0] for fault in caught.value.faults] == [
         "--output",
         "--results",
+        "--input s3",
         "--compare aspl",
         "--references",
     ]
@@ -175,4 +174,4 @@ def test_settings_are_checked_at_once() -> None:
 
 def test_settings_survive_the_way_to_a_worker() -> None:
     config = EvaluateConfig(output="o", results="r", compare={"aspl": "x"}, settings={"lora": {"steps": 3}})
-    assert from_dict(config.to_dict()) == config
+    assert EvaluateConfig(**config.to_dict()) == config

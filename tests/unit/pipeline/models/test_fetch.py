@@ -87,7 +87,7 @@ def test_fetch_by_hub_id_and_revision(hub: Hub) -> None:
 def test_a_download_that_breaks_off_leaves_no_model_and_goes_on(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)  # the hub's client waits between its own tries
     hub.broken = {"unet/diffusion_pytorch_model.safetensors"}
-    with pytest.raises(ModelError, match=r"kept/tiny: the download broke off .*fetch again goes on"):
+    with pytest.raises(ModelError, match=r"kept/tiny: the download broke off .*fetch again resumes it"):
         fetch("sd21", endpoint=hub.url)
     with pytest.raises(ModelError, match="models fetch sd21"):
         locate("sd21")

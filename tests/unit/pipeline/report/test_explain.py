@@ -148,7 +148,7 @@ def test_command_tells_names_that_print_other_holders_and_other_settings(tmp_pat
     call = ["explain", str(source), "--output", str(output), "--html", str(page), "--config", str(config)]
     first = CliRunner().invoke(main, call)
     assert first.exit_code == 0 and "identity: a\\x1b[2J\n" in first.stdout and "\x1b" not in first.output
-    holders = "note: other identities that hold the same photo: 2; give its address in the input to choose one\n"
+    holders = "note: other identities that have the same photo: 2; give its address in the input to choose one\n"
     assert first.stderr == holders
     config.write_text(json.dumps({"seed": 4, "method": {"finetuning": {"iter_ft": 1}}}))
     other = CliRunner().invoke(main, [*call, "--json"])

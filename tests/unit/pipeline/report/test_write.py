@@ -188,7 +188,7 @@ def test_numbers_are_typeset() -> None:
 def test_pictures_beside_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = protected_output(tmp_path, {"ann": ["1.png", "2.png"]})
     monkeypatch.setattr(report, "EMBEDDED", 1)
-    with pytest.raises(ConfigError, match="more than 1 pictures lie beside the page; give --html FILE"):
+    with pytest.raises(ConfigError, match="more than 1 pictures are stored beside the page; give --html FILE"):
         write_report(storage, photos=2)
     file = tmp_path / "new" / "a page.html"
     write_report(storage, file, photos=2)

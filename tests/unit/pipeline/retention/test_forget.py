@@ -15,7 +15,7 @@ from pipeline.records import pages
 from pipeline.records.lease import Lease
 from pipeline.records.pages import announce, mark, mark_results, notes
 from pipeline.retention import forget as module
-from pipeline.retention.forget import Outside, Who, forget
+from pipeline.retention.forget import Outside, People, forget
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
 
@@ -43,13 +43,13 @@ def forge(output: Storage, address: str, people: Iterable[str] = ("bob",), **mor
 
 
 def gone(output: Storage, *left: str, present: set[str] | None = None) -> Outside:
-    return forget(output, Who({"ann"} if present is None else present, set(left)), really=True)
+    return forget(output, People({"ann"} if present is None else present, set(left)), really=True)
 
 
 def test_a_page_goes_with_the_people_it_shows(output: Storage, tmp_path: Path) -> None:
     bobs, anns = page(output, tmp_path / "bob.html", "bob"), page(output, tmp_path / "ann.html", "ann")
     both = page(output, tmp_path / "both.html", "ann", "bob")
-    dry = forget(output, Who({"ann"}, set()), really=False)
+    dry = forget(output, People({"ann"}, set()), really=False)
     assert sorted(dry.deleted) == [str(bobs), str(both)] and bobs.exists()
     assert sorted(gone(output).deleted) == [str(bobs), str(both)]
     assert (bobs.exists(), both.exists(), anns.exists()) == (False, False, True)

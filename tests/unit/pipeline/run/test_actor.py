@@ -81,7 +81,7 @@ def test_a_photo_that_is_gone_is_skipped_and_one_that_is_damaged_fails(config: R
 def test_a_clean_set_that_cannot_be_read_is_told(config: RunConfig, output: Storage) -> None:
     clean = [{"key": f"clean/{i}.png", "uri": f"{config.input}/clean/{i}.png"} for i in range(2)]
     open_storage(config.input).put("clean/0.png", b"no photo")
-    for good, words in ((False, "2 of 2 photos.*the photos themselves stood in"), (True, "1 of 2 photos .*0.png")):
+    for good, words in ((False, "2 of 2 photos.*the photos themselves were used"), (True, "1 of 2 photos .*0.png")):
         if good:
             open_storage(config.input).put("clean/1.png", png(1))
         result = call(config, clean=clean)
@@ -110,7 +110,7 @@ def test_a_photo_that_an_index_file_names_and_that_is_not_there_fails(config: Ru
     photos[0]["missing"] = True
     result = call(config, photos=photos)
     assert (result["status"], result["failed_photos"]) == ("done", 1)
-    assert "mend the index file" in result["rows"][0]["reason"]
+    assert "fix the index file" in result["rows"][0]["reason"]
 
 
 def test_layer_two_did_not_run_where_there_is_no_face(
@@ -166,7 +166,7 @@ def test_an_identity_that_is_gone_is_skipped_without_a_record(config: RunConfig,
 def test_photos_of_an_index_file_are_read_where_they_are(config: RunConfig, tmp_path: Path, output: Storage) -> None:
     (tmp_path / "index.csv").write_text("identity,uri\n")
     photos = [{"key": "not used", "uri": f"{config.input}/ann/{i}.png"} for i in range(3)]
-    assert call(replace(config, input=str(tmp_path / "index.csv")), photos=photos)["status"] == "done"
+    assert call(config.replaced(input=str(tmp_path / "index.csv")), photos=photos)["status"] == "done"
     assert len(list(output.list("photos/ann/"))) == 3
 
 
@@ -253,7 +253,7 @@ def test_an_outage_without_end_stops_the_run_and_blames_no_photo(
     config: RunConfig, output: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Flaky(monkeypatch, "get", 10**9)
-    result = call(replace(config, patience_s=0))
+    result = call(config.replaced(patience_s=0))
     assert (result["status"], result["reason"]) == ("storage", "S3 is overloaded")
     monkeypatch.undo()
     assert list(output.list("failed/")) == []
@@ -274,7 +274,7 @@ def test_no_permission_to_one_photo_is_its_own_fault(config: RunConfig, monkeypa
 
 def test_a_photo_whose_address_the_index_may_not_name_fails_alone(config: RunConfig, output: Storage) -> None:
     (Path(config.input) / "index.csv").write_text("identity,uri\nann,ann/0.png\nann,/etc/passwd\nann,http://[bad\n")
-    config = replace(config, input=f"{config.input}/index.csv")
+    config = config.replaced(input=f"{config.input}/index.csv")
     (ann,) = identities(config, output)
     result = call(config, photos=_listed(ann.photos))
     assert {row["source_uri"].rpartition("/")[2]: (row["status"], row["reason"]) for row in result["rows"]} == {
@@ -298,9 +298,9 @@ def test_a_link_that_is_put_in_after_the_plan_is_not_read(config: RunConfig, out
     secret = photo.rename(tmp_path / "secret.png")
     photo.symlink_to(secret)
     photos = [{"key": f"{i}.png", "uri": f"{config.input}/ann/{i}.png"} for i in range(3)]
-    linked = call(replace(config, input=str(index)), photos=photos)["rows"][1]
+    linked = call(config.replaced(input=str(index)), photos=photos)["rows"][1]
     assert (linked["status"], OUTSIDE in linked["reason"]) == ("failed", True)
-    allowed = call(replace(config, input=str(index), allow_roots=(str(tmp_path),)), photos=photos, key="k2")
+    allowed = call(config.replaced(input=str(index), allow_roots=(str(tmp_path),)), photos=photos, key="k2")
     assert [row["status"] for row in allowed["rows"]] == ["protected"] * 3
 
 
@@ -320,7 +320,7 @@ def test_an_outage_while_one_photo_is_stored_is_the_runs(config: RunConfig, monk
     for error in (BusyError("S3 is down"), StorageError("access denied to out"), StorageError("disk full")):
         with monkeypatch.context() as patch:
             refuse(patch, "1.", error)
-            result = call(replace(config, patience_s=0))
+            result = call(config.replaced(patience_s=0))
             assert (result["status"], result["reason"]) == ("storage", str(error))
 
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def fail(output: Storage, task: dict[str, Any], reason: str, kind: str = "failed
 def test_many_photos_become_parts_of_equal_size_that_share_their_clean_photos(
     config: RunConfig, tmp_path: Path
 ) -> None:
-    plan, tasks = work(replace(config, method={"clean_photos": 1}), tmp_path)
+    plan, tasks = work(config.replaced(method={"clean_photos": 1}), tmp_path)
     assert (plan.identities, plan.photos, plan.todo, plan.todo_photos) == (2, 8, 4, 8)
     assert [(t["identity"], t["part"], t["parts"]) for t in tasks] == [
         ("ann", 1, 3),
@@ -75,7 +74,7 @@ def test_many_photos_become_parts_of_equal_size_that_share_their_clean_photos(
     clean = [[Path(p["key"]).stem for p in t["clean"]] for t in tasks]
     assert clean == [["3", "4", "5", "6"]] * 3 + [[]]  # the largest files, four times as many as are used
     assert [p["size"] for t in tasks[:3] for p in t["photos"]] == list(range(1, 8))
-    _, tasks = work(replace(config, method={"clean_photos": 1}, max_photo_bytes=5), tmp_path)
+    _, tasks = work(config.replaced(method={"clean_photos": 1}, max_photo_bytes=5), tmp_path)
     assert [Path(p["key"]).stem for p in tasks[0]["clean"]] == ["1", "2", "3", "4"]  # larger ones are not read
 
 
@@ -99,7 +98,7 @@ def test_done_parts_are_no_work(config: RunConfig, output: Storage, tmp_path: Pa
     commit(output, left[0])
     plan, left = work(config, tmp_path)
     assert (left, plan.skipped, plan.settled()["skipped"]) == ([], 2, 2)
-    other = replace(config, seed=1)
+    other = config.replaced(seed=1)
     assert len(work(other, tmp_path)[1]) == 4
 
 
@@ -142,7 +141,7 @@ def test_cost_comes_from_measured_rates_or_a_stated_default(config: RunConfig, o
     measured = estimate(config, plan, 2.0)
     assert (measured.seconds_per_photo, measured.measured_photos) == (1800, 3)
     assert (measured.actor_hours, measured.gpu_hours, measured.cost) == (2.5, 0.0, 5.0)
-    shared = estimate(replace(config, gpus_per_actor=0.5), plan, 2.0)
+    shared = estimate(config.replaced(gpus_per_actor=0.5), plan, 2.0)
     assert shared.measured_photos == 0  # a rate of the CPU says nothing of a GPU
     assert shared.gpu_hours == pytest.approx(5 * shared.seconds_per_photo / 3600 / 2, abs=1e-4)
 
@@ -187,8 +186,8 @@ def test_status_rates_are_of_the_latest_run_and_watching_ends_with_it(
 
 
 def test_a_limit_counts_identities_and_nothing_found_is_an_error(config: RunConfig, tmp_path: Path) -> None:
-    assert work(replace(config, limit=1), tmp_path)[0].identities == 1
+    assert work(config.replaced(limit=1), tmp_path)[0].identities == 1
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(ConfigError, match="no photos found"):
-        make_plan(replace(config, input=str(empty)))
+        make_plan(config.replaced(input=str(empty)))

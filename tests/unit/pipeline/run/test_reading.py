@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def test_a_file_is_read_up_to_its_limit_and_not_at_all_where_its_listing_says_mo
         more.write(b"more")
     photos = [{"key": f"ann/{i}.png", "uri": f"{config.input}/ann/{i}.png", "size": sizes[i]} for i in range(3)]
     photos[0]["size"] = 2**40
-    limited = replace(config, max_photo_bytes=1_000_000)
+    limited = config.replaced(max_photo_bytes=1_000_000)
     result = call(limited, photos=photos)
     assert [row["status"] for row in result["rows"]] == ["failed", "skipped", "protected"]
     assert result["rows"][0]["reason"].startswith("too large: 1099511627776 bytes is more than max_photo_bytes")
@@ -90,7 +89,7 @@ def test_photos_beyond_the_budget_are_protected_group_by_group(
     kept = {entry.key: output.get(entry.key) for entry in output.list("photos/")}
     assert (whole["status"], seen) == ("done", [list("0123456")])
     seen.clear()
-    result = call(replace(config, **budget_for(3)), photos=photos, key="other")
+    result = call(config.replaced(**budget_for(3)), photos=photos, key="other")
     assert (result["status"], result["failed_photos"]) == ("done", 0)
     assert seen == [list("012"), list("345"), list("6")]
     assert {entry.key: output.get(entry.key) for entry in output.list("photos/")} == kept
@@ -104,17 +103,17 @@ def test_photos_beyond_the_budget_are_protected_group_by_group(
 def test_a_photo_that_alone_exceeds_the_budget_is_refused(config: RunConfig) -> None:
     photos = large(config, 2)
     open_storage(config.input).put("big/1.png", saved(Image.new("RGB", (900, 900)), "PNG"))
-    result = call(replace(config, **budget_for(1)), photos=photos)
+    result = call(config.replaced(**budget_for(1)), photos=photos)
     assert [row["status"] for row in result["rows"]] == ["protected", "failed"]
     assert re.match(
-        r"too large: it takes 159570000 bytes and max_task_bytes leaves \d+; make", result["rows"][1]["reason"]
+        r"too large: it takes 159570000 bytes and max_task_bytes leaves \d+; shrink", result["rows"][1]["reason"]
     )
 
 
 def test_the_largest_clean_photos_are_left_out_beyond_the_budget(config: RunConfig) -> None:
     pixels = 400 * 400
-    settings: dict[str, Any] = {"max_task_bytes": CLEAN * CLEAN_BYTES * 3 * pixels, "max_photo_bytes": 10_000}
-    result = call(replace(config, **settings), clean=large(config, 4))
+    settings = {"max_task_bytes": CLEAN * CLEAN_BYTES * 3 * pixels, "max_photo_bytes": 10_000}
+    result = call(config.replaced(**settings), clean=large(config, 4))
     assert result["status"] == "done"
     assert all("1 of 4 photos of the clean set" in row["reason"] for row in result["rows"])
     assert all("3 clean" in row["reason"] for row in result["rows"])
@@ -144,7 +143,7 @@ def test_no_process_stays_behind_a_task(config: RunConfig, monkeypatch: pytest.M
         raise BusyError("S3 is overloaded")
 
     monkeypatch.setattr(LocalStorage, "get", busy)
-    assert call(replace(config, patience_s=0))["status"] == "storage"
+    assert call(config.replaced(patience_s=0))["status"] == "storage"
     assert decoders_of() == set()
 
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from dladiff.errors import ConfigError, StorageError
 from pipeline.sources import spool
-from pipeline.sources.find import LAYOUTS, Identity, find_identities
+from pipeline.sources.find import Identity, find_identities
+from pipeline.sources.layouts import LAYOUTS
 from pipeline.storage.base import Entry, Storage
 from pipeline.storage.open import open_storage
 
@@ -125,7 +126,7 @@ class Listing:
         self.fails_after = fails_after
         self.uri = "s3://bucket/in"
 
-    def list(self, prefix: str = "", *, tell: bool = True, whole: bool = True) -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True) -> Iterator[Entry]:
         keys = sorted(self.keys)
         random.Random(len(keys)).shuffle(keys)  # some servers list folder by folder
         for number, key in enumerate(keys):

@@ -28,7 +28,7 @@ class Bucket:
     def uri_of(self, key: str) -> str:
         return f"{self.uri}/{key}"
 
-    def list(self, prefix: str = "", *, tell: bool = True, whole: bool = True) -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True) -> Iterator[Entry]:
         self.listed.append(self.uri_of(prefix))
         if self.uri == "s3://typo":
             raise StorageError("no such bucket: typo")
@@ -110,8 +110,8 @@ def test_keys_that_a_listing_skips_are_not_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Telling(Bucket):
-        def list(self, prefix: str = "", *, tell: bool = True, whole: bool = True) -> Iterator[Entry]:
-            if tell:
+        def list(self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True) -> Iterator[Entry]:
+            if log_skipped:
                 logging.getLogger("pipeline.storage.s3").error("skipped %s", prefix)
             return super().list(prefix)
 

@@ -90,7 +90,7 @@ def test_an_address_outside_of_the_input_is_never_read(
         assert (checked.photos, checked.compared) == (2, 1)
         assert "originals that are not shown: outside of the input 1" in page.notes
         assert [photo["source_uri"] for photo in plan.rows[0]["photos"]] == [str(tmp_path / "in/0/2.png")]
-        assert "other photos of the identity that take no part: outside of the input 1" in explained.notes
+        assert "other photos of the identity that are not used: outside of the input 1" in explained.notes
 
 
 @pytest.mark.networks

@@ -41,7 +41,7 @@ def test_vggface2_people_are_found_wherever_their_folders_lie(tmp_path: Path, ca
         "n000001": "n000001/0001_01.jpg train/n000001/0002_01.jpg",
         "n000009": "data/test/n000009/1.jpg n000009/aligned/2.jpg",
     }
-    assert "2 photos are left out: they lie in no nNNNNNN folder" in caplog.text
+    assert "2 photos are left out: they are in no nNNNNNN folder" in caplog.text
 
 
 @pytest.mark.parametrize("layout", ["vggface2", "auto"])

@@ -155,7 +155,7 @@ def test_names_that_are_no_keys_are_skipped_and_logged(
     (tmp_path / "root/a\\b.jpg").write_bytes(b"")
     Path(os.fsdecode(os.fsencode(tmp_path / "root") + b"/\xff.jpg")).write_bytes(b"")
     local.put("new\nline.jpg", b"")
-    assert [e.key for e in local.list(tell=False)] == ["new\nline.jpg"]
+    assert [e.key for e in local.list(log_skipped=False)] == ["new\nline.jpg"]
     assert caplog.records == []
     assert [e.key for e in local.list()] == ["new\nline.jpg"]
     assert len(caplog.records) == 2
@@ -166,7 +166,7 @@ def test_what_is_no_file_is_told_even_to_a_quiet_run(
 ) -> None:
     os.mkfifo(tmp_path / "root/pipe.jpg")
     (tmp_path / "root/dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    assert list(local.list(tell=False)) == list(local.list()) == []
+    assert list(local.list(log_skipped=False)) == list(local.list()) == []
     assert sorted(caplog.messages) == [
         "skipped dangling.jpg: it is a link to a folder, out of the input, or to nothing",
         "skipped pipe.jpg: it is no regular file",
@@ -398,7 +398,9 @@ def test_of_a_chain_of_links_the_first_are_followed(local: Storage, tmp_path: Pa
     local.put("0.jpg", b"x")
     for number in range(1, 1200):
         (tmp_path / f"root/{number}.jpg").symlink_to(f"{number - 1}.jpg")
-    assert {e.key for e in local.list(tell=False)} == {f"{number}.jpg" for number in range(41)}  # as the system does
+    assert {e.key for e in local.list(log_skipped=False)} == {
+        f"{number}.jpg" for number in range(41)
+    }  # as the system does
     with pytest.raises(StorageError):
         local.get("1199.jpg")
 

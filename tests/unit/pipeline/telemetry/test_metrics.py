@@ -213,7 +213,7 @@ def test_textfile_keeps_the_last_success_of_a_failed_run(tmp_path: Path) -> None
 
 
 def test_textfile_in_no_folder_says_so(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="give a folder that is there"):
+    with pytest.raises(StorageError, match="give an existing folder"):
         write_textfile(tmp_path / "none", Outcome(tenant="a", exit_code=0, ended=1.0))
 
 
