@@ -27,10 +27,14 @@ demo: $(STAMP)
 	@echo "protected photos: $(OUT)/photos/<identity>/"
 	@echo "manifest:         $(OUT)/manifest/photos.parquet, $(OUT)/manifest/identities.parquet"
 
+# Each line ends with its ten slowest tests. One process a core holds torch (1 GB); a tier with Ray has its own processes.
+PYTEST := $(BIN)/python -m pytest -q --durations=10
+CORES := -n logical --maxprocesses 8 --dist loadfile
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
-	$(BIN)/python -m pytest -q -m networks
-	$(BIN)/python -m pytest -q -m ray
+	$(PYTEST) $(CORES)
+	$(PYTEST) $(CORES) -m networks
+	$(PYTEST) -m ray
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -12,6 +12,7 @@ import copy
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -133,7 +134,8 @@ def score(eyes: Eyes, images: list[np.ndarray], reference: dict[str, np.ndarray]
 
 
 def read(path: str | Path) -> np.ndarray:
-    return cv2.imread(str(path), cv2.IMREAD_COLOR)[:, :, ::-1].copy()
+    pixels: Any = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    return pixels[:, :, ::-1].copy()
 
 
 def local(uri: str) -> Path:

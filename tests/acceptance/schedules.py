@@ -155,9 +155,9 @@ def table(found: list[dict[str, Any]], conditions: list[str]) -> str:
         own = [r for r in found if r["condition"] == condition and (r["person"], r["seed"]) in clean]
         if condition not in wanted or not own:
             continue
-        key = f"ism_all_{ENCODERS[0]}"
+        name = f"ism_all_{ENCODERS[0]}"
         usual = [clean[r["person"], r["seed"]] for r in own]
-        change = paired_change(_by_person(own, key), _by_person(usual, key))
+        change = paired_change(_by_person(own, name), _by_person(usual, name))
         assert change is not None
         quality = "-" if condition == "clean" else f"{np.mean([r['psnr'] for r in own]):.1f}"
         ism = [f"{np.mean([r[f'ism_all_{e}'] for r in own]):.3f}" for e in ENCODERS]

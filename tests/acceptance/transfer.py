@@ -141,7 +141,7 @@ class Bench:
     def protect(self, case: "Case", condition: Condition) -> tuple[Tensor, float]:
         """Return the perturbation in the face's box and the processor's seconds."""
         x = to_float(case.photo)
-        encoders = [(self.inner if condition.inner else self.encoders)[name] for name in condition.encoders]
+        encoders: list[Any] = [(self.inner if condition.inner else self.encoders)[name] for name in condition.encoders]
         reader = FaceReader(x, case.face, case.passes, encoders)
         config = FIXED.replaced(**condition.changes)
         start = time.process_time()
@@ -217,7 +217,8 @@ def measure(options: argparse.Namespace) -> None:
         name = f"{path.parent.name}/{path.stem}"
         left = [label for label in ("noise", *CONDITIONS) if (name, label) not in known]
         case = Case.of(path, bench) if left else None
-        for label in left if case else []:
+        for label in left:
+            assert case is not None
             patch, seconds = (bench.noise(case), 0.0) if label == "noise" else bench.protect(case, CONDITIONS[label])
             out, scale = at_psnr(case.photo, patch, case.box)
             found = bench.judge.embed(out)

@@ -83,7 +83,7 @@ SHORT = {"iter_ft": 3, "iter_opt": 2, "iter_1": 2, "iter_2": 2}
 
 
 def intervals(
-    case: Case, resident: Surrogate | None, read: Callable[[], float], schedule: dict[str, int]
+    case: Case, resident: Surrogate | None, read: Callable[[], float], schedule: dict[str, Any]
 ) -> dict[str, list[float]]:
     """Run a schedule once, ours on a resident surrogate or straight; return what passes from mark to mark, by stage.
 
@@ -121,7 +121,7 @@ def intervals(
 
 
 def measured(
-    case: Case, resident: Surrogate | None, read: Callable[[], float], schedule: dict[str, int] = SHORT
+    case: Case, resident: Surrogate | None, read: Callable[[], float], schedule: dict[str, Any] = SHORT
 ) -> Costs:
     """Return the mean cost of a step of each stage, over a schedule."""
     found = intervals(case, resident, read, schedule)
@@ -166,7 +166,7 @@ def compare(case: Case, runs: int, best: float) -> Table:
         for way, found in zip(ways, taken, strict=True):
             found.append(measured(case, way, partial(now, case.device)))
     steps = [counts(PAPER, way is not None) for way in ways]
-    rows = []
+    rows: list[Any] = []
     for stage in STAGES:
         seconds = [steps[i][stage] * median(run[stage] for run in taken[i]) for i in (0, 1)]
         rows.append((stage, *seconds, *(steps[i][stage] * work[i][stage] for i in (0, 1))))

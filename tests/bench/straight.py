@@ -61,9 +61,11 @@ class Straight:
                         loss = self.denoising(self.dynamic, point, noise)
                 loss.backward()
                 self.dynamic.zero_grad()
-                change = point.grad.sign()
+                slope = point.grad
+                assert slope is not None
+                change = slope.sign()
                 if config.gradient == "l2":
-                    change = point.grad / point.grad.square().mean((1, 2, 3), keepdim=True).sqrt()
+                    change = slope / slope.square().mean((1, 2, 3), keepdim=True).sqrt()
                 delta = (delta + config.step * change).clamp(-config.eta, config.eta)
                 delta = (x + delta).clamp(0, 1) - x
             for _ in range(config.iter_3):

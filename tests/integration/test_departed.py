@@ -1,6 +1,7 @@
 """Retention on a real S3 server: nothing stays of who left, uploads in parts that were not completed among it."""
 
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
@@ -21,7 +22,8 @@ PART = 5 * 2**20  # bytes: the least that S3 takes as a part
 def begun(storage: Storage, key: str, data: bytes) -> None:
     """Begin an upload in parts, and die after the first."""
     split = urlsplit(storage.uri_of(key))
-    client, at = boto3.client("s3"), {"Bucket": split.netloc, "Key": split.path[1:]}
+    client: Any = boto3.client("s3")
+    at = {"Bucket": split.netloc, "Key": split.path[1:]}
     upload = client.create_multipart_upload(**at)["UploadId"]
     client.upload_part(**at, UploadId=upload, PartNumber=1, Body=data)
     client.close()
@@ -38,7 +40,8 @@ def raw(storage: Storage, key: str, data: bytes) -> None:
 def keys(uri: str) -> set[str]:
     """Return every key below a prefix, as the server has it, and every upload in parts."""
     split = urlsplit(uri)
-    client, at = boto3.client("s3"), {"Bucket": split.netloc, "Prefix": f"{split.path[1:]}/"}
+    client: Any = boto3.client("s3")
+    at = {"Bucket": split.netloc, "Prefix": f"{split.path[1:]}/"}
     found = {o["Key"] for o in client.list_objects_v2(**at).get("Contents", [])}
     found |= {upload["Key"] for upload in client.list_multipart_uploads(**at).get("Uploads", [])}
     client.close()

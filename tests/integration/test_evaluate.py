@@ -29,7 +29,7 @@ def people(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     photos = open_storage(folder / "in")
     import cv2
 
-    names = {}
+    names: dict[str, list[str]] = {}
     for name, crops in held_out(assets, 2).items():
         for i, crop in enumerate(crops[:4]):
             bgr = cv2.cvtColor(crop.pixels(), cv2.COLOR_RGB2BGR)

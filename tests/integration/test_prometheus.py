@@ -32,7 +32,7 @@ from tests.integration.tokens import ray_token
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]
 CLUSTER = Path(__file__).resolve().parents[2] / "cluster" / "prometheus"
 PATIENCE_S = 240  # only a failure, or a very busy machine, waits as long
-SHORTER = {
+SHORTER: dict[str, dict[str, str | None]] = {
     "prometheus.yml": {"scrape_interval: 15s": "scrape_interval: 1s", "evaluation_interval: 15s": None},
     "rules/recording.yml": {"interval: 15s": "interval: 1s"},
     "rules/alerts.yml": {"longest_task_seconds, 3600)": "longest_task_seconds, 4)", "for: 5m": "for: 1s"},

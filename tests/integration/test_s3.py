@@ -133,7 +133,7 @@ def test_match_of_a_missing_or_changed_object_is_false(s3: S3Storage) -> None:
 @pytest.mark.parametrize("status", [500, 503])
 def test_a_lost_reply_does_not_lose_the_win(s3: S3Storage, status: int) -> None:
     """The server stored the object, its reply was lost, boto3 tried again and met its own object."""
-    calls = []
+    calls: list[int] = []
 
     def break_first(response_dict: dict[str, object], **_: object) -> None:
         if not calls:
@@ -151,7 +151,7 @@ def test_a_lost_reply_does_not_lose_the_win(s3: S3Storage, status: int) -> None:
 
 def test_a_reply_that_breaks_off_is_read_again(s3: S3Storage) -> None:
     s3.put("k", b"whole")
-    broken = []
+    broken: list[int] = []
 
     def cut(parsed: dict[str, Any], **_: object) -> None:
         if len(broken) < 2:
@@ -202,7 +202,7 @@ def test_a_large_object_comes_in_parts(s3: S3Storage, tmp_path: Path, monkeypatc
     monkeypatch.setattr(s3_storage, "PART", 1 << 20)
     data = b"".join(i.to_bytes(4, "big") for i in range(700_000))
     s3.put("large", data)
-    broken = []
+    broken: list[int] = []
 
     def cut(parsed: dict[str, Any], **_: object) -> None:
         if not broken:
@@ -283,5 +283,6 @@ def test_originals_are_read_below_the_prefix_and_in_no_other_bucket(
     assert [key for key in asked if key not in ("../x", "/ann/1.png")] == ["ann/1.png"]
     with pytest.raises(StorageError, match="more than 3 bytes"):
         sources.read(s3.uri_of("ann/1.png"), 3)
-    for storage in (beside, *sources.roots.values()):
-        storage.close()  # type: ignore[attr-defined]
+    opened: list[Any] = [beside, *sources.roots.values()]
+    for one in opened:
+        one.close()

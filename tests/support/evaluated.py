@@ -82,7 +82,8 @@ class FakeModels:
         return None, None
 
     def way(self, name: str) -> Callable[[Picture], Picture]:
-        return {"none": np.copy, "blur": np.zeros_like}[name]
+        ways: dict[str, Callable[[Picture], Picture]] = {"none": np.copy, "blur": np.zeros_like}
+        return ways[name]
 
     def squares(self, photos: list[Picture], base: str) -> list[Picture]:
         return [photo[:64, :64] for photo in photos if photo.any()]

@@ -55,6 +55,7 @@ def random_iresnet(depth: int, width: int = 64) -> IResNet:
     network = IResNet(depth, width)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.8, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.0)

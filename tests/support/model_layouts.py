@@ -42,7 +42,12 @@ UNETS: dict[str, dict[str, Any]] = {
 VIT_L = {"hidden_size": 24, "num_attention_heads": 12, "num_hidden_layers": 12, "hidden_act": "quick_gelu"}
 VIT_H = {"hidden_size": 32, "num_attention_heads": 16, "num_hidden_layers": 23, "hidden_act": "gelu"}
 VIT_G = {"hidden_size": 40, "num_attention_heads": 20, "num_hidden_layers": 32, "hidden_act": "gelu"}
-TEXTS = {"sd15": [VIT_L], "sd21": [VIT_H], "sd21-768": [VIT_H], "sdxl": [VIT_L, VIT_G | {"projection_dim": 40}]}
+TEXTS: dict[str, list[dict[str, Any]]] = {
+    "sd15": [VIT_L],
+    "sd21": [VIT_H],
+    "sd21-768": [VIT_H],
+    "sdxl": [VIT_L, VIT_G | {"projection_dim": 40}],
+}
 SCHEDULE: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -89,7 +94,7 @@ def write_parts(folder: Path, name: str, unet: Any, vae: Any, texts: list[Any]) 
     """Write the networks, tokenizers, schedule and index as they are published."""
     unet.save_pretrained(folder / "unet")
     vae.save_pretrained(folder / "vae")
-    index = {
+    index: dict[str, Any] = {
         "_class_name": "StableDiffusionXLPipeline" if len(texts) == 2 else "StableDiffusionPipeline",
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],

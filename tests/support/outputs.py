@@ -1,7 +1,7 @@
 """Outputs of `dladiff protect` without the method: photos of known levels, one level of noise, hostile names."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.config import RunConfig
@@ -24,7 +24,7 @@ def portrait(shade: int) -> bytes:
     return saved(rgb().resize((96, 80)).point(lambda value: max(value - shade, 0)), "PNG")
 
 
-def protected_output(folder: Path, people: dict[str, Sequence[str]]) -> Storage:
+def protected_output(folder: Path, people: Mapping[str, Sequence[str]]) -> Storage:
     """Protect `people` (identity to file names) with one grey level of noise, as a run does; build the manifest."""
     source, target = open_storage(folder / "in", create=True), open_storage(folder / "out", create=True)
     config = RunConfig(input=source.uri, output=target.uri, protector="tests.support.fakes:AddNoise")

@@ -35,7 +35,8 @@ def spans(page: str, program: str) -> list[list[str]]:
 
 def command(arguments: list[str]) -> tuple[click.Command, list[str]]:
     """Return the command that the arguments name, groups passed through, and what is left. KeyError: none."""
-    found, rest = main, list(arguments)
+    found: click.Command = main
+    rest = list(arguments)
     while rest and isinstance(found, click.Group):
         found = found.commands[rest.pop(0)]
     return found, rest

@@ -17,6 +17,7 @@ from dladiff.diffusion.surrogate import EMBEDDED, Surrogate
 from dladiff.errors import ConfigError, ModelError
 from dladiff.protect import Protected
 from dladiff.service import Protector
+from dladiff.settings.schema import method_config
 from pipeline.records.schema import PHOTOS as COLUMNS
 from pipeline.records.schema import table
 
@@ -25,7 +26,7 @@ from pipeline.records.schema import table
 def protector(monkeypatch: pytest.MonkeyPatch) -> Protector:
     """A protector without models."""
     made = Protector.__new__(Protector)
-    made.config = service.method_config("tiny", None, {})
+    made.config = method_config("tiny", None, {})
     made.config = made.config.replaced(finetuning=made.config.finetuning.replaced(batch_photos=4))
     made.seed, made.trace = 0, False
     models = SimpleNamespace(

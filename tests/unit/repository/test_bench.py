@@ -42,9 +42,10 @@ def test_all_that_a_step_reads_lies_on_its_device(elsewhere: torch.device, way: 
 
 def test_what_is_measured_on_a_gpu_is_told_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"iter_ft": 3, "iter_opt": 3, "iter_1": 2, "iter_2": 1, "iter_3": 1}
-    monkeypatch.setattr(gpu, "PAPER", FinetuningConfig(**settings))  # type: ignore[arg-type]
+    paper = FinetuningConfig(**settings)  # type: ignore[arg-type]
+    monkeypatch.setattr(gpu, "PAPER", paper)
     monkeypatch.setattr(gpu, "FORMATS", dict(list(gpu.FORMATS.items())[:1]))
-    case = speed.Case("tiny", "embedded", 64, 8, 1, config=gpu.PAPER)
+    case = speed.Case("tiny", "embedded", 64, 8, 1, config=paper)
     said: list[str] = []
     gpu.on_gpu(case, 1e11, straight=True, say=said.append)
     assert [line.partition(":")[0] for line in said] == [

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -32,6 +34,6 @@ def test_fits_gives_way_to_settings_and_goes_over_a_preset() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("fits", FITS)
 def test_full_size_layer_1_stays_within_the_card(fits: str) -> None:
-    settings: dict[str, object] = {}
+    settings: dict[str, Any] = {}
     merge(settings, FITS[fits]["finetuning"])
     assert max(peaks(shortened(FinetuningConfig(**settings)), 4)) < int(fits.removesuffix("GB")) - FREE

@@ -29,7 +29,14 @@ from dladiff.settings.schedules import METHODS, PX, SCHEDULES, BaselineConfig, s
 from dladiff.settings.schema import method_config
 
 SIDE = 64
-QUICK = {"epochs": 1, "steps": 2, "training": 1, "search": 0, "prompt_steps": 1, "attention_resolution": 8}
+QUICK: dict[str, Any] = {
+    "epochs": 1,
+    "steps": 2,
+    "training": 1,
+    "search": 0,
+    "prompt_steps": 1,
+    "attention_resolution": 8,
+}
 
 
 @pytest.fixture(scope="module")

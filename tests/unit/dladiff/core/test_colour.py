@@ -1,5 +1,7 @@
 """Colour profiles made by hand, against the closed forms of their curves."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -15,7 +17,7 @@ LAB = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
 @pytest.mark.parametrize("gamma", [1, 1.75, 2.25, 3])  # whole 256ths, as the profile holds them
 def test_every_grey_level_follows_the_curve_of_its_profile(dtype: type, gamma: float) -> None:
     most = np.iinfo(dtype).max
-    levels = np.arange(most + 1).astype(dtype).reshape(-1, 256)
+    levels: Any = np.arange(most + 1).astype(dtype).reshape(-1, 256)
     light = (levels / most) ** gamma
     expected = 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)  # IEC 61966-2-1
     found = grey_to_srgb(levels, grey_profile(gamma))

@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,7 +140,8 @@ def test_a_changed_or_incomplete_file_is_named(tmp_path: Path) -> None:
 def test_invalid_checksums_are_refused() -> None:
     entry = {"sha256": "0", "bytes": 1}
     about = {"source": "", "revision": "", "licence": ""}
-    for files in ({"../../etc/passwd": entry}, {"/etc/passwd": entry}, {"unet/evil.bin": entry}, {}, {"a": 1}, []):
+    wrong: list[Any] = [{"../../etc/passwd": entry}, {"/etc/passwd": entry}, {"unet/evil.bin": entry}, {}, {"a": 1}, []]
+    for files in wrong:
         with pytest.raises(ModelError):
             parse_pins(json.dumps(about | {"files": files}), "there")
     for text in ("", "[]", "{}", "\x00"):

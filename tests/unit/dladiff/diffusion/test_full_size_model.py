@@ -71,6 +71,7 @@ def test_one_step_of_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     delta = perturb(surrogate, static, x, config, [stream(3)])
     ended = time.monotonic()
     for unet in (static, surrogate.trainable):
+        assert unet is not None
         assert not torch.equal(unet.conv_in.weight.cpu(), surrogate.unet.conv_in.weight)
         assert all(bool(p.isfinite().all()) for p in unet.parameters())
     assert 0 < float(delta.abs().max()) <= 4 * config.step + 1e-6

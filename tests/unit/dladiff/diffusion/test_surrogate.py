@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_gradient_through_vae_and_unet_against_finite_differences(double: Surrog
             return (predicted - noise.latent).square().mean()
         have = maps(image)
         pairs = zip(want.cross + want.own, have.cross + have.own, strict=True)
-        return sum((p.attention_map() - q.attention_map()).square().mean() for p, q in pairs)
+        return torch.stack([(p.attention_map() - q.attention_map()).square().mean() for p, q in pairs]).sum()
 
     point = x.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(loss(point), point)
@@ -114,7 +115,7 @@ def test_maps_equal_plain_softmax_and_output_is_unchanged(surrogate: Surrogate) 
     assert float(map_distance(maps, maps)) == 0
 
 
-LAYOUTS = {
+LAYOUTS: dict[str, Any] = {
     "sd15": {"layers_per_block": 2, "attention_head_dim": 2, "cross_attention_dim": 24},
     "sd21": {
         "layers_per_block": 2,

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def adapter(base: Base, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def quick(attack: str, base: Base, adapter: str) -> AttackSettings:
-    zero_shot = {"adapter": adapter, "encoder": ENCODER} if attack.startswith("ip_adapter") else {}
+    zero_shot: dict[str, Any] = {"adapter": adapter, "encoder": ENCODER} if attack.startswith("ip_adapter") else {}
     return settings_for(attack, base).replaced(steps=1, batch=1, sampling_steps=2, **zero_shot)
 
 
@@ -65,7 +66,8 @@ def test_an_attack_gives_images_and_leaves_the_base_alone(base, square, adapter,
     found = ATTACKS[attack].load()(base, [square], settings, PROMPTS, 2, 0)
     assert list(found) == list(PROMPTS)
     assert all(image.shape == (128, 128, 3) and image.dtype == np.uint8 for image in found[PROMPTS[0]])
-    assert not np.array_equal(*found[PROMPTS[0]])
+    one, other = found[PROMPTS[0]]
+    assert not np.array_equal(one, other)
     fewer = ATTACKS[attack].load()(base, [square], settings, PROMPTS[:1], 1, 0)[PROMPTS[0]]
     assert np.abs(fewer[0].astype(int) - found[PROMPTS[0]][0]).max() <= 1  # a batch of one may round otherwise
     for part, old in zip(parts, before, strict=True):
@@ -133,7 +135,7 @@ def test_the_thief_s_embedding_is_the_encoder_s(square):
 @pytest.mark.networks
 def test_each_image_shows_one_photo_in_turn(base, adapter):
     photo = astronaut()
-    cut = [thief_square(p, "face", 128, CenterFaceDetector()) for p in (photo, photo[:, ::-1])]
+    cut: list[Any] = [thief_square(p, "face", 128, CenterFaceDetector()) for p in (photo, photo[:, ::-1])]
     settings = quick("ip_adapter_faceid", base, adapter)
     found, alone = (
         ATTACKS["ip_adapter_faceid"].load()(base, p, settings, PROMPTS[:1], 3, 0)[PROMPTS[0]] for p in (cut, cut[:1])

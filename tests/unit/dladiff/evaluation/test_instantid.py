@@ -82,7 +82,7 @@ def settings(
         if not parameter.any():  # a fresh ControlNet says nothing
             torch.nn.init.normal_(parameter, std=0.05)
     control.save_pretrained(folder / "ControlNetModel")
-    files = {
+    files: dict[str, Any] = {
         "adapter": str(folder / "ip-adapter.safetensors"),
         "control": str(folder / "ControlNetModel"),
         "encoder": ENCODER,

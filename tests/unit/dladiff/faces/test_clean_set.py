@@ -17,9 +17,9 @@ class Told:
         self.found = found
 
     def detect(self, photo: Pixels) -> list[Face]:
-        marks = np.zeros((5, 2), np.float32)
+        marks = np.zeros((5, 2))
         boxes = self.found[int(photo[0, 0, 0])]
-        return [Face(box=np.array(box, np.float32), landmarks=marks, score=0.9) for box in boxes]
+        return [Face(box=box, landmarks=marks, score=0.9) for box in boxes]
 
 
 def photo(number: int, blur: float = 0.0) -> Pixels:
@@ -52,7 +52,7 @@ def test_few_photos_are_all_used_without_detection() -> None:
 
 def test_ties_are_broken_by_content_and_not_by_order() -> None:
     bare = [photo(i) for i in range(5)]
-    found = {i: [] for i in range(5)}
+    found: dict[int, Boxes] = {i: [] for i in range(5)}
     assert sorted(chosen(bare, found, 3)) == sorted(chosen(bare[::-1], found, 3))
 
 

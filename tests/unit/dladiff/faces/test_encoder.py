@@ -42,7 +42,11 @@ def flat_encoder(path: Path, side: int = 112, names: tuple[str, str] = ("Sub0", 
         helper.make_node("Conv", ["b", "w"], ["c"]),
         helper.make_node("Flatten", ["c"], ["y"]),
     ]
-    constants = {"mean": np.float32([127.5]), "scale": np.float32([1 / 127.5]), "w": weight}
+    constants: dict[str, Any] = {
+        "mean": np.array([127.5], np.float32),
+        "scale": np.array([1 / 127.5], np.float32),
+        "w": weight,
+    }
     return save(path, nodes, constants, ["N", 3, side, side])
 
 
@@ -101,7 +105,8 @@ def test_iresnet_is_the_network_that_was_exported(depth: int, width: int, tmp_pa
     assert (encoder.mean, encoder.std) == (127.5, 127.5) and got.shape == (2, 512)
     assert torch.allclose(got, expected, atol=1e-5)
     slopes = [torch.autograd.grad(e[0, 0] - e[1, 1], crops)[0] for e in (got, expected)]
-    assert float(functional.cosine_similarity(*(s.flatten() for s in slopes), dim=0)) == pytest.approx(1, abs=1e-5)
+    one, other = (slope.flatten() for slope in slopes)
+    assert float(functional.cosine_similarity(one, other, dim=0)) == pytest.approx(1, abs=1e-5)
 
 
 def test_pack_folders(assets: Path, tmp_path: Path) -> None:
@@ -172,10 +177,10 @@ OPERATORS: list[tuple[list[Any], dict[str, np.ndarray]]] = [
     ([helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("Gemm", ["f", "w", "b"], ["y"], transB=1)],
      {"w": small(5, 4 * 9 * 9), "b": small(5)}),
     ([helper.make_node("Cast", ["h"], ["c"], to=1), helper.make_node("Div", ["x", "c"], ["y"])],
-     {"h": np.float16([0.3])}),
+     {"h": np.array([0.3], np.float16)}),
     ([helper.make_node("ReduceMean", ["x"], ["r"], axes=[2, 3], keepdims=0),
       helper.make_node("LpNormalization", ["r"], ["y"], axis=1, p=2)], {}),
-    ([helper.make_node("Clip", ["x", "", "high"], ["y"])], {"high": np.float32(0.4)}),
+    ([helper.make_node("Clip", ["x", "", "high"], ["y"])], {"high": np.array(0.4, np.float32)}),
     ([helper.make_node("GlobalAveragePool", ["x"], ["g"]),
       helper.make_node("Squeeze", ["g", "axes"], ["s"]), helper.make_node("Sigmoid", ["s"], ["y"])],
      {"axes": np.array([2, 3])}),

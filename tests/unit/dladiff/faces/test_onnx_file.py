@@ -6,7 +6,7 @@ import resource
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -21,7 +21,7 @@ from dladiff.faces.encoder import encoder_from_pack, load_encoder
 from dladiff.faces.image_network import ImageNetwork
 from dladiff.faces.onnx_file import load_model, read_tensor
 
-Node = onnx.NodeProto
+Node: TypeAlias = onnx.NodeProto
 MOST_MEMORY = 2 * 2**30
 """Bytes of address space that a test may add; a test that needs more fails instead of exhausting the machine."""
 

@@ -1,5 +1,7 @@
 """Layer 1 against a direct implementation of the same algorithm, without optimisations (tests/bench/straight.py)."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -33,8 +35,15 @@ def both(config: FinetuningConfig, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def schedule(**changes: object) -> FinetuningConfig:
-    settings = {"iter_ft": 4, "iter_opt": 3, "iter_1": 2, "iter_2": 1, "iter_3": 2, "attention_resolution": 8}
+def schedule(**changes: Any) -> FinetuningConfig:
+    settings: dict[str, Any] = {
+        "iter_ft": 4,
+        "iter_opt": 3,
+        "iter_1": 2,
+        "iter_2": 1,
+        "iter_3": 2,
+        "attention_resolution": 8,
+    }
     return FinetuningConfig(**(settings | {"lr_static": 5e-4, "lr_dynamic": 2e-4, "batch": 2} | changes))
 
 

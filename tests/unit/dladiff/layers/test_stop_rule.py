@@ -73,8 +73,8 @@ def test_insightface_measures_no_higher_cosine(pack: Path, detector: ScrfdDetect
 
         def embedding(rgb: np.ndarray, size: Any, padded: bool) -> np.ndarray | None:
             app.prepare(ctx_id=-1, det_size=size)
-            border = [rgb.shape[0] // 2] * 2 + [rgb.shape[1] // 2] * 2 if padded else [0] * 4
-            faces = app.get(cv2.copyMakeBorder(rgb[..., ::-1], *border, cv2.BORDER_CONSTANT))
+            y, x = (rgb.shape[0] // 2, rgb.shape[1] // 2) if padded else (0, 0)
+            faces = app.get(cv2.copyMakeBorder(rgb[..., ::-1], y, y, x, x, cv2.BORDER_CONSTANT))
             return faces[0].normed_embedding if faces else None
 
         settings = [(size, padded) for size in ((640, 640), (320, 320), None) for padded in (False, True)]
@@ -104,7 +104,7 @@ def test_equal_alignments_are_kept_once(reader: FaceReader, encoder: IdentityEnc
 def test_the_detector_runs_only_when_the_fixed_alignments_are_below_the_threshold(
     reader: FaceReader, detector: ScrfdDetector
 ) -> None:
-    counting = Counting(detector)
+    counting: Any = Counting(detector)
     generator = torch.Generator().manual_seed(0)
     free = ZeroShotConfig().model_copy(update={"ths": 1.0 + 1e-6})  # unchecked: a cosine of 1 may round to more
     strict, lax = (StopRule(reader, counting, config, generator) for config in (ZeroShotConfig(), free))

@@ -92,7 +92,7 @@ def test_lists_are_tuples_and_whole_numbers_are_floats() -> None:
 @pytest.mark.parametrize("group", ["inner", "other"])
 def test_what_settings_say_of_each_other_is_named_by_its_group(group: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Outer(name="n", **{group: {"mode": "raw", "steps": 6}})
+        Outer(name="n", **{group: {"mode": "raw", "steps": 6}})  # type: ignore[arg-type]
     assert caught.value.faults == [f"{group}.mode: raw takes at most 5 steps", f"{group}.steps: 6 is more than 5"]
 
 

@@ -62,7 +62,8 @@ def test_preprocessing_by_name_and_squares_of_the_tiny_model(assets: Path) -> No
 
     held = models(judges=("embedded:mobile",), preprocessings=("half",))
     held.check()
-    photo = cv2.imread(str(assets / "photos" / "celebahq_103" / "set_B_2263.jpg"))[:, :, ::-1].copy()
+    bgr: Any = cv2.imread(str(assets / "photos" / "celebahq_103" / "set_B_2263.jpg"))
+    photo = bgr[:, :, ::-1].copy()
     assert held.way("half")(photo).shape == photo.shape
     squares = held.squares([photo, np.zeros((80, 80, 3), np.uint8)], "embedded")
     assert [s.shape for s in squares] == [(128, 128, 3)]

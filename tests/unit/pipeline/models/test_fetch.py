@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from dladiff.diffusion.architecture import Architecture
 from dladiff.diffusion.bundle import CHECKSUMS, read_pins
-from dladiff.diffusion.catalogue import EMBEDDED, MODELS, Architecture, KnownModel, fetched_folder, locate
+from dladiff.diffusion.catalogue import EMBEDDED, MODELS, KnownModel, fetched_folder, locate
 from dladiff.errors import ConfigError, ModelError, StorageError
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
@@ -166,7 +167,7 @@ def test_a_bucket_is_copied_once_and_by_content(tmp_path: Path, monkeypatch: pyt
     def opened(uri: str) -> Storage:
         storage = open_storage(bucket)
         get = storage.get_file
-        storage.get_file = lambda key, file: read.append(key) or get(key, file)  # type: ignore[method-assign, assignment]
+        storage.get_file = lambda key, file: read.append(key) or get(key, file)  # type: ignore[method-assign]
         return storage
 
     assert on_this_machine(settings("embedded"), opened) == settings("embedded")

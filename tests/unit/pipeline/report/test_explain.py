@@ -97,7 +97,7 @@ def test_unknown_photo_is_refused(tmp_path: Path) -> None:
 def test_the_address_decides_and_then_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sha256 = hashlib.sha256(b"the same").hexdigest()
     folder, storage = tmp_path.resolve() / "in", open_storage(tmp_path / "out", create=True)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"identity": name, "source_uri": uri, "source_sha256": sha256, "output_key": f"photos/{name}/1.png"}
         for name, uri in (("zoe", f"{folder}/zoe/1 a.png"), ("bob", f"{folder}/bob/1.png"), ("eve", "s3://b/c/1.png"))
     ]

@@ -15,7 +15,7 @@ def row(place: int, **more: Any) -> dict[str, Any]:
 
 
 def test_sample_holds_the_worst_of_each_kind_and_a_seeded_rest() -> None:
-    special = {
+    special: dict[int, dict[str, Any]] = {
         3: {"status": "failed"},
         500: {"status": "layer1_only"},
         700: {"psnr": 20.0},

@@ -21,7 +21,7 @@ from pipeline.run.actor import ProtectIdentity
 from pipeline.run.plan import _listed, identities
 from pipeline.sources.addresses import OUTSIDE
 from pipeline.storage import local as local_storage
-from pipeline.storage import retry as patience
+from pipeline.storage import whole_files
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
@@ -106,7 +106,7 @@ def test_models_that_cannot_be_loaded_are_no_identitys_fault(
 
 def test_a_photo_that_an_index_file_names_and_that_is_not_there_fails(config: RunConfig, output: Storage) -> None:
     open_storage(config.input).delete("ann/0.png")
-    photos = [{"key": f"ann/{i}.png", "uri": f"{config.input}/ann/{i}.png"} for i in range(3)]
+    photos: list[Row] = [{"key": f"ann/{i}.png", "uri": f"{config.input}/ann/{i}.png"} for i in range(3)]
     photos[0]["missing"] = True
     result = call(config, photos=photos)
     assert (result["status"], result["failed_photos"]) == ("done", 1)
@@ -117,7 +117,7 @@ def test_layer_two_did_not_run_where_there_is_no_face(
     config: RunConfig, output: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = AddNoise._one
-    bare = {"faces": [], "status": "layer1_only", "similarity": []}
+    bare: dict[str, Any] = {"faces": [], "status": "layer1_only", "similarity": []}
     monkeypatch.setattr(AddNoise, "_one", staticmethod(lambda photo, clean: replace(one(photo, clean), **bare)))
     assert call(config)["status"] == "done"
     rows = records.load(output, "done/ann.json")["photos"]
@@ -201,7 +201,7 @@ def test_a_crash_loop_ends_in_quarantine(config: RunConfig, output: Storage) -> 
 def test_a_full_disk_stops_the_run_and_leaves_nothing_half_written(
     config: RunConfig, output: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = local_storage.publish
+    real = whole_files.publish
 
     def full(temp: Path, path: Path) -> None:
         if path.suffix == ".png":
@@ -233,9 +233,9 @@ class Flaky:
 
 
 @pytest.fixture
-def no_wait(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waits: list[float] = []
-    monkeypatch.setattr(patience.time, "sleep", waits.append)
+    monkeypatch.setattr("pipeline.storage.retry.time.sleep", waits.append)
     return waits
 
 
@@ -339,7 +339,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, part: str, error: Exception) -> None
 def test_a_name_that_storage_refuses_is_the_photos_fault(
     config: RunConfig, output: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = local_storage.publish
+    real = whole_files.publish
 
     def publish(temp: Path, path: Path) -> None:
         if path.name.startswith("1."):

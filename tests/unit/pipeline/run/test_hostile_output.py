@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline.records import commit as records
 from pipeline.records import lease, loading
 from pipeline.records.lease import Lease
 from pipeline.records.manifest import FILES, PHOTOS_KEY, write_manifest
-from pipeline.records.schema import table
+from pipeline.records.schema import RECORDS, table
 from pipeline.run.live import Actors
 from pipeline.storage.base import Storage
 from tests.support.outputs import protected_output
@@ -189,14 +190,20 @@ def test_a_forged_index_is_reported_and_rebuilt(tmp_path: Path) -> None:
 
     def stored(**changes: Any) -> None:
         file = io.BytesIO()
-        pq.write_table(table([rows[0] | changes, *rows[1:]], records.RECORDS), file)
+        pq.write_table(table([rows[0] | changes, *rows[1:]], RECORDS), file)
         output.put(records.INDEX, file.getvalue())
 
     stored(key="another", failed_photos=1)
     assert "manifest/records.parquet: 1 rows are not what the records say" in run("verify", "--output", output.uri)
     run("finalise", "--output", output.uri)
     assert "1 rows" not in run("verify", "--output", output.uri)
-    foreign = [{"identity": "eve"}, {"part": 3}, {"place": "plan/latest.json"}, {"status": "fine"}, {"key": None}]
+    foreign: list[dict[str, Any]] = [
+        {"identity": "eve"},
+        {"part": 3},
+        {"place": "plan/latest.json"},
+        {"status": "fine"},
+        {"key": None},
+    ]
     foreign += [{"finished_at": "yesterday"}, {"photos": -1}, {"seconds": float("nan")}, {"started_at": "2020-01-01"}]
     for change in foreign:
         stored(**change)
@@ -216,7 +223,7 @@ def test_a_lock_never_signals_a_group_of_processes(
     output: Storage, pid: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "kill", lambda *asked: pytest.fail(f"asked for {asked}"))
-    held = {"owner": "x", "host": lease.socket.gethostname(), "pid": pid, "time": {"since": "x" * 50_000}}
+    held = {"owner": "x", "host": socket.gethostname(), "pid": pid, "time": {"since": "x" * 50_000}}
     output.put("lock.json", json.dumps(held).encode())
     with pytest.raises(StorageError, match="another run writes") as caught, Lease(output):
         pass

@@ -38,8 +38,8 @@ def test_a_file_is_read_up_to_its_limit_and_not_at_all_where_its_listing_says_mo
     read.clear()
     with Path(f"{config.input}/ann/0.png").open("r+b") as file:
         file.truncate(2**40)  # a sparse file: a terabyte that takes no disk
-    with Path(f"{config.input}/ann/1.png").open("ab") as file:
-        file.write(b"more")
+    with Path(f"{config.input}/ann/1.png").open("ab") as more:
+        more.write(b"more")
     photos = [{"key": f"ann/{i}.png", "uri": f"{config.input}/ann/{i}.png", "size": sizes[i]} for i in range(3)]
     photos[0]["size"] = 2**40
     limited = config.replaced(max_photo_bytes=1_000_000)
@@ -65,7 +65,7 @@ def large(config: RunConfig, count: int, side: int = 400) -> list[Row]:
     return [{"key": f"big/{i}.png", "uri": f"{config.input}/big/{i}.png"} for i in range(count)]
 
 
-def budget_for(photos: int, side: int = 400, clean: int = 0) -> dict[str, int]:
+def budget_for(photos: int, side: int = 400, clean: int = 0) -> dict[str, Any]:
     """Settings whose budget holds so many photos at once, and so many clean ones, and not one more."""
     pixels = side * side
     need = photos * HELD_BYTES * pixels + METHOD_BYTES * pixels + clean * CLEAN_BYTES * pixels

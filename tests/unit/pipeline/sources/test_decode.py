@@ -147,7 +147,8 @@ def test_encoding_is_deterministic_and_drops_metadata() -> None:
 
 
 def test_encode_refuses_what_is_no_photo() -> None:
-    for pixels in (np.zeros((64, 64, 3), np.float32), np.zeros((64, 64), np.uint8)):
+    wrong: list[Any] = [np.zeros((64, 64, 3), np.float32), np.zeros((64, 64), np.uint8)]
+    for pixels in wrong:
         with pytest.raises(ValueError, match="must be uint8"):
             encode_png(pixels)
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from dladiff.errors import ConfigError, StorageError
 from pipeline.sources import spool
-from pipeline.sources.find import LAYOUTS, Identity, find_identities
+from pipeline.sources.find import Identity, find_identities
+from pipeline.sources.layouts import LAYOUTS
 from pipeline.storage.base import Entry, Storage
 from pipeline.storage.open import open_storage
 
