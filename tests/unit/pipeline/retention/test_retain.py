@@ -104,7 +104,7 @@ def test_nothing_is_deleted_by_default(storage: Storage, photos: Path) -> None:
     assert everything(photos.parent) == before
     for values in ({}, {"records": "keep"}):
         with pytest.raises(ConfigError, match="nothing is to be deleted"):
-            Retention(**values)
+            Retention(**values)  # type: ignore[arg-type]
 
 
 def test_who_left_goes_with_every_trace_and_no_other(storage: Storage, photos: Path) -> None:
