@@ -18,7 +18,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # else 15: on a busy machine Ray's workers would hardly be given a turn
-    "RAY_TMPDIR": RAY_TMPDIR,  # a cluster that is noted in /tmp/ray is not ours
+    "RAY_TMPDIR": RAY_TMPDIR,  # not the folder in which `ray start` notes a cluster of this machine
 }
 FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")  # of another Ray
 

@@ -57,7 +57,8 @@ def _retry(retry_failed: bool, reasons: tuple[str, ...]) -> "Retry | None":
 
 
 def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None, as_json: bool) -> int:
-    from pipeline.run.plan import estimate, make_plan
+    from pipeline.run.estimate import estimate
+    from pipeline.run.plan import make_plan
 
     found = make_plan(settings, retry=retry)
     for fault in settings.missing_weights():

@@ -171,6 +171,10 @@ class Recorded:
         """Identity and part."""
         return self.identity, self.part
 
+    def accounts_for(self, photos: int) -> bool:
+        """Return whether the record names as many photos as its task has, each stored, failed or deleted."""
+        return self.photos == photos and not self.incomplete
+
 
 @dataclass
 class Index:

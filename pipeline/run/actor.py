@@ -201,8 +201,7 @@ class ProtectIdentity:
         if not any(row.get("output_key") for row in rows):
             return self._failed(work, "failed", f"no photo was protected: {reasons(rows)}", "", rows)
         summary = self._identity_row(work, "done", "", lost) | how
-        record = {"identity": identity, "part": part, "parts": work["parts"], "key": work["key"]}
-        record |= {"run_id": self.run_id, "photos": rows, "identity_row": summary}
+        record = self._of_task(work) | {"photos": rows, "identity_row": summary}
         records.commit(self.target, record, replaces=work.get("replaces"))
         records.clear_failure(self.target, identity, part)
         records.clear_starts(self.target, identity, part)
@@ -243,31 +242,21 @@ class ProtectIdentity:
         row |= self.config.layer_settings(faces=bool(photo.faces))
 
     def _photo_row(self, work: Payload, photo: PlannedPhoto) -> PhotoRow:
-        return {
-            "run_id": self.run_id,
-            "identity": work["identity"],
-            "source_uri": photo["uri"],
-            "status": "failed",
-            "reason": "",
-            "finetuning_layer": None,
-            "zero_shot_layer": None,
-            "seed": self.config.seed,
-            "config_digest": self.digest,
-        }
+        layers = {"finetuning_layer": None, "zero_shot_layer": None}
+        return self._of_run(work) | {"source_uri": photo["uri"], "status": "failed", "reason": ""} | layers
 
     def _identity_row(self, work: Payload, status: str, reason: str, lost: int) -> Payload:
-        return {
-            "run_id": self.run_id,
-            "identity": work["identity"],
-            "status": status,
-            "reason": reason,
-            "photos": len(work["photos"]),
-            "failed_photos": lost,
-            "attempts": 0,
-            "seed": self.config.seed,
-            "config_digest": self.digest,
-            "finished_at": records.now(),
-        }
+        counts = {"photos": len(work["photos"]), "failed_photos": lost, "attempts": 0}
+        return self._of_run(work) | {"status": status, "reason": reason, **counts, "finished_at": records.now()}
+
+    def _of_run(self, work: Payload) -> Payload:
+        """Return the columns that every row of the run has."""
+        settings = {"seed": self.config.seed, "config_digest": self.digest}
+        return {"run_id": self.run_id, "identity": work["identity"]} | settings
+
+    def _of_task(self, work: Payload) -> Payload:
+        """Return the fields that every record of a task has."""
+        return {name: work[name] for name in ("identity", "part", "parts", "key")} | {"run_id": self.run_id}
 
     def _failed(
         self, work: Payload, status: str, reason: str, trace: str, rows: list[PhotoRow] | None = None
@@ -275,18 +264,8 @@ class ProtectIdentity:
         """Write the failure record and return the result; a storage error becomes status `storage`."""
         if rows is None:
             rows = [self._photo_row(work, p) | {"reason": reason} for p in work["photos"]]
-        record = {
-            "identity": work["identity"],
-            "part": work["part"],
-            "parts": work["parts"],
-            "key": work["key"],
-            "run_id": self.run_id,
-            "status": status,
-            "reason": reason,
-            "traceback": trace,
-            "photos": rows,
-            "identity_row": self._identity_row(work, status, reason, len(rows)),
-        }
+        about = {"status": status, "reason": reason, "traceback": trace, "photos": rows}
+        record = self._of_task(work) | about | {"identity_row": self._identity_row(work, status, reason, len(rows))}
         try:
             records.fail(self.target, record)
         except DladiffError as error:

@@ -25,8 +25,6 @@ from pipeline.storage.open import local_path, open_storage
 log = logging.getLogger(__name__)
 
 CANDIDATES = 4  # candidates for the clean set, in units of clean_photos: the largest files; faces choose among them
-SECONDS_PER_PHOTO = {"tiny": 45.0, "sd21": 300.0}
-"""Assumed rate of one actor with two encoders, used until this output has measurements; an estimate only."""
 NO_PHOTOS = (
     "no photos found in {uri}; understood are: one folder an identity, photos side by side (each an identity, or "
     "--one-identity), <identity>/set_A, set_B folders, CelebA-HQ, VGGFace2, and an index file (.csv, .parquet); "
@@ -98,17 +96,6 @@ class Plan:
         return counts
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """Estimated time and cost of the new photos; `measured_photos` is 0 for an assumed rate."""
-
-    seconds_per_photo: float
-    measured_photos: int
-    actor_hours: float
-    gpu_hours: float
-    cost: float | None
-
-
 def make_plan(config: RunConfig, *, retry: Retry | None = None, folder: Path | None = None) -> Plan:
     """List the input and subtract what the output's records hold; nothing is written to storage.
 
@@ -138,27 +125,6 @@ def make_plan(config: RunConfig, *, retry: Retry | None = None, folder: Path | N
         if file is not None:
             file.close()
     return plan
-
-
-def estimate(config: RunConfig, plan: Plan, price: float | None) -> Estimate:
-    """Return time and cost of the new photos, at the rate measured in this output on the same kind of device.
-
-    Without measurements a default rate is used. `price` is per GPU-hour, or per actor-hour without GPUs.
-    """
-    gpu = config.gpus_per_actor > 0
-    rows = [r for r in plan.index.done.values() if r.seconds > 0 and (r.device not in ("", "cpu")) == gpu]
-    measured = sum(row.photos - row.failed_photos for row in rows)
-    default = SECONDS_PER_PHOTO.get(config.profile, SECONDS_PER_PHOTO["sd21"])
-    rate = sum(row.seconds for row in rows) / measured if measured else default
-    hours = plan.todo_photos * rate / 3600
-    billed = hours * config.gpus_per_actor if gpu else hours
-    return Estimate(
-        seconds_per_photo=round(rate, 3),
-        measured_photos=measured,
-        actor_hours=round(hours, 4),
-        gpu_hours=round(hours * config.gpus_per_actor, 4),
-        cost=None if price is None else round(billed * price, 2),
-    )
 
 
 def write_plan(target: Storage, plan: Plan, run_id: str) -> None:
@@ -266,7 +232,7 @@ def _is_new(plan: Plan, task: Task, key: str, photos: int, retry: Retry | None) 
         return False, None
     if done is None:
         return True, None
-    if done.photos != photos or done.incomplete:
+    if not done.accounts_for(photos):
         named = done.photos - done.incomplete
         log.warning("%s accounts for %d of %d photos: its task is done again", shown(done.place), named, photos)
         return True, done.tag

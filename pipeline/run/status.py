@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 
-from pipeline.records.commit import Index, Task, read_index
+from pipeline.records.commit import Index, Recorded, Task, read_index
 from pipeline.records.latest import latest_plan, planned_tasks
 from pipeline.records.lease import LEASE_S, LOCK
 from pipeline.run.live import FAILURES, RECENT, Actors, panel, safe
@@ -31,8 +31,8 @@ def status(storage: Storage, index: Index | None = None) -> dict[str, Any]:
     index = index or read_index(storage)
     planned, since = _planned(storage)
     standing = index.standing()
-    if planned:  # records of an earlier plan do not count for this one
-        standing = {task: row for task, row in standing.items() if planned.get(task, row.key) == row.key}
+    if planned:  # neither records of an earlier plan nor those that do not account for their photos count
+        standing = {task: row for task, row in standing.items() if task not in planned or _counts(row, *planned[task])}
     counts = Counter(row.status for row in standing.values())
     left = None if planned is None else len(planned.keys() - standing.keys())
     done = [row for row in standing.values() if row.status == "done"]
@@ -57,8 +57,13 @@ def status(storage: Storage, index: Index | None = None) -> dict[str, Any]:
     }
 
 
-def _planned(storage: Storage) -> tuple[dict[Task, str] | None, str]:
-    """Return the latest plan's tasks and keys (None if damaged, {} if there is none), and the start of its run."""
+def _counts(row: Recorded, key: str, photos: int) -> bool:
+    """Return whether a record is of the planned work; a commit record must account for all its photos."""
+    return row.key == key and (row.status != "done" or row.accounts_for(photos))
+
+
+def _planned(storage: Storage) -> tuple[dict[Task, tuple[str, int]] | None, str]:
+    """Return the latest plan's tasks (None if damaged, {} if there is none), and the start of its run."""
     latest = latest_plan(storage)
     if latest is None:
         return {}, ""
@@ -66,7 +71,7 @@ def _planned(storage: Storage) -> tuple[dict[Task, str] | None, str]:
     if planned.fault:
         log.warning("%s", shown(planned.fault))
         return None, latest.started_at
-    return {task: key for task, (key, _) in planned.tasks.items()}, latest.started_at
+    return planned.tasks, latest.started_at
 
 
 def watch(storage: Storage, console: Console, every: float, sleep: Callable[[float], None] = time.sleep) -> int:

@@ -91,7 +91,7 @@ def _check_plan(storage: Storage, index: Index, result: Verified) -> None:
     for task, (key, photos) in planned.tasks.items():
         row, failed = index.done.get(task), index.failed.get(task)
         if row is not None and row.key == key:
-            if row.photos < photos:
+            if row.photos != photos:
                 result.faults.append(f"{row.place}: names {row.photos} photos, its plan {photos}")
         elif failed is None or failed.key != key:
             result.left += photos

@@ -7,9 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from email.utils import parsedate_to_datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,9 +37,9 @@ from pipeline.storage.s3_errors import (
     MISSING,
     code_of,
     custom_endpoint,
-    endpoint,
     s3_errors,
 )
+from pipeline.storage.s3_listing import leftovers, objects
 from pipeline.storage.whole_files import CHUNK, file_errors
 
 T = TypeVar("T")
@@ -51,8 +49,6 @@ MIN_RATE = 100_000  # bytes a second of one object, a tenth of a slow home line:
 GRACE_S = 60.0  # seconds added for the first byte and short stalls: the read timeout
 PART = 16 << 20  # bytes of one request of a download to a file: about a second on a usual line
 STREAMS = 4  # such requests at a time
-MAX_EMPTY_PAGES = 1000  # in a row; S3 sends a few after many deleted versions, at least 1000 a page
-MAX_PAGES = 1_000_000  # of one listing, 1000 keys each: 1e9 objects, which take a day to list
 MAX_SIZE = 2**63 - 1  # bytes; what a database column holds
 READ_TRIES = 3  # boto3 retries a request, but not a reply that breaks off
 CONFLICT_TRIES = 5  # S3 answers 409 when two conditional writes of one key overlap: try again
@@ -95,7 +91,7 @@ class S3Storage:
         """
         skipped = Skipped(self.uri, log_skipped)
         with self._errors(self.uri):
-            for item in self._items(self._prefix + check_prefix(prefix)):
+            for item in objects(self._client(), self._bucket, self._prefix + check_prefix(prefix)):
                 key = item["Key"].removeprefix(self._prefix)
                 if key.endswith("/") or not key or is_temporary(key):
                     continue
@@ -105,29 +101,6 @@ class S3Storage:
                 else:
                     yield Entry(key, item["Size"], item["ETag"].strip('"'))
             skipped.end()
-
-    def _items(self, prefix: str) -> Iterator[dict[str, Any]]:
-        """Yield the objects of all pages, as the server describes them."""
-        for page in self._pages(prefix):
-            yield from page.get("Contents", [])
-
-    def _pages(self, prefix: str) -> Iterator[dict[str, Any]]:
-        """Yield the pages of a listing. Raises StorageError for an endless one."""
-        where: dict[str, str] = {"Bucket": self._bucket, "Prefix": prefix}
-        tokens, empty = set[int](), 0
-        for _ in range(MAX_PAGES):
-            page = self._client().list_objects_v2(**where)
-            yield page
-            if not page.get("IsTruncated"):
-                return
-            token, empty = page.get("NextContinuationToken"), 0 if page.get("Contents") else empty + 1
-            if not token or hash(token) in tokens:
-                raise StorageError(self._endless("sends a page again that it sent before"))
-            if empty > MAX_EMPTY_PAGES:
-                raise StorageError(self._endless(f"sent {empty} pages in a row without an object"))
-            tokens.add(hash(token))
-            where["ContinuationToken"] = token
-        raise StorageError(self._endless(f"sent {MAX_PAGES} pages and has not ended"))
 
     def get(self, key: str, limit: int | None = None) -> bytes:
         """Return the bytes of an object, at most `limit`, whatever length the server announces.
@@ -262,9 +235,6 @@ class S3Storage:
                 return read()
         return read()
 
-    def _endless(self, what: str) -> str:
-        return f"the listing of {shown(self.uri)} does not end: {endpoint()} {what}; check the server"
-
     def _put_if(self, key: str, data: bytes, condition: dict[str, Any]) -> bool:
         with self._errors(self.uri_of(key)):
             for attempt in range(CONFLICT_TRIES):
@@ -307,22 +277,8 @@ class S3Storage:
 
     def unfinished(self, prefix: str = "") -> Iterator[Leftover]:
         """Yield incomplete multipart uploads, hidden objects, and empty objects that stand for folders."""
-        whole = self._prefix + check_prefix(prefix)
-        at = {"Bucket": self._bucket, "Prefix": whole}
         with self._errors(self.uri):
-            uploads = self._client().get_paginator("list_multipart_uploads").paginate(**at)
-            for page in islice(uploads, MAX_PAGES):
-                for item in page.get("Uploads", []):
-                    key = item["Key"].removeprefix(self._prefix)
-                    if item["Key"].startswith(whole):
-                        yield Leftover(key, _seconds_since(item["Initiated"], page), item["UploadId"])
-            for page in self._pages(whole):
-                for item in page.get("Contents", []):
-                    key = item["Key"].removeprefix(self._prefix)
-                    if key.endswith("/") and not item["Size"]:
-                        yield Leftover(key, float("inf"))
-                    elif is_temporary(key):
-                        yield Leftover(key, _seconds_since(item["LastModified"], page))
+            yield from leftovers(self._client(), self._bucket, self._prefix, check_prefix(prefix))
 
     def discard(self, left: Leftover) -> None:
         """Abort a multipart upload, or remove an object."""
@@ -336,8 +292,3 @@ class S3Storage:
             except boto_errors.ClientError as exc:
                 if code_of(exc) not in MISSING | {"NoSuchUpload"}:
                     raise
-
-
-def _seconds_since(then: datetime, reply: Mapping[str, Any]) -> float:
-    now = parsedate_to_datetime(reply["ResponseMetadata"]["HTTPHeaders"]["date"])
-    return float((now - then).total_seconds())

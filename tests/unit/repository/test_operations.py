@@ -14,7 +14,7 @@ from pipeline.config import RunConfig
 from pipeline.records import commit as records
 from pipeline.records import manifest
 from pipeline.run.actor import ProtectIdentity
-from pipeline.run.plan import SECONDS_PER_PHOTO
+from pipeline.run.estimate import SECONDS_PER_PHOTO
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
 from tests.support.photo_bytes import rgb, saved

@@ -14,7 +14,8 @@ from pipeline.config import RunConfig
 from pipeline.records import commit as records
 from pipeline.records.lease import LOCK
 from pipeline.records.manifest import write_manifest
-from pipeline.run.plan import Plan, Retry, estimate, make_plan, write_plan
+from pipeline.run.estimate import estimate
+from pipeline.run.plan import Plan, Retry, make_plan, write_plan
 from pipeline.run.status import status, watch
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage

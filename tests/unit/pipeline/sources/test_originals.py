@@ -19,6 +19,7 @@ from pipeline.records.manifest import write_manifest
 from pipeline.report.explain import explain
 from pipeline.report.write import write_report
 from pipeline.run.plan import Prefixes, make_plan, write_plan
+from pipeline.run.status import status
 from pipeline.run.verify import verify
 from pipeline.sources.originals import OutsideError, named, originals
 from pipeline.storage.base import Storage
@@ -237,6 +238,7 @@ def test_a_record_counts_as_done_only_if_it_accounts_for_every_photo(tmp_path: P
         return make_plan(config, folder=tmp_path).todo
 
     assert stored(rows) == 0
+    before = status(output)
     lost = {"output_key": None, "output_uri": None, "output_sha256": None}
     photos = {
         "no photos": [],
@@ -245,6 +247,8 @@ def test_a_record_counts_as_done_only_if_it_accounts_for_every_photo(tmp_path: P
         "photos that were gone": [rows[0], rows[1] | lost | {"status": "skipped", "reason": "gone"}],
     }[forged]
     assert stored(photos) == 1
+    after = status(output)
+    assert (after["done"], before["left"], after["left"]) == (before["done"] - 1, 0, 1)
     again = make_plan(config, folder=tmp_path)
     assert again.todo_file is not None
     (work,) = [json.loads(row["work"]) for row in again.todo_file.rows()]

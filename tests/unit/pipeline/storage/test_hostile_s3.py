@@ -8,6 +8,7 @@ import pytest
 
 from dladiff.errors import BusyError, StorageError, TooLargeError
 from pipeline.storage import s3 as s3_storage
+from pipeline.storage import s3_listing
 from pipeline.storage.base import Storage
 from pipeline.storage.retry import PatientStorage
 from pipeline.storage.s3 import S3Storage
@@ -47,7 +48,7 @@ def test_a_page_that_comes_again_ends_the_listing(
 def test_pages_without_end_end_at_a_limit(
     s3: S3Storage, server: HostileServer, monkeypatch: pytest.MonkeyPatch, prefix: str, limit: str, line: str
 ) -> None:
-    monkeypatch.setattr(s3_storage, limit, 5)
+    monkeypatch.setattr(s3_listing, limit, 5)
     with pytest.raises(StorageError, match=line):
         list(s3.list(f"{prefix}/"))
     assert server.pages in (5, 6)
