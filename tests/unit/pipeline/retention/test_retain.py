@@ -53,7 +53,10 @@ def storage(tmp_path: Path, photos: Path) -> Storage:
     records.fail(out, failure)
     records.write_start(out, ("cy/x", 2), "key", "run")
     for key in ("plan/plan-old.parquet", "plan/plan-new.parquet"):
-        plan = [{"identity": name, "part": 0, "key": f"{name}-0", "uris": [], "plan_hash": "h"} for name in AGES]
+        plan = [
+            {"identity": name, "part": 0, "key": f"{name}-0", "uris": [f"{name}/0-0", f"{name}/0-1"], "plan_hash": "h"}
+            for name in AGES
+        ]
         write_rows(out, key, plan, PLAN)
     out.put("plan/latest.json", json.dumps({"plan": "plan/plan-new.parquet"}).encode())
     out.put("report/index.html", b"pictures")
