@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from dladiff.baselines.aspl import alternate
 from dladiff.baselines.mist import target_latents
-from dladiff.baselines.student import Student, ascend
 from dladiff.baselines.task import Task
+from dladiff.baselines.trainable import TrainableSurrogate, ascend
 from dladiff.core.pixels import Images
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.settings.schedules import PX, BaselineConfig, Method
@@ -29,7 +29,7 @@ METHOD = Method(
 )
 
 
-class LowRank(Student):
+class LowRank(TrainableSurrogate):
     """A UNet that learns low-rank matrices beside its attention."""
 
     def __init__(self, surrogate: Surrogate, prompt: str, rank: int, seed: int) -> None:
@@ -48,26 +48,26 @@ class LowRank(Student):
         return [weight for name, weight in self.unet.named_parameters() if "lora_" in name]
 
 
-def ace_loss(student: Student, point: Images, target: Tensor, generators: list[Generator]) -> Tensor:
+def ace_loss(trainable: TrainableSurrogate, point: Images, target: Tensor, generators: list[Generator]) -> Tensor:
     """Return minus the mean squared distance of the prediction to the target, summed over the squares."""
-    surrogate = student.surrogate
+    surrogate = trainable.surrogate
     noise = surrogate.draw(generators, point.shape[-1])
     with surrogate.autocast():
-        predicted = surrogate.predict(student.unet, student.latents(point, noise), noise, student.prompt())
+        predicted = surrogate.predict(trainable.unet, trainable.latents(point, noise), noise, trainable.prompt())
     return -functional.mse_loss(predicted.float(), target.float().expand_as(predicted)) * len(point)
 
 
 def ace(task: Task) -> Tensor:
     """Return the perturbation `n 3 r r` of the squares `n 3 r r`; `clean` is `m 3 r r`."""
     schedule = task.schedule
-    seed = int(torch.randint(2**31, (1,), generator=task.one))
-    student = LowRank(task.surrogate, schedule.prompt, schedule.rank, seed)
+    seed = int(torch.randint(2**31, (1,), generator=task.shared_generator))
+    trainable = LowRank(task.surrogate, schedule.prompt, schedule.rank, seed)
     target = target_latents(task.surrogate, task.x)
 
-    def attack(copy: Student, delta: Tensor) -> Tensor:
+    def attack(copy: TrainableSurrogate, delta: Tensor) -> Tensor:
         def loss(point: Images, own: list[Generator]) -> Tensor:
             return ace_loss(copy, point, target, own)
 
         return ascend(task.x, delta, loss, schedule, task.generators, schedule.steps)
 
-    return alternate(student, task, attack)
+    return alternate(trainable, task, attack)

@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
-from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
+from dladiff.baselines.trainable import TrainableSurrogate
 from dladiff.core.ball import around, project
 from dladiff.core.pgd import gradient_of, pgd
 from dladiff.core.pixels import Images
@@ -26,7 +26,7 @@ METHOD = Method(
     year=2025,
     maximises="L_cond - mean square of all cross maps, with a tuned prompt, for each photo separately",
     schedule=BaselineConfig(
-        eta=6 * 1.3 * PX, step=0.26 * PX, epochs=6, steps=10, training=20, lr=5e-7, prompt_steps=30, prompt_lr=1e-3
+        eta=6 * 1.3 * PX, step_size=0.26 * PX, epochs=6, steps=10, training=20, lr=5e-7, prompt_steps=30, prompt_lr=1e-3
     ),
     tiny={"training": 5, "lr": 2e-4, "prompt_steps": 10, "prompt_lr": 1e-2},
 )
@@ -35,7 +35,7 @@ SCALE = 100.0
 """The maps are scaled by this and cut at 1, in the authors' program."""
 
 
-class TunedPrompt(Student):
+class TunedPrompt(TrainableSurrogate):
     """A UNet that learns, with a prompt embedding of its own instead of a text encoder's."""
 
     def __init__(self, surrogate: Surrogate) -> None:
@@ -70,38 +70,38 @@ def disturbance(maps: Maps) -> Tensor:
 
 
 def anti_diffusion_loss(
-    student: Student, point: Images, generators: list[Generator], schedule: BaselineConfig
+    trainable: TrainableSurrogate, point: Images, generators: list[Generator], schedule: BaselineConfig
 ) -> Tensor:
     """L_cond - L_sem, summed over the squares."""
-    noise = student.surrogate.draw(generators, point.shape[-1])
-    with student.surrogate.autocast():
-        out, maps = student.denoising_and_maps(point, noise, schedule.attention_resolution)
+    noise = trainable.surrogate.draw(generators, point.shape[-1])
+    with trainable.surrogate.autocast():
+        out, maps = trainable.denoising_and_maps(point, noise, schedule.attention_resolution)
         return (out - disturbance(maps)) * len(point)
 
 
 def anti_diffusion(task: Task) -> Tensor:
-    """Return the perturbation `n 3 r r` of the squares `n 3 r r`; clean photos and `one` are not used.
+    """Return the perturbation `n 3 r r` of the squares `n 3 r r`; clean photos and `shared_generator` are not used.
 
     An epoch's bound, `eta / epochs`, is around what the epoch began with, as published; `eta` is around the photo.
     """
     surrogate, x, schedule, generators = task.surrogate, task.x, task.schedule, task.generators
     rows = []
     for i, own in enumerate(generators):
-        square, student = x[i : i + 1], TunedPrompt(surrogate)
+        square, trainable = x[i : i + 1], TunedPrompt(surrogate)
         delta = torch.zeros_like(square)
         for epoch in range(schedule.epochs):
-            student.tune(square + delta, schedule, own)
+            trainable.tune(square + delta, schedule, own)
             if epoch:
-                student.train(square + delta, schedule, own)
+                trainable.train(square + delta, schedule, own)
             start = square + delta
             added = pgd(
                 start,
                 torch.zeros_like(start),
-                gradient_of(partial(anti_diffusion_loss, student, generators=[own], schedule=schedule)),
+                gradient_of(partial(anti_diffusion_loss, trainable, generators=[own], schedule=schedule)),
                 projection=around(start, schedule.eta / schedule.epochs),
-                step_size=schedule.step,
+                step_size=schedule.step_size,
                 steps=schedule.steps,
             )
-            delta = project(delta + added, square, schedule.eta, schedule.least_psnr)
+            delta = project(delta + added, square, schedule.eta, schedule.min_psnr)
         rows.append(delta)
     return torch.cat(rows)

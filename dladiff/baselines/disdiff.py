@@ -12,8 +12,8 @@ import torch
 from torch import Generator, Tensor
 
 from dladiff.baselines.aspl import alternate
-from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
+from dladiff.baselines.trainable import TrainableSurrogate
 from dladiff.core.ball import around
 from dladiff.core.pgd import gradient_of, pgd
 from dladiff.core.pixels import Images
@@ -47,18 +47,18 @@ def energy(maps: Maps, tokens: list[int]) -> Tensor:
     return torch.stack(found).mean()
 
 
-def disdiff_loss(student: Student, point: Images, noise: Noise, schedule: BaselineConfig) -> Tensor:
+def disdiff_loss(trainable: TrainableSurrogate, point: Images, noise: Noise, schedule: BaselineConfig) -> Tensor:
     """L_cond - weight * energy, summed over the squares."""
-    instance = student.surrogate.prompt(student.words).instance
-    with student.surrogate.autocast():
-        out, maps = student.denoising_and_maps(point, noise, schedule.attention_resolution)
+    instance = trainable.surrogate.prompt(trainable.prompt_text).instance
+    with trainable.surrogate.autocast():
+        out, maps = trainable.denoising_and_maps(point, noise, schedule.attention_resolution)
         tokens = [] if instance is None else [instance]
         return (out - schedule.weight * energy(maps, tokens)) * len(point)
 
 
-def timesteps(student: Student, x: Images, schedule: BaselineConfig, generator: Generator) -> list[int]:
+def timesteps(trainable: TrainableSurrogate, x: Images, schedule: BaselineConfig, generator: Generator) -> list[int]:
     """SimAC's greedy search for one square: of five random timesteps drop the one of least gradient, with its kin."""
-    left = list(range(1, len(student.surrogate.alphas)))
+    left = list(range(1, len(trainable.surrogate.alphas)))
     for _ in range(schedule.search):
         if len(left) <= FEWEST:
             break
@@ -66,8 +66,8 @@ def timesteps(student: Student, x: Images, schedule: BaselineConfig, generator: 
         sizes = []
         for t in chosen:
             point = x.detach().clone().requires_grad_(True)
-            noise = _at(student.surrogate.draw([generator], x.shape[-1]), t)
-            (slope,) = torch.autograd.grad(student.denoising_at(point, noise), point)
+            noise = _at(trainable.surrogate.draw([generator], x.shape[-1]), t)
+            (slope,) = torch.autograd.grad(trainable.denoising_at(point, noise), point)
             sizes.append(float(slope.abs().sum()))
         worst = chosen[sizes.index(min(sizes))]
         left = [t for t in left if abs(t - worst) > NEIGHBOURS]
@@ -77,10 +77,10 @@ def timesteps(student: Student, x: Images, schedule: BaselineConfig, generator: 
 def disdiff(task: Task) -> Tensor:
     """Return the perturbation `n 3 r r` of the squares `n 3 r r`; `clean` is `m 3 r r`."""
     surrogate, x, schedule, generators = task.surrogate, task.x, task.schedule, task.generators
-    student, last = Student(surrogate, schedule.prompt), len(surrogate.alphas) - 1
-    chosen = [timesteps(student, x[i : i + 1], schedule, own) for i, own in enumerate(generators)]
+    trainable, last = TrainableSurrogate(surrogate, schedule.prompt), len(surrogate.alphas) - 1
+    chosen = [timesteps(trainable, x[i : i + 1], schedule, own) for i, own in enumerate(generators)]
 
-    def attack(copy: Student, delta: Tensor) -> Tensor:
+    def attack(copy: TrainableSurrogate, delta: Tensor) -> Tensor:
         rows = []
         for i, own in enumerate(generators):
             square, row = x[i : i + 1], delta[i : i + 1]
@@ -91,14 +91,14 @@ def disdiff(task: Task) -> Tensor:
                     square,
                     row,
                     gradient_of(partial(disdiff_loss, copy, noise=noise, schedule=schedule)),
-                    projection=around(square, schedule.eta, schedule.least_psnr),
-                    step_size=schedule.step * step_scale(t, last),
+                    projection=around(square, schedule.eta, schedule.min_psnr),
+                    step_size=schedule.step_size * step_scale(t, last),
                     steps=1,
                 )
             rows.append(row)
         return torch.cat(rows)
 
-    return alternate(student, task, attack)
+    return alternate(trainable, task, attack)
 
 
 def _at(noise: Noise, t: int) -> Noise:

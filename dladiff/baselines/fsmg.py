@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from dladiff.baselines.student import Student, ascend
 from dladiff.baselines.task import Task
+from dladiff.baselines.trainable import TrainableSurrogate, ascend
 from dladiff.settings.schedules import PX, BaselineConfig, Method
 
 METHOD = Method(
@@ -21,6 +21,6 @@ METHOD = Method(
 def fsmg(task: Task) -> Tensor:
     """Return the perturbation `n 3 r r` of the squares `n 3 r r`; `clean` is `m 3 r r`."""
     schedule = task.schedule
-    student = Student(task.surrogate, schedule.prompt)
-    student.train(task.clean, schedule, task.one)
-    return ascend(task.x, torch.zeros_like(task.x), student.denoising, schedule, task.generators, schedule.steps)
+    trainable = TrainableSurrogate(task.surrogate, schedule.prompt)
+    trainable.train(task.clean, schedule, task.shared_generator)
+    return ascend(task.x, torch.zeros_like(task.x), trainable.denoising, schedule, task.generators, schedule.steps)

@@ -17,7 +17,7 @@ def compared_layer(
     own = schedule_for(config.protection, config.model)
     schedule = own.replaced(
         eta=layer.eta,
-        least_psnr=layer.least_psnr or own.least_psnr,
+        min_psnr=layer.min_psnr or own.min_psnr,
         batch=layer.batch_photos,
         attention_resolution=layer.attention_resolution,
         prompt=layer.prompt,

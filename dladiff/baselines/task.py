@@ -24,5 +24,5 @@ class Task:
     schedule: BaselineConfig
     generators: list[Generator]
     """One stream a square."""
-    one: Generator
-    """A stream for what all squares share."""
+    shared_generator: Generator
+    """Random stream for what all squares share."""

@@ -71,7 +71,7 @@ class StopRule:
     """Stop rule: layer 2 of a face ends when no alignment of the rounded photo gives a cosine above the threshold."""
 
     def __init__(self, reader: FaceReader, detector: Detector, config: ZeroShotConfig, generator: Generator) -> None:
-        self.reader, self.detector, self.threshold = reader, detector, config.ths
+        self.reader, self.detector, self.threshold = reader, detector, config.threshold
         count = len(reader.bases)
         jittered = np.arange(JITTERED_ALIGNMENTS) % count
         self.bases = [*range(count), *(int(i) for i in jittered)]

@@ -1,6 +1,6 @@
-"""Named layers of settings: profiles (a base model), presets (a schedule or ablation), cards (what `fits` stands for).
+"""Named layers of settings: profiles (a base model), presets (a schedule or ablation), GPU memory sizes.
 
-`config.method_config` lays them over the defaults: profile, preset, card, then the user's own settings.
+`config.method_config` lays them over the defaults: profile, preset, GPU memory, then the user's own settings.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ TINY_FINETUNING: dict[str, Any] = {
 }
 """The tiny profile's own schedule; docs/evaluation.md says how it was chosen."""
 
-TINY_ZERO_SHOT: dict[str, Any] = {"step": 8e-4, "check_every": 5}
+TINY_ZERO_SHOT: dict[str, Any] = {"step_size": 8e-4, "check_every": 5}
 """Twice the paper's step and a closer look: half the seconds at the same PSNR on portraits."""
 
 PROFILES: dict[str, dict[str, Any]] = {
@@ -50,9 +50,9 @@ stay as they are. ADFT alone (`without_dsur`): denoising steps and training of o
 perturbation steps as both together.
 """
 
-FITS: dict[str, dict[str, Any]] = {
+GPU_MEMORY: dict[str, dict[str, Any]] = {
     "24GB": {"finetuning": {"batch_photos": 2}},
     "16GB": {"finetuning": {"offload": True, "batch_photos": 2}},
     "12GB": {"finetuning": {"offload": True, "recompute": True, "batch_photos": 2}},
 }
-"""What `fits` stands for; tests/bench/memory.py counts what each takes."""
+"""Settings of each value of `gpu_memory`; tests/bench/memory.py counts the memory of each."""

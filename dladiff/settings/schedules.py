@@ -15,13 +15,13 @@ PX = 1 / 255
 
 
 class BaselineConfig(Settings):
-    """Schedule of one compared method; a field that it does not know it leaves alone."""
+    """Schedule of one compared method; fields that the method has no use for are ignored."""
 
     eta: float
     """Bound of the perturbation, L-inf, [0, 1] units. Another one compares methods at equal strength."""
-    least_psnr: float = 0.0
+    min_psnr: float = 0.0
     """PSNR, dB, that each square keeps beside `eta`; 0 leaves it out. With a wide `eta`, methods meet at one PSNR."""
-    step: float = 0.64 * PX
+    step_size: float = 0.64 * PX
     """PGD step (5e-3 on [-1, 1] tensors)."""
     epochs: int = 1
     """Rounds of training and perturbation."""

@@ -10,8 +10,8 @@ from torch import Generator, Tensor
 
 from dladiff.baselines import simac
 from dladiff.baselines.disdiff import FEWEST, timesteps
-from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
+from dladiff.baselines.trainable import TrainableSurrogate
 from dladiff.diffusion.surrogate import Noise, Surrogate
 from dladiff.settings.schedules import schedule_for
 
@@ -49,6 +49,6 @@ def test_one_step_is_the_sign_of_the_gradient_at_a_kept_timestep(monkeypatch: py
     delta = simac.simac(Task(surrogate, x, x, schedule, [Generator().manual_seed(3)], Generator()))
     noise = surrogate.draw([Generator().manual_seed(3)], 64)
     point = x.clone().requires_grad_(True)
-    loss = Student(surrogate, schedule.prompt).denoising_at(point, replace(noise, t=torch.tensor([700])))
+    loss = TrainableSurrogate(surrogate, schedule.prompt).denoising_at(point, replace(noise, t=torch.tensor([700])))
     (gradient,) = torch.autograd.grad(loss, point)
-    torch.testing.assert_close(delta, schedule.step * gradient.sign(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(delta, schedule.step_size * gradient.sign(), atol=1e-6, rtol=0)

@@ -19,11 +19,11 @@ SquareLoss = Callable[[Tensor, list[Generator]], Tensor]
 """(point `b 3 r r`, a stream a square) to the scalar that the perturbation ascends."""
 
 
-class Student:
+class TrainableSurrogate:
     """Copies of the pretrained UNet and text encoders, frozen but while they learn."""
 
-    def __init__(self, surrogate: Surrogate, words: str) -> None:
-        self.surrogate, self.words = surrogate, words
+    def __init__(self, surrogate: Surrogate, prompt: str) -> None:
+        self.surrogate, self.prompt_text = surrogate, prompt
         self.unet: UNet2DConditionModel = copy.deepcopy(surrogate.unet).to(surrogate.device)
         self.texts: list[TextEncoder] = copy.deepcopy(surrogate.encoders)
         for text in self.texts:
@@ -31,13 +31,13 @@ class Student:
 
     def prompt(self) -> Prompt:
         """Return the prompt's conditioning by the text encoders as they are now."""
-        return embed(self.texts, self.words)
+        return embed(self.texts, self.prompt_text)
 
     def parameters(self) -> list[nn.Parameter]:
         """What `train` changes."""
         return [*self.unet.parameters(), *(p for text in self.texts for p in text.network.parameters())]
 
-    def twin(self) -> "Student":
+    def twin(self) -> "TrainableSurrogate":
         """Return a copy that learns apart."""
         other = copy.copy(self)
         other.unet, other.texts = copy.deepcopy(self.unet), copy.deepcopy(self.texts)
@@ -109,8 +109,8 @@ def ascend(
                 x[part],
                 delta[part],
                 gradient_of(lambda point, own=generators[part]: loss(point, own)),  # type: ignore[misc]
-                projection=around(x[part], schedule.eta, schedule.least_psnr),
-                step_size=schedule.step,
+                projection=around(x[part], schedule.eta, schedule.min_psnr),
+                step_size=schedule.step_size,
                 steps=steps,
             )
         )
