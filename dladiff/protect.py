@@ -11,8 +11,9 @@ from torch import Tensor
 
 from dladiff.baselines.methods import compared_layer
 from dladiff.core import tiles
+from dladiff.core.arrays import Pixels
 from dladiff.core.exchange import PhotoIn, PhotoOut
-from dladiff.core.pixels import Images, Pixels, content_digest, to_float, to_uint8, whole_levels
+from dladiff.core.pixels import Images, content_digest, to_float, to_uint8, whole_levels
 from dladiff.core.randomness import stream
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.faces.detect import Detector, Face

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from dladiff.core.arrays import Pixels
 from dladiff.core.exchange import IdentityOut, PhotoIn, PhotoOut
-from dladiff.core.pixels import Images, Pixels, to_float
+from dladiff.core.pixels import Images, to_float
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.errors import ConfigError, ModelError
 from dladiff.faces import packs

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from dladiff.core.pixels import Images, Pixels, to_float, to_uint8
+from dladiff.core.arrays import Pixels
+from dladiff.core.pixels import Images, to_float, to_uint8
 from dladiff.faces.detect import SAME_FACE, Detector, Face, Matrix, alignment_matrix, face_quad, iou, warp
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers.zero_shot import enlarged, jitter

@@ -9,7 +9,8 @@ import pytest
 import torch
 from skimage.data import astronaut
 
-from dladiff.core.pixels import Pixels, to_float
+from dladiff.core.arrays import Pixels
+from dladiff.core.pixels import to_float
 from dladiff.errors import ModelError
 from dladiff.evaluation.attackers.adapter import adapter_weights, load_adapter, seen_faces
 from dladiff.evaluation.attackers.base import Base, copied, customize, load_base, sample, with_parts
