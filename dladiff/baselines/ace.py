@@ -1,7 +1,7 @@
 """ACE (Zheng et al. 2025, "Targeted Attack Improves Protection against Unauthorized Diffusion Customization").
 
-ASPL's turns with a LoRA surrogate, and a target: the predicted noise is pulled to the latents of one fixed pattern
-at every timestep, so that all errors of the score function agree. LoRA is on the UNet alone.
+ASPL's alternation with a LoRA surrogate and a target: the predicted noise approaches the latents of one fixed pattern
+at every timestep, so that all errors of the score function agree. LoRA is applied to the UNet only.
 """
 
 import torch
@@ -30,7 +30,7 @@ METHOD = Method(
 
 
 class LowRank(TrainableSurrogate):
-    """A UNet that learns low-rank matrices beside its attention."""
+    """A UNet that trains low-rank matrices in its attention layers."""
 
     def __init__(self, surrogate: Surrogate, prompt: str, rank: int, seed: int) -> None:
         super().__init__(surrogate, prompt)
@@ -44,7 +44,7 @@ class LowRank(TrainableSurrogate):
             weight.requires_grad_(False)
 
     def parameters(self) -> list[nn.Parameter]:
-        """The low-rank matrices."""
+        """Return the low-rank matrices."""
         return [weight for name, weight in self.unet.named_parameters() if "lora_" in name]
 
 

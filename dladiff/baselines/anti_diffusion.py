@@ -1,4 +1,4 @@
-"""Anti-Diffusion (Zheng et al. 2025): a tuned prompt, and a loss that also takes all cross-attention away.
+"""Anti-Diffusion (Zheng et al. 2025): a tuned prompt, and a loss that also reduces all cross-attention.
 
 Photo by photo. A prompt embedding that starts from the empty prompt is tuned to the photo (section "Prompt tuning");
 then epochs of PGD on L_cond - L_sem (semantic disturbance loss) and short trainings of the UNet on the result.
@@ -32,11 +32,11 @@ METHOD = Method(
 )
 
 SCALE = 100.0
-"""The maps are scaled by this and cut at 1, in the authors' program."""
+"""The maps are scaled by this and clipped at 1, as in the authors' program."""
 
 
 class TunedPrompt(TrainableSurrogate):
-    """A UNet that learns, with a prompt embedding of its own instead of a text encoder's."""
+    """A trainable UNet with a tuned prompt embedding instead of the text encoder's."""
 
     def __init__(self, surrogate: Surrogate) -> None:
         super().__init__(surrogate, "")
@@ -48,7 +48,7 @@ class TunedPrompt(TrainableSurrogate):
         return self.tuned
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """The UNet's alone."""
+        """Return the UNet's weights."""
         return list(self.unet.parameters())
 
     def tune(self, point: Images, schedule: BaselineConfig, generator: Generator) -> None:
@@ -64,7 +64,7 @@ class TunedPrompt(TrainableSurrogate):
 
 
 def disturbance(maps: Maps) -> Tensor:
-    """L_sem: mean square of the scaled cross-attention maps, averaged over layers first."""
+    """Return L_sem: the mean square of the scaled cross-attention maps, averaged over layers first."""
     mean = torch.stack([layer.attention_map() for layer in maps.cross]).mean(0)
     return (mean.float() * SCALE).clamp(0, 1).square().mean()
 
@@ -72,7 +72,7 @@ def disturbance(maps: Maps) -> Tensor:
 def anti_diffusion_loss(
     trainable: TrainableSurrogate, point: Images, generators: list[Generator], schedule: BaselineConfig
 ) -> Tensor:
-    """L_cond - L_sem, summed over the squares."""
+    """Return L_cond - L_sem, summed over the squares."""
     noise = trainable.surrogate.draw(generators, point.shape[-1])
     with trainable.surrogate.autocast():
         out, maps = trainable.denoising_and_maps(point, noise, schedule.attention_resolution)
@@ -82,7 +82,7 @@ def anti_diffusion_loss(
 def anti_diffusion(task: Task) -> Tensor:
     """Return the perturbation `n 3 r r` of the squares `n 3 r r`; clean photos and `shared_generator` are not used.
 
-    An epoch's bound, `eta / epochs`, is around what the epoch began with, as published; `eta` is around the photo.
+    Each epoch is bounded by `eta / epochs` around its start, as published, and the whole by `eta` around the photo.
     """
     surrogate, x, schedule, generators = task.surrogate, task.x, task.schedule, task.generators
     rows = []

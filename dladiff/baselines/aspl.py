@@ -1,4 +1,4 @@
-"""ASPL of Anti-DreamBooth (Van Le et al. 2023, section 4.3): surrogate and perturbation are learnt in turns."""
+"""ASPL of Anti-DreamBooth (Van Le et al. 2023, section 4.3): train surrogate and perturbation alternately."""
 
 from collections.abc import Callable
 
@@ -20,14 +20,18 @@ METHOD = Method(
 )
 
 Ascend = Callable[[TrainableSurrogate, Tensor], Tensor]
-"""(the model of this epoch, delta) to the new delta."""
+"""Maps (the epoch's fine-tuned copy, delta) to the new delta."""
 
 
 def alternate(trainable: TrainableSurrogate, task: Task, ascend_with: Ascend) -> Tensor:
-    """Each epoch: a copy of the model learns the clean photos, PGD attacks the copy, the model learns the result."""
+    """Return delta `n 3 r r` after all epochs.
+
+    In each epoch, a copy of the model is fine-tuned on the clean photos, PGD attacks the copy, and the model itself is
+    trained on the perturbed photos.
+    """
     delta = torch.zeros_like(task.x)
     for _ in range(task.schedule.epochs):
-        copy = trainable.twin()
+        copy = trainable.clone()
         copy.train(task.clean, task.schedule, task.shared_generator)
         delta = ascend_with(copy, delta)
         trainable.train(task.x + delta, task.schedule, task.shared_generator)

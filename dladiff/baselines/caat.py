@@ -1,6 +1,6 @@
-"""CAAT (Xu et al. 2024): perturbation and the keys and values of cross-attention move on the same loss, in turn.
+"""CAAT (Xu et al. 2024): alternate steps on the perturbation and on the cross-attention's keys and values.
 
-Each step ascends L_cond by the photos and descends it by these weights, at the same timesteps and noise.
+Each step ascends L_cond in the photos and descends it in these weights, at the same timesteps and noise.
 """
 
 from functools import partial
@@ -26,10 +26,10 @@ METHOD = Method(
 
 
 class KeysAndValues(TrainableSurrogate):
-    """A UNet of which only to_k and to_v of cross-attention learn."""
+    """A UNet that trains to_k and to_v of cross-attention only."""
 
     def parameters(self) -> list[nn.Parameter]:
-        """The cross-attention's keys and values."""
+        """Return the weights of to_k and to_v in cross-attention."""
         return [
             weight for name, weight in self.unet.named_parameters() if ".attn2.to_k." in name or ".attn2.to_v." in name
         ]

@@ -1,4 +1,4 @@
-"""DisDiff (Liu et al. 2024): ASPL whose loss also erases the attention to `sks`, at chosen timesteps, by adapted steps.
+"""DisDiff (Liu et al. 2024): ASPL plus attention erasure for `sks`, timestep search, adapted step sizes.
 
 Cross-attention erasure: L_cond minus `weight` times the energy of the token's maps. Merit sampling: a step at timestep
 t is 0.5 (1 + cos(pi t / 999)) of the full one. The timesteps come from SimAC's greedy search (Wang et al. 2024), which
@@ -32,23 +32,23 @@ METHOD = Method(
     tiny={"epochs": 8, "lr": 2e-4, "search": 8},
 )
 
-CANDIDATES, NEIGHBOURS, FEWEST = 5, 20, 100
-"""Timesteps that a round of the search compares; how many on each side of the worst are dropped; how many stay."""
+CANDIDATES, NEIGHBOURS, MIN_LEFT = 5, 20, 100
+"""Search: timesteps compared in a round; neighbours removed on each side of the worst; smallest number kept."""
 
 
 def step_scale(t: int, last: int) -> float:
-    """Share of the full step at timestep t of 0..last."""
+    """Return the factor of the step size at timestep t of 0..last."""
     return 0.5 * (1 + math.cos(math.pi * t / last))
 
 
 def energy(maps: Maps, tokens: list[int]) -> Tensor:
-    """Squared Frobenius norm of the tokens' cross-attention maps: mean over layers and photos of the sum over cells."""
+    """Return the mean over layers and photos of the squared Frobenius norm of the tokens' cross-attention maps."""
     found = [layer.attention_map()[..., tokens].float().square().sum((1, 2)).mean() for layer in maps.cross]
     return torch.stack(found).mean()
 
 
 def disdiff_loss(trainable: TrainableSurrogate, point: Images, noise: Noise, schedule: BaselineConfig) -> Tensor:
-    """L_cond - weight * energy, summed over the squares."""
+    """Return L_cond - weight * energy, summed over the squares."""
     instance = trainable.surrogate.prompt(trainable.prompt_text).instance
     with trainable.surrogate.autocast():
         out, maps = trainable.denoising_and_maps(point, noise, schedule.attention_resolution)
@@ -57,18 +57,21 @@ def disdiff_loss(trainable: TrainableSurrogate, point: Images, noise: Noise, sch
 
 
 def timesteps(trainable: TrainableSurrogate, x: Images, schedule: BaselineConfig, generator: Generator) -> list[int]:
-    """SimAC's greedy search for one square: of five random timesteps drop the one of least gradient, with its kin."""
+    """Return the timesteps that SimAC's greedy search keeps for one square `1 3 r r`.
+
+    Each round draws five timesteps and removes the one with the smallest gradient, with its neighbours.
+    """
     left = list(range(1, len(trainable.surrogate.alphas)))
     for _ in range(schedule.search):
-        if len(left) <= FEWEST:
+        if len(left) <= MIN_LEFT:
             break
         chosen = [left[i] for i in torch.randperm(len(left), generator=generator)[:CANDIDATES].tolist()]
         sizes = []
         for t in chosen:
             point = x.detach().clone().requires_grad_(True)
             noise = _at(trainable.surrogate.draw([generator], x.shape[-1]), t)
-            (slope,) = torch.autograd.grad(trainable.denoising_at(point, noise), point)
-            sizes.append(float(slope.abs().sum()))
+            (gradient,) = torch.autograd.grad(trainable.denoising_at(point, noise), point)
+            sizes.append(float(gradient.abs().sum()))
         worst = chosen[sizes.index(min(sizes))]
         left = [t for t in left if abs(t - worst) > NEIGHBOURS]
     return left

@@ -1,4 +1,4 @@
-"""FSMG of Anti-DreamBooth (Van Le et al. 2023, section 4.2): ascend L_cond of one model, tuned on the clean photos."""
+"""FSMG of Anti-DreamBooth (Van Le et al. 2023, section 4.2): ascend L_cond of a model tuned on the clean photos."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ METHOD = Method(
     function="fsmg",
     paper="Van Le et al. 2023",
     year=2023,
-    maximises="L_cond of a model tuned on the clean photos",
+    maximises="L_cond of a model fine-tuned on the clean photos",
     schedule=BaselineConfig(eta=6.4 * PX, steps=100, training=1000, lr=5e-7),
     tiny={"steps": 48, "training": 160, "lr": 5e-4},
 )

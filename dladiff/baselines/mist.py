@@ -1,4 +1,4 @@
-"""Mist (Liang and Wu 2023): pull the latents to those of a pattern, and push the denoising loss up.
+"""Mist (Liang and Wu 2023): move the latents towards a pattern's, and ascend the denoising loss.
 
 The fused loss: rate * L_cond - ||E(x + delta) - E(target)||^2, on the pretrained model; nothing is trained.
 """
@@ -18,15 +18,14 @@ METHOD = Method(
     paper="Liang and Wu 2023",
     year=2023,
     maximises="1e4 x L_cond - squared distance between the latents and those of a pattern",
-    schedule=BaselineConfig(
-        eta=7 * PX, step_size=PX, steps=100, weight=1e4
-    ),  # 16 px in its paper, 7 in the DLADiff paper
+    # eta: 16 levels in its paper, 7 in the DLADiff paper
+    schedule=BaselineConfig(eta=7 * PX, step_size=PX, steps=100, weight=1e4),
     tiny={"steps": 48},
 )
 
 
 def pattern(like: Images) -> Images:
-    """Return the target `1 3 r r`: high in contrast and repeating, as the paper asks; diagonal lines on a board."""
+    """Return the target `1 3 r r`: a repeating pattern of high contrast (here diagonal lines on a checkerboard)."""
     side = like.shape[-1]
     cell = max(2, side // 16)
     rows = torch.arange(side, device=like.device)
@@ -39,7 +38,7 @@ def pattern(like: Images) -> Images:
 def mist_loss(
     trainable: TrainableSurrogate, point: Images, target: Tensor, rate: float, generators: list[Generator]
 ) -> Tensor:
-    """Rate * L_cond - squared distance of the latents' means to the target's, summed over the squares."""
+    """Return rate * L_cond - squared distance of the latents' means to the target, summed over the squares."""
     surrogate = trainable.surrogate
     noise = surrogate.draw(generators, point.shape[-1])
     with surrogate.autocast():

@@ -1,4 +1,4 @@
-"""The control: random signs of one size, at an asked PSNR."""
+"""The control: random signs of one magnitude, at a given PSNR."""
 
 import torch
 from torch import Tensor
@@ -18,10 +18,10 @@ ROUNDS = 20
 
 
 def random_signs(task: Task) -> Tensor:
-    """Return `n 3 r r` of PSNR `schedule.min_psnr` each, what the pixel range cuts off made up for elsewhere.
+    """Return `n 3 r r` of PSNR `schedule.min_psnr` each, including what clipping to [0, 1] removes.
 
-    Sizes are whole grey levels, rounded up or down at random, so that storing the square changes nothing. Only `x`,
-    `schedule` and `generators` are used. Where `eta` forbids that PSNR, `eta` holds.
+    Magnitudes are whole grey levels, rounded up or down at random, so that storing the square as bytes changes nothing.
+    Uses `x`, `schedule` and `generators` only. If `eta` is too small for that PSNR, the PSNR is higher.
     """
     x, schedule, generators = task.x, task.schedule, task.generators
     wanted = 10 ** (-schedule.min_psnr / 10)

@@ -1,9 +1,8 @@
-"""SimAC's timesteps (Wang et al. 2024, arXiv 2312.07865): ASPL that attacks where the gradient is largest.
+"""SimAC's timesteps (Wang et al. 2024, arXiv 2312.07865): ASPL at the timesteps with the largest gradient.
 
-Section 4.1, adaptive greedy search: drop the neighbourhood of the timestep with the least gradient, again and again;
-PGD then draws its timesteps from those that are left. DisDiff took the search over, and `disdiff.timesteps` is it.
-Simplified: the feature interference loss (section 4.2) is left out, and bound and schedule are ASPL's, so that the two
-differ by their timesteps alone.
+Section 4.1, adaptive greedy search: repeatedly remove the neighbourhood of the timestep with the smallest gradient;
+PGD then draws from the remaining timesteps. `disdiff.timesteps` is this search. The feature interference loss (section
+4.2) is left out, and bound and schedule are ASPL's, so that the two methods differ in their timesteps only.
 """
 
 from dataclasses import replace
@@ -31,7 +30,7 @@ METHOD = Method(
 
 
 def simac_loss(trainable: TrainableSurrogate, point: Images, generators: list[Generator], kept: list[int]) -> Tensor:
-    """L_cond of one square, `1 3 r r`, at a timestep drawn from `kept`."""
+    """Return L_cond of one square, `1 3 r r`, at a timestep drawn from `kept`."""
     noise = trainable.surrogate.draw(generators, point.shape[-1])
     t = kept[int(torch.randint(len(kept), (1,), generator=generators[0]))]
     return trainable.denoising_at(point, replace(noise, t=torch.full_like(noise.t, t)))

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from dladiff.baselines import simac
-from dladiff.baselines.disdiff import FEWEST, timesteps
+from dladiff.baselines.disdiff import MIN_LEFT, timesteps
 from dladiff.baselines.task import Task
 from dladiff.baselines.trainable import TrainableSurrogate
 from dladiff.diffusion.surrogate import Noise, Surrogate
@@ -35,7 +35,7 @@ def test_the_search_keeps_the_interval_of_largest_gradient(seed: int) -> None:
     toy: Any = Toy()
     schedule = schedule_for("simac", "sd21").replaced(search=1000)
     kept = timesteps(toy, torch.zeros(1, 3, 8, 8), schedule, Generator().manual_seed(seed))
-    assert 0 < len(kept) <= FEWEST
+    assert 0 < len(kept) <= MIN_LEFT
     assert PEAK in kept
     distance = sum(abs(t - PEAK) for t in kept) / len(kept)
     assert distance < 250 / 2, "timesteps at random lie 250 from the peak on average"
