@@ -159,7 +159,7 @@ def test_aspl_attacks_a_copy_that_learnt_the_clean_photos_and_teaches_the_result
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def twin(self) -> "Fake":
+        def clone(self) -> "Fake":
             return Fake("copy")
 
         def train(self, images: Tensor, schedule: BaselineConfig, generator: Generator) -> None:
