@@ -73,3 +73,50 @@ def test_each_setting_lowers_the_cosine_and_is_reproducible(changes: dict[str, A
     coins = torch.rand(patches[0].shape, generator=stream(1)) < 0.5
     noise = torch.where(coins, 1.0, -1.0) * patches[0].square().mean().sqrt()
     assert reader.max_cosines_at(pasted(x, noise, box), reader.bases, [0])[0] > 0.95
+
+
+class Brightness(torch.nn.Module):
+    """An encoder of one number: its embedding turns with the mean of the crop's middle."""
+
+    crop = 112
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        angle = 40 * crops[..., 40:72, 40:72].mean((1, 2, 3))
+        return torch.stack([angle.cos(), angle.sin()], dim=1)
+
+
+def flat(level: float) -> torch.Tensor:
+    return torch.full((1, 3, 160, 160), level)
+
+
+def squares_of_black_and_white() -> torch.Tensor:
+    rows = torch.arange(160) // 2
+    return ((rows[:, None] + rows[None, :]) % 2).float().expand(1, 3, 160, 160).contiguous()
+
+
+@pytest.mark.parametrize("space", ["image", "aligned"])
+@pytest.mark.parametrize("scale", [0.7, 1.4])  # a grid of several pixels a cell, and of one
+@pytest.mark.parametrize("face", ["white", "black", "grey", "contrast"])
+def test_a_face_at_the_limits_of_the_pixel_range_is_perturbed_as_far_as_it_can_be(
+    face: str, scale: float, space: str
+) -> None:
+    """The loss of the loop is that of the stored pixels, and no pixel that still can move lacks a gradient."""
+    x = {"white": flat(1.0), "black": flat(0.0), "grey": flat(0.5), "contrast": squares_of_black_and_white()}[face]
+    base = np.array([[[scale, 0.0, 56 - 80 * scale], [0.0, scale, 56 - 80 * scale]]])
+    box, encoder, eta = Box(20, 20, 140, 140), Brightness(), 11 / 255
+    view = FaceView(x, base, box, ImageGrid(box, base[0]))
+    target = encoder(view.align(view.window, base, 112))
+    config = ZeroShotConfig(max_steps=40, step_size=2e-3, draws=1, threshold=-1, margin=0, space=space,
+                            linear_noise=0, shift_noise=0)  # fmt: skip
+    patch, _, history = perturb_face(x, box, base, [target], [encoder], config, stream(0), lambda _: [1.0])  # type: ignore[list-item]
+    after = pasted(x, patch, box)
+    assert after.min() >= 0 and after.max() <= 1
+    moved = float((after - x).abs()[..., 75:85, 75:85].mean())
+    reachable = {"white": eta, "black": eta, "grey": eta, "contrast": eta / 2}[face]  # half of the pixels can move
+    assert moved > 0.85 * reachable
+    cosine = float(
+        (encoder(view.align(after[..., : view.window.shape[-2], : view.window.shape[-1]], base, 112)) * target).sum()
+    )
+    assert history[-1][0] < history[0][0] - 0.05
+    if space == "image" and view.offset == (0, 0):
+        assert cosine == pytest.approx(history[-1][0], abs=0.1)
