@@ -4,7 +4,7 @@ python tests/acceptance/check_output.py --originals DIR --output DIR --packs DIR
 
 For every row of manifest/photos.parquet: checksum, size, |difference| <= 18/255 in the face boxes and <= 7/255
 elsewhere, PSNR >= 32 dB; for every pack, the cosine of original to protected photo, each detected anew, <= 0.15.
-Held-out encoders are reported and never judged. Exit code 1 on any fault.
+Held-out encoders are reported and never cause a fault. Exit code 1 on any fault.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Layer 1 schedules of the tiny profile: protection against time, judged by DreamBooth on 128 px faces.
+"""Layer 1 schedules of the tiny profile: protection against time, evaluated by DreamBooth on 128 px faces.
 
-For each person: four photos are protected with each schedule, by layer 1 alone; DreamBooth learns from them; what it
-generates is compared with other photos of the person. The rows clean and noise (random signs, the PSNR of 16 epochs)
-say what there is to gain. One JSON line a person, seed and condition; conditions in the log are not done again.
+For each person, layer 1 alone protects four photos with each schedule. DreamBooth trains on them, and its pictures are
+compared with other photos of the person. The rows clean and noise (random signs, the PSNR of 16 epochs) are baselines.
+The log has one JSON line per person, seed and condition; conditions in the log are not run again.
 
     python -m tests.acceptance.schedules --assets DIR --log FILE [--seeds 0 1] [--people 8] [--only CONDITION ...]
     python -m tests.acceptance.schedules --log FILE --table [--only CONDITION ...]

@@ -78,8 +78,8 @@ CONDITIONS: dict[str, Condition] = {
 }
 
 
-class Judge(Eyes):
-    """The encoders that take no part, each with its own crop."""
+class Evaluator(Eyes):
+    """The held-out encoders, each with its own crop."""
 
     def __init__(self, assets: Path) -> None:
         super().__init__(assets)
@@ -121,7 +121,7 @@ class WithInner(nn.Module):
 
 
 class Bench:
-    """Detector, optimised encoders and judge, loaded once."""
+    """Detector, optimised encoders and evaluator, loaded once."""
 
     def __init__(self, assets: Path) -> None:
         packs = {name: assets / "insightface_pack" / f"mini_{name}" for name in PAIR}
@@ -130,7 +130,7 @@ class Bench:
         self.inner = {name: WithInner(self.encoders[name], path) for name, path in paths.items()}
         self.encoders["residual"] = named_encoder("embedded:residual")
         self.detector = ScrfdDetector(assets / "detectors" / "det_500m.onnx")
-        self.judge = Judge(assets)
+        self.evaluator = Evaluator(assets)
 
     def noise(self, case: "Case") -> Tensor:
         """Random signs in the box; `at_psnr` gives them their size."""
@@ -159,7 +159,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Case:
-    """A photo, its largest face, what the detector's sizes read, and the clean embeddings of the judge."""
+    """A photo, its largest face, what the detector's sizes read, and the clean embeddings of the evaluator."""
 
     name: str
     photo: Pixels
@@ -178,7 +178,7 @@ class Case:
         side = max(photo.shape[:2])
         if side > 512:
             photo = cv2.resize(photo, None, fx=512 / side, fy=512 / side, interpolation=cv2.INTER_AREA)
-        clean, found = bench.judge.embed(photo), bench.detector.detect(photo)
+        clean, found = bench.evaluator.embed(photo), bench.detector.detect(photo)
         if clean is None or not found:
             return None
         return cls(f"{path.parent.name}/{path.stem}", photo, found[0], bench.detector.passes(photo), clean)
@@ -221,7 +221,7 @@ def measure(options: argparse.Namespace) -> None:
             assert case is not None
             patch, seconds = (bench.noise(case), 0.0) if label == "noise" else bench.protect(case, CONDITIONS[label])
             out, scale = at_psnr(case.photo, patch, case.box)
-            found = bench.judge.embed(out)
+            found = bench.evaluator.embed(out)
             row = {"photo": name, "condition": label, "seconds": round(seconds, 2), "scale": round(scale, 3)}
             row["cosine"] = {n: float(found[n] @ case.clean[n]) for n in found} if found else None
             row["optimised"] = bench.white_box(case, out)
@@ -245,10 +245,10 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         if row["cosine"] is not None:
             own.setdefault(row["condition"], {})[row["photo"]] = row
     kept = set.intersection(*({*own.get(c, {})} for c in ("noise", *CONDITIONS)))
-    judges = (*CHOOSING, *REPORTED)
+    evaluators = (*CHOOSING, *REPORTED)
     lines = [
-        f"| condition | N | processor time | {' | '.join(judges)} | change on {' and '.join(REPORTED)} (95 %) |",
-        "|---" * (len(judges) + 4) + "|",
+        f"| condition | N | processor time | {' | '.join(evaluators)} | change on {' and '.join(REPORTED)} (95 %) |",
+        "|---" * (len(evaluators) + 4) + "|",
     ]
 
     def reported(label: str) -> dict[str, list[float]]:
@@ -256,7 +256,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
     usual = np.mean([own[BASE][p]["seconds"] for p in kept])
     for label in ("noise", *CONDITIONS):
-        means = [f"{np.mean([own[label][p]['cosine'][e] for p in kept]):.3f}" for e in judges]
+        means = [f"{np.mean([own[label][p]['cosine'][e] for p in kept]):.3f}" for e in evaluators]
         change = paired_change(reported(label), reported(BASE))
         spread = f"{change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f})" if change and change.low else "-"
         cost = np.mean([own[label][p]["seconds"] for p in kept]) / usual

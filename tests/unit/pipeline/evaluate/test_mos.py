@@ -31,11 +31,11 @@ def results(made: Path, tmp_path: Path) -> Any:
 
 
 def test_faces_are_drawn_evenly_and_the_same_again(results: Any) -> None:
-    few = faces_of(results, most=3)
+    few = faces_of(results, max_faces=3)
     assert {(f["attack"], f["condition"]) for f in few} == {("dreambooth", c) for c in ("clean", "noise", "dladiff")}
     assert len(few) == 9
-    assert few == faces_of(results, most=3)
-    assert few != faces_of(results, most=3, seed=1)
+    assert few == faces_of(results, max_faces=3)
+    assert few != faces_of(results, max_faces=3, seed=1)
     assert len(faces_of(results)) == 3 * 8  # two people, four pictures
 
 

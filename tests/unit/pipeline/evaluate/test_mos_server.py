@@ -215,7 +215,7 @@ def test_the_token_stands_in_the_printed_address_alone(
     assert capfd.readouterr() == ("", "")
     said: list[str] = []
     monkeypatch.setattr(MosServer, "serve_forever", lambda self: None)
-    serve(results, 0, said=said.append)
+    serve(results, 0, echo=said.append)
     assert [line.count("token=") for line in said] == [1]
 
 

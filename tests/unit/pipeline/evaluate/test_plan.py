@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from dladiff.errors import ConfigError
+from pipeline.cli.main import main
 from pipeline.evaluate import plan as evaluation_plan
 from pipeline.evaluate.config import EvaluateConfig, missing
 from pipeline.evaluate.plan import make_plan
@@ -51,7 +53,7 @@ def test_what_makes_a_row_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert keys(config.replaced(name="ours", kept=1, actors=3)).values() != before.values()
     assert set(keys(config.replaced(kept=1, actors=3)).values()) == set(before.values())
     assert set(keys(config.replaced(attacks=("dreambooth", "lora"))).values()) > set(before.values())
-    for change in ({"count": 5}, {"prompts": ("x",)}, {"judges": ("embedded:mobile",)}):
+    for change in ({"count": 5}, {"prompts": ("x",)}, {"evaluators": ("embedded:mobile",)}):
         assert not set(keys(config.replaced(**change)).values()) & set(before.values())
     changed = keys(config.replaced(settings={"dreambooth": {"steps": 3}}))
     assert {k for k in before if before[k] != changed[k]} == {k for k in before if k[2] == "dreambooth"}
@@ -97,14 +99,16 @@ def test_a_name_that_no_folder_can_have_has_no_references(tmp_path: Path, name: 
 
 
 def test_what_is_named_and_not_there_is_told_on_the_driver(tmp_path: Path) -> None:
-    good = configured(tmp_path, preprocessings=("none", "sdedit"), judges=("embedded:mobile",))
+    good = configured(tmp_path, preprocessings=("none", "sdedit"), evaluators=("embedded:mobile",))
     assert missing(good) == []
     bad = good.replaced(
-        judges=("embedded:moble", "nonsense", "nothing.onnx"),
+        evaluators=("embedded:moble", "nonsense", "nothing.onnx"),
         preprocessings=("diffpure", f"gridpure={tmp_path / 'absent'}"),
         bases=("embedded", "absent"),
     )
-    assert [fault.partition(":")[0] for fault in missing(bad)] == ["--judge"] * 3 + ["--preprocessing"] * 2 + ["--base"]
+    assert [fault.partition(":")[0] for fault in missing(bad)] == ["--evaluator"] * 3 + ["--preprocessing"] * 2 + [
+        "--base"
+    ]
 
 
 def test_only_people_and_photos_that_every_run_protects(tmp_path: Path) -> None:
@@ -116,7 +120,7 @@ def test_only_people_and_photos_that_every_run_protects(tmp_path: Path) -> None:
     assert len(ann["photos"]) == 1
     assert set(ann["photos"][0]["protected"]) == {"aspl", "dladiff"}
     assert [row["condition"] for row in plan.rows[:4]] == ["clean", "noise", "aspl", "dladiff"]
-    assert [uri.rsplit("/", 1)[1] for uri in ann["references"]] == ["2.png"]  # a photo that the thief does not have
+    assert [uri.rsplit("/", 1)[1] for uri in ann["references"]] == ["2.png"]  # a photo that the attacker does not have
     few = make_plan(configured(tmp_path, identities=1))
     assert few.identities == ["ann"]
 
@@ -175,6 +179,13 @@ def test_settings_are_checked_at_once() -> None:
     ]
 
 
-def test_settings_survive_the_way_to_a_worker() -> None:
+def test_old_names_of_the_evaluators_are_answered_with_the_new_ones() -> None:
+    with pytest.raises(ConfigError, match="judges: renamed to evaluators"):
+        EvaluateConfig(output="o", results="r", judges=("embedded:mobile",))
+    called = CliRunner().invoke(main, ["evaluate", "--output", "o", "--results", "r", "--judge", "embedded:mobile"])
+    assert called.exit_code == 2 and "--judge: renamed to --evaluator" in called.output
+
+
+def test_settings_survive_the_transfer_to_a_worker() -> None:
     config = EvaluateConfig(output="o", results="r", compare={"aspl": "x"}, settings={"lora": {"steps": 3}})
     assert EvaluateConfig(**config.to_dict()) == config

@@ -79,6 +79,18 @@ def test_a_second_worker_changes_nothing(tmp_path: Path) -> None:
     assert len(collect(results, plan)) == len(plan.rows)
 
 
+def test_records_of_earlier_versions_give_the_same_tables(tmp_path: Path) -> None:
+    config, plan, results = evaluated(tmp_path, {"ann": ["1.png"]})
+    write_results(results, config, plan)
+    tables, table = results.get("tables.md"), pq.read_table(io.BytesIO(results.get("results.parquet")))
+    for entry in list(results.list("rows/")):
+        results.put(entry.key, results.get(entry.key).replace(b'"evaluator": [', b'"judge": ['))
+        assert b'"judge"' in results.get(entry.key)
+    write_results(results, config, plan)
+    assert results.get("tables.md") == tables
+    assert pq.read_table(io.BytesIO(results.get("results.parquet"))) == table
+
+
 def test_ratings_are_kept_and_averaged(tmp_path: Path) -> None:
     _, _, results = evaluated(tmp_path, {"ann": ["1.png"]})
     assert read_ratings(results) == []
