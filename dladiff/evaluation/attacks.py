@@ -54,7 +54,7 @@ class AttackSettings(Settings):
 class Attack(Record):
     """An attack.
 
-    `function(base, photos r x r x 3, settings, prompts, images a prompt, seed)` returns each prompt's images. An attack
+    `function(base, photos r x r x 3, settings, prompts, images per prompt, seed)` returns each prompt's images. An attack
     does not support a kind of base model whose settings are None.
     """
 

@@ -1,6 +1,6 @@
 """Convert a published adapter (a pickle) to safetensors: `python -m dladiff.evaluation.convert_adapter IN.bin OUT`.
 
-Reading a pickle can run code. `weights_only=True` allows tensors alone, but that reader has had security faults
+Reading a pickle can run code. `weights_only=True` allows only tensors, but that reader has had security faults
 (docs/decisions/0014-supply-chain.md). So no run reads a pickle. Convert the file once, on a machine without secrets.
 """
 

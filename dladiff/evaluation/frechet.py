@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Features = NDArray[np.floating]
-"""n x d, one row an image."""
+"""n x d, one row per image."""
 
 
 def frechet_distance(one: Features, other: Features) -> float:

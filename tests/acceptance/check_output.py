@@ -59,7 +59,7 @@ class Pack:
             self.app.prepare(ctx_id=-1, det_size=None)
 
     def largest_face(self, rgb: Pixels) -> tuple[Any, Pixels] | None:
-        """Return the largest face and its BGR image: the photo, or without a face the photo padded to twice its size."""
+        """Return the largest face and its BGR image: the photo, or without a face the photo padded to double size."""
         bgr = np.ascontiguousarray(rgb[..., ::-1])
         height, width = bgr.shape[:2]
         border = (height // 2, height - height // 2, width // 2, width - width // 2)

@@ -46,7 +46,7 @@ ATTACK = Attack(
 def ip_adapter_faceid(
     base: Base, photos: Sequence[Pixels], settings: AttackSettings, prompts: Sequence[str], count: int, seed: int
 ) -> dict[str, list[Pixels]]:
-    """Generate `count` images a prompt: image i is conditioned on face i modulo the number of faces.
+    """Generate `count` images per prompt: image i is conditioned on face i modulo the number of faces.
 
     Photos without a face are skipped; if no photo has one, the lists are empty.
     Raises ModelError: weights are missing or have another layout.

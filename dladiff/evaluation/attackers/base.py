@@ -171,7 +171,7 @@ def sampling_pipeline(base: Base, unet: Any, text_encoder: Any) -> Any:
 def sample(
     sampler: Any, settings: AttackSettings, prompt: str, numbers: Sequence[int], seed: int, **extra: Any
 ) -> list[Pixels]:
-    """Generate the images with these numbers. An image's noise depends on `seed` and its number alone.
+    """Generate the images with these numbers. An image's noise depends on `seed` and its number only.
 
     `extra` are further arguments of the pipeline `sampler`.
     """

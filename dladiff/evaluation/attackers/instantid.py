@@ -65,7 +65,7 @@ class IdentityNet(ControlNetModel):  # type: ignore[misc]
 def instantid(
     base: Base, photos: Sequence[Pixels], settings: AttackSettings, prompts: Sequence[str], count: int, seed: int
 ) -> dict[str, list[Pixels]]:
-    """Generate `count` images a prompt: image i has the identity and the landmarks of face i modulo their number.
+    """Generate `count` images per prompt: image i has the identity and the landmarks of face i modulo their number.
 
     Photos without a face are skipped; if no photo has one, the lists are empty.
     Raises ModelError: weights are missing or have another layout.

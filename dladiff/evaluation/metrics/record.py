@@ -68,7 +68,7 @@ class Metric:
     per_encoder: bool = False
     """Whether it has one value per encoder of the evaluator."""
     needs: str = ""
-    """Reason that tables give if its network is missing; empty: it needs the evaluator alone."""
+    """Reason that tables give if its network is missing; empty: it needs only the evaluator."""
     tables: tuple[str, ...] = ()
     """Kinds of table that have this column. `scores`: all tables of generated pictures; `attack`: attacks on the main
     base model; `other base`: attacks on another; `change`, `difference`: paired differences; `stored`: visible quality;

@@ -1,4 +1,4 @@
-"""Attackers: few steps, many invariants; how strong they are is measured in docs/evaluation.md."""
+"""Attackers: invariants after a few steps. Their strength is measured in docs/evaluation.md."""
 
 import copy
 import importlib
@@ -85,7 +85,7 @@ def test_attacks_have_names_and_settings(base):
         settings_for("magic", base)
 
 
-def test_a_base_model_that_is_not_there_is_told(tmp_path):
+def test_a_missing_base_model_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"expected model_index\.json"):
         load_base(tmp_path)
 
@@ -170,7 +170,7 @@ def test_an_adapter_file_goes_through_diffusers_own_loader(base, adapter):
     torch.testing.assert_close(none, plain)
 
 
-def test_wrong_weights_are_told(base, adapter, tmp_path):
+def test_wrong_weights_are_refused(base, adapter, tmp_path):
     from safetensors.torch import save_file
 
     with pytest.raises(ModelError, match="no IP-Adapter FaceID weights"):

@@ -179,7 +179,7 @@ def test_the_drawing_has_a_disc_of_its_colour_at_each_landmark():
     assert not drawn[:25].any() and not drawn[:, 120:].any()
 
 
-def test_wrong_weights_are_told(base, settings, tmp_path):
+def test_wrong_weights_are_refused(base, settings, tmp_path):
     with pytest.raises(ModelError, match="no IdentityNet at"):
         identity_net(str(tmp_path))
     with pytest.raises(ModelError, match="no InstantID weights"):

@@ -163,8 +163,8 @@ def test_noise_is_as_strong_as_the_protection_and_in_the_same_places() -> None:
     protected = original.copy()
     protected[10:30, 5:35] += rng.integers(0, 8, (20, 30, 3)).astype(np.uint8)
     noisy = noise_like(original, protected, 0, "a")
-    wanted, got = (np.square(x.astype(float) - original).mean() for x in (protected, noisy))
-    assert got == pytest.approx(wanted, rel=0.01)
+    expected, got = (np.square(x.astype(float) - original).mean() for x in (protected, noisy))
+    assert got == pytest.approx(expected, rel=0.01)
     untouched = (protected == original).all(2)
     assert (noisy[untouched] == original[untouched]).all()
     signs = np.sign(noisy.astype(int) - original)[10:30, 5:35]

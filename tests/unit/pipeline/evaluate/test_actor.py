@@ -1,4 +1,4 @@
-"""One row of an evaluation, with fakes for the networks: what is measured, stored, lost, and what ends the run."""
+"""One row of an evaluation, with fakes for the networks: measurements, storage, failures."""
 
 import io
 import json
@@ -51,7 +51,7 @@ def test_an_attack_is_measured_and_stored(tmp_path: Path) -> None:
     assert list(results.list("failed/")) == []
 
 
-def test_encoders_alone_see_noise_as_strong_as_the_protection(tmp_path: Path) -> None:
+def test_noise_has_the_mean_squared_error_of_the_protection(tmp_path: Path) -> None:
     _, plan, results = evaluated(tmp_path, {"ann": ["1.png"]})
     found = {r["condition"]: stored(results, r) for r in plan.rows if r["attack"] == "encoder_only"}
     quality = {name: record["protected"][0]["quality"] for name, record in found.items()}
@@ -74,7 +74,7 @@ def test_an_attacker_without_a_face_has_no_photo(tmp_path: Path) -> None:
 
 
 def test_a_row_of_fewer_photos_than_the_others_is_a_failed_row(tmp_path: Path) -> None:
-    """A photo out of reach today may be back tomorrow: the row is then measured, with all its photos."""
+    """A row fails if a photo cannot be read; a later run measures it with all photos."""
     protected_output(tmp_path, {"ann": ["1.png", "2.png", "3.png"]})
     config = configured(tmp_path)
     (row,) = rows(config, attack="encoder_only", condition="dladiff")

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: Parquet, tables, sheets; damaged and missing parts; a page that trusts no name."""
+"""The outputs of an evaluation: Parquet, tables, sheets; damaged and missing parts; hostile names."""
 
 import io
 import json
@@ -131,7 +131,7 @@ def test_a_face_counts_once_a_rater_and_only_faces_of_these_rows(tmp_path: Path)
     assert {key: mean.value for key, mean in found.items()} == {("dreambooth", "dladiff", PROMPT): 2.0}
 
 
-def test_damaged_rows_are_told_and_damaged_features_give_no_fid(
+def test_damaged_rows_are_reported_and_damaged_features_give_no_fid(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config, plan, results = evaluated(tmp_path, {"ann": ["1.png"]})
@@ -140,12 +140,12 @@ def test_damaged_rows_are_told_and_damaged_features_give_no_fid(
     write_results(results, config, plan)
     results.put(f"rows/{plan.rows[0]['key']}.json", b"{}")
     assert len(write_results(results, config, plan)) == len(plan.rows) - 1
-    (told,) = [r.getMessage() for r in caplog.records]
-    assert "is no record of an evaluation" in told and "delete it, and it is measured again" in told
+    (message,) = [r.getMessage() for r in caplog.records]
+    assert "is no record of an evaluation" in message and "delete it, and it is measured again" in message
 
 
 @pytest.mark.parametrize("text", [b"rater,score\na,9\n", b"rater,face,score\na,b\n", b"\xff\xfe"])
-def test_damaged_ratings_are_told(tmp_path: Path, text: bytes) -> None:
+def test_damaged_ratings_are_reported(tmp_path: Path, text: bytes) -> None:
     _, _, results = evaluated(tmp_path, {"ann": ["1.png"]})
     results.put("ratings.csv", text)
     with pytest.raises(StorageError, match=r"ratings\.csv"):
