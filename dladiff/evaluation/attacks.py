@@ -54,8 +54,8 @@ class AttackSettings(Settings):
 class Attack(Record):
     """An attack.
 
-    `function(base, photos r x r x 3, settings, prompts, images per prompt, seed)` returns each prompt's images. An attack
-    does not support a kind of base model whose settings are None.
+    `function(base, photos r x r x 3, settings, prompts, images per prompt, seed)` returns each prompt's images. An
+    attack does not support a kind of base model whose settings are None.
     """
 
     kind: Literal["fine-tuning", "zero-shot"]
