@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from dladiff.core.arrays import Pixels
 from dladiff.core.colour import GREY, grey_to_srgb, profile_of
-from dladiff.core.pixels import Pixels
 from dladiff.errors import ConfigError, PhotoError
 from dladiff.service import PhotoIn, PhotoOut, Protector
 

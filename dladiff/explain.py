@@ -10,7 +10,8 @@ from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 
 from dladiff.core import tiles
-from dladiff.core.pixels import Images, Pixels, to_float, to_uint8
+from dladiff.core.arrays import Pixels
+from dladiff.core.pixels import Images, to_float, to_uint8
 from dladiff.core.randomness import stream
 from dladiff.diffusion.attention import MapReader
 from dladiff.diffusion.surrogate import Surrogate

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dladiff.core import quality
+from dladiff.core.arrays import Pixels
 from dladiff.core.exchange import PhotoIn, PhotoOut
-from dladiff.core.pixels import Pixels
 from dladiff.faces.detect import Face
 from dladiff.layers.zero_shot import Box
 from dladiff.settings.schema import MethodConfig

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from dladiff.baselines.methods import compared_layer
 from dladiff.core import tiles
+from dladiff.core.arrays import Pixels
 from dladiff.core.exchange import PhotoIn, PhotoOut
-from dladiff.core.pixels import Images, Pixels, content_digest, to_float, to_uint8, whole_levels
+from dladiff.core.pixels import Images, content_digest, to_float, to_uint8, whole_levels
 from dladiff.core.randomness import stream
-from dladiff.core.visibility import Measure
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.faces.detect import Detector, Face
 from dladiff.faces.encoder import IdentityEncoder
@@ -34,7 +34,6 @@ class Models:
     held_out: Sequence[IdentityEncoder]
     detector: Detector
     device: torch.device
-    lpips: Measure | None = None
 
 
 @dataclass(frozen=True)
@@ -98,9 +97,7 @@ def protect(
         static = _static(works, clean, models, config, seed, losses)
         lap("static_surrogate")
         x, streams = _squares(works, seed)
-        deltas = finetuning_layer.perturb(
-            models.surrogate, static, x, config.finetuning, streams, losses, lpips=models.lpips
-        )
+        deltas = finetuning_layer.perturb(models.surrogate, static, x, config.finetuning, streams, losses)
         _keep(works, deltas)
         lap("finetuning_layer")
         steps["static_surrogate"] = {"training": config.finetuning.iter_ft}
@@ -260,7 +257,7 @@ def _still_above(
     lines = []
     for i, (rule, box, steps) in enumerate(optimised):
         overlapped = any(box.overlaps(other) for j, (_, other, _) in enumerate(optimised) if j != i)
-        if (overlapped or steps >= config.max_steps) and max(rule(photo)) > config.ths:
+        if (overlapped or steps >= config.max_steps) and max(rule(photo)) > config.threshold:
             after = f"{steps} steps" + " and those of a face that overlaps it" * overlapped
-            lines.append(f"face {i + 1}: similarity still above {config.ths} after {after}")
+            lines.append(f"face {i + 1}: similarity still above {config.threshold} after {after}")
     return lines

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from dladiff.core.arrays import Pixels
 from dladiff.core.exchange import IdentityOut, PhotoIn, PhotoOut
-from dladiff.core.pixels import Images, Pixels, to_float
+from dladiff.core.pixels import Images, to_float
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.errors import ConfigError, ModelError
 from dladiff.faces import packs
@@ -21,7 +22,6 @@ from dladiff.faces.clean_set import best_photos
 from dladiff.faces.clip_encoder import load_clip_encoder
 from dladiff.faces.detect import CenterFaceDetector, Detector, ScrfdDetector
 from dladiff.faces.encoder import IdentityEncoder, detector_from_pack, encoder_from_pack, load_encoder
-from dladiff.faces.image_network import ImageNetwork
 from dladiff.protect import Models, protect
 from dladiff.settings.schema import method_config
 
@@ -57,14 +57,13 @@ class Protector:
             [named_encoder(name).to(device) for name in self.config.held_out],
             named_detector(self.config.detector, zero_shot.min_face_px, zero_shot.detector_threshold),
             device,
-            ImageNetwork(self.config.lpips, "lpips").measure if self.config.lpips else None,
         )
         held = {e.sha256: e.name for e in self.models.held_out}
         if twice := [f"{e.name} ({held[e.sha256]})" for e in self.models.encoders if e.sha256 in held]:
             raise ConfigError([f"held_out: {', '.join(twice)} is optimised: encoders names the same file"])
         if len({e.sha256 for e in self.models.encoders}) < len(self.models.encoders):
             raise ConfigError(
-                ["encoders: one file is listed twice; remove one, and set its weight in zero_shot.weights"]
+                ["encoders: one file is listed twice; remove one, and set its weight in zero_shot.encoder_weights"]
             )
         finetuning = self.config.finetuning
         sides = self.models.surrogate.map_sides(self.config.resolution)
@@ -75,8 +74,10 @@ class Protector:
                     f"attention maps at {self.config.resolution} px; choose one of {', '.join(map(str, sides))}"
                 ]
             )
-        if self.config.fits != "any" and len(self.models.surrogate.encoders) > 1:
-            raise ConfigError(["fits: SDXL's weights, gradients and moments alone take 41 GB; leave this setting out"])
+        if self.config.gpu_memory != "any" and len(self.models.surrogate.encoders) > 1:
+            raise ConfigError(
+                ["gpu_memory: SDXL's weights, gradients and moments alone take 41 GB; leave this setting out"]
+            )
         if finetuning.class_images:
             images = class_images(Path(finetuning.class_images), self.config.resolution)
             self.models.surrogate.set_prior(images, finetuning.class_prompt, finetuning.batch)

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dladiff.core.arrays import Pixels
 from dladiff.faces.detect import CenterFaceDetector, Face
-from pipeline.sources.decode import UInt8
 
 MARGIN = 1.2
 """Space on each side of the face box, in units of its width and height, clipped to the photo."""
 
 
-def crop_around(pixels: UInt8, face: Face) -> UInt8:
+def crop_around(pixels: Pixels, face: Face) -> Pixels:
     """Return a photo (h x w x 3) cropped to a face's box with MARGIN on each side."""
     x0, y0, x1, y1 = face.box
     across, down = MARGIN * (x1 - x0), MARGIN * (y1 - y0)
@@ -25,7 +25,7 @@ def crop_around(pixels: UInt8, face: Face) -> UInt8:
     return pixels[top : int(y1 + down), left : int(x1 + across)]
 
 
-def demo_photos() -> dict[str, UInt8]:
+def demo_photos() -> dict[str, Pixels]:
     """Return person_1 to person_6, numbered from left to right, and astronaut."""
     import skimage.data
     from insightface.data import get_image
@@ -39,7 +39,7 @@ def demo_photos() -> dict[str, UInt8]:
     return photos
 
 
-def write(photos: dict[str, UInt8], folder: Path) -> None:
+def write(photos: dict[str, Pixels], folder: Path) -> None:
     """Write `<folder>/<identity>/portrait.png`; existing equal files are kept, so they are no new work."""
     for identity, pixels in photos.items():
         path = folder / identity / "portrait.png"

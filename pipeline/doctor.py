@@ -29,7 +29,7 @@ from pipeline.storage.open import local_path, open_storage
 PYTHON = (3, 11)
 MIN_MEMORY_GIB = {"tiny": 4.0}
 OTHER_MEMORY_GIB = 16.0  # Stable Diffusion 2.1 twice, its optimisers, and the photos of one identity
-GPU_MEMORY_GIB = {"16GB": 14.5, "12GB": 11.5}  # memory of a card, by `method.fits`
+GPU_MEMORY_GIB = {"16GB": 14.5, "12GB": 11.5}  # memory of a card, by `method.gpu_memory`
 SKEW_S = 60.0  # S3 refuses requests from 15 minutes on; times in records would mislead people long before
 ANSWER_S = 10.0  # seconds: timeout of the storage and cluster checks
 
@@ -128,10 +128,10 @@ def _gpu(config: RunConfig | None) -> Check:
     if any(len(card) != len(fields.split(",")) or not card[1].isdigit() for card in cards):
         return Check("gpu", True, f"{'; '.join(card[0] for card in cards)}; nvidia-smi does not report its memory")
     text = "; ".join(f"{name}, {int(total) / 1024:.0f} GiB, {used} MiB in use" for name, total, used, _ in cards)
-    fits = config.method.get("fits") if config is not None else None
-    wanted = GPU_MEMORY_GIB.get(str(fits), 22.0) if needed and config and config.profile != "tiny" else 0.0
+    memory = config.method.get("gpu_memory") if config is not None else None
+    wanted = GPU_MEMORY_GIB.get(str(memory), 22.0) if needed and config and config.profile != "tiny" else 0.0
     if small := [name for name, total, *_ in cards if int(total) / 1024 < wanted]:
-        return Check("gpu", False, f"{text}; {small[0]} has less than {wanted} GiB: set method.fits (16GB, 12GB)")
+        return Check("gpu", False, f"{text}; {small[0]} has less than {wanted} GiB: set method.gpu_memory (16GB, 12GB)")
     if "+cpu" in _version("torch"):
         return Check("gpu", not needed, f"{text}; torch is built for the CPU: pip install torch with CUDA")
     return Check("gpu", True, text)

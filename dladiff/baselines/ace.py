@@ -1,7 +1,7 @@
 """ACE (Zheng et al. 2025, "Targeted Attack Improves Protection against Unauthorized Diffusion Customization").
 
-ASPL's turns with a LoRA surrogate, and a target: the predicted noise is pulled to the latents of one fixed pattern
-at every timestep, so that all errors of the score function agree. LoRA is on the UNet alone.
+ASPL's alternation with a LoRA surrogate and a target: the predicted noise approaches the latents of one fixed pattern
+at every timestep, so that all errors of the score function agree. LoRA is applied to the UNet only.
 """
 
 import torch
@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from dladiff.baselines.aspl import alternate
 from dladiff.baselines.mist import target_latents
-from dladiff.baselines.student import Student, ascend
 from dladiff.baselines.task import Task
+from dladiff.baselines.trainable import TrainableSurrogate, ascend
 from dladiff.core.pixels import Images
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.settings.schedules import PX, BaselineConfig, Method
@@ -29,8 +29,8 @@ METHOD = Method(
 )
 
 
-class LowRank(Student):
-    """A UNet that learns low-rank matrices beside its attention."""
+class LowRank(TrainableSurrogate):
+    """A UNet that trains low-rank matrices in its attention layers."""
 
     def __init__(self, surrogate: Surrogate, prompt: str, rank: int, seed: int) -> None:
         super().__init__(surrogate, prompt)
@@ -44,30 +44,30 @@ class LowRank(Student):
             weight.requires_grad_(False)
 
     def parameters(self) -> list[nn.Parameter]:
-        """The low-rank matrices."""
+        """Return the low-rank matrices."""
         return [weight for name, weight in self.unet.named_parameters() if "lora_" in name]
 
 
-def ace_loss(student: Student, point: Images, target: Tensor, generators: list[Generator]) -> Tensor:
+def ace_loss(trainable: TrainableSurrogate, point: Images, target: Tensor, generators: list[Generator]) -> Tensor:
     """Return minus the mean squared distance of the prediction to the target, summed over the squares."""
-    surrogate = student.surrogate
+    surrogate = trainable.surrogate
     noise = surrogate.draw(generators, point.shape[-1])
     with surrogate.autocast():
-        predicted = surrogate.predict(student.unet, student.latents(point, noise), noise, student.prompt())
+        predicted = surrogate.predict(trainable.unet, trainable.latents(point, noise), noise, trainable.prompt())
     return -functional.mse_loss(predicted.float(), target.float().expand_as(predicted)) * len(point)
 
 
 def ace(task: Task) -> Tensor:
     """Return the perturbation `n 3 r r` of the squares `n 3 r r`; `clean` is `m 3 r r`."""
     schedule = task.schedule
-    seed = int(torch.randint(2**31, (1,), generator=task.one))
-    student = LowRank(task.surrogate, schedule.prompt, schedule.rank, seed)
+    seed = int(torch.randint(2**31, (1,), generator=task.shared_generator))
+    trainable = LowRank(task.surrogate, schedule.prompt, schedule.rank, seed)
     target = target_latents(task.surrogate, task.x)
 
-    def attack(copy: Student, delta: Tensor) -> Tensor:
+    def attack(copy: TrainableSurrogate, delta: Tensor) -> Tensor:
         def loss(point: Images, own: list[Generator]) -> Tensor:
             return ace_loss(copy, point, target, own)
 
         return ascend(task.x, delta, loss, schedule, task.generators, schedule.steps)
 
-    return alternate(student, task, attack)
+    return alternate(trainable, task, attack)

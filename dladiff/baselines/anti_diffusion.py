@@ -1,4 +1,4 @@
-"""Anti-Diffusion (Zheng et al. 2025): a tuned prompt, and a loss that also takes all cross-attention away.
+"""Anti-Diffusion (Zheng et al. 2025): a tuned prompt, and a loss that also reduces all cross-attention.
 
 Photo by photo. A prompt embedding that starts from the empty prompt is tuned to the photo (section "Prompt tuning");
 then epochs of PGD on L_cond - L_sem (semantic disturbance loss) and short trainings of the UNet on the result.
@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
-from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
+from dladiff.baselines.trainable import TrainableSurrogate
 from dladiff.core.ball import around, project
 from dladiff.core.pgd import gradient_of, pgd
 from dladiff.core.pixels import Images
@@ -26,17 +26,17 @@ METHOD = Method(
     year=2025,
     maximises="L_cond - mean square of all cross maps, with a tuned prompt, for each photo separately",
     schedule=BaselineConfig(
-        eta=6 * 1.3 * PX, step=0.26 * PX, epochs=6, steps=10, training=20, lr=5e-7, prompt_steps=30, prompt_lr=1e-3
+        eta=6 * 1.3 * PX, step_size=0.26 * PX, epochs=6, steps=10, training=20, lr=5e-7, prompt_steps=30, prompt_lr=1e-3
     ),
     tiny={"training": 5, "lr": 2e-4, "prompt_steps": 10, "prompt_lr": 1e-2},
 )
 
 SCALE = 100.0
-"""The maps are scaled by this and cut at 1, in the authors' program."""
+"""The maps are scaled by this and clipped at 1, as in the authors' program."""
 
 
-class TunedPrompt(Student):
-    """A UNet that learns, with a prompt embedding of its own instead of a text encoder's."""
+class TunedPrompt(TrainableSurrogate):
+    """A trainable UNet with a tuned prompt embedding instead of the text encoder's."""
 
     def __init__(self, surrogate: Surrogate) -> None:
         super().__init__(surrogate, "")
@@ -48,7 +48,7 @@ class TunedPrompt(Student):
         return self.tuned
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """The UNet's alone."""
+        """Return the UNet's weights."""
         return list(self.unet.parameters())
 
     def tune(self, point: Images, schedule: BaselineConfig, generator: Generator) -> None:
@@ -64,44 +64,44 @@ class TunedPrompt(Student):
 
 
 def disturbance(maps: Maps) -> Tensor:
-    """L_sem: mean square of the scaled cross-attention maps, averaged over layers first."""
+    """Return L_sem: the mean square of the scaled cross-attention maps, averaged over layers first."""
     mean = torch.stack([layer.attention_map() for layer in maps.cross]).mean(0)
     return (mean.float() * SCALE).clamp(0, 1).square().mean()
 
 
 def anti_diffusion_loss(
-    student: Student, point: Images, generators: list[Generator], schedule: BaselineConfig
+    trainable: TrainableSurrogate, point: Images, generators: list[Generator], schedule: BaselineConfig
 ) -> Tensor:
-    """L_cond - L_sem, summed over the squares."""
-    noise = student.surrogate.draw(generators, point.shape[-1])
-    with student.surrogate.autocast():
-        out, maps = student.denoising_and_maps(point, noise, schedule.attention_resolution)
+    """Return L_cond - L_sem, summed over the squares."""
+    noise = trainable.surrogate.draw(generators, point.shape[-1])
+    with trainable.surrogate.autocast():
+        out, maps = trainable.denoising_and_maps(point, noise, schedule.attention_resolution)
         return (out - disturbance(maps)) * len(point)
 
 
 def anti_diffusion(task: Task) -> Tensor:
-    """Return the perturbation `n 3 r r` of the squares `n 3 r r`; clean photos and `one` are not used.
+    """Return the perturbation `n 3 r r` of the squares `n 3 r r`; clean photos and `shared_generator` are not used.
 
-    An epoch's bound, `eta / epochs`, is around what the epoch began with, as published; `eta` is around the photo.
+    Each epoch is bounded by `eta / epochs` around its start, as published, and the whole by `eta` around the photo.
     """
     surrogate, x, schedule, generators = task.surrogate, task.x, task.schedule, task.generators
     rows = []
     for i, own in enumerate(generators):
-        square, student = x[i : i + 1], TunedPrompt(surrogate)
+        square, trainable = x[i : i + 1], TunedPrompt(surrogate)
         delta = torch.zeros_like(square)
         for epoch in range(schedule.epochs):
-            student.tune(square + delta, schedule, own)
+            trainable.tune(square + delta, schedule, own)
             if epoch:
-                student.train(square + delta, schedule, own)
+                trainable.train(square + delta, schedule, own)
             start = square + delta
             added = pgd(
                 start,
                 torch.zeros_like(start),
-                gradient_of(partial(anti_diffusion_loss, student, generators=[own], schedule=schedule)),
+                gradient_of(partial(anti_diffusion_loss, trainable, generators=[own], schedule=schedule)),
                 projection=around(start, schedule.eta / schedule.epochs),
-                step_size=schedule.step,
+                step_size=schedule.step_size,
                 steps=schedule.steps,
             )
-            delta = project(delta + added, square, schedule.eta, schedule.least_psnr)
+            delta = project(delta + added, square, schedule.eta, schedule.min_psnr)
         rows.append(delta)
     return torch.cat(rows)

@@ -1,12 +1,12 @@
-"""ASPL of Anti-DreamBooth (Van Le et al. 2023, section 4.3): surrogate and perturbation are learnt in turns."""
+"""ASPL of Anti-DreamBooth (Van Le et al. 2023, section 4.3): train surrogate and perturbation alternately."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from dladiff.baselines.student import Student, ascend
 from dladiff.baselines.task import Task
+from dladiff.baselines.trainable import TrainableSurrogate, ascend
 from dladiff.settings.schedules import PX, BaselineConfig, Method
 
 METHOD = Method(
@@ -19,18 +19,22 @@ METHOD = Method(
     tiny={"epochs": 8, "lr": 2e-4},
 )
 
-Ascend = Callable[[Student, Tensor], Tensor]
-"""(the model of this epoch, delta) to the new delta."""
+Ascend = Callable[[TrainableSurrogate, Tensor], Tensor]
+"""Maps (the epoch's fine-tuned copy, delta) to the new delta."""
 
 
-def alternate(student: Student, task: Task, ascend_with: Ascend) -> Tensor:
-    """Each epoch: a copy of the model learns the clean photos, PGD attacks the copy, the model learns the result."""
+def alternate(trainable: TrainableSurrogate, task: Task, ascend_with: Ascend) -> Tensor:
+    """Return delta `n 3 r r` after all epochs.
+
+    In each epoch, a copy of the model is fine-tuned on the clean photos, PGD attacks the copy, and the model itself is
+    trained on the perturbed photos.
+    """
     delta = torch.zeros_like(task.x)
     for _ in range(task.schedule.epochs):
-        copy = student.twin()
-        copy.train(task.clean, task.schedule, task.one)
+        copy = trainable.clone()
+        copy.train(task.clean, task.schedule, task.shared_generator)
         delta = ascend_with(copy, delta)
-        student.train(task.x + delta, task.schedule, task.one)
+        trainable.train(task.x + delta, task.schedule, task.shared_generator)
     return delta
 
 
@@ -38,7 +42,7 @@ def aspl(task: Task) -> Tensor:
     """Return the perturbation `n 3 r r` of the squares `n 3 r r`; `clean` is `m 3 r r`."""
     schedule = task.schedule
 
-    def attack(copy: Student, delta: Tensor) -> Tensor:
+    def attack(copy: TrainableSurrogate, delta: Tensor) -> Tensor:
         return ascend(task.x, delta, copy.denoising, schedule, task.generators, schedule.steps)
 
-    return alternate(Student(task.surrogate, schedule.prompt), task, attack)
+    return alternate(TrainableSurrogate(task.surrogate, schedule.prompt), task, attack)

@@ -1,6 +1,6 @@
-"""CAAT (Xu et al. 2024): perturbation and the keys and values of cross-attention move on the same loss, in turn.
+"""CAAT (Xu et al. 2024): alternate steps on the perturbation and on the cross-attention's keys and values.
 
-Each step ascends L_cond by the photos and descends it by these weights, at the same timesteps and noise.
+Each step ascends L_cond in the photos and descends it in these weights, at the same timesteps and noise.
 """
 
 from functools import partial
@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
+from dladiff.baselines.trainable import TrainableSurrogate
 from dladiff.core.ball import around
 from dladiff.core.pgd import gradient_of, pgd
 from dladiff.settings.schedules import PX, BaselineConfig, Method
@@ -25,21 +25,21 @@ METHOD = Method(
 )
 
 
-class KeysAndValues(Student):
-    """A UNet of which only to_k and to_v of cross-attention learn."""
+class KeysAndValues(TrainableSurrogate):
+    """A UNet that trains to_k and to_v of cross-attention only."""
 
     def parameters(self) -> list[nn.Parameter]:
-        """The cross-attention's keys and values."""
+        """Return the weights of to_k and to_v in cross-attention."""
         return [
             weight for name, weight in self.unet.named_parameters() if ".attn2.to_k." in name or ".attn2.to_v." in name
         ]
 
 
 def caat(task: Task) -> Tensor:
-    """Return the perturbation `n 3 r r` of the squares `n 3 r r`; clean photos and `one` are not used."""
+    """Return the perturbation `n 3 r r` of the squares `n 3 r r`; clean photos and `shared_generator` are not used."""
     surrogate, x, schedule, generators = task.surrogate, task.x, task.schedule, task.generators
-    student = KeysAndValues(surrogate, schedule.prompt)
-    learning = student.parameters()
+    trainable = KeysAndValues(surrogate, schedule.prompt)
+    learning = trainable.parameters()
     optimiser = torch.optim.AdamW(learning, lr=schedule.lr, weight_decay=1e-2)
     delta = torch.zeros_like(x)
     parts = [slice(start, start + schedule.batch) for start in range(0, len(x), schedule.batch)]
@@ -50,14 +50,14 @@ def caat(task: Task) -> Tensor:
             new[part] = pgd(
                 x[part],
                 delta[part],
-                gradient_of(partial(student.denoising_at, noise=noise)),
-                projection=around(x[part], schedule.eta, schedule.least_psnr),
-                step_size=schedule.step,
+                gradient_of(partial(trainable.denoising_at, noise=noise)),
+                projection=around(x[part], schedule.eta, schedule.min_psnr),
+                step_size=schedule.step_size,
                 steps=1,
             )
             for weight in learning:
                 weight.requires_grad_(True)
-            loss = student.denoising_at((x + delta)[part], noise) / len(x)
+            loss = trainable.denoising_at((x + delta)[part], noise) / len(x)
             loss.backward()  # type: ignore[no-untyped-call]
             for weight in learning:
                 weight.requires_grad_(False)

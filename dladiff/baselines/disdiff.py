@@ -1,4 +1,4 @@
-"""DisDiff (Liu et al. 2024): ASPL whose loss also erases the attention to `sks`, at chosen timesteps, by adapted steps.
+"""DisDiff (Liu et al. 2024): ASPL plus attention erasure for `sks`, timestep search, adapted step sizes.
 
 Cross-attention erasure: L_cond minus `weight` times the energy of the token's maps. Merit sampling: a step at timestep
 t is 0.5 (1 + cos(pi t / 999)) of the full one. The timesteps come from SimAC's greedy search (Wang et al. 2024), which
@@ -12,8 +12,8 @@ import torch
 from torch import Generator, Tensor
 
 from dladiff.baselines.aspl import alternate
-from dladiff.baselines.student import Student
 from dladiff.baselines.task import Task
+from dladiff.baselines.trainable import TrainableSurrogate
 from dladiff.core.ball import around
 from dladiff.core.pgd import gradient_of, pgd
 from dladiff.core.pixels import Images
@@ -32,43 +32,46 @@ METHOD = Method(
     tiny={"epochs": 8, "lr": 2e-4, "search": 8},
 )
 
-CANDIDATES, NEIGHBOURS, FEWEST = 5, 20, 100
-"""Timesteps that a round of the search compares; how many on each side of the worst are dropped; how many stay."""
+CANDIDATES, NEIGHBOURS, MIN_LEFT = 5, 20, 100
+"""Search: timesteps compared in a round; neighbours removed on each side of the worst; smallest number kept."""
 
 
 def step_scale(t: int, last: int) -> float:
-    """Share of the full step at timestep t of 0..last."""
+    """Return the factor of the step size at timestep t of 0..last."""
     return 0.5 * (1 + math.cos(math.pi * t / last))
 
 
 def energy(maps: Maps, tokens: list[int]) -> Tensor:
-    """Squared Frobenius norm of the tokens' cross-attention maps: mean over layers and photos of the sum over cells."""
+    """Return the mean over layers and photos of the squared Frobenius norm of the tokens' cross-attention maps."""
     found = [layer.attention_map()[..., tokens].float().square().sum((1, 2)).mean() for layer in maps.cross]
     return torch.stack(found).mean()
 
 
-def disdiff_loss(student: Student, point: Images, noise: Noise, schedule: BaselineConfig) -> Tensor:
-    """L_cond - weight * energy, summed over the squares."""
-    instance = student.surrogate.prompt(student.words).instance
-    with student.surrogate.autocast():
-        out, maps = student.denoising_and_maps(point, noise, schedule.attention_resolution)
+def disdiff_loss(trainable: TrainableSurrogate, point: Images, noise: Noise, schedule: BaselineConfig) -> Tensor:
+    """Return L_cond - weight * energy, summed over the squares."""
+    instance = trainable.surrogate.prompt(trainable.prompt_text).instance
+    with trainable.surrogate.autocast():
+        out, maps = trainable.denoising_and_maps(point, noise, schedule.attention_resolution)
         tokens = [] if instance is None else [instance]
         return (out - schedule.weight * energy(maps, tokens)) * len(point)
 
 
-def timesteps(student: Student, x: Images, schedule: BaselineConfig, generator: Generator) -> list[int]:
-    """SimAC's greedy search for one square: of five random timesteps drop the one of least gradient, with its kin."""
-    left = list(range(1, len(student.surrogate.alphas)))
+def timesteps(trainable: TrainableSurrogate, x: Images, schedule: BaselineConfig, generator: Generator) -> list[int]:
+    """Return the timesteps that SimAC's greedy search keeps for one square `1 3 r r`.
+
+    Each round draws five timesteps and removes the one with the smallest gradient, with its neighbours.
+    """
+    left = list(range(1, len(trainable.surrogate.alphas)))
     for _ in range(schedule.search):
-        if len(left) <= FEWEST:
+        if len(left) <= MIN_LEFT:
             break
         chosen = [left[i] for i in torch.randperm(len(left), generator=generator)[:CANDIDATES].tolist()]
         sizes = []
         for t in chosen:
             point = x.detach().clone().requires_grad_(True)
-            noise = _at(student.surrogate.draw([generator], x.shape[-1]), t)
-            (slope,) = torch.autograd.grad(student.denoising_at(point, noise), point)
-            sizes.append(float(slope.abs().sum()))
+            noise = _at(trainable.surrogate.draw([generator], x.shape[-1]), t)
+            (gradient,) = torch.autograd.grad(trainable.denoising_at(point, noise), point)
+            sizes.append(float(gradient.abs().sum()))
         worst = chosen[sizes.index(min(sizes))]
         left = [t for t in left if abs(t - worst) > NEIGHBOURS]
     return left
@@ -77,10 +80,10 @@ def timesteps(student: Student, x: Images, schedule: BaselineConfig, generator: 
 def disdiff(task: Task) -> Tensor:
     """Return the perturbation `n 3 r r` of the squares `n 3 r r`; `clean` is `m 3 r r`."""
     surrogate, x, schedule, generators = task.surrogate, task.x, task.schedule, task.generators
-    student, last = Student(surrogate, schedule.prompt), len(surrogate.alphas) - 1
-    chosen = [timesteps(student, x[i : i + 1], schedule, own) for i, own in enumerate(generators)]
+    trainable, last = TrainableSurrogate(surrogate, schedule.prompt), len(surrogate.alphas) - 1
+    chosen = [timesteps(trainable, x[i : i + 1], schedule, own) for i, own in enumerate(generators)]
 
-    def attack(copy: Student, delta: Tensor) -> Tensor:
+    def attack(copy: TrainableSurrogate, delta: Tensor) -> Tensor:
         rows = []
         for i, own in enumerate(generators):
             square, row = x[i : i + 1], delta[i : i + 1]
@@ -91,14 +94,14 @@ def disdiff(task: Task) -> Tensor:
                     square,
                     row,
                     gradient_of(partial(disdiff_loss, copy, noise=noise, schedule=schedule)),
-                    projection=around(square, schedule.eta, schedule.least_psnr),
-                    step_size=schedule.step * step_scale(t, last),
+                    projection=around(square, schedule.eta, schedule.min_psnr),
+                    step_size=schedule.step_size * step_scale(t, last),
                     steps=1,
                 )
             rows.append(row)
         return torch.cat(rows)
 
-    return alternate(student, task, attack)
+    return alternate(trainable, task, attack)
 
 
 def _at(noise: Noise, t: int) -> Noise:

@@ -1,4 +1,4 @@
-"""Compared methods by name: the one entry that layer 1 calls in place of its own."""
+"""Run a compared method in place of layer 1."""
 
 from torch import Generator, Tensor
 
@@ -10,18 +10,21 @@ from dladiff.settings.schema import MethodConfig
 
 
 def compared_layer(
-    surrogate: Surrogate, clean: Images, x: Images, config: MethodConfig, generators: list[Generator], one: Generator
+    surrogate: Surrogate, clean: Images, x: Images, config: MethodConfig, generators: list[Generator], shared: Generator
 ) -> Tensor:
-    """Return the perturbation by `config.protection`: its own schedule, with layer 1's bounds, prompt and batch."""
+    """Return the perturbation `n 3 r r` by the method `config.protection`.
+
+    The schedule is the method's own; bounds, prompt and batch come from the settings of layer 1.
+    """
     layer = config.finetuning
     own = schedule_for(config.protection, config.model)
     schedule = own.replaced(
         eta=layer.eta,
-        least_psnr=layer.least_psnr or own.least_psnr,
+        min_psnr=layer.min_psnr or own.min_psnr,
         batch=layer.batch_photos,
         attention_resolution=layer.attention_resolution,
         prompt=layer.prompt,
         prior_weight=layer.prior_weight,
     )
-    delta: Tensor = METHODS[config.protection].load()(Task(surrogate, clean, x, schedule, generators, one))
+    delta: Tensor = METHODS[config.protection].load()(Task(surrogate, clean, x, schedule, generators, shared))
     return delta

@@ -10,5 +10,5 @@ METHOD = Method(name="none", function="none", maximises="nothing", schedule=Base
 
 
 def none(task: Task) -> Tensor:
-    """Leave the photos as they are."""
+    """Return a perturbation of zero."""
     return torch.zeros_like(task.x)

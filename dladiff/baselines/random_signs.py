@@ -1,4 +1,4 @@
-"""The control: random signs of one size, at an asked PSNR."""
+"""The control: random signs of one magnitude, at a given PSNR."""
 
 import torch
 from torch import Tensor
@@ -11,20 +11,20 @@ METHOD = Method(
     name="random",
     function="random_signs",
     maximises="nothing; random signs in whole grey levels, 35.06 dB in the working square",
-    schedule=BaselineConfig(eta=16 * PX, least_psnr=35.06),  # the paper's own for its method (Table 9)
+    schedule=BaselineConfig(eta=16 * PX, min_psnr=35.06),  # the paper's own for its method (Table 9)
 )
 
 ROUNDS = 20
 
 
 def random_signs(task: Task) -> Tensor:
-    """Return `n 3 r r` of PSNR `schedule.least_psnr` each, what the pixel range cuts off made up for elsewhere.
+    """Return `n 3 r r` of PSNR `schedule.min_psnr` each, including what clipping to [0, 1] removes.
 
-    Sizes are whole grey levels, rounded up or down at random, so that storing the square changes nothing. Only `x`,
-    `schedule` and `generators` are used. Where `eta` forbids that PSNR, `eta` holds.
+    Magnitudes are whole grey levels, rounded up or down at random, so that storing the square as bytes changes nothing.
+    Uses `x`, `schedule` and `generators` only. If `eta` is too small for that PSNR, the PSNR is higher.
     """
     x, schedule, generators = task.x, task.schedule, task.generators
-    wanted = 10 ** (-schedule.least_psnr / 10)
+    wanted = 10 ** (-schedule.min_psnr / 10)
     rows = []
     for square, own in zip(torch.split(x, 1), generators, strict=True):
         signs = (torch.randint(0, 2, square.shape, generator=own) * 2 - 1).to(square)

@@ -1,4 +1,4 @@
-"""What every compared method is given: one identity's squares, and what it learns from."""
+"""The input of every compared method: one identity's squares, the surrogate, the random streams."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from dladiff.settings.schedules import BaselineConfig
 
 @dataclass(frozen=True)
 class Task:
-    """One identity; a method returns the perturbation `n 3 r r` of its squares and leaves alone what it does not use.
+    """One identity. A method returns the perturbation `n 3 r r` of its squares.
 
     |delta| <= schedule.eta, and x + delta stays in [0, 1].
     """
@@ -23,6 +23,6 @@ class Task:
     """The squares to protect, `n 3 r r`."""
     schedule: BaselineConfig
     generators: list[Generator]
-    """One stream a square."""
-    one: Generator
-    """A stream for what all squares share."""
+    """One random stream for each square."""
+    shared_generator: Generator
+    """Random stream for what all squares share."""

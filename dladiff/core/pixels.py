@@ -1,4 +1,4 @@
-"""Array types, and conversion between uint8 pixels (outside) and RGB floats in [0, 1] (inside)."""
+"""Conversion between uint8 pixels (outside) and RGB floats in [0, 1] (inside)."""
 
 import hashlib
 import math
@@ -6,13 +6,12 @@ import math
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
+
+from dladiff.core.arrays import Pixels
 
 Images = Float[Tensor, "b 3 h w"]
 """A batch of RGB images in [0, 1]."""
-Pixels = NDArray[np.uint8]
-"""RGB bytes: one photo, h x w x 3, or a stack of n x h x w x 3."""
 
 
 def to_float(pixels: Pixels) -> Images:

@@ -108,14 +108,14 @@ class _Processor:
         return result
 
 
-def map_distance(a: Maps, b: Maps, *, self_weight: float = 1.0, tokens: list[int] | None = None) -> Tensor:
+def map_distance(a: Maps, b: Maps, *, self_weight: float = 1.0) -> Tensor:
     """Return the mean squared distance of cross maps plus `self_weight` times that of self maps (Eq. 8).
 
     Each map contributes its mean, so that cross maps (256 x 77) and self maps (256 x 256) have equal weight, as do all
-    layers. `tokens` restricts the cross maps to these positions of the prompt. Raises ValueError without any map.
+    layers. Raises ValueError without any map.
     """
-    cross = [_mse(p, q, tokens) for p, q in zip(a.cross, b.cross, strict=True)]
-    own = [_mse(p, q, None) for p, q in zip(a.own, b.own, strict=True)]
+    cross = [_mse(p, q) for p, q in zip(a.cross, b.cross, strict=True)]
+    own = [_mse(p, q) for p, q in zip(a.own, b.own, strict=True)]
     if not cross and not own:
         raise ValueError("no attention layer has maps of attention_resolution; change that setting")
     total = torch.zeros((), device=(cross + own)[0].device)
@@ -126,25 +126,21 @@ def map_distance(a: Maps, b: Maps, *, self_weight: float = 1.0, tokens: list[int
     return total
 
 
-def _mse(p: Layer, q: Layer, tokens: list[int] | None) -> Tensor:
+def _mse(p: Layer, q: Layer) -> Tensor:
     """Return the mean squared distance of two maps; large maps are computed, and recomputed, in blocks of rows."""
     rows = max(1, BLOCK // p.key.shape[2])
     if rows >= p.query.shape[2]:
-        return _square_distance(p, q, tokens).mean()
+        return _square_distance(p, q).mean()
     parts = [
-        checkpoint(_block_sum, *block, p.key, q.key, tokens, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(_block_sum, *block, p.key, q.key, use_reentrant=False, preserve_rng_state=False)
         for block in zip(torch.split(p.query, rows, 2), torch.split(q.query, rows, 2), strict=True)
     ]
-    columns = p.key.shape[2] if tokens is None else len(tokens)
-    return torch.stack(parts).sum() / (p.query.shape[0] * p.query.shape[2] * columns)
+    return torch.stack(parts).sum() / (p.query.shape[0] * p.query.shape[2] * p.key.shape[2])
 
 
-def _block_sum(p_rows: Tensor, q_rows: Tensor, p_key: Tensor, q_key: Tensor, tokens: list[int] | None) -> Tensor:
-    return _square_distance(Layer(p_rows, p_key), Layer(q_rows, q_key), tokens).sum()
+def _block_sum(p_rows: Tensor, q_rows: Tensor, p_key: Tensor, q_key: Tensor) -> Tensor:
+    return _square_distance(Layer(p_rows, p_key), Layer(q_rows, q_key)).sum()
 
 
-def _square_distance(p: Layer, q: Layer, tokens: list[int] | None) -> Tensor:
-    difference = p.attention_map() - q.attention_map()
-    if tokens is not None:
-        difference = difference[..., tokens]
-    return difference.float().square()
+def _square_distance(p: Layer, q: Layer) -> Tensor:
+    return (p.attention_map() - q.attention_map()).float().square()

@@ -223,7 +223,7 @@ class Surrogate:
         return Batch(self.latents(self.prior.posterior.pick(rows), noise), noise, self.prior.prompt)
 
     def autocast(self) -> torch.autocast:
-        """Return the autocast context: bf16 on CUDA over fp32 master weights, fp32 on the CPU (METHOD, "numeric type").
+        """Return the autocast context: bf16 on CUDA over fp32 master weights, fp32 on the CPU.
 
         SDXL's VAE overflows in fp16; bf16 has the range of fp32.
         """

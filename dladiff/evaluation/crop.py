@@ -3,7 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from dladiff.core.pixels import Pixels, to_float, to_uint8
+from dladiff.core.arrays import Pixels
+from dladiff.core.pixels import to_float, to_uint8
 from dladiff.core.tiles import cut, face_square
 from dladiff.faces.detect import Detector
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dladiff.core.pixels import Pixels, to_float
+from dladiff.core.arrays import Pixels
+from dladiff.core.pixels import to_float
 from dladiff.errors import ModelError, PhotoError
 from dladiff.faces.detect import Detector, Face, alignment_matrix, warp
 from dladiff.faces.encoder import IdentityEncoder

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dladiff.core.pixels import Pixels
+from dladiff.core.arrays import Pixels
 from dladiff.core.randomness import stream
 
 BISECTIONS = 30

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from dladiff.core.pixels import Pixels, content_digest
+from dladiff.core.arrays import Pixels
+from dladiff.core.pixels import content_digest
 from dladiff.evaluation.preprocessing_records import Preprocessing
 
 PREPROCESSINGS = (

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from dladiff.core.pixels import Pixels, content_digest, to_float, to_uint8
+from dladiff.core.arrays import Pixels
+from dladiff.core.pixels import content_digest, to_float, to_uint8
 from dladiff.core.tiles import Square, add_square, covering_squares, cut, face_square
 from dladiff.errors import ModelError
 from dladiff.evaluation.attackers.base import load_base

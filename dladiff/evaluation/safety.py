@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dladiff.core.pixels import Pixels
+from dladiff.core.arrays import Pixels
 from dladiff.errors import ModelError
 
 

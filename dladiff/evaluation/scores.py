@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dladiff.core.pixels import Pixels
+from dladiff.core.arrays import Pixels
 from dladiff.evaluation.evaluator import Embeddings, Evaluator, cosines
 from dladiff.evaluation.metrics import METRICS
 from dladiff.evaluation.metrics.record import Generated, Preprocessed, Stored

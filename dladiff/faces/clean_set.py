@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from dladiff.core.pixels import Pixels, content_digest
+from dladiff.core.arrays import Pixels
+from dladiff.core.pixels import content_digest
 from dladiff.faces.detect import Detector, Face
 
 SIDE = 128  # px; sharpness is measured at this size, so that it does not depend on the face's size

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from dladiff.core.pixels import Pixels
+from dladiff.core.arrays import Pixels
 from dladiff.diffusion.bundle import file_sha256
 from dladiff.errors import ModelError, PhotoError
 from dladiff.faces.onnx_file import load_model

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dladiff.core.pixels import Pixels
+from dladiff.core.arrays import Pixels
 from dladiff.diffusion.bundle import file_sha256
 from dladiff.errors import ModelError
 from dladiff.faces.onnx_session import onnx_session

@@ -7,11 +7,9 @@ import torch
 from diffusers import ModelMixin, UNet2DConditionModel
 from torch import Generator, Tensor
 
-from dladiff.core.ball import project
-from dladiff.core.pgd import Momentum, pgd
+from dladiff.core.ball import around
+from dladiff.core.pgd import pgd
 from dladiff.core.pixels import Images
-from dladiff.core.transforms import draw_transform
-from dladiff.core.visibility import Measure, smoothing, within_lpips
 from dladiff.diffusion.attention import MapReader, map_distance
 from dladiff.diffusion.graphs import Graphs, Step
 from dladiff.diffusion.surrogate import Batch, Noise, Posterior, Surrogate
@@ -56,13 +54,12 @@ def perturb(
     config: FinetuningConfig,
     generators: list[Generator],
     losses: Losses | None = None,
-    lpips: Measure | None = None,
 ) -> Tensor:
     """Algorithm 1, lines 10-41: return the perturbation `n 3 r r` of the working squares `n 3 r r` of one identity.
 
-    `generators`: one stream for each square. `lpips`: the network for `config.most_lpips`. All squares share one
-    dynamic surrogate, which starts from the pretrained weights and is trained on perturbed squares only.
-    `config.batch_photos` squares are processed at once; this number does not change the result, except for rounding.
+    `generators`: one stream for each square. All squares share one dynamic surrogate, which starts from the pretrained
+    weights and is trained on perturbed squares only. `config.batch_photos` squares are processed at once; this number
+    does not change the result, except for rounding.
     """
     prompt = surrogate.prompt(config.prompt)
     dynamic = surrogate.fresh_unet()
@@ -96,8 +93,6 @@ def perturb(
             static.to(surrogate.device)
         for part, ascent in zip(parts, ascents, strict=True):
             delta[part] = ascent(delta[part])
-        if config.most_lpips and lpips is not None:
-            delta = within_lpips(delta, x, lpips, config.most_lpips)
     return delta
 
 
@@ -118,8 +113,8 @@ def _recompute(network: ModelMixin, on: bool) -> None:
 
 
 def _graphs(surrogate: Surrogate, config: FinetuningConfig) -> Graphs:
-    """Return graphs, enabled if no step needs the host: random transforms, offloading and recomputation do."""
-    capturable = not (config.robust or config.offload or config.recompute)
+    """Return graphs, enabled if no step needs the host: offloading and recomputation do."""
+    capturable = not (config.offload or config.recompute)
     return Graphs(surrogate.device, surrogate.use_cuda_graphs and capturable)
 
 
@@ -141,10 +136,8 @@ class _Ascent:
         self.map_reader, self.losses = map_reader, losses
         self.x, self.config, self.generators = x, config, generators
         self.prompt = surrogate.prompt(config.prompt)
-        instance = self.prompt.instance
-        self.tokens = [instance] if config.tokens == "instance" and instance is not None else None
+        self.projection = around(x, config.eta, config.min_psnr)
         self.clean = surrogate.encode_fixed(x, len(x))
-        self.smooth_region_blur = smoothing(x, config.smooth)
         stages = (
             ("attention steps", self.attention, config.iter_1),
             ("denoising steps", self.denoising, config.iter_2),
@@ -153,30 +146,22 @@ class _Ascent:
             (
                 partial(self._gradient, name, graphs.captured(partial(_loss_gradient, loss))),
                 steps,
-                Momentum(config.momentum, config.gradient) if config.momentum else config.gradient,
             )
             for name, loss, steps in stages
         ]
 
     def __call__(self, delta: Tensor) -> Tensor:
         """Algorithm 1, lines 15-34: return delta after `iter_1` attention steps, then `iter_2` denoising steps."""
-        for gradient, steps, update in self.stages:
+        for gradient, steps in self.stages:
             delta = pgd(
                 self.x,
                 delta,
                 gradient,
                 projection=self.projection,
-                step_size=self.config.step,
+                step_size=self.config.step_size,
                 steps=steps,
-                update=update,
             )
         return delta
-
-    def projection(self, delta: Tensor) -> Tensor:
-        """Return delta after the blur of smooth regions (if set), projected to the bound and the minimum PSNR."""
-        config = self.config
-        blurred = self.smooth_region_blur(delta) if config.smooth else delta
-        return project(blurred, self.x, config.eta, config.least_psnr)
 
     def attention(self, point: Tensor, noise: Noise) -> Tensor:
         """Return the attention loss (Eq. 8), mean over the squares; both branches get the same timestep and noise."""
@@ -188,22 +173,14 @@ class _Ascent:
         with self.surrogate.autocast():
             with torch.no_grad():
                 clean_maps = self.map_reader(self.static, lambda: forward(self.static, self.clean))
-            perturbed = self._augmented(point)
-            maps = self.map_reader(self.dynamic, lambda: forward(self.dynamic, self.surrogate.encode(perturbed)))
-            return map_distance(clean_maps, maps, self_weight=self.config.self_weight, tokens=self.tokens)
+            maps = self.map_reader(self.dynamic, lambda: forward(self.dynamic, self.surrogate.encode(point)))
+            return map_distance(clean_maps, maps, self_weight=self.config.self_weight)
 
     def denoising(self, point: Tensor, noise: Noise) -> Tensor:
         """Return the denoising loss (Eq. 3), mean over the squares."""
         with self.surrogate.autocast():
-            latents = self.surrogate.latents(self.surrogate.encode(self._augmented(point)), noise)
+            latents = self.surrogate.latents(self.surrogate.encode(point), noise)
             return self.surrogate.loss(self.dynamic, latents, noise, self.prompt)
-
-    def _augmented(self, point: Images) -> Images:
-        """Return the squares after one random transform each (EOT), or unchanged unless `robust` is set."""
-        if not self.config.robust:
-            return point
-        transforms = [draw_transform(generator, mirrored=False) for generator in self.generators]
-        return torch.cat([transform(image[None]) for transform, image in zip(transforms, point, strict=True)])
 
     def _gradient(self, stage: str, step: Step, point: Tensor) -> Tensor:
         noise = self.surrogate.draw(self.generators, self.x.shape[-1])

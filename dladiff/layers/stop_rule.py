@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from dladiff.core.pixels import Images, Pixels, to_float, to_uint8
+from dladiff.core.arrays import Pixels
+from dladiff.core.pixels import Images, to_float, to_uint8
 from dladiff.faces.detect import SAME_FACE, Detector, Face, Matrix, alignment_matrix, face_quad, iou, warp
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers.zero_shot import enlarged, jitter
@@ -71,7 +72,7 @@ class StopRule:
     """Stop rule: layer 2 of a face ends when no alignment of the rounded photo gives a cosine above the threshold."""
 
     def __init__(self, reader: FaceReader, detector: Detector, config: ZeroShotConfig, generator: Generator) -> None:
-        self.reader, self.detector, self.threshold = reader, detector, config.ths
+        self.reader, self.detector, self.threshold = reader, detector, config.threshold
         count = len(reader.bases)
         jittered = np.arange(JITTERED_ALIGNMENTS) % count
         self.bases = [*range(count), *(int(i) for i in jittered)]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +9,6 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from dladiff.core.pgd import Momentum, direction
 from dladiff.core.pixels import Images
 from dladiff.core.transforms import Transform, draw_transform, mirror
 from dladiff.faces.detect import CROP, Face, Matrix, inverse, warp
@@ -117,20 +115,19 @@ def perturb_face(
 
     `bases` (k x 2 x 3): alignments of the clean face by the detector's passes, the main one first. `targets`: the clean
     face's embeddings at these alignments, `k d` for each encoder. The loop stops when `redetection` of the perturbed
-    photo gives every encoder a cosine of at most `config.ths`. Also returns the number of steps and each encoder's mean
-    cosine at each of them.
+    photo gives every encoder a cosine of at most `config.threshold`. Also returns the number of steps and each
+    encoder's mean cosine at each of them.
     """
     grid: DeltaGrid = (ImageGrid if config.space == "image" else AlignedGrid)(box, bases[0])
-    weights = config.weights or (1 / len(encoders),) * len(encoders)
+    weights = config.encoder_weights or (1 / len(encoders),) * len(encoders)
     delta = torch.zeros(1, 3, *grid.shape, device=photo.device)
-    update = Momentum(config.momentum, "sign") if config.momentum else partial(direction, kind="sign")
     view = FaceView(photo, bases, box, grid)
-    floors = [config.ths - config.margin] * len(encoders)
+    floors = [config.threshold - config.margin] * len(encoders)
     history: list[list[float]] = []
     for step in range(config.max_steps):
         chosen = (step * config.draws + np.arange(config.draws)) % len(bases)  # each base in turn
         matrices = jitter(bases[chosen], config.linear_noise, config.shift_noise, generator)
-        augmentation = _draw_augmentation(config.robust, generator)
+        augmentation = _draw_augmentation(config.eot, generator)
         point = delta.detach().requires_grad_(True)
         crops = {side: augmentation(view, point, matrices, side) for side in {encoder.crop for encoder in encoders}}
         cosines = [
@@ -139,15 +136,14 @@ def perturb_face(
         ]
         history.append([float(c.detach()) for c in cosines])
         recent = np.mean(history[-config.check_every :], axis=0)
-        if step % config.check_every == 0 and max(recent) <= config.ths:
+        if step % config.check_every == 0 and max(recent) <= config.threshold:
             patch = grid.paste(delta).clamp(-config.eta, config.eta)
             measured = redetection(pasted(photo, patch, box))
-            if max(measured) <= config.ths:
+            if max(measured) <= config.threshold:
                 return patch, step, history
             floors = [_floor(worst, mean, config) for worst, mean in zip(measured, recent, strict=True)]
-        current = encoder_weights(weights, recent, floors) if config.weighting == "adaptive" else weights
-        (gradient,) = torch.autograd.grad(objective(cosines, floors, current), point)
-        delta = (delta + config.step * update(gradient)).clamp(-config.eta, config.eta).detach()
+        (gradient,) = torch.autograd.grad(objective(cosines, floors, weights), point)
+        delta = (delta + config.step_size * gradient.sign()).clamp(-config.eta, config.eta).detach()
     return grid.paste(delta).clamp(-config.eta, config.eta), config.max_steps, history
 
 
@@ -157,18 +153,9 @@ def objective(cosines: Sequence[Tensor], floors: Sequence[float], weights: Seque
     return 1 - torch.stack([w * c for w, c in zip(weights, floored, strict=True)]).sum()
 
 
-def encoder_weights(weights: Sequence[float], cosines: Sequence[float], floors: Sequence[float]) -> list[float]:
-    """Return adaptive weights: weight times the excess of the mean cosine over its floor, scaled to sum 1.
-
-    If no cosine exceeds its floor, returns `weights` unchanged.
-    """
-    excess = [w * max(0.0, float(c) - f) for w, c, f in zip(weights, cosines, floors, strict=True)]
-    return [e / sum(excess) for e in excess] if sum(excess) else list(weights)
-
-
 def _floor(worst: float, mean: float, config: ZeroShotConfig) -> float:
     """Return the cosine below which an encoder gets no gradient: threshold - margin - (worst re-detection - mean)."""
-    return config.ths - config.margin - max(0.0, worst - mean)
+    return config.threshold - config.margin - max(0.0, worst - mean)
 
 
 def jitter(matrices: Matrix, linear_noise: float, shift_noise: float, generator: Generator) -> Matrix:

@@ -1,6 +1,6 @@
-"""Named layers of settings: profiles (a base model), presets (a schedule or ablation), cards (what `fits` stands for).
+"""Named layers of settings: profiles (a base model), presets (a schedule or ablation), GPU memory sizes.
 
-`config.method_config` lays them over the defaults: profile, preset, card, then the user's own settings.
+`schema.method_config` applies them to the defaults in this order: profile, preset, GPU memory, the user's settings.
 """
 
 from typing import Any
@@ -11,10 +11,10 @@ TINY_FINETUNING: dict[str, Any] = {
     "lr_static": 5e-4,
     "lr_dynamic": 2e-4,
 }
-"""The tiny profile's own schedule; docs/evaluation.md says how it was chosen."""
+"""Schedule of the tiny profile; chosen in docs/evaluation.md."""
 
-TINY_ZERO_SHOT: dict[str, Any] = {"step": 8e-4, "check_every": 5}
-"""Twice the paper's step and a closer look: half the seconds at the same PSNR on portraits."""
+TINY_ZERO_SHOT: dict[str, Any] = {"step_size": 8e-4, "check_every": 5}
+"""Twice the paper's step size, checked twice as often: half the time at the same PSNR on portraits."""
 
 PROFILES: dict[str, dict[str, Any]] = {
     "tiny": {"finetuning": TINY_FINETUNING, "zero_shot": TINY_ZERO_SHOT},
@@ -33,8 +33,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetuning": {"attention_resolution": 32, "batch_photos": 1},
     },
 }
-"""Overrides of MethodConfig by profile; dladiff/diffusion/catalogue.py knows the models. Those of Stable Diffusion need
-`encoders` and `held_out` from the user. Their maps are a 32nd of the photo's side: the depth that the paper reads."""
+"""Overrides of MethodConfig by profile; dladiff/diffusion/catalogue.py knows the models. Profiles of Stable Diffusion
+need the user's `encoders` and `held_out`. Their attention maps have 1/32 of the photo's side, as in the paper."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"finetuning": {"iter_ft": 400, "iter_opt": 50, "iter_1": 3, "iter_2": 3, "iter_3": 3}},
@@ -43,16 +43,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "without_adft": {"finetuning": {"iter_1": 6, "iter_2": 0, "iter_3": 0}},
     "without_layer2": {"layers": "finetuning"},
 }
-"""Schedules that go over a profile's own, and the ablations of the paper's Table 5.
+"""Changes to a profile: schedules, and the ablations of the paper's Table 5.
 
-The paper names its modules and says no more. DSUR alone (`without_adft`): attention steps against two surrogates that
-stay as they are. ADFT alone (`without_dsur`): denoising steps and training of one surrogate. Each takes as many
-perturbation steps as both together.
+The paper names its modules without details. DSUR alone (`without_adft`): attention steps against two frozen surrogates.
+ADFT alone (`without_dsur`): denoising steps and training of one surrogate. Each takes as many perturbation steps as
+both together.
 """
 
-FITS: dict[str, dict[str, Any]] = {
+GPU_MEMORY: dict[str, dict[str, Any]] = {
     "24GB": {"finetuning": {"batch_photos": 2}},
     "16GB": {"finetuning": {"offload": True, "batch_photos": 2}},
     "12GB": {"finetuning": {"offload": True, "recompute": True, "batch_photos": 2}},
 }
-"""What `fits` stands for; tests/bench/memory.py counts what each takes."""
+"""Settings of each value of `gpu_memory`; tests/bench/memory.py counts the memory of each."""

@@ -1,7 +1,7 @@
-"""Records: what a compared method, an attack or a preprocessing is called, needs and does, in the file that does it.
+"""Records: name, needs and function of a compared method, an attack, a preprocessing and so on, each in its own file.
 
-Most of those files import torch, and the driver must list them without it. So `read_records` takes a record from the
-syntax tree of its file, as setuptools reads a version by `attr:`, and runs nothing. `Record.load` imports the file.
+Most of those files import torch, and the driver lists them without torch. So `read_records` reads the record from the
+syntax tree of its file and runs nothing (as setuptools reads a version by `attr:`). `Record.load` imports the file.
 """
 
 import ast
@@ -19,14 +19,14 @@ _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {ast.Mult: operator.mul, ast
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What every record says."""
+    """Fields that every record has."""
 
     name: str
-    """What the command line, the tables and the documentation call it."""
+    """Name on the command line, in tables and in the documentation."""
     function: str
-    """Name of the function that does it, in the record's file."""
+    """Name of the function, in the record's file."""
     module: str = ""
-    """The record's file, dotted; `read_records` fills it."""
+    """Dotted name of the record's module; set by `read_records`."""
 
     def load(self, function: str = "") -> Any:
         """Import the record's file and return its function, or another one of it."""

@@ -1,4 +1,4 @@
-"""Compared methods: their records, of which each file of `dladiff/baselines/` with a method holds one.
+"""Compared methods: their records, one in each method's file in `dladiff/baselines/`.
 
 A record has its paper's bound, step and schedule, and a scaled schedule for the tiny model. Nothing here imports torch:
 the driver reads it. `python -m dladiff.settings.schedules` prints the names of the published methods.
@@ -15,40 +15,40 @@ PX = 1 / 255
 
 
 class BaselineConfig(Settings):
-    """Schedule of one compared method; a field that it does not know it leaves alone."""
+    """Schedule of one compared method; fields that the method has no use for are ignored."""
 
     eta: float
-    """Bound of the perturbation, L-inf, [0, 1] units. Another one compares methods at equal strength."""
-    least_psnr: float = 0.0
-    """PSNR, dB, that each square keeps beside `eta`; 0 leaves it out. With a wide `eta`, methods meet at one PSNR."""
-    step: float = 0.64 * PX
+    """Bound of the perturbation, L-inf, [0, 1] units."""
+    min_psnr: float = 0.0
+    """Lowest PSNR of a square, dB, as a bound beside `eta`; 0: no such bound."""
+    step_size: float = 0.64 * PX
     """PGD step (5e-3 on [-1, 1] tensors)."""
     epochs: int = 1
-    """Rounds of training and perturbation."""
+    """Alternations of training and perturbation."""
     steps: int = 0
     """PGD steps an epoch."""
     training: int = 0
-    """Training steps of the surrogate: before the one attack (FSMG), or each time an epoch trains."""
+    """Training steps of the surrogate: before the attack (FSMG), or in each epoch."""
     lr: float = 0.0
     """AdamW learning rate of that training."""
     batch: int = 4
-    """Squares on the device at once; a matter of memory alone."""
+    """Squares on the device at once; affects memory only."""
     weight: float = 0.0
-    """DisDiff: of the attention energy. Mist: of the semantic loss ("rate")."""
+    """DisDiff: weight of the attention energy. Mist: weight of the semantic loss ("rate")."""
     search: int = 0
     """DisDiff: rounds of the search for timesteps."""
     prompt_steps: int = 0
-    """Anti-Diffusion: steps that tune the prompt's embedding, once before each epoch."""
+    """Anti-Diffusion: tuning steps of the prompt's embedding before each epoch."""
     prompt_lr: float = 0.0
-    """Anti-Diffusion: their learning rate."""
+    """Anti-Diffusion: learning rate of that tuning."""
     rank: int = 4
     """ACE: rank of its LoRA."""
     attention_resolution: int = 16
-    """DisDiff, Anti-Diffusion: side, in latent cells, of the maps that they read."""
+    """DisDiff, Anti-Diffusion: side of the attention maps, latent cells."""
     prompt: str = "a photo of sks person"
     """Prompt of every training and attack step."""
     prior_weight: float = 1.0
-    """Weight of the class images' loss, where the surrogate holds class images."""
+    """Weight of the prior loss, if the surrogate has class images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +58,14 @@ class Method(Record):
     paper: str = ""
     """Authors and year; empty for a control."""
     year: int = 0
-    """Of publication; tables list methods by it."""
+    """Year of publication; tables are sorted by it."""
     maximises: str
     """What gradient ascent maximises."""
     schedule: BaselineConfig
-    """Of its paper, for a full-size base model."""
+    """Schedule of its paper, for a full-size base model."""
     tiny: dict[str, Any] = field(default_factory=dict)
-    """What differs on the tiny model: as many PGD steps as ours takes there (8 epochs of 6), learning rates as far up
-    as ours."""
+    """Changes for the tiny model: as many PGD steps as our method takes (8 epochs of 6), and learning rates raised by
+    the same factor."""
 
 
 def _order(method: Method) -> tuple[bool, int, str]:
@@ -86,7 +86,7 @@ if TYPE_CHECKING:
     Protection = str
 else:
     Protection = Literal[("dladiff", *METHODS)]
-"""Name of what makes layer 1: this package's method, or a compared one."""
+"""Name of the method of layer 1: this package's, or a compared one."""
 
 
 def schedule_for(method: str, model: str) -> BaselineConfig:

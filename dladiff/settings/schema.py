@@ -4,13 +4,13 @@ Pixel quantities are in [0, 1] units (7/255 is seven grey levels). Nothing here 
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from dladiff.errors import ConfigError
 from dladiff.settings.merge import merge, nearest
-from dladiff.settings.presets import FITS, PRESETS, PROFILES
+from dladiff.settings.presets import GPU_MEMORY, PRESETS, PROFILES
 from dladiff.settings.schedules import SCHEDULES, Protection
 from dladiff.settings.validate import Items, Settings
 
@@ -20,21 +20,14 @@ class FinetuningConfig(Settings):
 
     eta: float = Field(default=7 / 255, ge=0, le=0.25)
     """Bound of the perturbation, L-inf, [0, 1] units."""
-    step: float = Field(default=2.5e-3, ge=0, le=0.25)
+    RENAMED: ClassVar = {"step": "step_size", "least_psnr": "min_psnr"}
+
+    step_size: float = Field(default=2.5e-3, ge=0, le=0.25)
     """PGD step, [0, 1] units (the paper's 5e-3 on [-1, 1] tensors)."""
-    gradient: Literal["sign", "l2", "raw"] = "sign"
-    """How a gradient becomes a step."""
-    momentum: float = Field(default=0.0, ge=0, le=1)
-    """Decay of the momentum that perturbation steps keep (MI-FGSM); 0 is the paper's, without."""
-    least_psnr: float = Field(default=0.0, ge=0, le=100)
-    """PSNR, dB, that the perturbation of a working square keeps beside `eta`; 0 leaves it out."""
-    most_lpips: float = Field(default=0.0, ge=0, le=10)
-    """LPIPS, by the network that `lpips` names, that the perturbation of a working square does not exceed; 0: any."""
-    smooth: float = Field(default=0.0, ge=0, le=20)
-    """Standard deviation, pixels of the working square, of the blur that the perturbation gets where the photo is
-    smooth (skin, sky, walls); 0 leaves it as it is."""
+    min_psnr: float = Field(default=0.0, ge=0, le=100)
+    """Lowest PSNR of a working square, dB, as a bound beside `eta`; 0: no such bound."""
     iter_ft: int = Field(default=400, ge=0, le=100_000)
-    """Optimiser steps of the static surrogate on the clean set; 0 leaves it pretrained."""
+    """Optimiser steps of the static surrogate on the clean set; 0: the pretrained weights."""
     iter_opt: int = Field(default=50, ge=0, le=10_000)
     """Epochs of attention steps, denoising steps and dynamic-surrogate training."""
     iter_1: int = Field(default=3, ge=0, le=100)
@@ -52,33 +45,24 @@ class FinetuningConfig(Settings):
     batch: int = Field(default=4, ge=1, le=1024)
     """Photos in one training step of the static surrogate."""
     batch_photos: int = Field(default=4, ge=1, le=1024)
-    """Working squares on the device at once: a matter of memory and speed, not of the result, rounding apart."""
-    robust: bool = False
-    """Draw a JPEG, a resize, a blur or nothing for each photo and perturbation step, inside the loss."""
+    """Working squares on the device at once; affects memory and speed, and the result by rounding only."""
     offload: bool = False
-    """Keep in the host's memory what waits: the optimiser's moments between training steps, the static surrogate while
-    the dynamic one learns. Slower, less GPU memory, the same steps."""
+    """Keep unused tensors in host memory: the optimiser's moments between training steps, the static surrogate during
+    training of the dynamic one. Slower, less GPU memory, the same steps."""
     recompute: bool = False
-    """Compute inner values of the networks again in the backward pass instead of keeping them: slower, less memory."""
+    """Gradient checkpointing: recompute activations in the backward pass. Slower, less memory, the same steps."""
     attention_resolution: int = Field(default=16, ge=1, le=128)
-    """Side, in latent cells, of the attention maps that the attention loss compares."""
-    tokens: Literal["all", "instance"] = "all"
-    """Text tokens whose cross-attention counts."""
+    """Side of the attention maps in the attention loss, latent cells."""
     self_weight: float = Field(default=1.0, ge=0, le=1000)
-    """Weight of self-attention against cross-attention, both means over their maps."""
+    """Weight of self-attention relative to cross-attention; each is a mean over its maps."""
     prompt: str = "a photo of sks person"
     """Prompt of every training and attack step."""
     class_images: str = ""
-    """Folder of photos of other people for the prior term of L_db; empty leaves the term out."""
+    """Folder of photos of other people for the prior term of L_db; empty: no prior term."""
     class_prompt: str = "a photo of a person"
     """Prompt of the class images."""
     prior_weight: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the prior term."""
-
-    def contradictions(self) -> Iterator[str]:
-        """Yield how settings contradict each other."""
-        if self.tokens == "instance" and "sks" not in self.prompt.split():
-            yield f"tokens: instance is the token of sks, which {self.prompt!r} does not hold"
 
 
 class ZeroShotConfig(Settings):
@@ -86,40 +70,46 @@ class ZeroShotConfig(Settings):
 
     eta: float = Field(default=11 / 255, ge=0, le=0.25)
     """Bound of the perturbation, L-inf, [0, 1] units."""
-    step: float = Field(default=4e-4, ge=0, le=0.25)
+    RENAMED: ClassVar = {
+        "step": "step_size",
+        "ths": "threshold",
+        "weights": "encoder_weights",
+        "robust": "eot",
+    }
+
+    step_size: float = Field(default=4e-4, ge=0, le=0.25)
     """PGD step, [0, 1] units (the paper's 8e-4 on the encoder's [-1, 1] input)."""
     max_steps: int = Field(default=200, ge=0, le=100_000)
-    """Most steps a face gets; the stop rule ends most faces earlier."""
-    ths: float = Field(default=0.1, ge=-1, le=1)
+    """Largest number of steps for a face; the stop rule usually ends earlier."""
+    threshold: float = Field(default=0.1, ge=-1, le=1)
     """Stop when every optimised encoder's cosine to the original is at or below this."""
     margin: float = Field(default=0.03, ge=0, le=3)
-    """An encoder this far below `ths` no longer pulls; lower by what its worst reading lies above the loss's mean."""
+    """Hinge margin: an encoder whose cosine is below `threshold` - `margin` gets no gradient. Lowered by the excess of
+    the worst re-detection over the mean of the loss's draws."""
     draws: int = Field(default=4, ge=1, le=64)
-    """Affine draws averaged in one step."""
+    """Random alignments averaged in one step."""
     linear_noise: float = Field(default=0.05, ge=0, le=1)
     """Standard deviation of the noise on the alignment's 2x2 part, relative to it, about the crop's centre."""
     shift_noise: float = Field(default=2.0, ge=0, le=20)
     """Standard deviation of the noise on its translation, in pixels of the 112 px crop."""
     space: Literal["image", "aligned"] = "image"
-    """Where the perturbation lives: the photo's own pixels, or the aligned crop (the paper's)."""
+    """Pixel grid of the perturbation: the photo's own pixels, or the aligned crop (the paper's)."""
     check_every: int = Field(default=10, ge=1, le=10_000)
-    """Steps between two measurements on the re-read, re-detected photo."""
+    """Steps between two checks of the stop rule (rounding and re-detection)."""
     min_face_px: int = Field(default=20, ge=8, le=100_000)
-    """Faces with a shorter box side than this are left alone."""
+    """Shortest box side of a face, pixels; smaller faces are not protected."""
     detector_threshold: float = Field(default=0.5, ge=0, le=1)
-    """Least detector score of a face."""
-    weights: Items[Annotated[float, Field(gt=0)]] = ()
-    """Weight of each optimised encoder; empty means equal weights."""
-    weighting: Literal["fixed", "adaptive"] = "fixed"
-    """`adaptive` multiplies each weight by how far the encoder's cosine now lies above its goal."""
-    momentum: float = Field(default=0.0, ge=0, le=2)
-    """Share of the earlier gradients, each over its L1 mean, that a step keeps (MI-FGSM); 0 leaves it out."""
-    robust: bool = False
-    """Draw JPEG, resizing, blur or nothing, and a mirror image, inside the loss at every step."""
+    """Lowest detector score of a face."""
+    encoder_weights: Items[Annotated[float, Field(gt=0)]] = ()
+    """Weight of each optimised encoder; empty: equal weights."""
+    eot: bool = False
+    """Expectation over transformation: draw a JPEG, a resize, a blur or nothing, and a mirror image, in every step."""
 
 
 class MethodConfig(Settings):
-    """Everything that decides the output bytes of one identity, the photos and the seed apart."""
+    """All settings that determine the output bytes of one identity, besides the photos and the seed."""
+
+    RENAMED: ClassVar = {"fits": "gpu_memory"}
 
     profile: str = "tiny"
     """Name of the profile."""
@@ -127,31 +117,29 @@ class MethodConfig(Settings):
     """`embedded` for the tiny bundle in this package, a known model (`sd21`), a folder in the diffusers layout, a hub
     id (`owner/name`, `owner/name@revision`), or, in a run, s3://bucket/prefix."""
     region: Literal["face", "photo"] = "face"
-    """What layer 1 works on: the square around each face, or squares that cover the photo."""
+    """Working squares of layer 1: one around each face, or several that cover the photo."""
     resolution: int = Field(default=128, ge=64, le=2048, multiple_of=32)
     """Working resolution of layer 1, pixels."""
     max_squares: int = Field(default=16, ge=1, le=256)
-    """Most working squares in one photo."""
+    """Largest number of working squares in a photo."""
     clean_photos: int = Field(default=8, ge=1, le=256)
-    """Most clean photos that the static surrogate learns from: those with the largest, sharpest faces."""
+    """Largest number of clean photos for the static surrogate; those with the largest, sharpest faces are chosen."""
     detector: str = "centerface"
     """`centerface`, or an InsightFace pack (its name or folder) or SCRFD ONNX file."""
     encoders: Items[str] = ("embedded:residual",)
     """Optimised identity encoders: `embedded:NAME`, an ONNX file, an InsightFace pack (its name, `buffalo_l`, or its
     folder), or `clip:FOLDER`, a CLIP vision tower."""
     held_out: Items[str] = Field(default=("embedded:mobile",), validate_default=True)
-    """Encoders that are measured and never optimised."""
-    lpips: str = ""
-    """ONNX file of LPIPS, backbone and heads, of two pictures; `finetuning.most_lpips` needs one."""
-    fits: Literal["any", "24GB", "16GB", "12GB"] = "any"
-    """GPU memory to stay within: sets `batch_photos`, `recompute` and `offload` where they are not set; for UNets of
-    Stable Diffusion 1 and 2. `any` leaves them as they are."""
+    """Encoders that are only measured, never optimised."""
+    gpu_memory: Literal["any", "24GB", "16GB", "12GB"] = "any"
+    """Memory of the GPU: sets `batch_photos`, `recompute` and `offload` unless given. For Stable Diffusion 1
+    and 2.
+    `any`: sets none."""
     layers: Literal["both", "finetuning", "zero_shot"] = "both"
     """Which layers run (the ablations of the paper's Table 5)."""
     protection: Protection = "dladiff"
-    """Method of layer 1: this package's, or a compared one, by its own schedule (dladiff/baselines) and
-    without layer 2. Its own bound is `finetuning.eta` where no other is set; `step` and the schedule above are not
-    its."""
+    """Method of layer 1: this package's, or a compared one (dladiff/baselines), which uses its own schedule and has no
+    layer 2. `finetuning.eta` overrides its bound."""
     finetuning: FinetuningConfig = FinetuningConfig()
     """Layer 1."""
     zero_shot: ZeroShotConfig = ZeroShotConfig()
@@ -170,10 +158,8 @@ class MethodConfig(Settings):
             yield f"layers: {self.protection} is a compared method and has no layer 2; leave layers out"
         if not self.encoders and self.layers != "finetuning":
             yield "encoders: layer 2 needs at least one optimised encoder"
-        if (weights := len(self.zero_shot.weights)) not in (0, len(self.encoders)):
-            yield f"zero_shot.weights: {weights} weights for {len(self.encoders)} encoders"
-        if self.finetuning.most_lpips and not self.lpips:
-            yield "lpips: finetuning.most_lpips needs the network; name its ONNX file (docs/method.md)"
+        if (weights := len(self.zero_shot.encoder_weights)) not in (0, len(self.encoders)):
+            yield f"zero_shot.encoder_weights: {weights} weights for {len(self.encoders)} encoders"
         if not self.model:
             yield (
                 "model: is empty; set method.model to a known model (dladiff models list), a folder in the diffusers "
@@ -191,8 +177,8 @@ def method_config(profile: str, preset: str | None, overrides: Mapping[str, Any]
     layered: list[Mapping[str, Any]] = [base]
     if preset is not None:
         layered.append(_pick("preset", preset, PRESETS, faults))
-    if isinstance(fits := overrides.get("fits"), str) and fits in FITS:
-        layered.append(FITS[fits])
+    if isinstance(memory := overrides.get("gpu_memory"), str) and memory in GPU_MEMORY:
+        layered.append(GPU_MEMORY[memory])
     if isinstance(method := overrides.get("protection"), str) and method in SCHEDULES:
         layered.append({"layers": "finetuning", "finetuning": {"eta": SCHEDULES[method].eta}})
     if "profile" in overrides:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from dladiff.core.pixels import Pixels
+from dladiff.core.arrays import Pixels
 from dladiff.faces.detect import alignment_matrix
 
 

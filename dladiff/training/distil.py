@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dladiff.core.pixels import Pixels
+from dladiff.core.arrays import Pixels
 from dladiff.faces.onnx_session import onnx_session
 from dladiff.training.architectures import ARCHITECTURES, Network, export
 from dladiff.training.data import Crop, align, augmented, training_crops

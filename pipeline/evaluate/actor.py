@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dladiff.core.arrays import Pixels as UInt8
 from dladiff.errors import BusyError, ConfigError, DladiffError, ModelError, NotFoundError, PhotoError, StorageError
 from pipeline.evaluate.config import ENCODER_ONLY, EvaluateConfig
 from pipeline.evaluate.networks import EvaluationModels
 from pipeline.process.private import private_process
 from pipeline.records import commit as records
 from pipeline.records.output_format import PNG
-from pipeline.sources.decode import UInt8, decode
+from pipeline.sources.decode import decode
 from pipeline.sources.originals import Originals, named
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import redacted

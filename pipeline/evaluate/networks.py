@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from dladiff.core.arrays import Pixels as UInt8
 from dladiff.errors import ConfigError
 from dladiff.evaluation.attacks import ATTACKS, AttackSettings
 from dladiff.evaluation.preprocessing_records import PREPROCESSINGS
 from pipeline.evaluate.config import ENCODER_ONLY, EvaluateConfig
-from pipeline.sources.decode import UInt8
 
 Images = dict[str, list[UInt8]]
 """Prompt to pictures."""

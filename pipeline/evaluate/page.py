@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from dladiff.core.arrays import Pixels as UInt8
 from dladiff.errors import NotFoundError, PhotoError
 from dladiff.evaluation.tables import Evaluation, Table
 from pipeline.records.output_format import PNG
 from pipeline.report.page import asset, embedded, filled
-from pipeline.sources.decode import UInt8, decode
+from pipeline.sources.decode import decode
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import escape, shown
 

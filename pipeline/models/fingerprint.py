@@ -47,8 +47,6 @@ def _faults(method: MethodConfig) -> Iterator[tuple[str, str]]:
                 yield setting, fault
     if method.detector != "centerface" and (fault := _found_fault(method.detector)):
         yield "detector", fault
-    if method.lpips and not Path(method.lpips).is_file():
-        yield "lpips", f"nothing at {method.lpips}: name an ONNX file"
     images = method.finetuning.class_images
     if images and not Path(images).is_dir():
         yield "finetuning.class_images", f"no folder {images}: name a folder of photos of other people"
@@ -78,7 +76,6 @@ def by_content(method: dict[str, Any]) -> dict[str, Any]:
     out = dict(method)
     out["model"], out["detector"] = fingerprint_model(out["model"]), faces(out["detector"])
     out["finetuning"] = out["finetuning"] | {"class_images": fingerprint(out["finetuning"]["class_images"], NOT_IMAGES)}
-    out["lpips"] = fingerprint(out["lpips"])
     for name in ("encoders", "held_out"):
         out[name] = [faces(item) for item in out[name]]
     return out

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from dladiff.core.arrays import Pixels
 from dladiff.errors import PhotoError
 
-UInt8 = npt.NDArray[np.uint8]
 DIGITS = 12  # of the file's SHA-256 that its name holds: photos of one name do not meet
 
 
@@ -37,7 +36,7 @@ class OutputFormat:
         return re.search(rf"\.[0-9a-f]{{{DIGITS}}}{re.escape(self.suffix)}$", key) is not None
 
 
-def encode_png(pixels: UInt8, icc: bytes | None = None, alpha: UInt8 | None = None) -> bytes:
+def encode_png(pixels: Pixels, icc: bytes | None = None, alpha: Pixels | None = None) -> bytes:
     """Encode uint8 (H, W, 3) RGB, with uint8 (H, W) alpha if any: the same input gives the same bytes.
 
     The colour profile is the only metadata: EXIF and GPS of the source are dropped on purpose.
@@ -55,7 +54,7 @@ OUTPUT = PNG
 """The format of this version's protected photos."""
 
 
-def encode_checked(pixels: UInt8, icc: bytes | None = None, alpha: UInt8 | None = None) -> bytes:
+def encode_checked(pixels: Pixels, icc: bytes | None = None, alpha: Pixels | None = None) -> bytes:
     """Encode a protected photo and decode it again. Raises PhotoError: the pixels are not those that went in."""
     data = OUTPUT.encode(pixels, icc, alpha)
     with Image.open(io.BytesIO(data)) as image:

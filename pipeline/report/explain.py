@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from dladiff.core.arrays import Pixels
 from dladiff.errors import ConfigError, NotFoundError, PhotoError, StorageError
 from pipeline.config import RunConfig
 from pipeline.process.private import private_files
@@ -23,7 +24,7 @@ from pipeline.records.pages import announce, mark
 from pipeline.records.schema import NO_PARQUET, PHOTOS, PhotoRow, parquet
 from pipeline.records.trace import Curve, curves_of
 from pipeline.report.page import asset, embedded, filled
-from pipeline.sources.decode import UInt8, decode
+from pipeline.sources.decode import decode
 from pipeline.sources.originals import CHANGED, MOST_PHOTO, Originals, originals, stored_limit, why
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import key_fault, shown
@@ -184,7 +185,7 @@ def _bytes(photo: str) -> bytes:
 
 def _pairs(
     rows: list[PhotoRow], storage: Storage, data: bytes, inputs: Sequence[str], settings: RunConfig, notes: list[str]
-) -> list[tuple[UInt8, UInt8]]:
+) -> list[tuple[Pixels, Pixels]]:
     """Return original and protected pixels of each photo; unreadable ones are skipped with a note.
 
     Raises PhotoError or StorageError if the first is unreadable.
@@ -211,7 +212,7 @@ def _is_of(row: PhotoRow, data: bytes) -> bool:
     return bool(hashlib.sha256(data).hexdigest() == row["source_sha256"])
 
 
-def _pair(row: PhotoRow, source: bytes, storage: Storage, settings: RunConfig) -> tuple[UInt8, UInt8]:
+def _pair(row: PhotoRow, source: bytes, storage: Storage, settings: RunConfig) -> tuple[Pixels, Pixels]:
     if fault := stored_fault(row):
         raise StorageError(f"{shown(row['source_uri'])} {fault}; run `dladiff finalise`, then protect")
     files = {"source": source, "output": storage.get(row["output_key"], stored_limit(row))}
@@ -226,18 +227,18 @@ def _pair(row: PhotoRow, source: bytes, storage: Storage, settings: RunConfig) -
     return before, after
 
 
-def _heat(square: UInt8, values: Any) -> UInt8:
+def _heat(square: Pixels, values: Any) -> Pixels:
     """Return a grey version of the square overlaid with a map (cells in [0, 1]): brighter means more attention."""
     side = (SIDE, SIDE)
     smooth = Image.fromarray((values * 255).round().astype(np.uint8)).resize(side, Image.Resampling.BILINEAR)
     level = np.asarray(smooth, dtype=np.float64) / 255
     heat = np.stack([np.interp(level, np.linspace(0, 1, len(STOPS)), STOPS[:, c]) for c in range(3)], axis=-1)
     grey = np.asarray(Image.fromarray(square).convert("L").resize(side, Image.Resampling.BILINEAR), np.float64)
-    mixed: UInt8 = (0.35 * grey[..., None] + 0.65 * heat).round().astype(np.uint8)
+    mixed: Pixels = (0.35 * grey[..., None] + 0.65 * heat).round().astype(np.uint8)
     return mixed
 
 
-def _webp(pixels: UInt8) -> bytes:
+def _webp(pixels: Pixels) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(file, "WEBP", quality=90)
     return file.getvalue()

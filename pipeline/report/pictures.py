@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from PIL import Image
 
+from dladiff.core.arrays import Pixels
 from dladiff.errors import PhotoError, StorageError
 from pipeline.records.checked import stored_fault
 from pipeline.records.schema import PhotoRow
-from pipeline.sources.decode import Decoded, UInt8, decode
+from pipeline.sources.decode import Decoded, decode
 from pipeline.sources.originals import CHANGED, Originals, stored_limit, why
 from pipeline.storage.base import Storage
 
@@ -36,7 +37,7 @@ def pictures(
 
 def _pictures(
     row: PhotoRow, storage: Storage, sources: Originals | None, side: int
-) -> tuple[dict[str, tuple[UInt8, bytes | None]], str, str]:
+) -> tuple[dict[str, tuple[Pixels, bytes | None]], str, str]:
     if not row["output_key"]:
         return {}, "No protected photo was stored.", ""
     fault = stored_fault(row)
@@ -76,21 +77,21 @@ def _read(row: PhotoRow, which: str, get: Callable[[], bytes]) -> Decoded | str:
     return photo if fits else "its size is not the recorded one"
 
 
-def _small(pixels: UInt8, side: int) -> UInt8:
+def _small(pixels: Pixels, side: int) -> Pixels:
     image = Image.fromarray(pixels)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return np.asarray(image)
 
 
-def _change(before: UInt8, after: UInt8, side: int) -> UInt8:
+def _change(before: Pixels, after: Pixels, side: int) -> Pixels:
     """Return the change of every n-th pixel, times FACTOR, around grey; averaging would hide most of it."""
     step = max(1, math.ceil(max(before.shape[:2]) / side))
     change = after[::step, ::step].astype(np.int16) - before[::step, ::step]
-    amplified: UInt8 = np.clip(128 + FACTOR * change, 0, 255).astype(np.uint8)
+    amplified: Pixels = np.clip(128 + FACTOR * change, 0, 255).astype(np.uint8)
     return amplified
 
 
-def _face(pixels: UInt8, box: Iterable[float]) -> UInt8:
+def _face(pixels: Pixels, box: Iterable[float]) -> Pixels:
     """Return a square around a face, scaled down to FACE if larger."""
     height, width = pixels.shape[:2]
     x0, y0, x1, y1 = box
@@ -101,7 +102,7 @@ def _face(pixels: UInt8, box: Iterable[float]) -> UInt8:
     return _small(crop if crop.size else pixels, FACE)  # empty if the photo is smaller than a crop
 
 
-def _webp(pixels: UInt8, icc: bytes | None) -> bytes:
+def _webp(pixels: Pixels, icc: bytes | None) -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "WEBP", quality=QUALITY, icc_profile=icc or b"")
     return out.getvalue()

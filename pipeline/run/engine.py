@@ -156,7 +156,10 @@ def _handlers_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_log_level() -> Iterator[None]:
-    """Remove Ray's line "Set ray log level" from stderr; other lines are printed at the end of the context."""
+    """Remove Ray's line "Set ray log level" from stderr; other lines are printed at the end of the context.
+
+    Ray 2.60 has no setting against it: logging.cc prints it to file descriptor 2 whenever RAY_BACKEND_LOG_LEVEL is set.
+    """
     with tempfile.TemporaryFile() as held:
         terminal = os.dup(2)
         os.dup2(held.fileno(), 2)

@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from dladiff.core.arrays import Pixels
 from dladiff.errors import BusyError, NotFoundError, PhotoError, StorageError, TooLargeError
 from pipeline.config import RunConfig
 from pipeline.records.schema import PhotoRow
 from pipeline.run.budget import CLEAN_BYTES, FILES, HELD_BYTES, Budget, Measured, groups, smallest
-from pipeline.sources.decode import Decoded, UInt8
+from pipeline.sources.decode import Decoded
 from pipeline.sources.decoder import FILE_BYTES, SPARE
 from pipeline.sources.decoders import Decoders
 from pipeline.storage.keys import shown
@@ -70,7 +71,7 @@ class Reading:
             found = pool.map(lambda photo: _attempt(self._measure, photo, rows[photo["uri"]]), photos)
             return [source for source in found if source is not None]
 
-    def clean(self, photos: Sequence[PlannedPhoto]) -> tuple[list[UInt8], str]:
+    def clean(self, photos: Sequence[PlannedPhoto]) -> tuple[list[Pixels], str]:
         """Return the clean set's pixels, and a note about its photos that cannot be used, "" if all can."""
         rows: dict[str, PhotoRow] = {photo["uri"]: {"status": "", "reason": ""} for photo in photos}
         sources = self.measure(photos, rows)

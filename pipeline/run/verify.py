@@ -13,13 +13,14 @@ import numpy as np
 import pyarrow as pa
 
 from dladiff.core import quality
+from dladiff.core.arrays import Pixels
 from dladiff.errors import NotFoundError, PhotoError, StorageError
 from pipeline.records.checked import LAYERS, NO_PHOTO, layer_settings, stored_fault
 from pipeline.records.commit import INDEX, Index, load_many, read_index, stored_rows
 from pipeline.records.latest import latest_plan, planned_tasks
 from pipeline.records.manifest import FILES, GROUP, IDENTITIES_KEY, PHOTOS_KEY, merged
 from pipeline.records.schema import NO_PARQUET, parquet, table
-from pipeline.sources.decode import UInt8, decode
+from pipeline.sources.decode import decode
 from pipeline.sources.originals import Originals, originals, stored_limit
 from pipeline.storage.base import Storage
 
@@ -135,7 +136,7 @@ def _check(storage: Storage, row: dict[str, Any], sources: Originals) -> tuple[s
     return next(_excess(row, change), "") or _other_figure(row, stored, source), True
 
 
-def _other_figure(row: dict[str, Any], stored: UInt8, source: UInt8) -> str:
+def _other_figure(row: dict[str, Any], stored: Pixels, source: Pixels) -> str:
     """Return which of L-inf and PSNR differs from the record, "" for none."""
     for measure in (quality.linf, quality.psnr):
         value, name = measure(stored, source), measure.__name__

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
+from dladiff.core.arrays import Pixels
 from dladiff.core.colour import grey_to_srgb, kind_of, profile_of, to_srgb
 from dladiff.errors import PhotoError
 from pipeline.sources.structure import (
@@ -22,8 +22,6 @@ from pipeline.sources.structure import (
     webp_size,
     without_texts,
 )
-
-UInt8 = npt.NDArray[np.uint8]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 JPEG_MAGIC = b"\xff\xd8\xff"
@@ -45,8 +43,8 @@ class Decoded:
     that belongs to the RGB pixels, or None for sRGB. note: what was converted, empty when nothing was.
     """
 
-    pixels: UInt8
-    alpha: UInt8 | None = None
+    pixels: Pixels
+    alpha: Pixels | None = None
     icc: bytes | None = None
     note: str = ""
 
@@ -162,7 +160,7 @@ def _deep(image: Image.Image, data: bytes) -> bool:
 def _to_rgb(image: Image.Image, deep: bool) -> Decoded:
     kind = kind_of(image.mode)
     icc, lost = profile_of(image)
-    alpha: UInt8 | None = None
+    alpha: Pixels | None = None
     if kind == "L":
         pixels, alpha, note = _from_grey(image, icc)
     elif kind == "CMYK":
@@ -180,7 +178,7 @@ def _to_rgb(image: Image.Image, deep: bool) -> Decoded:
     )
 
 
-def _channels(image: Image.Image) -> tuple[UInt8, UInt8 | None]:
+def _channels(image: Image.Image) -> tuple[Pixels, Pixels | None]:
     """Return RGB and alpha (or None) of 8-bit pixels."""
     if image.mode in ("I", "F"):
         raise PhotoError("32-bit pixels have no agreed range; convert it to an 8-bit or 16-bit image")
@@ -190,7 +188,7 @@ def _channels(image: Image.Image) -> tuple[UInt8, UInt8 | None]:
     return np.asarray(image.convert("RGB")), None
 
 
-def _from_grey(image: Image.Image, icc: bytes | None) -> tuple[UInt8, UInt8 | None, str]:
+def _from_grey(image: Image.Image, icc: bytes | None) -> tuple[Pixels, Pixels | None, str]:
     """Return RGB, alpha (or None) and a note for a grey image, converted through its profile if it has one."""
     if image.mode.startswith("I;16"):
         wide = np.asarray(image).astype(np.uint16)
@@ -208,7 +206,7 @@ def _orientation(image: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _upright(array: UInt8, orientation: int) -> UInt8:
+def _upright(array: Pixels, orientation: int) -> Pixels:
     """Undo an EXIF orientation of an (H, W) or (H, W, C) array; sides swap for 5 to 8."""
     if orientation >= 5:
         array = array.swapaxes(0, 1)

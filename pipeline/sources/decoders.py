@@ -14,8 +14,9 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
+from dladiff.core.arrays import Pixels
 from dladiff.errors import ModelError, PhotoError
-from pipeline.sources.decode import Decoded, UInt8
+from pipeline.sources.decode import Decoded
 from pipeline.sources.decoder import HELLO, receive, send
 
 HELLO_S = 300  # seconds to start: imports may come from a slow network disk on a busy machine
@@ -85,7 +86,7 @@ class Decoders:
         for _ in range(self._count):
             self._idle.put(None)
 
-    def _exchange(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], dict[str, UInt8]]:
+    def _exchange(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], dict[str, Pixels]]:
         limits = self._limits
         request |= {"max_pixels": limits.max_pixels, "max_scans": limits.max_scans, "bytes": len(data)}
         decoder = self._idle.get()
@@ -129,7 +130,9 @@ class _Decoder:
                 f"no decoder process starts here (exit code {code}); try `{sys.executable} -P -c '{CODE}'`"
             )
 
-    def exchange(self, request: dict[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], dict[str, UInt8]]:
+    def exchange(
+        self, request: dict[str, Any], data: bytes, seconds: float
+    ) -> tuple[dict[str, Any], dict[str, Pixels]]:
         """Return the header and arrays of the reply. Raises PhotoError, also when the process ends."""
         request["seconds"] = seconds
         try:
@@ -186,7 +189,7 @@ class _Decoder:
         return f"decoding it ended the decoder process (exit code {code}); save it again as JPEG or PNG"
 
 
-def _arrays(file: IO[bytes], reply: Mapping[str, Any], pixels: int) -> dict[str, UInt8]:
+def _arrays(file: IO[bytes], reply: Mapping[str, Any], pixels: int) -> dict[str, Pixels]:
     """Read the arrays after a reply. Raises PhotoError when the size is not `pixels` pixels."""
     if "note" not in reply:
         return {}
@@ -201,7 +204,7 @@ def _arrays(file: IO[bytes], reply: Mapping[str, Any], pixels: int) -> dict[str,
     return found
 
 
-def _filled(file: IO[bytes], shape: tuple[int, ...]) -> UInt8:
+def _filled(file: IO[bytes], shape: tuple[int, ...]) -> Pixels:
     array = np.empty(shape, np.uint8)
     view = memoryview(array.data).cast("B")
     while view:

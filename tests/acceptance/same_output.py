@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 
 RUN_ONLY = {"run_id", "output_uri", "started_at", "finished_at", "seconds", "peak_memory_bytes"}
 """Columns that differ between two runs of the same code."""
+SETTINGS = {"config_digest", "finetuning_layer", "zero_shot_layer"}
+"""Columns that hold settings by name. They differ where a setting was renamed, added or removed: noted, not counted."""
 
 
 def protect(checkout: Path, photos: Path, output: Path) -> list[dict[str, Any]]:
@@ -37,7 +39,7 @@ def differences(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> li
     columns = set(before[0]) ^ set(after[0])
     found += [f"only one side has the column {name}" for name in sorted(columns)]
     for old, new in zip(before, after, strict=True):
-        for name in sorted((set(old) & set(new)) - RUN_ONLY):
+        for name in sorted((set(old) & set(new)) - RUN_ONLY - SETTINGS):
             if old[name] != new[name]:
                 found.append(f"{old['source_uri']}: {name}: {str(old[name])[:80]} is now {str(new[name])[:80]}")
     return found
@@ -53,6 +55,8 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     sides = [protect(getattr(given, n).resolve(), work / "photos", work / n) for n in ("before", "after")]
     found = differences(*sides)
+    if renamed := sorted(n for n in SETTINGS if any(a.get(n) != b.get(n) for a, b in zip(*sides, strict=False))):
+        print(f"note: names of settings differ in {', '.join(renamed)}")
     for line in found:
         print(line)
     print(f"{len(sides[0])} photos compared, {len(found)} differences")

@@ -41,9 +41,6 @@ SCHEDULES: dict[str, FinetuningConfig] = {
     "16 epochs, attention stage alone": LONG.replaced(iter_2=0),
     "16 epochs, denoising stage alone": LONG.replaced(iter_1=0),
     "16 epochs, no dynamic training": LONG.replaced(iter_3=0),
-    "8 epochs, momentum 0.9": TINY.replaced(momentum=0.9),
-    "8 epochs, transforms in the loss": TINY.replaced(robust=True),
-    "8 epochs, smooth ground smooth (1 px)": TINY.replaced(smooth=1.0),
 }
 FIRST = "16 epochs"
 DIRECT = "direct ascent on the latents"
@@ -90,7 +87,7 @@ def direct_ascent(surrogate: Surrogate, faces: list[Face], seed: int) -> tuple[l
         (torch.rand(x.shape, generator=stream(seed)) - 0.5) * 2 / 255,  # at the clean photo the gradient is zero
         gradient_of(lambda point: (surrogate.encode(point).mean - clean).square().sum()),
         projection=around(x, 6 / 255),
-        step_size=TINY.step,
+        step_size=TINY.step_size,
         steps=TINY.iter_opt * (TINY.iter_1 + TINY.iter_2),
     )
     return [to_uint8(one[None]) for one in (x + delta).clamp(0, 1)], time.perf_counter() - start

@@ -1,7 +1,7 @@
 """Layer 1 of Stable Diffusion 2.1 at full width, 512 px, bf16, on a CUDA device, with random weights.
 
     python -m tests.bench.gpu               # ours, and the same algorithm written straight down
-    python -m tests.bench.gpu --fits 24GB   # ours alone, within such a card; the straight way does not fit one
+    python -m tests.bench.gpu --gpu-memory 24GB   # ours alone, within such a card; the straight way does not fit one
     python -m tests.bench.gpu --formats     # ours alone, by number format and memory layout
 
 Wall seconds of the paper preset. A line is told as soon as it is measured. Some minutes, of which the model takes one.
@@ -19,7 +19,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from dladiff.diffusion.surrogate import Surrogate
-from dladiff.settings.presets import FITS
+from dladiff.settings.presets import GPU_MEMORY
 from tests.bench.speed import (
     DYNAMIC,
     PAPER,
@@ -111,7 +111,7 @@ def main() -> None:
     """Print one line a way, or a format."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=4)
-    parser.add_argument("--fits", choices=FITS)
+    parser.add_argument("--gpu-memory", choices=GPU_MEMORY)
     parser.add_argument("--formats", action="store_true")
     parser.add_argument("--model", type=Path, help="keep the model in this folder, or take the one there")
     options = parser.parse_args()
@@ -124,7 +124,7 @@ def main() -> None:
     device = torch.device("cuda")
     best = peak(device)
     say(f"{torch.cuda.get_device_name()}, matrix product: {best / 1e12:.0f} TFLOP/s")
-    config = PAPER.replaced(**FITS[options.fits]["finetuning"]) if options.fits else PAPER
+    config = PAPER.replaced(**GPU_MEMORY[options.gpu_memory]["finetuning"]) if options.gpu_memory else PAPER
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or Path(folder)
         if not (model / "model_index.json").is_file():
@@ -133,7 +133,7 @@ def main() -> None:
         if options.formats:
             formats(case, say)
         else:
-            on_gpu(case, best, options.fits is None, say)
+            on_gpu(case, best, options.gpu_memory is None, say)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.diffusion.text import Prompt
 from dladiff.layers.finetuning import perturb, static_surrogate
-from dladiff.settings.presets import FITS
+from dladiff.settings.presets import GPU_MEMORY
 from dladiff.settings.schema import FinetuningConfig
 
 ELSEWHERE = torch.device("meta")
@@ -115,12 +115,12 @@ def shortened(config: FinetuningConfig) -> FinetuningConfig:
 
 
 def main() -> None:
-    """Print a table: each `fits`, and none."""
-    table = Table("fits", "photos", "settings", "static surrogate GiB", "perturbation GiB")
-    for fits, layer in {"": {"finetuning": {}}, **FITS}.items():
+    """Print a table: each `gpu_memory`, and none."""
+    table = Table("gpu_memory", "photos", "settings", "static surrogate GiB", "perturbation GiB")
+    for gpu_memory, layer in {"": {"finetuning": {}}, **GPU_MEMORY}.items():
         config = shortened(FinetuningConfig(**layer["finetuning"]))
         settings = ", ".join(f"{k} {v}" for k, v in layer["finetuning"].items())
-        table.add_row(fits or "-", "4", settings or "-", *(f"{peak:.1f}" for peak in peaks(config, 4)))
+        table.add_row(gpu_memory or "-", "4", settings or "-", *(f"{peak:.1f}" for peak in peaks(config, 4)))
     Console(width=120).print(table)
 
 

@@ -61,12 +61,9 @@ class Straight:
                         loss = self.denoising(self.dynamic, point, noise)
                 loss.backward()
                 self.dynamic.zero_grad()
-                slope = point.grad
-                assert slope is not None
-                change = slope.sign()
-                if config.gradient == "l2":
-                    change = slope / slope.square().mean((1, 2, 3), keepdim=True).sqrt()
-                delta = (delta + config.step * change).clamp(-config.eta, config.eta)
+                gradient = point.grad
+                assert gradient is not None
+                delta = (delta + config.step_size * gradient.sign()).clamp(-config.eta, config.eta)
                 delta = (x + delta).clamp(0, 1) - x
             for _ in range(config.iter_3):
                 self.train(self.dynamic, optimiser, x + delta, self.models.draw(generators, x.shape[-1]))

@@ -35,7 +35,7 @@ def test_a_captured_step_gives_the_results_of_the_eager_step() -> None:
 @pytest.mark.parametrize("size", [4, 2])
 def test_capture_changes_no_perturbation(size: int) -> None:
     settings = {"iter_ft": 12, "iter_opt": 4, "iter_1": 3, "iter_2": 3, "iter_3": 3, "batch_photos": size}
-    config = FinetuningConfig(**settings, lr_static=5e-4, lr_dynamic=2e-4, gradient="l2")  # type: ignore[arg-type]
+    config = FinetuningConfig(**settings, lr_static=5e-4, lr_dynamic=2e-4)  # type: ignore[arg-type]
     surrogate, found = Surrogate("embedded", CUDA), []
     x = torch.rand(4, 3, 128, 128, generator=stream(1)).to(CUDA)
     for captured in (False, True, True):
@@ -46,7 +46,8 @@ def test_capture_changes_no_perturbation(size: int) -> None:
         found.append((finetuning_layer.perturb(surrogate, static, x, config, streams, losses), losses))
     (plain, eager), (first, replayed), (second, _) = found
     assert plain.abs().max() > 5 / 255
-    assert (plain - first).norm() < 0.05 * plain.norm() and (first - second).norm() < 0.05 * plain.norm()
+    for other in (first, second):  # a gradient that is rounding error may change its sign
+        assert ((plain - other).abs() > 1e-3).double().mean() < 0.1
     for stage, values in eager.items():
         a, b = torch.stack(values), torch.stack(replayed[stage])
         assert (a - b).abs().max() < 0.05 * a.abs().max(), stage

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dladiff.core.pixels import Pixels
+from dladiff.core.arrays import Pixels
 from dladiff.errors import ModelError
 from dladiff.evaluation.attackers.base import Base, sample, sampling_pipeline
 from dladiff.evaluation.attacks import Attack, AttackSettings, shipped

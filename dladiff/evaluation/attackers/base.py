@@ -11,7 +11,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, Stab
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from dladiff.core.pixels import Pixels
+from dladiff.core.arrays import Pixels
 from dladiff.diffusion.architecture import foreign_part
 from dladiff.diffusion.graphs import Graphs
 from dladiff.diffusion.model_json import read_object

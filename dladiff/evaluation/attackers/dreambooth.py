@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 
-from dladiff.core.pixels import Pixels
+from dladiff.core.arrays import Pixels
 from dladiff.evaluation.attackers.base import Base, customize, sample, sampling_pipeline
 from dladiff.evaluation.attacks import Attack, AttackSettings
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from peft import LoraConfig
 
-from dladiff.core.pixels import Pixels
+from dladiff.core.arrays import Pixels
 from dladiff.evaluation.attackers.base import Base, customize, sample, sampling_pipeline
 from dladiff.evaluation.attacks import Attack, AttackSettings
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dladiff.core.pixels import Pixels
+from dladiff.core.arrays import Pixels
 from dladiff.errors import ModelError
 from dladiff.evaluation.attackers.base import Base, customize, sample, sampling_pipeline
 from dladiff.evaluation.attacks import Attack, AttackSettings

@@ -8,10 +8,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dladiff.core.arrays import Pixels
+
 Row = Mapping[str, Any]
 Cosines = dict[str, float | None]
 """Encoder to cosine; None without a face."""
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,9 +60,13 @@ def test_arrays_and_images_give_the_same(spy: type[Spy]) -> None:
 def test_settings_reach_the_protector_and_models_stay(spy: type[Spy]) -> None:
     for _ in range(2):
         protect_photos(
-            [pixels()], clean=[pixels(), pixels()], seed=3, encoders=["a.onnx"], settings={"zero_shot": {"ths": 0.2}}
+            [pixels()],
+            clean=[pixels(), pixels()],
+            seed=3,
+            encoders=["a.onnx"],
+            settings={"zero_shot": {"threshold": 0.2}},
         )
-    overrides = {"encoders": ["a.onnx"], "zero_shot": {"ths": 0.2}}
+    overrides = {"encoders": ["a.onnx"], "zero_shot": {"threshold": 0.2}}
     built = ({"profile": "tiny", "preset": None, "overrides": overrides}, 3)
     assert spy.calls == [built, ("", 1, 2), ("", 1, 2)]
 

@@ -143,7 +143,7 @@ def test_reported_steps_are_the_steps_taken(protector: Protector, monkeypatch: p
 @pytest.mark.parametrize("space", ["image", "aligned"])
 def test_layer_2_lowers_every_optimised_similarity(protector: Protector, space: str) -> None:
     quiet = {"linear_noise": 0.005, "shift_noise": 0.5}  # the paper's small alignment noise
-    zero_shot = protector.config.zero_shot.replaced(space=space, step=2e-3, max_steps=40, **quiet)
+    zero_shot = protector.config.zero_shot.replaced(space=space, step_size=2e-3, max_steps=40, **quiet)
     config = protector.config.replaced(layers="zero_shot", zero_shot=zero_shot)
     (out,) = protect([PhotoIn(key="a", pixels=photo())], [], protector.models, config, seed=0).photos
     optimised = [s for s in out.similarity if s["optimised"]]

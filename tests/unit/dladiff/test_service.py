@@ -157,5 +157,5 @@ def test_a_gpu_memory_is_refused_if_no_setting_makes_the_model_fit(monkeypatch: 
         return made
 
     monkeypatch.setattr(service, "Surrogate", two_text_encoders)
-    with pytest.raises(ConfigError, match="fits: SDXL"):
-        Protector({"profile": "tiny", "overrides": {"fits": "24GB"}}, 0, 1)
+    with pytest.raises(ConfigError, match="gpu_memory: SDXL"):
+        Protector({"profile": "tiny", "overrides": {"gpu_memory": "24GB"}}, 0, 1)

@@ -12,10 +12,10 @@ GIVEN = {"input": "in", "output": "out"}
 
 def test_options_win_over_yaml(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("seed: 3\ninput: a\noutput: b\nmethod: {zero_shot: {ths: 0.2}}\n")
+    file.write_text("seed: 3\ninput: a\noutput: b\nmethod: {zero_shot: {threshold: 0.2}}\n")
     config = run_config(file, {"input": "c", "seed": None, "faces": ()})
     assert (config.input, config.output, config.seed) == ("c", "b", 3)
-    assert config.method_config().zero_shot.ths == 0.2
+    assert config.method_config().zero_shot.threshold == 0.2
 
 
 def test_roots_of_an_index_are_folders_and_decide_no_byte() -> None:
@@ -53,11 +53,11 @@ def test_a_file_that_is_no_settings_is_refused(tmp_path: Path, content: str) -> 
 
 def test_a_name_that_stands_twice_is_refused_with_its_lines(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("seed: 1\nmethod:\n  zero_shot: {ths: 0.2, 'ths': 0.3}\n\n  zero_shot: {}\nseed: 1\n")
+    file.write_text("seed: 1\nmethod:\n  zero_shot: {threshold: 0.2, 'threshold': 0.3}\n\n  zero_shot: {}\nseed: 1\n")
     with pytest.raises(ConfigError) as caught:
         run_config(file, GIVEN)
     assert caught.value.faults == [
-        f"{file}: ths: is there twice (lines 3 and 3); keep one",
+        f"{file}: threshold: is there twice (lines 3 and 3); keep one",
         f"{file}: zero_shot: is there twice (lines 3 and 5); keep one",
         f"{file}: seed: is there twice (lines 1 and 6); keep one",
     ]

@@ -132,8 +132,8 @@ def test_gpu(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     tool(tmp_path, "NVIDIA L4, 23034, 10, 580.1\nNVIDIA L4, 23034, 0, 580.1")
     assert module._gpu(wants).line() == "ok    gpu: NVIDIA L4, 22 GiB, 10 MiB in use; NVIDIA L4, 22 GiB, 0 MiB in use"
     tool(tmp_path, "Tesla T4, 15360, 0, 580.1")
-    assert "has less than 22.0 GiB: set method.fits" in module._gpu(wants).text
-    assert module._gpu(with_(wants, method={**wants.method, "fits": "16GB"})).ok
+    assert "has less than 22.0 GiB: set method.gpu_memory" in module._gpu(wants).text
+    assert module._gpu(with_(wants, method={**wants.method, "gpu_memory": "16GB"})).ok
     tool(tmp_path, "NVIDIA GB10, [N/A], [N/A], 580.1")
     assert module._gpu(wants).line() == "ok    gpu: NVIDIA GB10; nvidia-smi does not report its memory"
     tool(tmp_path, "No devices were found", 6)

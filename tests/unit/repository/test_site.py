@@ -103,7 +103,7 @@ def test_settings_page_has_every_field_with_its_meaning(reference: ModuleType) -
 @pytest.mark.parametrize(
     "row",
     [
-        "| `ths` | `0.1` | -1 to 1 |",
+        "| `threshold` | `0.1` | -1 to 1 |",
         "| `space` | `image` | `image`, `aligned` |",
         "| `lr_static` | `5.0e-06` | 0 to 1 |",
         "| `max_actors` | none | at least 1 |",

@@ -17,8 +17,8 @@ from dladiff.baselines.aspl import alternate
 from dladiff.baselines.caat import KeysAndValues
 from dladiff.baselines.disdiff import disdiff_loss, step_scale, timesteps
 from dladiff.baselines.mist import mist_loss, pattern, target_latents
-from dladiff.baselines.student import Student, ascend
 from dladiff.baselines.task import Task
+from dladiff.baselines.trainable import TrainableSurrogate, ascend
 from dladiff.core.exchange import PhotoIn
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.errors import ConfigError
@@ -123,7 +123,7 @@ def test_none_is_nothing(surrogate, x):
 
 def test_ascent_of_a_linear_loss_has_a_closed_form(x):
     weight = torch.randn(x.shape, generator=Generator().manual_seed(2))
-    schedule = BaselineConfig(eta=0.03, step=0.005, batch=1)
+    schedule = BaselineConfig(eta=0.03, step_size=0.005, batch=1)
     delta = ascend(
         x, torch.zeros_like(x), lambda point, own: (weight[own[0].initial_seed()] * point).sum(), schedule, streams(), 3
     )
@@ -131,25 +131,25 @@ def test_ascent_of_a_linear_loss_has_a_closed_form(x):
 
 
 def test_denoising_is_the_mean_squared_error_of_the_noise(surrogate, x):
-    student, noise = Student(surrogate, "a photo of sks person"), surrogate.draw(streams(), SIDE)
+    trainable, noise = TrainableSurrogate(surrogate, "a photo of sks person"), surrogate.draw(streams(), SIDE)
     _, noisy = noised(surrogate, x, noise)
     text = surrogate.prompt("a photo of sks person").embedding.expand(2, -1, -1)
     wanted = functional.mse_loss(surrogate.unet(noisy, noise.t, text).sample, noise.latent)
-    torch.testing.assert_close(student.denoising_at(x, noise), 2 * wanted)
+    torch.testing.assert_close(trainable.denoising_at(x, noise), 2 * wanted)
 
 
 def test_training_moves_unet_and_text_encoder_by_the_learning_rate(surrogate, x):
-    student = Student(surrogate, "a photo of sks person")
-    student.train(x, BaselineConfig(eta=0, training=1, lr=1e-3), Generator().manual_seed(0))
+    trainable = TrainableSurrogate(surrogate, "a photo of sks person")
+    trainable.train(x, BaselineConfig(eta=0, training=1, lr=1e-3), Generator().manual_seed(0))
     text, old_text = (
-        student.texts[0].network.get_input_embeddings(),
+        trainable.texts[0].network.get_input_embeddings(),
         surrogate.encoders[0].network.get_input_embeddings(),
     )
-    pairs = ((student.unet.conv_in.weight, surrogate.unet.conv_in.weight), (text.weight, old_text.weight))
+    pairs = ((trainable.unet.conv_in.weight, surrogate.unet.conv_in.weight), (text.weight, old_text.weight))
     for new, old in pairs:
         most = (new - old).abs().max()  # AdamW's first step: the rate, and the decay
         assert 0.9e-3 <= most <= 1e-3 * (1 + 0.01 * old.abs().max()) + 1e-6
-    assert not any(p.requires_grad for p in student.parameters())
+    assert not any(p.requires_grad for p in trainable.parameters())
 
 
 def test_aspl_attacks_a_copy_that_learnt_the_clean_photos_and_teaches_the_result(x):
@@ -159,7 +159,7 @@ def test_aspl_attacks_a_copy_that_learnt_the_clean_photos_and_teaches_the_result
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def twin(self) -> "Fake":
+        def clone(self) -> "Fake":
             return Fake("copy")
 
         def train(self, images: Tensor, schedule: BaselineConfig, generator: Generator) -> None:
@@ -177,44 +177,44 @@ def test_aspl_attacks_a_copy_that_learnt_the_clean_photos_and_teaches_the_result
 
 
 def test_disdiff_takes_the_energy_of_the_token_off_the_loss(surrogate, x):
-    student, noise = Student(surrogate, "a photo of sks person"), surrogate.draw(streams(), SIDE)
+    trainable, noise = TrainableSurrogate(surrogate, "a photo of sks person"), surrogate.draw(streams(), SIDE)
     schedule = BaselineConfig(eta=0.1, weight=0.1, attention_resolution=8)
     place = surrogate.prompt("a photo of sks person").instance
-    with seen_maps(student.unet, 64) as maps:
-        plain = student.denoising_at(x, noise) / 2
+    with seen_maps(trainable.unet, 64) as maps:
+        plain = trainable.denoising_at(x, noise) / 2
     energy = torch.stack([m[..., place].square().sum(1).mean() for m in maps]).mean()
     torch.testing.assert_close(
-        disdiff_loss(student, x, noise, schedule), 2 * (plain - 0.1 * energy), rtol=1e-4, atol=1e-6
+        disdiff_loss(trainable, x, noise, schedule), 2 * (plain - 0.1 * energy), rtol=1e-4, atol=1e-6
     )
 
 
 def test_disdiff_steps_shrink_with_the_timestep_and_poor_timesteps_are_dropped(surrogate, x):
     assert (step_scale(0, 999), step_scale(999, 999)) == (1.0, 0.0)
     assert step_scale(333, 999) == pytest.approx(0.75)
-    student = Student(surrogate, "a photo of sks person")
-    left = timesteps(student, x[:1], BaselineConfig(eta=0, search=1), Generator().manual_seed(0))
+    trainable = TrainableSurrogate(surrogate, "a photo of sks person")
+    left = timesteps(trainable, x[:1], BaselineConfig(eta=0, search=1), Generator().manual_seed(0))
     gone = sorted(set(range(1, 1000)) - set(left))
     assert 21 <= len(gone) <= 41 and gone == list(range(gone[0], gone[-1] + 1))
 
 
 def test_anti_diffusion_pulls_all_cross_attention_to_zero(surrogate, x):
-    student, schedule = Student(surrogate, ""), BaselineConfig(eta=0.1, attention_resolution=8)
+    trainable, schedule = TrainableSurrogate(surrogate, ""), BaselineConfig(eta=0.1, attention_resolution=8)
     noise = surrogate.draw(streams(), SIDE)
-    with seen_maps(student.unet, 64) as maps:
-        plain = student.denoising_at(x, noise) / 2
+    with seen_maps(trainable.unet, 64) as maps:
+        plain = trainable.denoising_at(x, noise) / 2
     away = (torch.stack(maps).mean(0) * 100).clamp(0, 1).square().mean()
     torch.testing.assert_close(
-        anti_diffusion_loss(student, x, streams(), schedule), 2 * (plain - away), rtol=1e-4, atol=1e-6
+        anti_diffusion_loss(trainable, x, streams(), schedule), 2 * (plain - away), rtol=1e-4, atol=1e-6
     )
 
 
 def test_mist_pulls_to_the_pattern(surrogate, x):
-    student, noise = Student(surrogate, "a photo of sks person"), surrogate.draw(streams(), SIDE)
+    trainable, noise = TrainableSurrogate(surrogate, "a photo of sks person"), surrogate.draw(streams(), SIDE)
     target = surrogate.vae.encode(pattern(x) * 2 - 1).latent_dist.mean
     torch.testing.assert_close(target_latents(surrogate, x), target, rtol=1e-4, atol=1e-4)
     distance = (surrogate.vae.encode(x * 2 - 1).latent_dist.mean - target).square().sum()
-    wanted = 100 * student.denoising_at(x, noise) - distance
-    torch.testing.assert_close(mist_loss(student, x, target, 100.0, streams()), wanted, rtol=1e-4, atol=1e-2)
+    wanted = 100 * trainable.denoising_at(x, noise) - distance
+    torch.testing.assert_close(mist_loss(trainable, x, target, 100.0, streams()), wanted, rtol=1e-4, atol=1e-2)
 
 
 def test_the_pattern_is_black_and_white_and_repeats(x):
@@ -224,39 +224,39 @@ def test_the_pattern_is_black_and_white_and_repeats(x):
 
 
 def test_caat_trains_keys_and_values_alone(surrogate):
-    student = KeysAndValues(surrogate, "a photo of sks person")
-    layers = [m for name, m in student.unet.named_modules() if name.endswith("attn2")]
+    trainable = KeysAndValues(surrogate, "a photo of sks person")
+    layers = [m for name, m in trainable.unet.named_modules() if name.endswith("attn2")]
     wanted = {id(w) for layer in layers for w in (layer.to_k.weight, layer.to_v.weight)}
-    assert {id(p) for p in student.parameters()} == wanted and len(wanted) == 10
+    assert {id(p) for p in trainable.parameters()} == wanted and len(wanted) == 10
 
 
 def test_caat_s_first_step_is_the_sign_of_the_denoising_gradient(surrogate, x):
     schedule = SCHEDULES["caat"].replaced(steps=1)
     delta = METHODS["caat"].load()(Task(surrogate, x, x, schedule, streams(), Generator()))
     point = x.clone().requires_grad_(True)
-    student = Student(surrogate, schedule.prompt)
-    (slope,) = torch.autograd.grad(student.denoising_at(point, surrogate.draw(streams(), SIDE)), point)
-    wanted = (x + schedule.step * slope.sign()).clamp(0, 1) - x
+    trainable = TrainableSurrogate(surrogate, schedule.prompt)
+    (gradient,) = torch.autograd.grad(trainable.denoising_at(point, surrogate.draw(streams(), SIDE)), point)
+    wanted = (x + schedule.step_size * gradient.sign()).clamp(0, 1) - x
     assert (delta - wanted).abs().gt(1e-6).float().mean() < 1e-3  # a gradient that is nearly zero may round either way
 
 
 def test_ace_pulls_the_prediction_to_the_target(surrogate, x):
-    student = LowRank(surrogate, "a photo of sks person", rank=2, seed=0)
+    trainable = LowRank(surrogate, "a photo of sks person", rank=2, seed=0)
     noise, target = surrogate.draw(streams(), SIDE), target_latents(surrogate, x)
     _, noisy = noised(surrogate, x, noise)
     text = surrogate.prompt("a photo of sks person").embedding.expand(2, -1, -1)
     predicted = surrogate.unet(noisy, noise.t, text).sample  # a fresh LoRA adds nothing
     torch.testing.assert_close(
-        ace_loss(student, x, target, streams()), -2 * functional.mse_loss(predicted, target.expand_as(predicted)),
+        ace_loss(trainable, x, target, streams()), -2 * functional.mse_loss(predicted, target.expand_as(predicted)),
         rtol=1e-4, atol=1e-5,
     )  # fmt: skip
-    assert all(".attn" in name for name, p in student.unet.named_parameters() if "lora_" in name)
+    assert all(".attn" in name for name, p in trainable.unet.named_parameters() if "lora_" in name)
 
 
 @pytest.mark.parametrize("psnr", [30.0, 35.06, 40.0])
 def test_random_signs_have_the_asked_psnr_in_whole_levels(surrogate, x, psnr):
     delta = METHODS["random"].load()(
-        Task(surrogate, x, x, SCHEDULES["random"].replaced(least_psnr=psnr), streams(), Generator())
+        Task(surrogate, x, x, SCHEDULES["random"].replaced(min_psnr=psnr), streams(), Generator())
     )
     for row in delta:
         assert float(-10 * torch.log10(row.square().mean())) == pytest.approx(psnr, abs=0.05)
@@ -269,7 +269,7 @@ def test_random_signs_have_the_asked_psnr_in_whole_levels(surrogate, x, psnr):
 @pytest.mark.networks
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("random", "none")])
 def test_methods_meet_at_one_psnr(surrogate, x, method):
-    schedule = quick(method).replaced(eta=0.25, step=0.04, least_psnr=33.0)
+    schedule = quick(method).replaced(eta=0.25, step_size=0.04, min_psnr=33.0)
     delta = METHODS[method].load()(Task(surrogate, x, x, schedule, streams(), Generator().manual_seed(0)))
     for row in delta:
         assert float(-10 * torch.log10(row.square().mean())) >= 33.0 - 1e-4

@@ -9,9 +9,9 @@ import torch
 from torch import Generator, Tensor
 
 from dladiff.baselines import simac
-from dladiff.baselines.disdiff import FEWEST, timesteps
-from dladiff.baselines.student import Student
+from dladiff.baselines.disdiff import MIN_LEFT, timesteps
 from dladiff.baselines.task import Task
+from dladiff.baselines.trainable import TrainableSurrogate
 from dladiff.diffusion.surrogate import Noise, Surrogate
 from dladiff.settings.schedules import schedule_for
 
@@ -35,7 +35,7 @@ def test_the_search_keeps_the_interval_of_largest_gradient(seed: int) -> None:
     toy: Any = Toy()
     schedule = schedule_for("simac", "sd21").replaced(search=1000)
     kept = timesteps(toy, torch.zeros(1, 3, 8, 8), schedule, Generator().manual_seed(seed))
-    assert 0 < len(kept) <= FEWEST
+    assert 0 < len(kept) <= MIN_LEFT
     assert PEAK in kept
     distance = sum(abs(t - PEAK) for t in kept) / len(kept)
     assert distance < 250 / 2, "timesteps at random lie 250 from the peak on average"
@@ -49,6 +49,6 @@ def test_one_step_is_the_sign_of_the_gradient_at_a_kept_timestep(monkeypatch: py
     delta = simac.simac(Task(surrogate, x, x, schedule, [Generator().manual_seed(3)], Generator()))
     noise = surrogate.draw([Generator().manual_seed(3)], 64)
     point = x.clone().requires_grad_(True)
-    loss = Student(surrogate, schedule.prompt).denoising_at(point, replace(noise, t=torch.tensor([700])))
+    loss = TrainableSurrogate(surrogate, schedule.prompt).denoising_at(point, replace(noise, t=torch.tensor([700])))
     (gradient,) = torch.autograd.grad(loss, point)
-    torch.testing.assert_close(delta, schedule.step * gradient.sign(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(delta, schedule.step_size * gradient.sign(), atol=1e-6, rtol=0)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dladiff.core.ball import around
-from dladiff.core.pgd import Momentum, direction, gradient_of, pgd
+from dladiff.core.pgd import gradient_of, pgd
 
 
 def test_linear_model_equals_its_closed_form() -> None:
@@ -21,27 +21,6 @@ def test_linear_model_equals_its_closed_form() -> None:
         )
         expected = (x + (steps * 0.0025 * w.sign()).clamp(-0.03, 0.03)).clamp(0, 1) - x
         assert torch.allclose(delta, expected, atol=1e-12)
-
-
-def test_l2_direction_has_unit_rms_in_each_image() -> None:
-    step = direction(torch.randn(3, 3, 4, 4) * torch.tensor([1.0, 10.0, 1e-3]).view(3, 1, 1, 1), "l2")
-    assert step.flatten(1).square().mean(1).sqrt().tolist() == pytest.approx([1, 1, 1], rel=1e-5)
-
-
-def test_raw_direction_is_the_gradient() -> None:
-    gradient = torch.randn(1, 3, 2, 2)
-    assert torch.equal(direction(gradient, "raw"), gradient)
-
-
-def test_momentum_is_the_published_recurrence() -> None:
-    """g <- mu g + grad / mean|grad|, each image by itself; a step follows its sign (MI-FGSM, equations 6 and 7)."""
-    gradients = [torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    momentum = Momentum(0.9, "sign")
-    found = [momentum(g) for g in gradients]
-    expected = torch.zeros(2, 3, 4, 4)
-    for gradient, step in zip(gradients, found, strict=True):
-        expected = 0.9 * expected + torch.stack([g / g.abs().mean() for g in gradient])
-        assert torch.equal(step, expected.sign())
 
 
 def test_a_minimum_psnr_bounds_the_ascent_of_a_linear_model() -> None:

@@ -74,6 +74,6 @@ def test_one_step_of_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert unet is not None
         assert not torch.equal(unet.conv_in.weight.cpu(), surrogate.unet.conv_in.weight)
         assert all(bool(p.isfinite().all()) for p in unet.parameters())
-    assert 0 < float(delta.abs().max()) <= 4 * config.step + 1e-6
+    assert 0 < float(delta.abs().max()) <= 4 * config.step_size + 1e-6
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 1024 * resource.getrusage(0).ru_maxrss
     print(f"{side} px: static training {middle - began:.0f} s, the rest {ended - middle:.0f} s, {peak / 2**30:.1f} GiB")

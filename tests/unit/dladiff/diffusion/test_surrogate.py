@@ -167,16 +167,14 @@ def test_loss_in_blocks_is_the_loss_of_whole_maps(monkeypatch: pytest.MonkeyPatc
     z = torch.randn(1, 4, 32, 32, requires_grad=True)
     want = read(unet, lambda: unet(other, 10, context))
 
-    def loss(tokens: list[int] | None) -> tuple[torch.Tensor, torch.Tensor]:
-        value = map_distance(want, read(unet, lambda: unet(z, 10, context)), tokens=tokens)
+    def loss() -> tuple[torch.Tensor, torch.Tensor]:
+        value = map_distance(want, read(unet, lambda: unet(z, 10, context)))
         return value, torch.autograd.grad(value, z)[0]
 
-    for tokens in (None, [2, 4]):
-        whole, expected = loss(tokens)
-        with monkeypatch.context() as patch:
-            patch.setattr(attention, "BLOCK", 64 * 5)  # thirteen blocks of self-attention, two of cross-attention
-            found, gradient = loss(tokens)
-        assert torch.allclose(found, whole, rtol=1e-5) and torch.allclose(gradient, expected, rtol=1e-3, atol=1e-12)
+    whole, expected = loss()
+    monkeypatch.setattr(attention, "BLOCK", 64 * 5)  # thirteen blocks of self-attention, two of cross-attention
+    found, gradient = loss()
+    assert torch.allclose(found, whole, rtol=1e-5) and torch.allclose(gradient, expected, rtol=1e-3, atol=1e-12)
 
 
 def test_copies_are_reset_in_place(surrogate: Surrogate) -> None:

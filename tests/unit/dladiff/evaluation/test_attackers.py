@@ -10,7 +10,8 @@ import pytest
 import torch
 from skimage.data import astronaut
 
-from dladiff.core.pixels import Pixels, to_float
+from dladiff.core.arrays import Pixels
+from dladiff.core.pixels import to_float
 from dladiff.errors import ModelError
 from dladiff.evaluation.attackers.adapter import adapter_weights, input_faces, load_adapter
 from dladiff.evaluation.attackers.base import Base, customize, load_base, sample, sampling_pipeline, settings_for

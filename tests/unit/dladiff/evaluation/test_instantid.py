@@ -15,7 +15,7 @@ from skimage.data import astronaut
 from torch import Tensor
 from torch.nn import functional
 
-from dladiff.core.pixels import Pixels
+from dladiff.core.arrays import Pixels
 from dladiff.errors import ModelError
 from dladiff.evaluation.attackers.adapter import input_faces
 from dladiff.evaluation.attackers.base import Base, load_base, sample, settings_for

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from dladiff.core.pixels import Pixels
+from dladiff.core.arrays import Pixels
 from dladiff.faces.clean_set import best_photos
 from dladiff.faces.detect import Face
 

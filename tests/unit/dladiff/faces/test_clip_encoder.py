@@ -87,7 +87,7 @@ def test_layer_2_lowers_it_together_with_an_encoder_of_another_size(folder: Path
     face = Face(box=(60.0, 50.0, 180.0, 200.0), landmarks=LANDMARKS, score=1.0)
     reader = FaceReader(x, face, [], encoders)
     box = Box.of(face, *x.shape[-2:])
-    config = ZeroShotConfig(max_steps=12, step=4e-3, draws=2, ths=-1)
+    config = ZeroShotConfig(max_steps=12, step_size=4e-3, draws=2, threshold=-1)
     generator = torch.Generator().manual_seed(0)
     patch, _, _ = perturb_face(x, box, reader.bases, reader.targets, encoders, config, generator, lambda _: [1.0, 1.0])
     before, after = (reader.max_cosines_at(p, reader.bases, [0]) for p in (x, pasted(x, patch, box)))

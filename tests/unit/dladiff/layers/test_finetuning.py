@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from dladiff.core.pixels import Pixels, to_uint8
 from dladiff.core.randomness import stream
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.layers import finetuning as finetuning_layer
@@ -47,16 +45,11 @@ def schedule(**changes: Any) -> FinetuningConfig:
     return FinetuningConfig(**(settings | {"lr_static": 5e-4, "lr_dynamic": 2e-4, "batch": 2} | changes))
 
 
-def test_sign_steps_agree_in_double_precision() -> None:
-    a, b = both(schedule(), torch.float64)
+@pytest.mark.parametrize("resolution", [8, 4])
+def test_sign_steps_agree_in_double_precision(resolution: int) -> None:
+    a, b = both(schedule(attention_resolution=resolution), torch.float64)
     assert a.abs().max() > 5 / 255
     assert (a - b).abs().max() < 1e-9
-
-
-@pytest.mark.parametrize("resolution", [8, 4])
-def test_l2_steps_agree_in_single_precision(resolution: int) -> None:
-    a, b = both(schedule(gradient="l2", attention_resolution=resolution), torch.float32)
-    assert (a - b).abs().max() < 1e-4 and (a - b).norm() < 1e-3 * a.norm()
 
 
 def test_sign_steps_agree_in_single_precision_except_where_the_gradient_is_rounding_error() -> None:
@@ -64,15 +57,15 @@ def test_sign_steps_agree_in_single_precision_except_where_the_gradient_is_round
     assert ((a - b).abs() > 1e-6).double().mean() < 0.01
 
 
-@pytest.mark.parametrize(("size", "robust"), [(1, False), (2, True)])
-def test_the_number_of_squares_at_once_changes_nothing_in_double_precision(size: int, robust: bool) -> None:
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_number_of_squares_at_once_changes_nothing_in_double_precision(size: int) -> None:
     torch.set_num_threads(1)
     ours, found = Surrogate("embedded", CPU), []
     for part in (ours.vae, ours.encoders[0].network, ours.unet):
         part.to(torch.float64)
     clean, x = torch.rand(5, 3, SIZE, SIZE, generator=stream(1), dtype=torch.float64).split([2, 3])
     for batch_photos in (3, size):
-        config = schedule(batch_photos=batch_photos, robust=robust)
+        config = schedule(batch_photos=batch_photos)
         static = finetuning_layer.static_surrogate(ours, clean, config, stream(2))
         streams = [stream(3, str(i)) for i in range(3)]
         found.append(finetuning_layer.perturb(ours, static, x, config, streams))
@@ -101,38 +94,3 @@ def test_recomputation_changes_nothing_and_keeps_less_memory(resolution: int) ->
         kept.append(sum(sizes.values()))
     assert (found[0] - found[1]).abs().max() < 1e-9
     assert kept[1] < 0.7 * kept[0]
-
-
-def test_transforms_inside_the_loss_change_the_perturbation_and_keep_its_bound() -> None:
-    ours, found = Surrogate("embedded", CPU), []
-    x = torch.rand(2, 3, SIZE, SIZE, generator=stream(1))
-    for robust in (False, True):
-        config = schedule(iter_ft=0, iter_opt=1, iter_1=2, iter_2=2, robust=robust)
-        static = finetuning_layer.static_surrogate(ours, x, config, stream(2))
-        found.append(finetuning_layer.perturb(ours, static, x, config, [stream(3), stream(4)]))
-    assert 0.05 < ((found[0] - found[1]).abs() > 1e-3).double().mean()
-    assert found[1].abs().max() <= 7 / 255 + 1e-6
-
-
-def test_max_lpips_holds_and_smooth_regions_stay_smooth() -> None:
-    ours = Surrogate("embedded", CPU)
-    x = torch.cat([torch.rand(1, 3, SIZE, SIZE, generator=stream(1)), torch.full((1, 3, SIZE, SIZE), 0.5)])
-
-    def found(**changes: object) -> Tensor:
-        config = schedule(iter_ft=0, iter_opt=2, iter_1=1, iter_2=4, **changes)
-        static = finetuning_layer.static_surrogate(ours, x, config, stream(2))
-        streams = [stream(3), stream(4)]
-        return finetuning_layer.perturb(ours, static, x, config, streams, lpips=rms)
-
-    def rms(a: Pixels, b: Pixels) -> float:
-        return float(np.sqrt(np.square(a.astype(float) - b).mean()))
-
-    free, bound, smooth = found(), found(most_lpips=2.0), found(smooth=1.0)
-    assert min(map(rms, to_uint8s(x), to_uint8s(x + free))) > 2.5
-    assert 1.9 < max(map(rms, to_uint8s(x), to_uint8s(x + bound))) <= 2.0
-    steepness = [(d[1, :, 1:] - d[1, :, :-1]).abs().mean() / d[1].abs().mean() for d in (free, smooth)]
-    assert steepness[1] < 0.75 * steepness[0]
-
-
-def to_uint8s(images: Tensor) -> list[Pixels]:
-    return [to_uint8(one[None]) for one in images]

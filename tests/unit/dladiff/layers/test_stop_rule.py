@@ -106,7 +106,7 @@ def test_the_detector_runs_only_when_the_fixed_alignments_are_below_the_threshol
 ) -> None:
     counting: Any = Counting(detector)
     generator = torch.Generator().manual_seed(0)
-    free = ZeroShotConfig().model_copy(update={"ths": 1.0 + 1e-6})  # unchecked: a cosine of 1 may round to more
+    free = ZeroShotConfig().model_copy(update={"threshold": 1.0 + 1e-6})  # unchecked: a cosine of 1 may round to more
     strict, lax = (StopRule(reader, counting, config, generator) for config in (ZeroShotConfig(), free))
     original = to_float(photo())
     assert strict(original)[0] > 0.99 and counting.calls == 0

@@ -43,13 +43,15 @@ def test_ranges_and_consistency() -> None:
 @pytest.mark.parametrize(
     ("settings", "word"),
     [
-        ({"fits": ["24GB"]}, "fits"),
+        ({"gpu_memory": ["24GB"]}, "gpu_memory"),
         ({"protection": ["mist"]}, "protection"),
         ({"profile": "tiny"}, "no setting of the method"),
         ({"finetuning": {"eta": 10**400}}, "too large"),
-        ({"zero_shot": {"weights": [float("nan")]}}, r"zero_shot\.weights\[0\]: nan is not a finite number"),
-        ({"zero_shot": {"weights": [-1]}}, r"zero_shot\.weights\[0\]: -1 is not above 0"),
-        ({"finetuning": {"tokens": "instance", "prompt": "a photo"}}, "token of sks"),
+        (
+            {"zero_shot": {"encoder_weights": [float("nan")]}},
+            r"zero_shot\.encoder_weights\[0\]: nan is not a finite number",
+        ),
+        ({"zero_shot": {"encoder_weights": [-1]}}, r"zero_shot\.encoder_weights\[0\]: -1 is not above 0"),
     ],
 )
 def test_settings_that_cannot_be_meant(settings: dict[str, object], word: str) -> None:
@@ -62,10 +64,22 @@ def test_a_model_without_a_name_says_so() -> None:
         method_config("sd21", None, {"model": ""})
 
 
-def test_a_budget_of_lpips_needs_its_network() -> None:
-    with pytest.raises(ConfigError, match=r"lpips: finetuning\.most_lpips needs the network"):
-        method_config("tiny", None, {"finetuning": {"most_lpips": 0.1}})
-    assert method_config("tiny", None, {"finetuning": {"most_lpips": 0.1}, "lpips": "lpips.onnx"}).lpips
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"fits": "24GB"}, "fits: renamed to gpu_memory"),
+        ({"finetuning": {"step": 1e-3}}, "finetuning.step: renamed to step_size"),
+        ({"finetuning": {"least_psnr": 30.0}}, "finetuning.least_psnr: renamed to min_psnr"),
+        ({"zero_shot": {"ths": 0.2}}, "zero_shot.ths: renamed to threshold"),
+        ({"zero_shot": {"step": 1e-3}}, "zero_shot.step: renamed to step_size"),
+        ({"zero_shot": {"weights": [1.0]}}, "zero_shot.weights: renamed to encoder_weights"),
+        ({"zero_shot": {"robust": True}}, "zero_shot.robust: renamed to eot"),
+    ],
+)
+def test_a_renamed_setting_names_its_present_name(old: dict[str, object], new: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        method_config("tiny", None, old)
+    assert caught.value.faults == [new]
 
 
 def test_digest_ignores_order_and_sees_values() -> None:

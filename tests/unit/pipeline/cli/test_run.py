@@ -81,7 +81,7 @@ def test_an_address_that_cannot_be_is_bad_usage(command: str, address: str, text
     assert (code, out) == (2, "") and text in err
 
 
-@pytest.mark.parametrize("setting", ["model", "detector", "lpips"])
+@pytest.mark.parametrize("setting", ["model", "detector"])
 def test_a_name_longer_than_files_have_is_one_line(photos: Path, tmp_path: Path, setting: str) -> None:
     (tmp_path / "run.yaml").write_text(f"method:\n  {setting}: {300 * 'a'}")
     code, _, err = call(

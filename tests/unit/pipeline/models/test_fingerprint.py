@@ -49,7 +49,7 @@ def test_nothing_is_missing_of_what_ships_and_of_what_lies_here(tmp_path: Path) 
     (tmp_path / "pack" / "rec.onnx").write_bytes(b"weights")
     shutil.copytree(EMBEDDED / "bundle", tmp_path / "model")
     model, pack, file = (str(tmp_path / name) for name in ("model", "pack", "pack/rec.onnx"))
-    given = MethodConfig(model=model, encoders=(pack, file), held_out=(f"clip:{pack}",), detector=pack, lpips=file)
+    given = MethodConfig(model=model, encoders=(pack, file), held_out=(f"clip:{pack}",), detector=pack)
     assert missing(given) == []
 
 
@@ -63,7 +63,6 @@ def test_everything_that_is_missing_is_reported_at_once_and_the_same_once(
         "model": "/nosuch",
         "encoders": ["/nosuch.onnx", "embedded:foo", "clip:/tower", "buffalo_l", str(tmp_path / "photos")],
         "detector": "/nosuch.onnx",
-        "lpips": "/lpips.onnx",
         "finetuning": {"class_images": "/people"},
     }
     begins = [
@@ -73,7 +72,6 @@ def test_everything_that_is_missing_is_reported_at_once_and_the_same_once(
         "encoders: no CLIP vision tower at /tower",
         f"encoders: no InsightFace pack buffalo_l in {tmp_path}/DLADIFF_FACES/buffalo_l, ",
         f"encoders: no ONNX file in {tmp_path}/photos",
-        "lpips: nothing at /lpips.onnx",
         "finetuning.class_images: no folder /people",
     ]
     found = missing(method_config("tiny", None, overrides))

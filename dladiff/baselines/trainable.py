@@ -1,4 +1,4 @@
-"""A surrogate that compared methods train: a UNet and text encoders of its own, AdamW, the loss of DreamBooth."""
+"""A surrogate that compared methods train: copies of UNet and text encoders, AdamW, the loss of DreamBooth."""
 
 import copy
 from collections.abc import Callable
@@ -16,50 +16,50 @@ from dladiff.diffusion.text import Prompt, TextEncoder, embed
 from dladiff.settings.schedules import BaselineConfig
 
 SquareLoss = Callable[[Tensor, list[Generator]], Tensor]
-"""(point `b 3 r r`, a stream a square) to the scalar that the perturbation ascends."""
+"""Maps (x + delta `b 3 r r`, one random stream for each square) to the scalar that PGD ascends."""
 
 
-class Student:
-    """Copies of the pretrained UNet and text encoders, frozen but while they learn."""
+class TrainableSurrogate:
+    """Copies of the pretrained UNet and text encoders, frozen except during `train`."""
 
-    def __init__(self, surrogate: Surrogate, words: str) -> None:
-        self.surrogate, self.words = surrogate, words
+    def __init__(self, surrogate: Surrogate, prompt: str) -> None:
+        self.surrogate, self.prompt_text = surrogate, prompt
         self.unet: UNet2DConditionModel = copy.deepcopy(surrogate.unet).to(surrogate.device)
         self.texts: list[TextEncoder] = copy.deepcopy(surrogate.encoders)
         for text in self.texts:
             text.network.to(surrogate.device)
 
     def prompt(self) -> Prompt:
-        """Return the prompt's conditioning by the text encoders as they are now."""
-        return embed(self.texts, self.words)
+        """Return the prompt's conditioning by the current text encoders."""
+        return embed(self.texts, self.prompt_text)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What `train` changes."""
+        """Return the weights that `train` updates."""
         return [*self.unet.parameters(), *(p for text in self.texts for p in text.network.parameters())]
 
-    def twin(self) -> "Student":
-        """Return a copy that learns apart."""
+    def clone(self) -> "TrainableSurrogate":
+        """Return a copy with weights of its own."""
         other = copy.copy(self)
         other.unet, other.texts = copy.deepcopy(self.unet), copy.deepcopy(self.texts)
         return other
 
     def latents(self, point: Images, noise: Noise) -> Tensor:
-        """Encode [0, 1] squares to scaled latents."""
+        """Return the scaled latents `b c h w` of squares in [0, 1]."""
         return self.surrogate.latents(self.surrogate.encode(point), noise)
 
     def denoising(self, point: Images, generators: list[Generator]) -> Tensor:
-        """L_cond (Eq. 3) at fresh timesteps and noise, summed over the squares."""
+        """Return L_cond (Eq. 3) at fresh timesteps and noise, summed over the squares."""
         noise = self.surrogate.draw(generators, point.shape[-1])
         return self.denoising_at(point, noise)
 
     def denoising_at(self, point: Images, noise: Noise) -> Tensor:
-        """L_cond at these timesteps and this noise, summed over the squares."""
+        """Return L_cond at given timesteps and noise, summed over the squares."""
         with self.surrogate.autocast():
             loss = self.surrogate.loss(self.unet, self.latents(point, noise), noise, self.prompt())
         return loss * len(point)
 
     def denoising_and_maps(self, point: Images, noise: Noise, side: int) -> tuple[Tensor, Maps]:
-        """L_cond, the mean over the squares, and the maps of `side` squared cells, of one pass of the whole UNet."""
+        """Return L_cond (mean over the squares) and the attention maps of `side` x `side` cells, from one pass."""
         losses: list[Tensor] = []
         prompt = self.prompt()
 
@@ -72,13 +72,12 @@ class Student:
     def train(self, images: Images, schedule: BaselineConfig, generator: Generator) -> None:
         """Take `schedule.training` AdamW steps of L_db, one photo a step, with a fresh optimiser.
 
-        Anti-DreamBooth, section 4: so do its surrogate's short trainings; the class images' term joins where the
-        surrogate holds class images.
+        As Anti-DreamBooth, section 4, trains its surrogate. Includes the prior term if there are class images.
         """
-        learning = self.parameters()
-        for parameter in learning:
+        weights = self.parameters()
+        for parameter in weights:
             parameter.requires_grad_(True)
-        optimiser = torch.optim.AdamW(learning, lr=schedule.lr, weight_decay=1e-2)
+        optimiser = torch.optim.AdamW(weights, lr=schedule.lr, weight_decay=1e-2)
         posterior = self.surrogate.encode_fixed(images, schedule.batch)
         for step in range(schedule.training):
             noise = self.surrogate.draw([generator], images.shape[-1])
@@ -90,17 +89,17 @@ class Student:
                     other = self.surrogate.loss(self.unet, prior.latents, prior.noise, prior.prompt)
                     loss = loss + schedule.prior_weight * other
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(learning, 1.0)
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        for parameter in learning:
+        for parameter in weights:
             parameter.requires_grad_(False)
 
 
 def ascend(
     x: Images, delta: Tensor, loss: SquareLoss, schedule: BaselineConfig, generators: list[Generator], steps: int
 ) -> Tensor:
-    """Take `steps` PGD steps for all squares, `schedule.batch` at a time; the split changes no square's result."""
+    """Take `steps` PGD steps for all squares, `schedule.batch` at a time; the batch size does not change the result."""
     parts = []
     for start in range(0, len(x), schedule.batch):
         part = slice(start, start + schedule.batch)
@@ -109,8 +108,8 @@ def ascend(
                 x[part],
                 delta[part],
                 gradient_of(lambda point, own=generators[part]: loss(point, own)),  # type: ignore[misc]
-                projection=around(x[part], schedule.eta, schedule.least_psnr),
-                step_size=schedule.step,
+                projection=around(x[part], schedule.eta, schedule.min_psnr),
+                step_size=schedule.step_size,
                 steps=steps,
             )
         )

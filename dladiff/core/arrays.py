@@ -1,0 +1,7 @@
+"""Array types without torch, for the method and the driver alike."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+"""RGB bytes: one photo, h x w x 3, or a stack of n x h x w x 3."""
