@@ -94,7 +94,7 @@ evaluate: $(STAMP)
 	  $(BIN)/dladiff protect --input $(EVALUATION)/photos --output $(EVALUATION)/$$name --preset $$name || exit $$?; done
 	$(BIN)/dladiff evaluate --output $(EVALUATION)/dladiff --results $(EVALUATION)/results $(HOW) $(if $(GPUS),--gpus $(GPUS)) \
 	  $(foreach name,$(METHODS) $(ABLATIONS),--compare $(name)=$(EVALUATION)/$(name)) \
-	  --judge embedded:mobile --judge $(DLADIFF_ASSETS)/insightface_pack/mini_y1 --judge embedded:residual
+	  --evaluator embedded:mobile --evaluator $(DLADIFF_ASSETS)/insightface_pack/mini_y1 --evaluator embedded:residual
 
 golden: $(STAMP)
 	$(BIN)/python tests/golden/make_tiny.py

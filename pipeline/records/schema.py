@@ -41,7 +41,7 @@ def _column(name: str, kind: pa.DataType, about: str) -> pa.Field:
 
 def _metric_columns() -> Iterator[pa.Field]:
     """Yield a column a metric (`dladiff/evaluation/metrics`), and one of those that have a value for each encoder."""
-    similarity = _column("similarity", pa.list_(ATTACKED), "mean cosines, by encoder of the judge")
+    similarity = _column("similarity", pa.list_(ATTACKED), "mean cosines, by encoder of the evaluator")
     for together, metrics in groupby(METRICS.values(), key=lambda metric: metric.per_encoder):
         yield from [similarity] if together else [_column(m.name, pa.float64(), m.about) for m in metrics]
 
