@@ -1,9 +1,9 @@
 """Layer 1 on photos of every shape: how far each of the attacker's views moves in latent space.
 
-A portrait of 1024 x 1024 is cut to each aspect ratio around its face, both ways, and scaled to each longer side. Layer 1
-alone protects it in `region: photo` with the tiny model. The latent shift of a view is ||E(x + delta) - E(x)|| /
-||E(x)||, of pixels cut from the stored photo by Pillow. It is compared with that of the square photo: the middle square
-of the same photo, protected as a photo of its own. What the log holds is not done again.
+A portrait of 1024 x 1024 is cut to each aspect ratio, both ways, and scaled to each longer side. Layer 1 alone protects
+it in `region: photo` with the tiny model. The latent shift of a view is ||E(x + delta) - E(x)|| / ||E(x)||, of pixels
+cut from the stored photo by Pillow. It is compared with that of the square photo: the middle square of the same photo,
+protected as a photo of its own. What the log holds is not done again.
 
     python -m tests.acceptance.shapes --assets DIR --log FILE [--photos 2] [--sides 512 1024 2048 4032]
     python -m tests.acceptance.shapes --log FILE --table
@@ -64,7 +64,7 @@ def measure(protector: Protector, photo: Pixels) -> dict[str, Any]:
     (out,) = protect([PhotoIn(key="photo", pixels=photo)], [], protector.models, protector.config, SEED).photos
     spent = time.process_time() - start
     faces = protector.models.detector.detect(photo)
-    views = attacker_views(*photo.shape[:2], [face.box for face in faces[:1]], 16)
+    views = attacker_views(photo.shape[0], photo.shape[1], [face.box for face in faces[:1]], 16)
     return {
         "shift": shifts(protector, photo, out.pixels, views),
         "retained": out.retained,
