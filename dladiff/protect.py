@@ -245,15 +245,15 @@ def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) 
     retained = _retained(work, x, layer1, config)
     after_layer1 = (x + layer1).clamp(0, 1)
     del layer1
-    passes = models.detector.passes(work.photo.pixels) if work.faces else []
+    passes = models.detector.passes_near(work.photo.pixels, work.faces)
     all_encoders = [*models.encoders, *models.held_out]
-    readers = [FaceReader(x, face, passes, all_encoders) for face in work.faces]
+    readers = [FaceReader(x, face, near, all_encoders) for face, near in zip(work.faces, passes, strict=True)]
     current, optimised = after_layer1, []
     if config.layers != "finetuning":
         bound = whole_levels(config.zero_shot.eta)
         layer2 = torch.zeros_like(x)
         for i, face in enumerate(work.faces):
-            reader = FaceReader(x, face, passes, models.encoders)
+            reader = FaceReader(x, face, passes[i], models.encoders)
             rule = StopRule(reader, models.detector, config.zero_shot, stream(seed, "views", work.name, str(i)))
             box = zero_shot_layer.Box.of(face, *x.shape[-2:])
             patch, steps, cosines = zero_shot_layer.perturb_face(
