@@ -1,6 +1,6 @@
 """Attackers: few steps, many invariants; how strong they are is measured in docs/evaluation.md."""
 
-import sys
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def test_an_untrained_lora_changes_nothing(base, square):
 
 
 def test_textual_inversion_changes_one_word(base, square, monkeypatch):
-    module = sys.modules[ATTACKS["textual_inversion"].module]
+    module = importlib.import_module(ATTACKS["textual_inversion"].module)
     seen = []
     monkeypatch.setattr(module, "with_parts", lambda base, unet, text: seen.append((unet, text)))
     monkeypatch.setattr(module, "sample", lambda *_: [])
