@@ -6,6 +6,8 @@ DLADIFF_ASSETS ?= ../shared/assets
 export DLADIFF_ASSETS
 export RAY_USAGE_STATS_ENABLED = 0
 export NO_MKDOCS_2_WARNING = 1
+# Else each of the tests' processes, and each Ray worker, would compile all of the code and the tests anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 STAMP := .venv/.installed

@@ -174,8 +174,9 @@ def parquet(data: bytes, schema: pa.Schema | None = None) -> pq.ParquetFile:
     copy = pa.BufferOutputStream()
     copy.write(data)
     file = pq.ParquetFile(pa.BufferReader(copy.getvalue()))
+    own = file.schema_arrow if schema else pa.schema([])  # once: each access builds it anew
     for field in schema or ():
-        found = file.schema_arrow.field(field.name)
+        found = own.field(field.name)
         if not found.type.equals(field.type):
             raise ValueError(f"column {field.name} is {found.type}, not {field.type}")
     return file

@@ -85,7 +85,7 @@ def results(made: Path, tmp_path: Path) -> Any:
 @contextlib.contextmanager
 def running(results: Any, **how: float) -> Iterator[Client]:
     server = make_server(Session(results, faces_of(results)), 0, **how)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield Client(server)
     server.shutdown()
