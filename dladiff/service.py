@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from dladiff.core.arrays import Pixels
 from dladiff.core.exchange import IdentityOut, PhotoIn, PhotoOut
 from dladiff.core.pixels import Images, to_float
+from dladiff.diffusion.catalogue import locate, profile_fault
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.errors import ConfigError, ModelError
 from dladiff.faces import packs
@@ -23,7 +24,7 @@ from dladiff.faces.clip_encoder import load_clip_encoder
 from dladiff.faces.detect import CenterFaceDetector, Detector, ScrfdDetector
 from dladiff.faces.encoder import IdentityEncoder, detector_from_pack, encoder_from_pack, load_encoder
 from dladiff.protect import Models, protect
-from dladiff.settings.schema import method_config
+from dladiff.settings.schema import encoder_fault, method_config
 
 __all__ = ["IdentityOut", "PhotoIn", "PhotoOut", "Protector"]
 
@@ -48,9 +49,13 @@ class Protector:
         torch.set_num_threads(max(1, threads))
         _quiet()
         self.config = method_config(settings["profile"], settings.get("preset"), settings.get("overrides") or {})
+        if fault := encoder_fault(self.config):
+            raise ConfigError([fault])
         self.seed, self.trace = seed, bool(settings.get("trace"))
         device = chosen_device(settings.get("gpu"))
         zero_shot = self.config.zero_shot
+        if fault := profile_fault(self.config.profile, locate(self.config.model)):
+            raise ConfigError([fault])
         self.models = Models(
             Surrogate(self.config.model, device),
             [named_encoder(name).to(device) for name in self.config.encoders],

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from dladiff.errors import ConfigError
 from dladiff.settings.merge import digest, nearest
-from dladiff.settings.schema import MethodConfig, method_config
+from dladiff.settings.schema import MethodConfig, encoder_fault, method_config
 from dladiff.settings.validate import FaultsError, Items, Settings, unless
 from pipeline.models.fingerprint import by_content, missing
 from pipeline.process.private import chosen_umask, octal, umask_fault
@@ -151,14 +151,16 @@ class RunConfig(Settings):
         return digest(parts)
 
     def missing_weights(self) -> list[str]:
-        """Return one line for each model in the settings that this machine does not have.
+        """Return one line for each missing need of a run: encoders that no setting names, models not on this machine.
 
-        With RAY_ADDRESS the list is empty, because the workers read the models. Raises StorageError: a model's bucket
-        is out of reach.
+        With RAY_ADDRESS models are not checked, because the workers read them. Raises StorageError: a model's bucket is
+        out of reach.
         """
+        method = self.method_config()
+        unnamed = [fault] if (fault := encoder_fault(method)) else []
         if os.environ.get("RAY_ADDRESS"):
-            return []
-        return [f"{fault}; or name a cluster that has it in RAY_ADDRESS" for fault in missing(self.method_config())]
+            return unnamed
+        return unnamed + [f"{fault}; or name a cluster that has it in RAY_ADDRESS" for fault in missing(method)]
 
     def layout_name(self) -> str:
         """Return the layout, with `one_identity` applied."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from dladiff.errors import DladiffError, StorageError
+from dladiff.settings.schema import encoder_fault
 from pipeline.config import RunConfig
 from pipeline.models.fingerprint import missing
 from pipeline.process.temporary import temporary_folder
@@ -141,9 +142,11 @@ def _model(config: RunConfig) -> Check:
     """Check that the weights named in the configuration exist; none is loaded."""
     try:
         method = config.method_config()
-        lacking = missing(method)
+        unnamed, lacking = encoder_fault(method), missing(method)
     except DladiffError as error:
         return Check("models", False, str(error))
+    if unnamed:
+        return Check("models", False, "; ".join([unnamed, *lacking]))
     if lacking:
         return Check("models", False, f"{'; '.join(lacking)}; mount the weights here or set method to where they are")
     names = [*method.encoders, *method.held_out, method.detector]

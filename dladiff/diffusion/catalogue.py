@@ -148,6 +148,19 @@ def profile_faults(root: Path, profile: str) -> list[str]:
     ]
 
 
+def profile_fault(profile: str, root: Path) -> str | None:
+    """Return what to do if the profile `tiny` is used with a model of another architecture, else None.
+
+    Raises ModelError for an unsupported model.
+    """
+    if profile != "tiny" or root == EMBEDDED or read_architecture(root) == read_architecture(EMBEDDED):
+        return None
+    return (
+        f"profile: resolution, schedule and encoders of tiny suit only the embedded model, and {root} is another; set "
+        f"profile to one of {', '.join(MODELS)}, beside method.model"
+    )
+
+
 def _first(*names: str) -> Path | None:
     """Return the folder of the first of these hub ids that was fetched or is in the cache."""
     return next((folder for name in names if (folder := _fetched(name) or _cached(name))), None)

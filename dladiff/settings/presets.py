@@ -16,25 +16,31 @@ TINY_FINETUNING: dict[str, Any] = {
 TINY_ZERO_SHOT: dict[str, Any] = {"step_size": 8e-4, "check_every": 5}
 """Twice the paper's step size, checked twice as often: half the time at the same PSNR on portraits."""
 
+NO_ENCODERS: dict[str, Any] = {"encoders": (), "held_out": ()}
+"""The embedded encoders are too weak for a full-size model, so its profiles have none: the user names them."""
+
 PROFILES: dict[str, dict[str, Any]] = {
     "tiny": {"finetuning": TINY_FINETUNING, "zero_shot": TINY_ZERO_SHOT},
-    "sd21": {"model": "sd21", "region": "photo", "resolution": 512},
+    "sd21": {"model": "sd21", "region": "photo", "resolution": 512, **NO_ENCODERS},
     "sd21-768": {
         "model": "sd21-768",
         "region": "photo",
         "resolution": 768,
+        **NO_ENCODERS,
         "finetuning": {"attention_resolution": 24},
     },
-    "sd15": {"model": "sd15", "region": "photo", "resolution": 512},
+    "sd15": {"model": "sd15", "region": "photo", "resolution": 512, **NO_ENCODERS},
     "sdxl": {
         "model": "sdxl",
         "region": "photo",
         "resolution": 1024,
+        **NO_ENCODERS,
         "finetuning": {"attention_resolution": 32, "batch_photos": 1},
     },
 }
 """Overrides of MethodConfig by profile; dladiff/diffusion/catalogue.py knows the models. Profiles of Stable Diffusion
-need the user's `encoders` and `held_out`. Their attention maps have 1/32 of the photo's side, as in the paper."""
+need the user's `encoders` (`schema.encoder_fault`). Their attention maps have 1/32 of the photo's side, as in the
+paper."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"finetuning": {"iter_ft": 400, "iter_opt": 50, "iter_1": 3, "iter_2": 3, "iter_3": 3}},

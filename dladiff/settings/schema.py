@@ -14,6 +14,12 @@ from dladiff.settings.presets import GPU_MEMORY, PRESETS, PROFILES
 from dladiff.settings.schedules import SCHEDULES, Protection
 from dladiff.settings.validate import Items, Settings
 
+WHERE_ENCODERS_COME_FROM = (
+    "give --faces buffalo_l --faces antelopev2, or method.encoders; the packs are in the releases of "
+    "github.com/deepinsight/insightface (model zoo; non-commercial use): unpack them in ~/.insightface/models, or in "
+    "the folder that DLADIFF_FACES names; method.layers: finetuning needs no encoder"
+)
+
 
 class FinetuningConfig(Settings):
     """Layer 1 (Algorithm 1): the perturbation against fine-tuning."""
@@ -128,9 +134,11 @@ class MethodConfig(Settings):
     """`centerface`, or an InsightFace pack (its name or folder) or SCRFD ONNX file."""
     encoders: Items[str] = ("embedded:residual",)
     """Optimised identity encoders: `embedded:NAME`, an ONNX file, an InsightFace pack (its name, `buffalo_l`, or its
-    folder), or `clip:FOLDER`, a CLIP vision tower."""
+    folder), or `clip:FOLDER`, a CLIP vision tower. The default is of the profile tiny; other profiles have none, so
+    this setting or `faces` must name them."""
     held_out: Items[str] = Field(default=("embedded:mobile",), validate_default=True)
-    """Encoders that are only measured, never optimised."""
+    """Encoders that are only measured, never optimised. The default is of the profile tiny; other profiles have
+    none."""
     gpu_memory: Literal["any", "24GB", "16GB", "12GB"] = "any"
     """Memory of the GPU: sets `batch_photos`, `recompute` and `offload` unless given. For Stable Diffusion 1
     and 2.
@@ -156,7 +164,7 @@ class MethodConfig(Settings):
         """Yield how settings contradict each other."""
         if self.protection != "dladiff" and self.layers != "finetuning":
             yield f"layers: {self.protection} is a compared method and has no layer 2; leave layers out"
-        if not self.encoders and self.layers != "finetuning":
+        if self.profile == "tiny" and not self.encoders and self.layers != "finetuning":
             yield "encoders: layer 2 needs at least one optimised encoder"
         if (weights := len(self.zero_shot.encoder_weights)) not in (0, len(self.encoders)):
             yield f"zero_shot.encoder_weights: {weights} weights for {len(self.encoders)} encoders"
@@ -191,6 +199,16 @@ def method_config(profile: str, preset: str | None, overrides: Mapping[str, Any]
     if config is None or faults:
         raise ConfigError(faults + wrong)
     return config
+
+
+def encoder_fault(config: MethodConfig) -> str | None:
+    """Return what to do if layer 2 would run without an encoder, else None.
+
+    It is no fault of the configuration as such: `plan` counts and estimates without it.
+    """
+    if config.encoders or config.layers == "finetuning":
+        return None
+    return f"encoders: the profile {config.profile} has no identity encoders of its own; {WHERE_ENCODERS_COME_FROM}"
 
 
 def _pick(what: str, name: str, known: Mapping[str, dict[str, Any]], faults: list[str]) -> dict[str, Any]:

@@ -61,8 +61,9 @@ def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None
     from pipeline.run.plan import make_plan
 
     found = make_plan(settings, retry=retry)
-    for fault in settings.missing_weights():
-        click.echo(f"note: {shown(fault)}", err=True)
+    notes = settings.missing_weights()
+    for note in notes:
+        click.echo(f"note: {shown(note)}", err=True)
     expected = estimate(settings, found, price)
     settled = found.settled()
     facts = {
@@ -81,7 +82,7 @@ def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None
         "cost": expected.cost,
         "plan_hash": found.plan_hash,
     }
-    print_facts(facts, as_json)
+    print_facts(facts | ({"notes": notes} if as_json else {}), as_json)
     return 0
 
 

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field
 
 from dladiff.errors import ConfigError
 from dladiff.settings.merge import digest, merge
+from dladiff.settings.schema import encoder_fault
 from dladiff.settings.validate import Items, Settings, unless
 from pipeline.cluster.schedule import Schedule
 from pipeline.config import RunConfig, load_run, read_yaml
@@ -181,7 +182,7 @@ def load_job(file: Path) -> Job:
     tenants: tuple[Tenant, ...] = ()
     if "tenants" not in values:
         run, wrong = load_run(shared)
-        faults += [f"run.{fault}" for fault in wrong]
+        faults += [f"run.{fault}" for fault in [*wrong, *_unnamed(run)]]
     elif not any(fault.startswith("tenants:") for fault in faults):
         tenants = _tenants(values["tenants"], shared, faults)
     if checked is None or faults:
@@ -211,11 +212,18 @@ def _tenants(values: list[dict[str, Any]], shared: Mapping[str, Any], faults: li
         places = {key: value[key] for key in ("input", "output", "profile") if key in value}
         run, of_run = load_run(_layered(shared, _group(value, "overrides") | places))
         faults += wrong + [f"{where}{fault}" for fault in of_run if fault not in known]
+        faults += [f"{where}{fault}" for fault in _unnamed(run)]
         if run:
             rule = checked.retention if checked else None
             found.append(Tenant(name=str(value.get("name")), run=run, retention=rule))
     faults += _shared_places(found)
     return tuple(found)
+
+
+def _unnamed(run: RunConfig | None) -> list[str]:
+    """Return what to do if a run names no encoder, at most one line."""
+    fault = encoder_fault(run.method_config()) if run else None
+    return [fault] if fault else []
 
 
 def _layered(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

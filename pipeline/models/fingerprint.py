@@ -9,7 +9,7 @@ from typing import Any
 import dladiff
 from dladiff.diffusion.architecture import read_architecture
 from dladiff.diffusion.bundle import CHECKSUMS, Pins, parse_pins, quick_digest
-from dladiff.diffusion.catalogue import locate
+from dladiff.diffusion.catalogue import locate, profile_fault
 from dladiff.errors import ModelError, NotFoundError
 from dladiff.faces import packs
 from dladiff.settings.schema import MethodConfig
@@ -24,7 +24,7 @@ NOT_IMAGES = frozenset({".md", ".txt"})  # the same for a folder of class images
 
 
 def missing(method: MethodConfig) -> list[str]:
-    """Return a line for each model or file that the method's settings name and this machine lacks; loads no weights.
+    """Return a line for each model or file that the settings need and this machine lacks; loads no weights.
 
     Raises StorageError when a model's bucket is out of reach.
     """
@@ -39,7 +39,10 @@ def _faults(method: MethodConfig) -> Iterator[tuple[str, str]]:
         if method.model.startswith("s3://"):
             stored_pins(open_storage(method.model))
         else:
-            read_architecture(locate(method.model))
+            root = locate(method.model)
+            read_architecture(root)
+            if fault := profile_fault(method.profile, root):
+                yield "model", fault
     except ModelError as error:
         yield "model", str(error).removeprefix("method.model ")
     for setting in ("encoders", "held_out"):

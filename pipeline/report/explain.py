@@ -16,6 +16,7 @@ from PIL import Image
 
 from dladiff.core.arrays import Pixels
 from dladiff.errors import ConfigError, NotFoundError, PhotoError, StorageError
+from dladiff.settings.schema import encoder_fault
 from pipeline.config import RunConfig
 from pipeline.process.private import private_files
 from pipeline.records.checked import photo_fault, stored_fault
@@ -63,6 +64,8 @@ def explain(photo: str, settings: RunConfig, html: Path, inputs: Sequence[str] =
 
     pairs = [Pair(*both) for both in _pairs(rows, storage, data, inputs, settings, notes)]
     here = settings.method_settings() | {"gpu": None}  # one photo: use what this machine has
+    if encoder_fault(settings.method_config()):  # the maps need no encoder
+        here["overrides"]["layers"] = "finetuning"
     protector = Protector(here, settings.seed, settings.cpus_per_actor)
     found = read_maps(pairs, 0, protector.models, protector.config, settings.seed)
     most = max(values.max() for values in found.maps.values())

@@ -20,6 +20,7 @@ from dladiff.service import Protector
 from dladiff.settings.schema import method_config
 from pipeline.records.schema import PHOTOS as COLUMNS
 from pipeline.records.schema import table
+from tests.support.model_layouts import write_layout
 
 
 @pytest.fixture
@@ -159,3 +160,13 @@ def test_a_gpu_memory_is_refused_if_no_setting_makes_the_model_fit(monkeypatch: 
     monkeypatch.setattr(service, "Surrogate", two_text_encoders)
     with pytest.raises(ConfigError, match="gpu_memory: SDXL"):
         Protector({"profile": "tiny", "overrides": {"gpu_memory": "24GB"}}, 0, 1)
+
+
+def test_a_full_size_profile_without_encoders_is_refused(tmp_path: Path) -> None:
+    folder = str(write_layout(tmp_path / "sd15", "sd15"))
+    with pytest.raises(ConfigError, match="sd15 has no identity encoders of its own; give --faces buffalo_l"):
+        Protector({"profile": "sd15", "overrides": {"model": folder}}, 0, 1)
+    with pytest.raises(ConfigError, match="suit only the embedded model"):
+        Protector({"profile": "tiny", "overrides": {"model": folder}}, 0, 1)
+    made = Protector({"profile": "sd15", "overrides": {"model": folder, "layers": "finetuning"}}, 0, 1)
+    assert (made.models.encoders, made.models.held_out) == ([], [])

@@ -78,6 +78,8 @@ def test_models_that_are_missing(config: RunConfig, tmp_path: Path) -> None:
     shutil.copytree(EMBEDDED / "bundle", tmp_path / "sd")
     shutil.copytree(EMBEDDED / "encoders", tmp_path / "pack")
     assert named(doctor(with_(config, profile="sd21", method=method)))["models"].ok
+    unnamed = named(doctor(with_(config, profile="sd21", method={"model": str(tmp_path / "sd")})))["models"]
+    assert not unnamed.ok and "buffalo_l" in unnamed.text
 
 
 def test_input_that_is_missing_or_empty(config: RunConfig, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@ import pytest
 
 from dladiff.errors import ConfigError
 from dladiff.settings.merge import digest
-from dladiff.settings.schema import method_config
+from dladiff.settings.presets import PROFILES
+from dladiff.settings.schema import encoder_fault, method_config
 
 
 def test_paper_preset_keeps_the_paper_schedule() -> None:
@@ -62,6 +63,18 @@ def test_settings_that_cannot_be_meant(settings: dict[str, object], word: str) -
 def test_a_model_without_a_name_says_so() -> None:
     with pytest.raises(ConfigError, match=r"set method\.model"):
         method_config("sd21", None, {"model": ""})
+
+
+@pytest.mark.parametrize("profile", [name for name in PROFILES if name != "tiny"])
+def test_a_full_size_profile_has_no_encoders_of_its_own(profile: str) -> None:
+    config = method_config(profile, None, {})
+    assert (config.encoders, config.held_out) == ((), ())
+    fault = encoder_fault(config)
+    assert fault and all(name in fault for name in (profile, "buffalo_l", "antelopev2", "insightface", "DLADIFF_FACES"))
+    assert encoder_fault(method_config(profile, None, {"layers": "finetuning"})) is None
+    assert encoder_fault(method_config(profile, None, {"protection": "aspl"})) is None
+    assert encoder_fault(method_config(profile, None, {"encoders": ["embedded:residual"]})) is None
+    assert encoder_fault(method_config("tiny", None, {})) is None
 
 
 @pytest.mark.parametrize(

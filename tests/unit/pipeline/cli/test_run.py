@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.cli.main import main
 from pipeline.run import engine
 from pipeline.run.live import safe
+from tests.support.model_layouts import write_layout
 
 
 @pytest.fixture
@@ -88,6 +89,30 @@ def test_a_name_longer_than_files_have_is_one_line(photos: Path, tmp_path: Path,
         "plan", "--input", str(photos), "--output", str(tmp_path / "out"), "--config", str(tmp_path / "run.yaml")
     )
     assert code == 3 and err.startswith("error: aaa") and err.endswith("aaa: File name too long\n")
+
+
+@pytest.mark.parametrize("address", ["", "ray://head:10001"])
+@pytest.mark.parametrize(
+    ("command", "word", "ends"), [("plan", "note", 0), ("protect --dry-run", "note", 0), ("protect", "error", 2)]
+)
+def test_a_full_size_profile_without_encoders_is_reported_before_anything_begins(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, command: str, word: str, ends: int
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(engine, "started", lambda: pytest.fail("Ray was started"))
+    write_layout(tmp_path / "sd15", "sd15")
+    (tmp_path / "run.yaml").write_text(f"profile: sd15\nmethod: {{model: {tmp_path / 'sd15'}}}\n")
+    place = ["--input", str(photos), "--output", str(tmp_path / "out"), "--config", str(tmp_path / "run.yaml")]
+    code, out, err = call(*command.split(), *place, "--json")
+    (line,) = err.splitlines()
+    assert code == ends and line.startswith(f"{word}: encoders: the profile sd15 has no identity encoders of its own; ")
+    assert "buffalo_l" in line and "antelopev2" in line and "DLADIFF_FACES" in line
+    if ends == 0:
+        assert json.loads(out)["notes"] == [line.removeprefix("note: ")]
+        (tmp_path / "run.yaml").write_text(
+            f"profile: sd15\nmethod: {{model: {tmp_path / 'sd15'}, layers: finetuning}}\n"
+        )
+        assert call(*command.split(), *place)[2] == ""
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,15 @@ def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
         load_job(tmp_path / "job.yaml")
 
 
+def test_a_run_or_tenant_without_encoders_is_refused(tmp_path: Path) -> None:
+    (fault,) = faults(tmp_path, run=RUN | {"profile": "sd21"})
+    assert fault.startswith("run.encoders: the profile sd21 has no identity encoders of its own")
+    tenants = [{"name": "a"} | RUN, {"name": "b", "input": "s3://b/in", "output": "s3://b/out", "profile": "sdxl"}]
+    (fault,) = faults(tmp_path, schedule=SCHEDULE, tenants=tenants)
+    assert fault.startswith("tenants.b.encoders: the profile sdxl has no identity encoders")
+    job(tmp_path, run=RUN | {"profile": "sd21", "faces": ["buffalo_l"]})
+
+
 def test_every_fault_at_once_with_the_nearest_name(tmp_path: Path) -> None:
     found = faults(
         tmp_path,

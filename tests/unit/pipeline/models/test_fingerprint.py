@@ -8,6 +8,7 @@ import pytest
 from dladiff.settings.schema import MethodConfig, method_config
 from pipeline.config import RunConfig
 from pipeline.models.fingerprint import EMBEDDED, fingerprint, missing
+from tests.support.model_layouts import write_layout
 
 
 def digest(encoder: Path) -> str:
@@ -78,3 +79,10 @@ def test_everything_that_is_missing_is_reported_at_once_and_the_same_once(
     assert [fault[: len(begin)] for fault, begin in zip(found, begins, strict=True)] == begins
     (known,) = missing(method_config("sd21", None, {}))
     assert "dladiff models fetch sd21 gets it" in known
+
+
+def test_the_profile_tiny_is_refused_for_another_architecture(tmp_path: Path) -> None:
+    write_layout(tmp_path / "sd15", "sd15")
+    (fault,) = missing(method_config("tiny", None, {"model": str(tmp_path / "sd15")}))
+    assert fault.startswith("model: profile: resolution, schedule and encoders of tiny suit only the embedded model")
+    assert missing(method_config("sd15", None, {"model": str(tmp_path / "sd15"), "layers": "finetuning"})) == []
