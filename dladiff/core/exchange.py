@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dladiff.core.codec import PNG, Codec
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoIn:
@@ -13,14 +15,19 @@ class PhotoIn:
 
     key: str
     pixels: NDArray[np.uint8]
+    file_bytes: int = 0
+    """Size of a JPEG original, which limits the size of a JPEG output; 0: no limit."""
+    transparent: bool = False
+    """The photo has an alpha channel, which JPEG cannot hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoOut:
-    """One protected photo and the measurements of its bytes (linf in [0, 1] units, psnr in dB)."""
+    """One protected photo and the measurements of its stored pixels (linf in [0, 1] units, psnr in dB)."""
 
     key: str
     pixels: NDArray[np.uint8]
+    """The pixels to encode with `codec`; the measurements are of what a reader decodes."""
     status: str
     reason: str
     faces: list[dict[str, Any]]
@@ -31,6 +38,7 @@ class PhotoOut:
     ssim: float
     similarity: list[dict[str, Any]]
     retained: float
+    codec: Codec = PNG
 
 
 @dataclass(frozen=True)

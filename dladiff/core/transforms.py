@@ -6,12 +6,11 @@ Random transforms inside a loss give expectation over transformation (EOT, Athal
 import io
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Generator
 from torch.nn import functional
 
+from dladiff.core.codec import Codec
 from dladiff.core.pixels import Images, to_float, to_uint8
 
 Transform = Callable[[Images], Images]
@@ -60,6 +59,12 @@ def to_range(images: Images) -> Images:
 def mirror(images: Images) -> Images:
     """Return the images with left and right swapped."""
     return images.flip(-1)
+
+
+def through_file(images: Images, codec: Codec) -> Images:
+    """Return the images as a reader of their file decodes them, with a straight-through gradient."""
+    stored = torch.cat([to_float(codec.stored(to_uint8(one[None]))) for one in images.detach()]).to(images)
+    return stored + (images - images.detach())
 
 
 def jpeg(images: Images, quality: int) -> Images:

@@ -19,7 +19,7 @@ from pipeline.evaluate.config import ENCODER_ONLY, EvaluateConfig
 from pipeline.evaluate.networks import EvaluationModels
 from pipeline.process.private import private_process
 from pipeline.records import commit as records
-from pipeline.records.output_format import PNG
+from pipeline.records.output_format import PNG, encode_png
 from pipeline.sources.decode import decode
 from pipeline.sources.originals import Originals, named
 from pipeline.storage.base import Storage
@@ -166,7 +166,7 @@ class EvaluateIdentity:
         for i, (prompt, pictures) in enumerate(generated.items()):
             keys = [f"faces/{work['key']}/{i}-{j:02d}{PNG.suffix}" for j in range(min(self.config.kept, len(pictures)))]
             for key, picture in zip(keys, pictures, strict=False):
-                self.results.put(key, PNG.encode(picture), PNG.content_type)
+                self.results.put(key, encode_png(picture), PNG.content_type)
             record["faces"][prompt] = keys
         features = [features_of(pictures, networks.features) for pictures in generated.values()]
         record["features"] = self._put_features(work["key"], features)

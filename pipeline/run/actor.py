@@ -22,7 +22,7 @@ from pipeline.process.private import private_process
 from pipeline.records import commit as records
 from pipeline.records.latest import unchanged
 from pipeline.records.manifest import GROUP
-from pipeline.records.output_format import OUTPUT, encode_checked
+from pipeline.records.output_format import OUTPUTS, encode_checked
 from pipeline.records.schema import PhotoRow, brief, finite, finite_similarity, reasons
 from pipeline.records.trace import write_trace
 from pipeline.run.grouped import together
@@ -180,7 +180,11 @@ class ProtectIdentity:
         """Decode, protect and store the photos of one group; return [result without pixels], [] if none was decoded."""
         with _timed(seconds, "read"):
             decoded = reading.decode(group)
-        photos = [PhotoIn(key=uri, pixels=photo.pixels) for uri, photo in decoded.items()]
+        sizes = {source.photo["uri"]: source.size for source in group}
+        photos = [
+            PhotoIn(key=uri, pixels=photo.pixels, file_bytes=sizes[uri], transparent=photo.alpha is not None)
+            for uri, photo in decoded.items()
+        ]
         outs = []
         if photos:
             out = self.protector.protect_identity(identity, photos, clean)
@@ -226,14 +230,16 @@ class ProtectIdentity:
         if photo.status == "failed":
             return
         try:
-            data = encode_checked(photo.pixels, source.icc, source.alpha)
+            opt_out = self.config.method_config().output.opt_out
+            data = encode_checked(photo.pixels, source.icc, source.alpha, photo.codec, opt_out)
         except Exception as error:  # the other photos are stored nevertheless
             row |= {"status": "failed", "reason": f"cannot be encoded: {_line(error)}"}
             return
         sha = hashlib.sha256(data).hexdigest()
-        key = f"photos/{escape(identity)}/{OUTPUT.file_name(stem(row['source_uri']), sha)}"
+        kind = OUTPUTS[photo.codec.format]
+        key = f"photos/{escape(identity)}/{kind.file_name(stem(row['source_uri']), sha)}"
         try:
-            self.target.put(key, data, OUTPUT.content_type)
+            self.target.put(key, data, kind.content_type)
         except RefusedError as error:  # this key or size; other storage errors end the run
             row |= {"status": "failed", "reason": str(error)}
             return

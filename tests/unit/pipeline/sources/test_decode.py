@@ -2,7 +2,6 @@
 
 import io
 import struct
-from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -13,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
+from dladiff.core.codec import Codec
 from dladiff.errors import PhotoError
-from pipeline.records import output_format
 from pipeline.records.output_format import encode_checked, encode_png
 from pipeline.sources.decode import Decoded, decode
 from tests.support.photo_bytes import animated, png, rgb, saved, smooth
@@ -256,10 +255,18 @@ def test_png_round_trip(height: int, width: int, seed: int, with_alpha: bool) ->
         np.testing.assert_array_equal(decoded.alpha, alpha)
 
 
-def test_what_is_encoded_is_decoded_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+class Wrong(Codec):
+    """Stores other pixels than it says."""
+
+    def encode(self, pixels, *others):
+        return super().encode(pixels + 1, *others)
+
+    def stored(self, pixels):
+        return pixels
+
+
+def test_what_is_encoded_is_decoded_and_compared() -> None:
     pixels = np.full((64, 64, 3), 100, np.uint8)
     assert np.array_equal(decode(encode_checked(pixels)).pixels, pixels)
-    other = replace(output_format.PNG, encode=lambda *_: encode_png(pixels + 1))
-    monkeypatch.setattr(output_format, "OUTPUT", other)
     with pytest.raises(PhotoError, match="differs from the protected pixels"):
-        encode_checked(pixels)
+        encode_checked(pixels, codec=Wrong("png"))
