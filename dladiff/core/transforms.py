@@ -6,7 +6,9 @@ Random transforms inside a loss give expectation over transformation (EOT, Athal
 import io
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Generator
 from torch.nn import functional
 
