@@ -1,7 +1,7 @@
 """Search of large photos for faces that are small in them: overlapping tiles at several scales, then a closer look.
 
 The tiles are searched at a low threshold. Each candidate is looked at again in a window of its own, where it has the
-size at which the detector places landmarks best, and turned where that helps. Only what the window confirms at the
+size at which the detector places landmarks best, and turned where that helps. Only what the window confirms above the
 detector's threshold is a face. So the expensive part, the tiles, needs no rotated passes, and textures give no more
 faces than the window does.
 """
@@ -32,9 +32,12 @@ CANDIDATE = 0.4
 """Threshold of candidates relative to the detector's; measured in docs/benchmarks.md."""
 MOST_CANDIDATES = 500
 """Candidates of a photo that are looked at again, best score first. Limits the time for a photo full of texture."""
+CONFIRMED = 0.2
+"""Share of the distance from the detector's threshold to 1 that a window's score must exceed it by: at a threshold of
+0.5, textures scored up to 0.6 and faces from 0.71 (both detectors, docs/benchmarks.md)."""
 CUT = 2.0
 """A candidate this near to an inner border of its tile is cut by it, detector pixels."""
-CLEAR = 40
+CLEAR = 32
 """Height of a face in detector pixels from which the whole photo's upright faces need no second look."""
 WINDOW = 256
 """Side of a window, detector pixels."""
@@ -77,6 +80,7 @@ def search(rgb: Pixels, whole: list[tuple[Found, float]], run: Run, threshold: f
     candidates = [c for found, scale in whole for c in _whole(found, scale, threshold)]
     for scale in levels(max(rgb.shape[:2]), finest):
         candidates += tile_candidates(rgb, scale, run, CANDIDATE * threshold)
+    confirmed = threshold + CONFIRMED * (1 - threshold)
     candidates.sort(key=lambda c: (not c.clear, -c.box[4]))
     boxes: list[NDArray[np.float64]] = []
     landmarks: list[NDArray[np.float64]] = []
@@ -87,7 +91,7 @@ def search(rgb: Pixels, whole: list[tuple[Found, float]], run: Run, threshold: f
         face = (candidate.box, candidate.landmarks)
         if not candidate.clear:
             looks += 1
-            closer = closer_look(rgb, candidate, run, threshold) if looks <= MOST_CANDIDATES else None
+            closer = closer_look(rgb, candidate, run, confirmed) if looks <= MOST_CANDIDATES else None
             if closer is None and not candidate.whole:
                 continue
             face = closer or face
