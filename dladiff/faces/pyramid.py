@@ -6,7 +6,8 @@ detector's threshold is a face. So the expensive part, the tiles, needs no rotat
 faces than the window does.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import cv2
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 from dladiff.core.arrays import Pixels
 from dladiff.faces.boxes import SAME_FACE, Found, area, iou
 
-Run = Callable[[Pixels, float], Found]
-"""The detector's network on an image, above a threshold, in the image's pixels."""
+Run = Callable[[Sequence[Pixels], float], list[Found]]
+"""The detector's network on images of one size: what it finds in each above a threshold, in the image's pixels."""
+BATCH = 8
+"""Tiles that are in memory at a time."""
 GREY = 127
 """Level of the margin beyond the photo."""
 TILE = 640
@@ -112,15 +115,14 @@ def levels(side: int, finest: float) -> list[float]:
 def tile_candidates(rgb: Pixels, scale: float, run: Run, threshold: float) -> Iterator[Candidate]:
     """Yield what the tiles of one scale find, except faces that an inner border of a tile cuts."""
     height, width = rgb.shape[:2]
-    for x0, x1 in _spans(width, scale):
-        for y0, y1 in _spans(height, scale):
-            size = _detector_size(x1 - x0, scale), _detector_size(y1 - y0, scale)
-            sampling = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-            tile = cv2.resize(padded(rgb, x0, y0, x1, y1), size, interpolation=sampling)
-            boxes, landmarks = run(np.asarray(tile, np.uint8), threshold)
-            factor = np.array(size) / (x1 - x0, y1 - y0)
+    spans = list(product(_spans(width, scale), _spans(height, scale)))
+    for batch in (spans[i : i + BATCH] for i in range(0, len(spans), BATCH)):
+        tiles = [_tile(rgb, across, down, scale) for across, down in batch]
+        for ((x0, x1), (y0, y1)), tile, (boxes, landmarks) in zip(batch, tiles, run(tiles, threshold), strict=True):
+            size = np.array(tile.shape[1::-1])
+            factor = size / (x1 - x0, y1 - y0)
             inner = np.array([x0 > 0, y0 > 0, x1 < width, y1 < height])
-            margins = np.concatenate([boxes[:, :2], np.array(size) - boxes[:, 2:4]], axis=1)
+            margins = np.concatenate([boxes[:, :2], size - boxes[:, 2:4]], axis=1)
             boxes[:, :4] = (boxes[:, :4].reshape(-1, 2, 2) / factor + (x0, y0)).reshape(-1, 4)
             for i in np.flatnonzero(~((margins <= CUT) & inner).any(axis=1)):
                 yield Candidate(boxes[i], landmarks[i] / factor + (x0, y0), whole=False, clear=False)
@@ -181,6 +183,14 @@ def _spans(length: int, scale: float) -> list[tuple[int, int]]:
     return [(start, start + tile) for start in (round(over * i / (count - 1)) - edge for i in range(count))]
 
 
+def _tile(rgb: Pixels, across: tuple[int, int], down: tuple[int, int], scale: float) -> Pixels:
+    """Return one tile in detector pixels."""
+    (x0, x1), (y0, y1) = across, down
+    size = _detector_size(x1 - x0, scale), _detector_size(y1 - y0, scale)
+    sampling = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(padded(rgb, x0, y0, x1, y1), size, interpolation=sampling), np.uint8)
+
+
 def _detector_size(pixels: int, scale: float) -> int:
     """Return a side of a tile in detector pixels, a multiple of 32 as the networks need."""
     return min(TILE, -(-round(pixels * scale) // 32) * 32)
@@ -199,7 +209,7 @@ def _in_window(rgb: Pixels, box: NDArray[np.float64], turn: float, run: Run, thr
     matrix = cv2.getRotationMatrix2D((size / 2 - 0.5, size / 2 - 0.5), turn, 1.0)
     matrix[:, 2] += (WINDOW - size) / 2
     window = cv2.warpAffine(view, matrix, (WINDOW, WINDOW), borderMode=cv2.BORDER_CONSTANT, borderValue=(GREY,) * 3)
-    boxes, landmarks = run(np.asarray(window, np.uint8), threshold)
+    ((boxes, landmarks),) = run([np.asarray(window, np.uint8)], threshold)
     middles = (boxes[:, :2] + boxes[:, 2:4]) / 2
     near = np.flatnonzero(np.linalg.norm(middles - WINDOW / 2, axis=1) <= NEAR * BEST)
     if not len(near):

