@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from dladiff.errors import ModelError, PhotoError
+from dladiff.faces.boxes import distinct
 from dladiff.faces.detect import (
     ARCFACE_TEMPLATE,
     CenterFaceDetector,
     Detector,
     ScrfdDetector,
     alignment_matrix,
-    distinct,
     face_quad,
     inverse,
     warp,
