@@ -43,10 +43,14 @@ def check(model: str, profile: str | None, as_json: bool) -> int:
     found = call(model, profile)
     if as_json:
         folder = str(found.folder) if found.folder else None
-        click.echo(json.dumps({"folder": folder, "faults": found.faults, "notes": found.notes}))
+        click.echo(
+            json.dumps({"folder": folder, "faults": found.faults, "notes": found.notes, "convert": found.convert})
+        )
         return 1 if found.faults else 0
     for fault in found.faults:
         click.echo(f"fault: {shown(fault)}")
+    for line in found.convert:
+        click.echo(f"    {shown(line)}")
     for note in found.notes:
         click.echo(f"note: {shown(note)}")
     if not found.faults:
