@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import AS_JSON
+from pipeline.cli.options import AS_JSON, checked
 from pipeline.storage.keys import shown
 
 MODEL = click.argument("model")
@@ -59,7 +59,12 @@ def check(model: str, profile: str | None, as_json: bool) -> int:
 
 
 @MODEL
-@click.option("--from", "source", help="Source: folder, s3://bucket/prefix or hub id; default: the hub's known ids.")
+@click.option(
+    "--from",
+    "source",
+    callback=checked,
+    help="Source: folder, s3://bucket/prefix or hub id; default: the hub's known ids.",
+)
 def fetch(model: str, source: str | None) -> int:
     """Fetch a model (profile or hub id) to DLADIFF_MODELS, or ~/.cache/dladiff/models."""
     from pipeline.models.fetch import fetch as call
@@ -69,7 +74,7 @@ def fetch(model: str, source: str | None) -> int:
 
 
 @MODEL
-@click.argument("uri")
+@click.argument("uri", callback=checked)
 def mirror(model: str, uri: str) -> int:
     """Copy a local model with its checksums to a folder or s3://bucket/prefix that runs can read."""
     from pipeline.models.fetch import mirror as call
