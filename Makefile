@@ -6,6 +6,8 @@ DLADIFF_ASSETS ?= ../shared/assets
 export DLADIFF_ASSETS
 export RAY_USAGE_STATS_ENABLED = 0
 export NO_MKDOCS_2_WARNING = 1
+# Else each of the tests' processes, and each Ray worker, would compile all of the code and the tests anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -94,7 +96,7 @@ evaluate: $(STAMP)
 	  $(BIN)/dladiff protect --input $(EVALUATION)/photos --output $(EVALUATION)/$$name --preset $$name || exit $$?; done
 	$(BIN)/dladiff evaluate --output $(EVALUATION)/dladiff --results $(EVALUATION)/results $(HOW) $(if $(GPUS),--gpus $(GPUS)) \
 	  $(foreach name,$(METHODS) $(ABLATIONS),--compare $(name)=$(EVALUATION)/$(name)) \
-	  --judge embedded:mobile --judge $(DLADIFF_ASSETS)/insightface_pack/mini_y1 --judge embedded:residual
+	  --evaluator embedded:mobile --evaluator $(DLADIFF_ASSETS)/insightface_pack/mini_y1 --evaluator embedded:residual
 
 golden: $(STAMP)
 	$(BIN)/python tests/golden/make_tiny.py

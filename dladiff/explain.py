@@ -9,10 +9,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 
-from dladiff.core import tiles
 from dladiff.core.arrays import Pixels
 from dladiff.core.pixels import Images, to_float, to_uint8
 from dladiff.core.randomness import stream
+from dladiff.core.tiles import face_square
+from dladiff.core.views import View, attacker_views
 from dladiff.diffusion.attention import MapReader
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.errors import ConfigError, PhotoError
@@ -47,17 +48,17 @@ class Explanation:
 def explain(pairs: Sequence[Pair], chosen: int, models: Models, config: MethodConfig, seed: int) -> Explanation:
     """Return the maps of `pairs[chosen]` in the pretrained UNet and in two fine-tuned on the photos of `pairs`.
 
-    The square frames the clean photo's largest face, or is the first covering square. Raises PhotoError if a photo and
+    The square frames the clean photo's largest face, or is the middle square. Raises PhotoError if a photo and
     its protected version differ in size, ConfigError if the model has no maps of `attention_resolution`.
     """
     for number, pair in enumerate(pairs):
         if pair.clean.shape != pair.protected.shape:
             raise PhotoError(f"photo {number + 1}: the protected version has another size; it belongs to another photo")
-    squares = [_square(pair.clean, models, config) for pair in pairs]
+    views = [_view(pair.clean, models, config) for pair in pairs]
     images: dict[str, Images] = {
         name: torch.cat([
-            tiles.cut(to_float(getattr(pair, name)).to(models.device), square, config.resolution)
-            for pair, square in zip(pairs, squares, strict=True)
+            view.read(to_float(getattr(pair, name)).to(models.device), config.resolution)
+            for pair, view in zip(pairs, views, strict=True)
         ])
         for name in PHOTOS
     }  # fmt: skip
@@ -105,8 +106,8 @@ def correlation(a: Map, b: Map) -> float:
     return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
 
 
-def _square(photo: Pixels, models: Models, config: MethodConfig) -> tiles.Square:
+def _view(photo: Pixels, models: Models, config: MethodConfig) -> View:
     faces = models.detector.detect(photo) if config.region == "face" else []
     if faces:
-        return tiles.face_square(faces[0].landmarks)
-    return tiles.covering_squares(photo.shape[0], photo.shape[1], config.max_squares)[0]
+        return View.of("face", face_square(faces[0].landmarks))
+    return attacker_views(photo.shape[0], photo.shape[1], [], 1)[0]

@@ -1,11 +1,11 @@
 """Protection of one identity's photos: layer 1, then layer 2."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,8 +13,10 @@ from dladiff.baselines.methods import compared_layer
 from dladiff.core import tiles
 from dladiff.core.arrays import Pixels
 from dladiff.core.exchange import PhotoIn, PhotoOut
+from dladiff.core.field import Field, Photos, Squares
 from dladiff.core.pixels import Images, content_digest, to_float, to_uint8, whole_levels
 from dladiff.core.randomness import stream
+from dladiff.core.views import View, attacker_views
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.faces.detect import Detector, Face
 from dladiff.faces.encoder import IdentityEncoder
@@ -55,9 +57,14 @@ class _Work:
     photo: PhotoIn
     name: str
     faces: list[Face]
-    squares: list[tiles.Square]
+    views: list[View]
+    """The working squares of layer 1, or the attacker's views of the whole photo."""
+    whole: bool
+    """Whether layer 1 is one field over the whole photo instead of a perturbation for each view."""
     crops: Images
-    deltas: list[Tensor] = field(default_factory=list)
+    """The views `n 3 r r` of the original."""
+    perturbation: Squares | Field | None = None
+    """Layer 1; None where it did not run."""
     steps: int = 0
     """Steps of layer 2, summed over the faces."""
     cosines: list[list[float]] = field(default_factory=list)
@@ -96,13 +103,12 @@ def protect(
     elif config.layers != "zero_shot":
         static = _static(works, clean, models, config, seed, losses)
         lap("static_surrogate")
-        x, streams = _squares(works, seed)
-        deltas = finetuning_layer.perturb(models.surrogate, static, x, config.finetuning, streams, losses)
-        _keep(works, deltas)
+        x, streams = _views(works, seed)
+        perturbation = _start(works, models, config)
+        finetuning_layer.perturb(models.surrogate, static, x, config.finetuning, streams, losses, perturbation)
         lap("finetuning_layer")
         steps["static_surrogate"] = {"training": config.finetuning.iter_ft}
-        squares = sum(len(work.squares) for work in works)
-        steps["finetuning_layer"] = finetuning_layer.iterations(config.finetuning, squares)
+        steps["finetuning_layer"] = finetuning_layer.iterations(config.finetuning, len(x))
     outs = {work.photo.key: _second_layer(work, models, config, seed) for work in works}
     lap("zero_shot_layer")
     steps["zero_shot_layer"] = {"perturbation": sum(work.steps for work in works)}
@@ -125,23 +131,36 @@ def _prepare(photo: PhotoIn, models: Models, config: MethodConfig) -> _Work:
     x = to_float(photo.pixels).to(models.device)
     faces = models.detector.detect(photo.pixels)
     height, width = photo.pixels.shape[:2]
+    whole = config.protection == "dladiff"
     if config.region == "face" and faces:
         squares = [tiles.face_square(f.landmarks) for f in faces[: config.max_squares]]
+        views = [View.of(f"face {i}", square) for i, square in enumerate(squares, start=1)]
+        whole &= any(a.overlaps(b) for a, b in itertools.combinations(squares, 2))
+    elif whole:
+        views = attacker_views(height, width, [f.box for f in faces], config.max_squares)
     else:
         squares = tiles.covering_squares(height, width, config.max_squares)
-    crops = torch.cat([tiles.cut(x, square, config.resolution) for square in squares])
-    name = content_digest(photo.pixels).hex()
-    return _Work(photo, name, faces, squares, crops)
+        views = [View.of(f"square {i}", square) for i, square in enumerate(squares, start=1)]
+    crops = torch.cat([view.read(x, config.resolution) for view in views])
+    return _Work(photo, content_digest(photo.pixels).hex(), faces, views, whole, crops)
 
 
-def _clean_squares(
+def _clean_views(
     works: list[_Work], clean: Sequence[Pixels], models: Models, config: MethodConfig
 ) -> tuple[Images, list[str]]:
-    """Return one square of each clean photo (of the largest face, or the first), `m 3 r r`, and the photos' digests."""
+    """Return the views of the clean photos that fine-tuning learns from, `m 3 r r`, and the photos' digests.
+
+    These are the square of the largest face, or, in `region: photo`, the middle square and the largest face's view.
+    """
     sources = works
     if clean:
         sources = sorted((_prepare(PhotoIn(key="", pixels=p), models, config) for p in clean), key=lambda w: w.name)
-    return torch.cat([w.crops[:1] for w in sources]), [w.name for w in sources]
+    return torch.cat([w.crops[: _learnt(w)] for w in sources]), [w.name for w in sources]
+
+
+def _learnt(work: _Work) -> int:
+    """Return how many of a clean photo's first views fine-tuning learns from."""
+    return 2 if [view.name for view in work.views[:2]] == ["middle", "face 1"] else 1
 
 
 def _static(
@@ -153,9 +172,9 @@ def _static(
     losses: finetuning_layer.Losses | None,
 ) -> Any:
     """Return the static surrogate, fine-tuned on the clean photos."""
-    squares, names = _clean_squares(works, clean, models, config)
+    views, names = _clean_views(works, clean, models, config)
     return finetuning_layer.static_surrogate(
-        models.surrogate, squares, config.finetuning, stream(seed, "static", *names), losses
+        models.surrogate, views, config.finetuning, stream(seed, "static", *names), losses
     )
 
 
@@ -163,42 +182,61 @@ def _compared_layer(
     works: list[_Work], clean: Sequence[Pixels], models: Models, config: MethodConfig, seed: int
 ) -> None:
     """Set the perturbations of a compared method in place of layer 1's."""
-    squares, names = _clean_squares(works, clean, models, config)
-    x, streams = _squares(works, seed)
+    views, names = _clean_views(works, clean, models, config)
+    x, streams = _views(works, seed)
     shared_generator = stream(seed, "compared", *names)
-    _keep(works, compared_layer(models.surrogate, squares, x, config, streams, shared_generator))
+    deltas = compared_layer(models.surrogate, views, x, config, streams, shared_generator)
+    for work, own in zip(works, torch.split(deltas, [len(work.views) for work in works]), strict=True):
+        work.perturbation = Squares(work.crops, config.finetuning.eta)
+        work.perturbation.delta = own
 
 
-def _squares(works: list[_Work], seed: int) -> tuple[Images, list[torch.Generator]]:
-    """Return all squares of the identity, `n 3 r r`, and a random stream for each."""
-    streams = [stream(seed, "layer1", work.name, str(i)) for work in works for i in range(len(work.squares))]
+def _views(works: list[_Work], seed: int) -> tuple[Images, list[torch.Generator]]:
+    """Return all views of the identity's photos, `n 3 r r`, and a random stream for each."""
+    streams = [stream(seed, "layer1", work.name, str(i)) for work in works for i in range(len(work.views))]
     return torch.cat([work.crops for work in works]), streams
 
 
-def _keep(works: list[_Work], deltas: Tensor) -> None:
-    own_deltas = torch.split(deltas, [len(work.squares) for work in works])
-    for work, own in zip(works, own_deltas, strict=True):
-        work.deltas = list(own[:, None])
+def _start(works: list[_Work], models: Models, config: MethodConfig) -> Photos:
+    """Set each photo's perturbation to zero and return all of them as one."""
+    bounds = (config.finetuning.eta, config.finetuning.min_psnr)
+    for work in works:
+        if work.whole:
+            photo = to_float(work.photo.pixels).to(models.device)
+            work.perturbation = Field(photo, work.views, config.resolution, *bounds)
+        else:
+            work.perturbation = Squares(work.crops, *bounds)
+    return Photos([work.perturbation for work in works if work.perturbation], [len(work.views) for work in works])
 
 
 def _at_full_size(work: _Work, x: Images, eta: float) -> Tensor:
-    """Return layer 1 at the photo's size, `1 3 h w`: the sum of the enlarged squares, clipped to the bound."""
-    layer1 = torch.zeros_like(x)
-    for delta, square in zip(work.deltas, work.squares, strict=False):  # no deltas where layer 1 did not run
-        tiles.add_square(layer1, tiles.spread(delta, square, eta), square)
-    return layer1.clamp_(-eta, eta)
+    """Return layer 1 at the photo's size, `1 3 h w`, clipped to `eta`: the field, or the enlarged squares.
+
+    Where the squares of a compared method overlap, their mean.
+    """
+    if isinstance(work.perturbation, Field):
+        return work.perturbation.at_full_size().clamp(-eta, eta)
+    layer1, count = torch.zeros_like(x), torch.zeros_like(x[:, :1])
+    for delta, view in zip(work.perturbation.delta if work.perturbation else (), work.views, strict=False):
+        square = tiles.Square(view.x, view.y, view.width)
+        tiles.add_square(layer1, tiles.spread(delta[None], square, eta), square)
+        tiles.add_square(count, torch.ones_like(count[..., :1, :1]).expand(1, 1, square.side, square.side), square)
+    return (layer1 / count.clamp_min(1)).clamp_(-eta, eta)
 
 
 def _retained(work: _Work, x: Images, layer1: Tensor, config: MethodConfig) -> float:
-    """Return the mean share of layer 1 that survives rounding and the attacker's resize to the working resolution."""
-    if not work.deltas:
+    """Return the share of layer 1 that an attacker's view of the stored photo contains; the smallest of all views.
+
+    What was optimised in a view is compared with the change of that view's pixels: cut from the rounded photo and
+    resized, as an attacker does.
+    """
+    if not work.perturbation:
         return 1.0
-    rounded = to_float(to_uint8(x + layer1)).to(x.device)
-    retained = []
-    for square in work.squares:
-        before, wanted, found = (tiles.cut(image, square, config.resolution) for image in (x, x + layer1, rounded))
-        retained.append(tiles.retained(wanted - before, found - before))
-    return float(np.mean(retained))
+    stored, shares = to_float(to_uint8(x + layer1)).to(x.device), []
+    for view, wanted in zip(work.views, torch.split(work.perturbation.views(), 1), strict=True):
+        found = view.read(stored, config.resolution) - view.read(x, config.resolution)
+        shares.append(tiles.retained(wanted, found))
+    return min(shares)
 
 
 def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) -> PhotoOut:
@@ -207,15 +245,15 @@ def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) 
     retained = _retained(work, x, layer1, config)
     after_layer1 = (x + layer1).clamp(0, 1)
     del layer1
-    passes = models.detector.passes(work.photo.pixels) if work.faces else []
+    passes = models.detector.passes_near(work.photo.pixels, work.faces)
     all_encoders = [*models.encoders, *models.held_out]
-    readers = [FaceReader(x, face, passes, all_encoders) for face in work.faces]
+    readers = [FaceReader(x, face, near, all_encoders) for face, near in zip(work.faces, passes, strict=True)]
     current, optimised = after_layer1, []
     if config.layers != "finetuning":
         bound = whole_levels(config.zero_shot.eta)
         layer2 = torch.zeros_like(x)
         for i, face in enumerate(work.faces):
-            reader = FaceReader(x, face, passes, models.encoders)
+            reader = FaceReader(x, face, passes[i], models.encoders)
             rule = StopRule(reader, models.detector, config.zero_shot, stream(seed, "views", work.name, str(i)))
             box = zero_shot_layer.Box.of(face, *x.shape[-2:])
             patch, steps, cosines = zero_shot_layer.perturb_face(

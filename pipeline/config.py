@@ -1,4 +1,4 @@
-"""RunConfig: every setting of a run, from YAML and the command line, checked at once."""
+"""RunConfig: the settings of a run, from YAML and the command line, checked together."""
 
 import json
 import os
@@ -21,18 +21,19 @@ from pipeline.storage.base import MAX_OBJECT, S3_OPTIONS
 from pipeline.storage.keys import shown
 from pipeline.storage.open import address_fault
 
-FILES_AT_ONCE = 4  # files of max_photo_bytes that max_task_bytes holds: one is in memory up to three times
+FILES_AT_ONCE = 4
+"""Files of `max_photo_bytes` that `max_task_bytes` must hold, because one file is in memory up to three times."""
 
 
 def _root_fault(folder: str) -> str | None:
-    """Whether the folder is there is checked where the index is read: a job may name folders of the cluster."""
+    """Check a folder's spelling. Its existence is checked when the index is read: it may be a folder of a cluster."""
     if not folder or folder.startswith("s3://"):
         return f"expected a folder, not {folder!r}"
     return address_fault(folder)
 
 
 def _gpus_fault(number: float) -> str | None:
-    return f"{number} is no part of one GPU and no whole number of them" if number > 1 and number % 1 else None
+    return f"{number} is neither a part of one GPU nor a whole number of GPUs" if number > 1 and number % 1 else None
 
 
 Address = Annotated[str, unless(address_fault)]
@@ -40,71 +41,71 @@ Address = Annotated[str, unless(address_fault)]
 Umask = Annotated[
     str, BeforeValidator(lambda given: octal(given) if type(given) is int else given), unless(umask_fault)
 ]
-"""Two octal digits; YAML reads 027 without quotes as a number."""
+"""Two octal digits. A number is converted, because YAML reads 027 without quotes as one."""
 
 
 class RunConfig(Settings):
-    """Settings of one run; `run_config` builds and checks it."""
+    """Settings of one run, built and checked by `run_config`."""
 
     input: Address
-    """Folder or s3://bucket/prefix of the photos, or an index file (.csv, .parquet) that names them."""
+    """Folder or s3://bucket/prefix of the photos, or an index file (.csv, .parquet) that lists them."""
     output: Address
-    """Folder or s3://bucket/prefix that receives photos, records and manifest."""
+    """Folder or s3://bucket/prefix for photos, records and manifest."""
     profile: str = "tiny"
     """Profile of the method."""
     preset: str | None = None
-    """Schedule of the method; None is the profile's own."""
+    """Schedule of the method; None: the profile's schedule."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seed of every random stream."""
     layout: LayoutName = "auto"
-    """How photos become identities."""
+    """Grouping of photos into identities."""
     lists: Address | None = None
-    """Folder or s3://bucket/prefix of a collection's own lists, where they do not lie beside the photos."""
+    """Folder or s3://bucket/prefix of a collection's lists, if they are not in the folder of the photos."""
     allow_roots: Items[Annotated[str, unless(_root_fault)]] = ()
-    """Folders of this machine in which an index file may name photos, beside its own folder."""
+    """Folders of this machine in which an index file may name photos, besides its own folder."""
     one_identity: bool = False
-    """All photos are one identity: the same as layout `one`."""
+    """Treat all photos as one identity; the same as layout `one`."""
     limit: int | None = Field(default=None, ge=1)
-    """Most identities to plan, in the order of their names."""
+    """Maximum number of identities to plan, in the order of their names; None: all."""
     method: dict[str, Any] = Field(default_factory=dict)
     """Settings of the method that differ from the profile: fields of dladiff.settings.schema.MethodConfig."""
     faces: Items[str] = ()
-    """InsightFace pack folders: their encoders are optimised against, the first one's detector is used."""
+    """InsightFace pack folders: the encoders to protect against; the first pack's detector is used."""
     max_pixels: int = Field(default=50_000_000, ge=4096, le=2**31 - 1)
-    """Most pixels (width times height) of a photo."""
+    """Maximum number of pixels (width times height) of a photo."""
     max_photo_bytes: int = Field(default=200_000_000, ge=1024, le=MAX_OBJECT)
-    """Most bytes of a photo's file; a larger one is not read. 50 megapixels of 24 bits, uncompressed, are 150 MB."""
+    """Maximum size of a photo's file, bytes; larger files are not read. Uncompressed, 50 megapixels are 150 MB."""
     max_photo_seconds: float = Field(default=60, ge=1, le=86400)
-    """Most seconds to decode one photo. 50 megapixels take about 3; the rest is for busy machines."""
+    """Maximum time to decode one photo, s. 50 megapixels take about 3; busy machines need more."""
     max_scans: int = Field(default=100, ge=1, le=2**16)
-    """Most scans of a JPEG. Encoders write about 10, and each costs a pass over all pixels."""
+    """Maximum number of scans of a JPEG. Encoders write about 10, and each costs a pass over all pixels."""
     max_task_bytes: int = Field(default=16 * 2**30, ge=4096, le=2**50)
-    """Bytes of memory for the photos of one task; those that do not fit together are protected group by group. The
-    default holds 64 photos of 12 megapixels or 8 of 50: docs/decisions/0012-bounded-photos.md has the sum."""
+    """Bytes of memory for the photos of one task; photos beyond it are protected in further groups. The default holds
+    64 photos of 12 megapixels or 8 of 50 (docs/decisions/0012-bounded-photos.md)."""
     cpus_per_actor: int = Field(default=1, ge=1)
-    """CPUs an actor reserves; on the CPU also its torch threads."""
+    """CPUs that an actor reserves; without a GPU also its number of torch threads."""
     gpus_per_actor: Annotated[float, unless(_gpus_fault)] = Field(default=0, ge=0)
-    """GPUs an actor reserves; fractions share one, 0 is the CPU. `run_config` makes it 1 for a full-size model."""
+    """GPUs that an actor reserves: 0 for none, a fraction to share one. The default for a full-size model is 1."""
     min_actors: int = Field(default=1, ge=1)
-    """Actors that start at once."""
+    """Number of actors at the start."""
     max_actors: int | None = Field(default=None, ge=1)
-    """Most actors; None: as many as the machine or cluster holds."""
+    """Maximum number of actors; None: as many as the machine or cluster holds."""
     max_starts: int = Field(default=4, ge=1)
     """Starts of an identity without an end before it is quarantined."""
     max_photos_per_task: int = Field(default=64, ge=1)
-    """Photos of one identity that one task protects, with the same surrogates; an identity with more becomes several
-    tasks. Which photos share a task is in each task's key, not in the digest: who has fewer is not done again."""
+    """Photos of one identity that one task protects, with the same surrogates. An identity with more becomes several
+    tasks. It is part of a task's key and not of the digest, so identities with fewer photos do not run again."""
     patience_s: float = Field(default=300, ge=0, le=7 * 86400)
-    """Seconds an actor goes on trying while storage is overloaded or out of reach."""
+    """Seconds of retries while storage is overloaded or out of reach."""
     s3: dict[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
-    """How objects are kept in an output bucket: server_side_encryption, kms_key_id, storage_class."""
+    """Attributes of objects in an output bucket: server_side_encryption, kms_key_id, storage_class."""
     trace: bool = False
-    """Keep the losses and similarities of every step in `traces/`, for `dladiff report` and `dladiff explain`."""
+    """Store the losses and similarities of every step in `traces/`, for `dladiff report` and `dladiff explain`."""
     umask: Umask = Field(default_factory=chosen_umask)
-    """Rights that new files and folders of a local output do not get, in octal: '077' leaves them to their owner, '027'
-    lets the group read. Where it is not set, `DLADIFF_UMASK` decides, which every other command takes too."""
+    """Permissions that new files and folders of a local output do not get, in octal: with '077' only the owner has
+    access, with '027' the group can read. The default is `DLADIFF_UMASK`, which all commands use."""
     protector: str = "dladiff.service:Protector"
-    """module:class that does the work; not a setting of the command line."""
+    """module:class of the method; not an option of the command line."""
 
     @field_validator("s3")
     @classmethod
@@ -119,13 +120,13 @@ class RunConfig(Settings):
         """Yield how settings contradict each other."""
         if self.max_actors is not None and self.max_actors < self.min_actors:
             yield f"max_actors: {self.max_actors} is less than min_actors = {self.min_actors}"
-        if self.max_task_bytes < (least := FILES_AT_ONCE * self.max_photo_bytes):
-            yield f"max_task_bytes: {self.max_task_bytes} is less than {FILES_AT_ONCE} x max_photo_bytes = {least}"
+        if self.max_task_bytes < (minimum := FILES_AT_ONCE * self.max_photo_bytes):
+            yield f"max_task_bytes: {self.max_task_bytes} is less than {FILES_AT_ONCE} x max_photo_bytes = {minimum}"
         if self.one_identity and self.layout not in ("auto", "one"):
             yield f"one_identity: contradicts layout: {self.layout}; give one of them"
 
     def method_settings(self) -> dict[str, Any]:
-        """Return what the protector is built from: profile, preset, overrides; plain JSON values."""
+        """Return the arguments of the protector as plain JSON values: profile, preset, overrides, trace, gpu."""
         overrides = dict(self.method)
         if self.faces:
             overrides.setdefault("encoders", list(self.faces))
@@ -139,21 +140,21 @@ class RunConfig(Settings):
         return method_config(settings["profile"], settings["preset"], settings["overrides"])
 
     def layer_settings(self, *, faces: bool) -> dict[str, str]:
-        """Return the settings of each layer that runs on a photo, as JSON, by manifest column: layer 2 needs faces."""
+        """Return the settings of the layers that run on a photo, as JSON by manifest column; layer 2 needs `faces`."""
         method = self.method_config().to_dict()
-        ran = {"finetuning": method["layers"] != "zero_shot", "zero_shot": method["layers"] != "finetuning" and faces}
-        return {f"{layer}_layer": json.dumps(method[layer]) for layer, did in ran.items() if did}
+        runs = {"finetuning": method["layers"] != "zero_shot", "zero_shot": method["layers"] != "finetuning" and faces}
+        return {f"{layer}_layer": json.dumps(method[layer]) for layer, applies in runs.items() if applies}
 
     def config_digest(self) -> str:
-        """Return the digest of what decides the output bytes; resources and places take no part, weights by content."""
+        """Return the digest of the settings that affect the output's bytes; weights enter by content."""
         parts = {"method": by_content(self.method_config().to_dict()), "seed": self.seed, "max_pixels": self.max_pixels}
         return digest(parts)
 
     def missing_weights(self) -> list[str]:
-        """Return what a run needs and lacks, a line each: encoders that no setting names, weights that are not here.
+        """Return one line for each missing need of a run: encoders that no setting names, models not on this machine.
 
-        With RAY_ADDRESS the weights of its workers count, which are not checked. Raises StorageError for a model in a
-        bucket that is out of reach.
+        With RAY_ADDRESS models are not checked, because the workers read them. Raises StorageError: a model's bucket is
+        out of reach.
         """
         method = self.method_config()
         unnamed = [fault] if (fault := encoder_fault(method)) else []
@@ -167,13 +168,13 @@ class RunConfig(Settings):
 
 
 def run_config(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
-    """Build the configuration from a YAML file, if any, and `overrides`, which win; None is no override.
+    """Build the configuration from a YAML file, if any, and `overrides`, which take precedence unless they are None.
 
-    Raises ConfigError with every fault: unknown names with the nearest known one, types, ranges, the method's own.
+    Raises ConfigError with every fault of the run and the method: unknown names, types, ranges.
     """
     values = read_yaml(file) if file else {}
     overrides = {key: value for key, value in overrides.items() if value is not None and value != ()}
-    protection = overrides.pop("protection", None)  # an option of its own; in the file it is one of the method's
+    protection = overrides.pop("protection", None)  # an option of the command, but in YAML a setting of the method
     values |= overrides
     if protection and isinstance(values.setdefault("method", {}), dict):
         values["method"] = {**values["method"], "protection": protection}
@@ -185,12 +186,12 @@ def run_config(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
 
 
 def load_run(values: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
-    """Return the configuration of plain values, or None and every fault, a line each; an empty address is missing."""
+    """Return the configuration of plain values, or None and one line per fault. An empty address counts as missing."""
     values = {key: value for key, value in values.items() if value or key not in ("input", "output", "lists")}
     config, faults = RunConfig.load(values)
     wrong = {re.split(r"[.\[:]", fault)[0] for fault in faults}
     parts = {key: values[key] for key in ("profile", "preset", "method", "faces") if key in values.keys() - wrong}
-    try:  # the method is checked even where other settings are wrong
+    try:  # check the method even if other settings are wrong
         method = (config or RunConfig.model_construct(None, **parts)).method_config()
     except ConfigError as error:
         return None, faults + error.faults
@@ -200,12 +201,12 @@ def load_run(values: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
 
 
 def read_yaml(file: Path, expected: str = "settings (name: value)", hint: str = "") -> dict[str, Any]:
-    """Return the mapping that a YAML file holds; an empty one holds none. Raises ConfigError."""
+    """Return the mapping in a YAML file, {} for an empty file. Raises ConfigError."""
     try:
         values, twice = _loaded(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError([f"{file}: {error.strerror or error}{hint}"]) from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, a tag that does not fit
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date, or a tag of the wrong type
         raise ConfigError([f"{file}: not YAML: {' '.join(str(error).split())}"]) from error
     if twice:
         raise ConfigError([f"{file}: {fault}" for fault in twice])
@@ -217,14 +218,14 @@ def read_yaml(file: Path, expected: str = "settings (name: value)", hint: str = 
 
 
 class _Loader(yaml.SafeLoader):
-    """Notes names that one mapping holds twice: YAML forbids them, and PyYAML takes the last without a word."""
+    """Records repeated names of a mapping. YAML forbids them, but PyYAML silently keeps the last."""
 
     def __init__(self, content: str) -> None:
         super().__init__(content)
         self.twice: list[str] = []
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Compose a mapping as written; once `<<` is resolved, what it brought and what replaces it stand there too."""
+        """Check a mapping as written, before `<<` is resolved, which adds names that the mapping may override."""
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
@@ -237,7 +238,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _loaded(content: str) -> tuple[Any, list[str]]:
-    """Load YAML; return its value and a fault for each name that stands twice in its mapping."""
+    """Return the value of YAML text, and a fault for each name that a mapping repeats."""
     loader = _Loader(content)
     try:
         return loader.get_single_data(), loader.twice

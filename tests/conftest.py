@@ -1,12 +1,16 @@
 """What holds in every tier: one thread a process, no Ray of this machine, where the test assets are."""
 
+import gc
+import itertools
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark.expression import Expression
 from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -28,6 +32,35 @@ for name in FOREIGN:
 
 settings.register_profile("dladiff", deadline=None)  # on a busy machine any example may take long
 settings.load_profile("dladiff")
+
+
+TIERS = {"networks", "ray", "slow", "gpu"}
+TIER = re.compile(r"\bmark\.(networks|ray|slow|gpu)\b")
+TIER_OF_ALL = re.compile(r"^pytestmark = \[?pytest\.mark\.(networks|ray|slow|gpu)\b", re.MULTILINE)
+
+
+def may_hold(text: str, markers: str) -> bool:
+    """Say whether a test file with this text may hold a test that `-m` with these markers asks for."""
+    if not markers or not set(re.findall(r"\w+", markers)) <= TIERS | {"and", "or", "not"}:
+        return True
+    named, of_all = set(TIER.findall(text)), set(TIER_OF_ALL.findall(text))
+    others = sorted(named - of_all)
+    sets = (of_all.union(some) for size in range(len(others) + 1) for some in itertools.combinations(others, size))
+    wanted = Expression.compile(markers)
+    return any(wanted.evaluate(lambda name, /, marks=marks, **_: name in marks) for marks in sets)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files without a test of this tier: their imports (torch, diffusers, Ray) take many seconds."""
+    if not collection_path.match("test_*.py") or may_hold(collection_path.read_text(), config.option.markexpr):
+        return None
+    return True
+
+
+def pytest_collection_finish() -> None:
+    """Keep the modules, which stay until the end, out of each later collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:

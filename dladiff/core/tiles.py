@@ -24,6 +24,15 @@ class Square:
     y: int
     side: int
 
+    def overlaps(self, other: "Square") -> bool:
+        """Return whether two squares share a pixel."""
+        return (
+            self.x < other.x + other.side
+            and other.x < self.x + self.side
+            and self.y < other.y + other.side
+            and other.y < self.y + self.side
+        )
+
 
 def face_square(landmarks: NDArray[np.floating]) -> Square:
     """Return the square that frames five landmarks (5 x 2, pixels) like the tiny model's training crops, unrotated."""

@@ -49,6 +49,14 @@ def _of_kind(kind: int, strength: float) -> Transform:
     return lambda images: images
 
 
+def to_range(images: Images) -> Images:
+    """Return the images clipped to [0, 1], with a straight-through gradient (Bengio et al. 2013).
+
+    A plain clamp has no gradient outside the range, so a perturbation that has left it could not return.
+    """
+    return images + (images.clamp(0, 1) - images).detach()
+
+
 def mirror(images: Images) -> Images:
     """Return the images with left and right swapped."""
     return images.flip(-1)
@@ -57,11 +65,10 @@ def mirror(images: Images) -> Images:
 def jpeg(images: Images, quality: int) -> Images:
     """Return the images after Pillow's JPEG encoder and decoder, with a straight-through gradient.
 
-    Straight-through estimator: Bengio et al. 2013. Values outside [0, 1] are clipped and get no gradient.
+    Straight-through estimator: Bengio et al. 2013. Values outside [0, 1] are clipped.
     """
-    clipped = images.clamp(0, 1)
-    stored = torch.cat([_stored(one[None], quality) for one in clipped.detach()]).to(images)
-    return stored + (clipped - clipped.detach())
+    stored = torch.cat([_stored(one[None], quality) for one in images.detach()]).to(images)
+    return stored + (images - images.detach())
 
 
 def _stored(image: Images, quality: int) -> Images:

@@ -1,1 +1,1 @@
-"""What a thief gets out of protected photos: attackers, preprocessing, metrics, tables."""
+"""Measures how well protected photos resist customization: attackers, preprocessing, metrics, tables."""

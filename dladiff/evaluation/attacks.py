@@ -1,6 +1,6 @@
-"""Attacks: their records, of which each file of `dladiff/evaluation/attackers/` with an attack holds one.
+"""Attacks: the settings and the records of the files in `dladiff/evaluation/attackers/`.
 
-Nothing here imports torch: a wrong name is reported before anything starts.
+This module does not import torch, so the driver can check names without it.
 """
 
 from dataclasses import dataclass
@@ -11,35 +11,37 @@ from dladiff.settings.records import Record, read_records
 from dladiff.settings.validate import Settings
 
 TINY = Path(__file__).parents[1] / "profiles" / "tiny"
-"""The tiny bundle, its encoders and its adapters, which ship with the package."""
+"""Folder of the tiny bundle, its encoders and its adapters, which ship with the package."""
 
 
 def shipped(name: str) -> str:
-    """Return the path of a file of the tiny profile."""
+    """Return the path of a file in the tiny profile's folder."""
     return str(TINY / name)
 
 
 class AttackSettings(Settings):
-    """Settings of one attack; those that it does not know it leaves alone."""
+    """Settings of one attack; each attack ignores the settings that do not apply to it."""
 
     prompt: str = "a photo of sks person"
     """Prompt of every training step."""
     initializer: str = "person"
-    """Textual Inversion: the word whose embedding `sks` starts from."""
+    """Textual Inversion: word whose embedding initialises `sks`."""
     steps: int = 0
+    """Training steps."""
     lr: float = 0.0
-    """Of AdamW, constant."""
+    """Learning rate of AdamW, constant."""
     batch: int = 1
+    """Photos of a training step."""
     rank: int = 4
     """LoRA: rank, and alpha."""
     sampling_steps: int = 20
-    """Of DPM-Solver++."""
+    """Steps of DPM-Solver++."""
     guidance: float = 7.5
-    """Classifier-free guidance."""
+    """Scale of classifier-free guidance."""
     adapter: str = ""
     """Zero-shot: weights file in the layout of IP-Adapter FaceID or InstantID, or a folder that holds one."""
     encoder: str = ""
-    """Zero-shot: ONNX file of the recogniser that the adapter listens to."""
+    """Zero-shot: ONNX file of the recogniser that the adapter is conditioned on."""
     scale: float = 1.0
     """Zero-shot: weight of the image tokens."""
     control: str = ""
@@ -52,29 +54,30 @@ class AttackSettings(Settings):
 class Attack(Record):
     """An attack.
 
-    `function`: (base, training photos r x r x 3, settings, prompts, images a prompt, seed) to each prompt's images.
-    A kind of base model whose settings are None is not attacked.
+    `function(base, photos r x r x 3, settings, prompts, images per prompt, seed)` returns each prompt's images. An
+    attack does not support a kind of base model whose settings are None.
     """
 
     kind: Literal["fine-tuning", "zero-shot"]
-    """`zero-shot` trains nothing: it reads one photo with a recogniser."""
+    """`zero-shot` trains nothing: its input is the identity embedding of one photo."""
     paper: str
     year: int
-    """Of publication; tables list attacks by it."""
+    """Year of publication; tables order attacks by it."""
     about: str
-    """What is trained, or what goes in."""
+    """What is trained, or what the input is."""
     source: str
-    """Where the settings for full-size models come from."""
+    """Source of the settings for full-size models."""
     full_size: AttackSettings | None = None
     """For Stable Diffusion 1 and 2."""
     sdxl: AttackSettings | None = None
+    """For SDXL."""
     tiny: AttackSettings | None = None
-    """For the tiny model, measured; docs/evaluation.md has the similarity that they reach on clean photos."""
+    """For the tiny model, chosen by measurement; docs/evaluation.md lists the similarity that clean photos reach."""
     check: str = ""
-    """Function of the record's file, (base, settings), that raises ModelError where weights are missing."""
+    """Function of the record's file, (base, settings), that raises ModelError if weights are missing."""
 
     def settings(self) -> dict[str, AttackSettings]:
-        """Return the settings by kind of base model; a kind that is not attacked is missing."""
+        """Return the settings by kind of base model, without the kinds that the attack does not support."""
         kinds = {"full_size": self.full_size, "sdxl": self.sdxl, "tiny": self.tiny}
         return {kind: settings for kind, settings in kinds.items() if settings is not None}
 
@@ -90,5 +93,5 @@ ATTACKS: dict[str, Attack] = {
         key=_order,
     )
 }
-"""Name to record: fine-tuning first, by year."""
+"""Name to record: fine-tuning first, then zero-shot, each by year."""
 ZERO_SHOT = tuple(name for name, attack in ATTACKS.items() if attack.kind == "zero-shot")

@@ -1,7 +1,7 @@
-"""Make safetensors of a published adapter, a pickle: `python -m dladiff.evaluation.convert_adapter IN.bin OUT`.
+"""Convert a published adapter (a pickle) to safetensors: `python -m dladiff.evaluation.convert_adapter IN.bin OUT`.
 
-A pickle can run code when it is read. `weights_only=True` allows tensors alone, but faults of that reader are known
-(docs/decisions/0014-supply-chain.md). So no run reads one: convert the file once, where nothing is at stake.
+Reading a pickle can run code. `weights_only=True` allows only tensors, but that reader has had security faults
+(docs/decisions/0014-supply-chain.md). So no run reads a pickle. Convert the file once, on a machine without secrets.
 """
 
 import argparse
@@ -13,24 +13,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 PARTS = ("image_proj", "ip_adapter")
-"""Of IP-Adapter's layout; in safetensors a tensor's name begins with its part."""
+"""Parts of IP-Adapter's layout; in safetensors a tensor's name begins with its part."""
 
 
 def convert(pickle: Path, target: Path) -> int:
-    """Write the tensors of an adapter's pickle as safetensors; return how many. Raises ValueError: another layout."""
+    """Write the tensors of an adapter's pickle as safetensors; return their number. Raises ValueError: wrong layout."""
     loaded: Any = torch.load(pickle, map_location="cpu", weights_only=True)
-    found: dict[str, Tensor] = {
+    tensors: dict[str, Tensor] = {
         f"{part}.{name}": tensor.contiguous() for part in PARTS for name, tensor in dict(loaded.get(part, {})).items()
     }
-    if not found:
+    if not tensors:
         raise ValueError(f"{pickle} holds neither {' nor '.join(PARTS)}")
-    save_file(found, target)
-    return len(found)
+    save_file(tensors, target)
+    return len(tensors)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pickle", type=Path, help="ip-adapter-faceid_sd15.bin, ip-adapter.bin")
     parser.add_argument("target", type=Path, help="safetensors file to write")
-    given = parser.parse_args()
-    print(f"{given.target}: {convert(given.pickle, given.target)} tensors")
+    arguments = parser.parse_args()
+    print(f"{arguments.target}: {convert(arguments.pickle, arguments.target)} tensors")

@@ -1,34 +1,36 @@
-"""The control: random-sign noise of the same strength as a protection, in the same places."""
+"""The control condition: random-sign noise with the same mean squared error as a protection, on the same pixels."""
 
 import numpy as np
 
-from dladiff.core.pixels import Pixels
+from dladiff.core.arrays import Pixels
 from dladiff.core.randomness import stream
 
-ROUNDS = 30
+BISECTIONS = 30
+"""Halvings of the interval that contains the noise amplitude."""
 
 
 def noise_like(original: Pixels, protected: Pixels, seed: int, name: str) -> Pixels:
-    """Add random signs where the protected photo differs, scaled to the same mean squared error.
+    """Return `original` (h x w x 3) plus random-sign noise on the pixels that `protected` changes.
 
-    Each pixel's size is rounded up or down at random, so that whole grey levels meet any error. `seed` and `name` (of
-    the photo) choose signs and roundings.
+    The amplitude is found by bisection, so that the mean squared error equals that of `protected`. Each value is
+    rounded up or down at random, because whole grey levels alone could not reach every error. `seed` and `name` (of the
+    photo) seed signs and roundings.
     """
     clean = original.astype(np.float64)
     difference = protected.astype(np.float64) - clean
-    where = np.abs(difference).max(2, keepdims=True) > 0
-    draws = np.random.default_rng(stream(seed, "noise", name).initial_seed())
-    signs = np.where(where, draws.choice([-1.0, 1.0], original.shape), 0.0)
-    rounding = draws.random(original.shape)
-    wanted = np.square(difference).mean()
+    changed = np.abs(difference).max(2, keepdims=True) > 0
+    rng = np.random.default_rng(stream(seed, "noise", name).initial_seed())
+    signs = np.where(changed, rng.choice([-1.0, 1.0], original.shape), 0.0)
+    rounding = rng.random(original.shape)
+    target = np.square(difference).mean()
 
-    def noisy(size: float) -> Pixels:
-        found: Pixels = np.clip(clean + signs * np.floor(size + rounding), 0, 255).astype(np.uint8)
-        return found
+    def noisy(amplitude: float) -> Pixels:
+        photo: Pixels = np.clip(clean + signs * np.floor(amplitude + rounding), 0, 255).astype(np.uint8)
+        return photo
 
     low, high = 0.0, 255.0
-    for _ in range(ROUNDS):
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        short = np.square(noisy(middle).astype(np.float64) - clean).mean() < wanted
-        low, high = (middle, high) if short else (low, middle)
+        too_small = np.square(noisy(middle).astype(np.float64) - clean).mean() < target
+        low, high = (middle, high) if too_small else (low, middle)
     return noisy(high)

@@ -1,4 +1,4 @@
-"""The paper's own numbers, as printed in its Tables 1 to 5, 9 and 10: of its models and photos, never of ours."""
+"""The DLADiff paper's numbers, as printed in its Tables 1 to 5, 9 and 10, for the paper's models and photos."""
 
 from dataclasses import dataclass
 
@@ -13,25 +13,25 @@ NAMES = {
     "without_adft": "w/o ADFT",
     "without_layer2": "w/o Anti-ZS",
 }
-"""Our name of a method to the paper's; its Anti-DB is ASPL."""
+"""Name of a method here to its name in the paper, which calls ASPL "Anti-DB"."""
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """Numbers of one table: column heads, and by our method's name the cells as printed ("" where it prints none)."""
+    """One table: column heads, and the printed cells by the method's name here ("" for an empty cell)."""
 
     columns: tuple[str, ...]
     rows: dict[str, tuple[str, ...]]
 
 
 def _table(columns: str, rows: str) -> PaperTable:
-    """Read a table written as lines of `method: cell cell ...`; "-" is an empty cell."""
+    """Parse lines of `method: cell cell ...`; "-" is an empty cell."""
     heads = tuple(part.strip() for part in columns.split("|"))
-    found = {}
+    cells_of = {}
     for line in rows.strip().splitlines():
         name, cells = line.strip().split(":")
-        found[name] = tuple("" if cell == "-" else cell for cell in cells.split())
-    return PaperTable(heads, found)
+        cells_of[name] = tuple("" if cell == "-" else cell for cell in cells.split())
+    return PaperTable(heads, cells_of)
 
 
 _SCORES = "FDR | ISM | FID | FIQA | MOS"
@@ -122,7 +122,7 @@ TABLE_5_FINE_TUNING = _table(
     dladiff: 0.096 0.201 233.7 0.221
     """,
 )
-"""Ablation of layer 1. Its FIQA of "ours" differs from Table 1's .225; both are printed so."""
+"""Ablation of layer 1. The paper prints FIQA .221 for "ours" here and .225 in Table 1."""
 
 TABLE_5_ZERO_SHOT = _table(
     "Faceid ISM_pro | Faceid ISM_gen | InstantID ISM_pro | InstantID ISM_gen",
@@ -131,7 +131,7 @@ TABLE_5_ZERO_SHOT = _table(
     dladiff: 0.082 0.039 0.054 0.084
     """,
 )
-"""Ablation of layer 2. The two InstantID cells of the last row look swapped; they stand as printed."""
+"""Ablation of layer 2. The two InstantID cells of the last row look swapped in the paper; they are kept as printed."""
 
 TABLE_9 = _table("PSNR", "mist: 34.61\naspl: 34.52\ndisdiff: 35.16\nanti-diffusion: 35.24\ndladiff: 35.06")
 """PSNR of the protected photos, dB."""
@@ -146,4 +146,4 @@ TABLE_10 = _table(
     dladiff: 320.7 314.4 284.1
     """,
 )
-"""FID of each person alone. The copy of the paper at hand lacks MIST's first cell."""
+"""FID of each person alone. MIST's first cell is missing in our copy of the paper."""

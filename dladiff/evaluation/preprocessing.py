@@ -1,4 +1,4 @@
-"""What happens to photos before an attacker trains on them: what sites and programs do. Whole photos, uint8."""
+"""Preprocessing of photos before an attack: what websites and programs do to whole photos (h x w x 3, uint8)."""
 
 import io
 
@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from dladiff.core.pixels import Pixels, content_digest
+from dladiff.core.arrays import Pixels
+from dladiff.core.pixels import content_digest
 from dladiff.evaluation.preprocessing_records import Preprocessing
 
 PREPROCESSINGS = (
@@ -35,7 +36,7 @@ def unchanged(photo: Pixels) -> Pixels:
 
 
 def jpeg(photo: Pixels, quality: int) -> Pixels:
-    """Store as JPEG (Pillow, 4:2:0) and read again."""
+    """Encode as JPEG (Pillow, 4:2:0) and decode again."""
     file = io.BytesIO()
     Image.fromarray(photo).save(file, "JPEG", quality=quality)
     return np.asarray(Image.open(file).convert("RGB")).copy()
@@ -49,7 +50,7 @@ def half(photo: Pixels) -> Pixels:
 
 
 def crop(photo: Pixels) -> Pixels:
-    """Keep the middle 90 % of each side; nothing is resized back, so the photo is smaller."""
+    """Keep the middle 90 % of each side; the result is smaller than the photo."""
     height, width = photo.shape[:2]
     h, w = max(1, round(height * CROP)), max(1, round(width * CROP))
     top, left = (height - h) // 2, (width - w) // 2
@@ -57,19 +58,19 @@ def crop(photo: Pixels) -> Pixels:
 
 
 def blur(photo: Pixels) -> Pixels:
-    """Gaussian blur of 1 px standard deviation, whatever the photo's size."""
+    """Gaussian blur of 1 px standard deviation."""
     return np.asarray(cv2.GaussianBlur(photo, (0, 0), BLUR_SIGMA, borderType=cv2.BORDER_REPLICATE), np.uint8)
 
 
 def noise(photo: Pixels) -> Pixels:
-    """Add Gaussian noise of 8 grey levels; the photo's own bytes are its seed."""
+    """Add Gaussian noise of 8 grey levels, seeded by the photo's pixels."""
     rng = np.random.default_rng(int.from_bytes(content_digest(photo)[:8], "big"))
     noisy = photo + rng.normal(0, NOISE_SIGMA, photo.shape)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
 
 def total_variation(photo: Pixels) -> Pixels:
-    """Total-variation denoising (Chambolle 2004, by scikit-image), weight 0.05 on [0, 1]."""
+    """Denoise by total variation (Chambolle 2004, by scikit-image), weight 0.05 on [0, 1]."""
     from skimage.restoration import denoise_tv_chambolle
 
     smooth = denoise_tv_chambolle(photo.astype(np.float64) / 255, weight=TV_WEIGHT, channel_axis=2)
@@ -77,7 +78,7 @@ def total_variation(photo: Pixels) -> Pixels:
 
 
 def social(photo: Pixels) -> Pixels:
-    """Do what a social network does: longest side 1080 px at most (Lanczos), then JPEG 75; it stays that small."""
+    """Downscale to a longest side of at most 1080 px (Lanczos), then JPEG 75, as social networks do."""
     height, width = photo.shape[:2]
     scale = min(1.0, SOCIAL_SIDE / max(height, width))
     if scale < 1:

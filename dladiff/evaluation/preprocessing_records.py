@@ -1,6 +1,6 @@
-"""Preprocessings: their records, which stand in `preprocessing.py` and `purifiers.py` of this folder.
+"""Preprocessings: the records of `preprocessing.py` and `purifiers.py`.
 
-Nothing here imports torch: a wrong name is reported before anything starts.
+This module does not import torch, so the driver can check names without it.
 """
 
 from collections.abc import Callable
@@ -15,17 +15,20 @@ from dladiff.settings.records import Record, read_records
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(Record):
-    """What happens to whole photos first; `function` takes one photo, h x w x 3 uint8, and `settings`.
+    """A preprocessing of whole photos. `function` takes one photo, h x w x 3 uint8, and `settings`.
 
-    A purifier's `function` takes the folder of its weights ("" for none), the device and `settings`, and returns such a
-    function.
+    A purifier's `function` takes the folder of its weights ("" for none), the device and `settings`. It returns a
+    function of a photo.
     """
 
     about: str
+    """What it does."""
     settings: dict[str, Any] = field(default_factory=dict)
+    """Arguments of `function`."""
     purifier: bool = False
+    """Whether it runs a network."""
     needs: str = ""
-    """Weights that the user must name."""
+    """Weights that the user must provide; empty: none."""
 
     def prepare(self, weights: str = "", device: str = "cpu") -> Callable[[Any], Any]:
         """Return the function of a photo. Raises ModelError: weights are missing or damaged."""
@@ -38,4 +41,4 @@ class Preprocessing(Record):
 PREPROCESSINGS: dict[str, Preprocessing] = {
     record.name: record for record in read_records("dladiff.evaluation", Preprocessing, {})
 }
-"""Name to record; those that need no network first."""
+"""Name to record, preprocessings without a network first."""

@@ -1,6 +1,6 @@
-"""Purification by diffusion: noise drowns the perturbation, a model that never saw it draws the photo again.
+"""Purification by diffusion: noise covers the perturbation, then a diffusion model denoises the photo.
 
-`sdedit` runs on the embedded tiny bundle. The others need weights of their own; a photo's bytes seed its noise.
+`sdedit` uses the embedded tiny bundle by default. The others need weights. A photo's pixels seed its noise.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from dladiff.core.pixels import Pixels, content_digest, to_float, to_uint8
+from dladiff.core.arrays import Pixels
+from dladiff.core.pixels import content_digest, to_float, to_uint8
 from dladiff.core.tiles import Square, add_square, covering_squares, cut, face_square
 from dladiff.errors import ModelError
 from dladiff.evaluation.attackers.base import load_base
@@ -19,13 +20,14 @@ from dladiff.evaluation.preprocessing_records import Preprocessing
 from dladiff.faces.detect import CenterFaceDetector
 
 SDEDIT_STRENGTH, SDEDIT_STEPS = 0.2, 50
-"""Share of the schedule that is undone and drawn again; steps of the whole schedule (ten of them run)."""
+"""Share of the schedule that is noised and denoised; steps of the whole schedule (ten of them run)."""
 DIFFPURE_T = 150
 """Nie et al. 2022, t* = 0.15 of 1000 steps."""
 GRID_T, GRID_ROUNDS, GRID_KEEP, GRID_SIDE = 10, 20, 0.1, 256
-"""Zhao et al. 2024: ten steps a round; what a round keeps of its input; side of a grid cell, half of it the stride."""
+"""Zhao et al. 2024: steps of a round, rounds, share of its input that a round keeps, side of a grid cell in px (the
+stride is half of it)."""
 UPSCALE_NOISE, UPSCALE_LEVEL, UPSCALE_SIDE = 0.1, 20, 512
-"""Hoenig et al. 2025: noise on [-1, 1] before upscaling; the upscaler's own noise level; longest side that goes in."""
+"""Hoenig et al. 2025: noise on [-1, 1] before upscaling; the upscaler's noise level; longest side of its input, px."""
 
 
 PURIFIERS = (
@@ -33,7 +35,7 @@ PURIFIERS = (
         name="sdedit",
         function="sdedit",
         purifier=True,
-        about="SDEdit: a base model draws the last 20 % of its schedule again, on each face's square",
+        about="SDEdit: a base model redraws the last 20 % of its schedule, on each face's square",
     ),
     Preprocessing(
         name="diffpure",
@@ -62,7 +64,7 @@ PURIFIERS = (
 
 
 def sdedit(weights: str, device: str) -> Callable[[Pixels], Pixels]:
-    """Return SDEdit by a base model; the tiny bundle without `weights`. Raises ModelError."""
+    """Return SDEdit with a base model, by default the tiny bundle. Raises ModelError."""
     return _SdEdit(weights or "embedded", device)
 
 
@@ -77,7 +79,7 @@ def noisy_upscaling(weights: str, device: str) -> Callable[[Pixels], Pixels]:
 
 
 class _SdEdit:
-    """SDEdit (Meng et al. 2022) in the latents of a text-to-image model, on each face's square, or on the photo's."""
+    """SDEdit (Meng et al. 2022) in the latents of a text-to-image model, on face squares or squares of the photo."""
 
     def __init__(self, model: str, device: str) -> None:
         from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline
@@ -99,7 +101,7 @@ class _SdEdit:
         squares = covering_squares(photo.shape[0], photo.shape[1], 16)
         if self.base.region == "face":
             squares = [face_square(face.landmarks) for face in self.detector.detect(photo)]
-        draws = _seeded(photo)
+        generator = _seeded(photo)
 
         def purify(crop: Tensor) -> Tensor:
             image: Tensor = self.pipe(
@@ -108,7 +110,7 @@ class _SdEdit:
                 strength=SDEDIT_STRENGTH,
                 num_inference_steps=SDEDIT_STEPS,
                 guidance_scale=1.0,
-                generator=draws,
+                generator=generator,
                 output_type="pt",
             ).images
             return image.float().cpu()
@@ -117,10 +119,10 @@ class _SdEdit:
 
 
 class _PixelModel:
-    """DiffPure (Nie et al. 2022): noise to t*, ancestral steps back; or GrIDPure (Zhao et al. 2024): little and often.
+    """DiffPure (Nie et al. 2022: noise to t*, ancestral steps back) or GrIDPure (Zhao et al. 2024: many short rounds).
 
-    DiffPure works on squares that cover the photo, resized to the model's size; GrIDPure on overlapping cells of the
-    photo's own pixels, and mixes a tenth of each round's input in again.
+    DiffPure purifies squares that cover the photo, resized to the model's size. GrIDPure purifies overlapping cells at
+    the photo's own size, and mixes a tenth of each round's input into its result.
     """
 
     def __init__(self, folder: Path, device: str, grid: bool) -> None:
@@ -137,32 +139,33 @@ class _PixelModel:
         self.unet.eval().requires_grad_(False).to(self.device)
 
     def __call__(self, photo: Pixels) -> Pixels:
-        draws = _seeded(photo)
+        generator = _seeded(photo)
         if not self.grid:
             side = int(self.unet.config.sample_size)
             squares = covering_squares(photo.shape[0], photo.shape[1], 16)
-            return _in_squares(photo, squares, side, lambda crop: self._round(crop, DIFFPURE_T, draws))
+            return _in_squares(photo, squares, side, lambda crop: self._round(crop, DIFFPURE_T, generator))
         side = min(GRID_SIDE, *photo.shape[:2])
         squares = [Square(x, y, side) for y in _starts(photo.shape[0], side) for x in _starts(photo.shape[1], side)]
         x = to_float(photo)
         for _ in range(GRID_ROUNDS):
-            purified = _mean_of_squares(x, squares, side - side % 32, lambda crop: self._round(crop, GRID_T, draws))
+            purified = _mean_of_squares(x, squares, side - side % 32, lambda crop: self._round(crop, GRID_T, generator))
             x = (1 - GRID_KEEP) * purified + GRID_KEEP * x
         return to_uint8(x)
 
-    def _round(self, crop: Tensor, steps: int, draws: Generator) -> Tensor:
+    def _round(self, crop: Tensor, steps: int, generator: Generator) -> Tensor:
+        """Add the noise of timestep `steps` and denoise it with so many ancestral steps."""
         x: Tensor = (crop * 2 - 1).to(self.device)
-        noise = torch.randn(x.shape, generator=draws).to(x)
+        noise = torch.randn(x.shape, generator=generator).to(x)
         x = self.schedule.add_noise(x, noise, torch.tensor([steps - 1], device=self.device))
         self.schedule.set_timesteps(self.schedule.config.num_train_timesteps)
         with torch.no_grad():
             for t in range(steps - 1, -1, -1):
-                x = self.schedule.step(self.unet(x, t).sample, t, x, generator=draws).prev_sample
+                x = self.schedule.step(self.unet(x, t).sample, t, x, generator=generator).prev_sample
         return (x.clamp(-1, 1).cpu() + 1) / 2
 
 
 class _NoisyUpscaling:
-    """Noisy Upscaling (Hoenig et al. 2025): Gaussian noise, then a diffusion upscaler, then back to the old size."""
+    """Noisy Upscaling (Hoenig et al. 2025): Gaussian noise, a diffusion upscaler, resizing to the original size."""
 
     def __init__(self, folder: Path, device: str) -> None:
         from diffusers import StableDiffusionUpscalePipeline
@@ -182,9 +185,9 @@ class _NoisyUpscaling:
         scale = min(1.0, UPSCALE_SIDE / max(height, width))
         size = tuple(max(64, round(side * scale) // 8 * 8) for side in (width, height))
         small = to_float(np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS)).copy()) * 2 - 1
-        draws = _seeded(photo)
-        noisy = (small + UPSCALE_NOISE * torch.randn(small.shape, generator=draws)).clamp(-1, 1)
-        image = self.pipe("", image=noisy, noise_level=UPSCALE_LEVEL, generator=draws, output_type="pt").images
+        generator = _seeded(photo)
+        noisy = (small + UPSCALE_NOISE * torch.randn(small.shape, generator=generator)).clamp(-1, 1)
+        image = self.pipe("", image=noisy, noise_level=UPSCALE_LEVEL, generator=generator, output_type="pt").images
         large = Image.fromarray(to_uint8(image.float()))
         return np.asarray(large.resize((width, height), Image.Resampling.LANCZOS)).copy()
 
@@ -194,7 +197,7 @@ def _in_squares(photo: Pixels, squares: list[Square], side: int, purify: Callabl
 
 
 def _mean_of_squares(x: Tensor, squares: list[Square], side: int, purify: Callable[[Tensor], Tensor]) -> Tensor:
-    """Purify each square at `side` px and bring it back; squares that overlap are averaged, the rest stays."""
+    """Purify each square at `side` px and paste it back; overlaps are averaged, other pixels stay unchanged."""
     total, weight = torch.zeros_like(x), torch.zeros_like(x[:, :1])
     for square in squares:
         purified = purify(cut(x, square, side))
@@ -205,7 +208,7 @@ def _mean_of_squares(x: Tensor, squares: list[Square], side: int, purify: Callab
 
 
 def _starts(length: int, side: int) -> list[int]:
-    """Where the cells of a row start: half a side apart, the last one at the edge."""
+    """Return the offsets of the cells along one axis: half a side apart, the last one at the edge."""
     return sorted({*range(0, length - side, max(1, side // 2)), length - side})
 
 

@@ -1,4 +1,4 @@
-"""Mean opinion score: the paper's scale (its section 7.2) and how far raters agree."""
+"""Mean opinion score: the DLADiff paper's scale (section 7.2) and the agreement of raters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -13,15 +13,15 @@ SCALE = {
     2: "Facial features and details are significantly destroyed.",
     1: "Unrecognisable, or disgusting, terrifying faces.",
 }
-"""Score to what it means."""
+"""Score to its meaning."""
 
 
 def krippendorff_alpha(
     units: Mapping[str, Sequence[float]], metric: Literal["nominal", "ordinal", "interval"] = "ordinal"
 ) -> float | None:
-    """Krippendorff's alpha (2011, section E, any number of observers, missing data) over the ratings of each unit.
+    """Return Krippendorff's alpha (2011, section E: any number of observers, missing data). `units`: unit to ratings.
 
-    1 is perfect agreement, 0 what chance would give. None where no unit has two ratings or all ratings are equal.
+    1 is perfect agreement, 0 agreement by chance. None if no unit has two ratings or if all ratings are equal.
     """
     pairable = [np.asarray(v, np.float64) for v in units.values() if len(v) > 1]
     if not pairable:
@@ -40,8 +40,8 @@ def krippendorff_alpha(
 def _distances(values: NDArray[np.float64], totals: NDArray[np.float64], metric: str) -> NDArray[np.float64]:
     if metric == "nominal":
         return 1.0 - np.eye(len(values))
-    places = values
-    if metric == "ordinal":  # a value's place is its rank in the middle of its ties
-        places = np.cumsum(totals) - totals / 2
-    squared: NDArray[np.float64] = np.square(places[:, None] - places[None, :])
+    positions = values
+    if metric == "ordinal":  # a value's position is the mean rank of its ties
+        positions = np.cumsum(totals) - totals / 2
+    squared: NDArray[np.float64] = np.square(positions[:, None] - positions[None, :])
     return squared

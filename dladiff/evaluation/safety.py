@@ -1,4 +1,4 @@
-"""NSFWR: the safety checker that comes with a base model, where it comes with one."""
+"""NSFWR: the safety checker of a base model, if the model's folder contains one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,12 +7,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dladiff.core.pixels import Pixels
+from dladiff.core.arrays import Pixels
 from dladiff.errors import ModelError
 
 
 class BaseSafetyChecker:
-    """The checker in a diffusers folder; the pictures themselves stay as they are."""
+    """Stable Diffusion's safety checker, loaded from a diffusers folder."""
+
+    # The checker blacks out flagged pictures, so it gets dummy pictures beside the real CLIP input
 
     def __init__(self, folder: Path) -> None:
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
@@ -30,17 +32,17 @@ class BaseSafetyChecker:
             ) from error
 
     def __call__(self, pictures: Sequence[Pixels]) -> list[bool]:
-        """Say of each picture whether it is not safe for work."""
+        """Return for each picture whether it is flagged as not safe for work."""
         flags: list[bool] = []
         for picture in pictures:
             clip = self._processor(images=[Image.fromarray(picture)], return_tensors="pt").pixel_values
             with torch.no_grad():
-                _, found = self._checker(images=[np.zeros((1, 1, 3))], clip_input=clip)
-            flags += [bool(flag) for flag in found]
+                _, flagged = self._checker(images=[np.zeros((1, 1, 3))], clip_input=clip)
+            flags += [bool(flag) for flag in flagged]
         return flags
 
 
 def safety_checker(folder: str | Path) -> BaseSafetyChecker | None:
-    """Load the checker of a base model; None where the folder holds none."""
+    """Load the checker of a base model, or return None if the folder has none. Raises ModelError: damaged."""
     root = Path(folder)
     return BaseSafetyChecker(root) if (root / "safety_checker").is_dir() else None

@@ -1,4 +1,4 @@
-"""What every metric measures of one attack on one person, picture by picture; `summaries` takes means over people."""
+"""Scores of the pictures and photos of one attack on one person, by every metric. `summaries` averages over people."""
 
 import math
 from collections.abc import Sequence
@@ -8,17 +8,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dladiff.core.pixels import Pixels
-from dladiff.evaluation.judge import Embeddings, Judge, cosines
+from dladiff.core.arrays import Pixels
+from dladiff.evaluation.evaluator import Embeddings, Evaluator, cosines
 from dladiff.evaluation.metrics import METRICS
-from dladiff.evaluation.metrics.record import Generated, Shown, Stored
+from dladiff.evaluation.metrics.record import Generated, Preprocessed, Stored
 from dladiff.faces.image_network import ImageNetwork
 
 Row = dict[str, Any]
 
 
 class FeatureNetwork(Protocol):
-    """Gives the features of FID."""
+    """A network whose features FID compares."""
 
     name: str
 
@@ -27,17 +27,17 @@ class FeatureNetwork(Protocol):
 
 
 class SafetyChecker(Protocol):
-    """Says of each picture whether it is not safe for work."""
+    """Flags pictures that are not safe for work."""
 
     def __call__(self, pictures: Sequence[Pixels]) -> list[bool]:
-        """Return one flag a picture."""
+        """Return one flag per picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Networks:
-    """What scores pictures. A network that is not there leaves its metric empty, never guessed."""
+    """The networks that the metrics use. If a network is missing, its metric stays empty."""
 
-    judge: Judge
+    evaluator: Evaluator
     features: FeatureNetwork
     fiqa: ImageNetwork | None = None
     lpips: ImageNetwork | None = None
@@ -47,50 +47,52 @@ class Networks:
 def generated_rows(
     pictures: Sequence[Pixels], reference: Embeddings, originals: Embeddings, networks: Networks
 ) -> list[Row]:
-    """Measure generated pictures one by one: what every metric of them keeps.
+    """Return one row per generated picture with the values that the metrics store.
 
-    `reference` is the clean reference set, `originals` those of the photos that the attacker used.
+    `reference` is the mean embedding of the clean references, `originals` that of the attacker's photos before
+    protection.
     """
     rows = []
     for picture in pictures:
-        reading = networks.judge.read(picture)
+        embedded = networks.evaluator.embed(picture)
         subject = Generated(
             picture=picture,
-            face=reading is not None,
-            to_references=cosines(reading, reference),
-            to_originals=cosines(reading, originals),
+            face=embedded is not None,
+            to_references=cosines(embedded, reference),
+            to_originals=cosines(embedded, originals),
             networks=networks,
         )
         rows.append(_measured("generated", subject))
     return rows
 
 
-def protected_row(original: Pixels, shown: Pixels, protected: Pixels | None, networks: Networks) -> Row:
-    """Measure one photo as the attacker has it (`shown`), against its original.
+def protected_row(original: Pixels, preprocessed: Pixels, protected: Pixels | None, networks: Networks) -> Row:
+    """Compare the attacker's version of one photo (`preprocessed`) with its original.
 
-    `face` and `original_face` say where one was found; `quality` is there where the stored photo is given.
+    `original_face` and `face` tell whether the original and the preprocessed photo have a face. With `protected`, the
+    stored photo, the row also has `quality`.
     """
-    first = networks.judge.read(original)
-    same = np.array_equal(original, shown)
-    then = first if same or first is None else networks.judge.read(shown)
-    cosine = {} if first is None else cosines(then, first.embeddings)
-    row = {"original_face": first is not None, "face": then is not None}
-    row |= _measured("shown", Shown(to_original=cosine, networks=networks))
+    before = networks.evaluator.embed(original)
+    same = np.array_equal(original, preprocessed)
+    after = before if same or before is None else networks.evaluator.embed(preprocessed)
+    cosine = {} if before is None else cosines(after, before.embeddings)
+    row = {"original_face": before is not None, "face": after is not None}
+    row |= _measured("preprocessed", Preprocessed(to_original=cosine, networks=networks))
     if protected is None:
         return row
-    boxes = [face.box for face in first.faces] if first else []
+    boxes = [face.box for face in before.faces] if before else []
     return row | {"quality": quality_row(original, protected, boxes, networks)}
 
 
 def quality_row(original: Pixels, protected: Pixels, boxes: Sequence[tuple[float, ...]], networks: Networks) -> Row:
-    """Measure the visible quality of one stored photo; faces are inside the boxes (x0, y0, x1, y1)."""
+    """Measure the visible quality of one stored photo. `boxes` are the faces as (x0, y0, x1, y1), px."""
     faces = np.zeros(original.shape[:2], np.bool_)
     for x0, y0, x1, y1 in boxes:
         faces[int(y0) : math.ceil(y1), int(x0) : math.ceil(x1)] = True
     return _measured("stored", Stored(original=original, protected=protected, faces=faces, networks=networks))
 
 
-def _measured(of: str, subject: Generated | Shown | Stored) -> Row:
+def _measured(of: str, subject: Generated | Preprocessed | Stored) -> Row:
     return {m.entry: m.measure(subject) for m in METRICS.values() if m.of == of and m.measure is not None}
 
 

@@ -1,8 +1,8 @@
-"""Records of attacks to estimates: which values a metric takes of each person, and their mean with its interval.
+"""From records of attacks to estimates: each metric's values by person, and their mean with its interval.
 
-A record is what `pipeline` stores of one attack on one person: `identity`, `condition`, `attack`, `base`,
-`preprocessing`, `share`, `seed`, `status` ("done", "failed", "no_photo"), `photos`, `dropped`, `images` (prompt to the
-rows of `scores.generated_rows`) and `protected` (rows of `scores.protected_row`, with `quality`).
+A record is the stored result of one attack on one person: `identity`, `condition`, `attack`, `base`, `preprocessing`,
+`share`, `seed`, `status` ("done", "failed", "no_photo"), `photos`, `dropped`, `images` (prompt to the rows of
+`scores.generated_rows`) and `protected` (rows of `scores.protected_row`, with `quality`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,9 +21,11 @@ Record = Mapping[str, Any]
 Values = dict[str, list[float]]
 """Person to values."""
 FeaturesOf = Callable[[Record, str], NDArray[np.float32] | None]
-"""Record and prompt ("" the thief's own squares) to n x d features; None where there are none."""
+"""(record, prompt) to n x d features, or None if there are none; prompt "" means the attacker's crops."""
 ENCODER_ONLY = "encoder_only"
+"""The attack without a generator: encoders compare the photos themselves."""
 FID_DRAWS = 200
+"""Bootstrap resamples of FID, which takes longer than a mean."""
 
 
 @dataclass(frozen=True)
@@ -32,78 +34,78 @@ class Group:
 
     records: tuple[Record, ...]
     among: frozenset[tuple[str, int]] | None = None
-    """People and seeds that count, so that all rows of a table are means over the same; None: all."""
+    """People and seeds to include, so that all rows of a table are means over the same; None: all."""
 
     @property
     def done(self) -> list[Record]:
-        """Records that hold measurements and count."""
+        """The included records that hold measurements."""
         done = (r for r in self.records if r["status"] == "done")
         return [r for r in done if self.among is None or (r["identity"], r["seed"]) in self.among]
 
     def people(self) -> int:
-        """People of whom at least one record holds measurements."""
+        """Return the number of people with measurements."""
         return len({r["identity"] for r in self.done})
 
     def count(self, status: str) -> int:
-        """Records that ended so."""
+        """Return the number of records with this status."""
         return sum(r["status"] == status for r in self.records)
 
     def dropped(self) -> int:
-        """Photos in which the thief found no face."""
+        """Return the number of photos in which the attacker found no face."""
         return sum(r.get("dropped", 0) for r in self.records)
 
     def values(self, metric: str, encoder: str = "", prompt: str = "") -> Values:
-        """Return each person's values of a metric; `prompt` counts where it is one of generated pictures."""
-        found: Values = {}
+        """Return each person's values of a metric. `prompt` selects generated pictures."""
+        values: Values = {}
         for record in self.done:
-            found.setdefault(record["identity"], []).extend(_of_record(METRICS[metric], record, encoder, prompt))
-        return found
+            values.setdefault(record["identity"], []).extend(_of_record(METRICS[metric], record, encoder, prompt))
+        return values
 
     def estimate(self, metric: str, encoder: str = "", prompt: str = "") -> Estimate | None:
-        """Mean of a metric over all images or photos, people drawn for its interval; None without a value."""
+        """Return a metric's mean over images or photos, with its interval over people; None without a value."""
         return mean_over_people(self.values(metric, encoder, prompt))
 
 
 def group(records: Iterable[Record], **where: Any) -> Group:
-    """Select the records whose fields have these values."""
+    """Return the records whose fields have these values."""
     return Group(tuple(r for r in records if all(r[key] == value for key, value in where.items())))
 
 
 def common(groups: Iterable[Group]) -> frozenset[tuple[str, int]]:
-    """Return the people and seeds that all of these methods have measurements of; one without any has no say."""
+    """Return the people and seeds of which all methods have measurements; methods without any are ignored."""
     own = [{(r["identity"], r["seed"]) for r in g.done} for g in groups]
     return frozenset(set.intersection(*filter(None, own)) if any(own) else ())
 
 
 def fid(attacked: Group, clean: Group, prompt: str, features: FeaturesOf, *, per_person: bool) -> Estimate | None:
-    """FID of generated images against the clean photos that were to be protected (`clean`: its thief's squares).
+    """Return the FID of generated images to the attacker's crops of the clean photos (`clean`).
 
-    Pooled over people (the paper's main tables), or the mean of each person's own (its Table 10). None where features
-    are missing.
+    It is pooled over people, as in the paper's main tables, or with `per_person` the mean over people, as in its Table
+    10. None if features are missing.
     """
-    own = {
+    references = {
         name: _stack(features(r, "") for r in clean.done if r["identity"] == name)
         for name in {r["identity"] for r in clean.done}
     }
     pairs: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
     for name in sorted({r["identity"] for r in attacked.done}):
-        made = _stack(features(r, prompt) for r in attacked.done if r["identity"] == name)
-        reference = own.get(name)
-        if made is not None and reference is not None:
-            pairs[name] = (reference, made)
+        generated = _stack(features(r, prompt) for r in attacked.done if r["identity"] == name)
+        reference = references.get(name)
+        if generated is not None and reference is not None:
+            pairs[name] = (reference, generated)
     if per_person:
         return mean_over_people({name: [frechet_distance(*pair)] for name, pair in pairs.items()})
 
     def pooled(people: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> float:
         return frechet_distance(np.concatenate([p[0] for p in people]), np.concatenate([p[1] for p in people]))
 
-    images = sum(len(made) for _, made in pairs.values())
+    images = sum(len(generated) for _, generated in pairs.values())
     return statistic_over_people(list(pairs.values()), pooled, images, draws=FID_DRAWS)
 
 
 def _stack(parts: Iterable[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
-    found = [part for part in parts if part is not None]
-    return np.concatenate(found) if found else None
+    present = [part for part in parts if part is not None]
+    return np.concatenate(present) if present else None
 
 
 def _of_record(metric: Metric, record: Record, encoder: str, prompt: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""Tables as text: figures with N and interval, the paper's own in columns of their own; Markdown."""
+"""Tables as text and as Markdown: estimates with n and interval, and the paper's numbers in separate columns."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ EMPTY = "-"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the last `papers` columns are the paper's own numbers."""
+    """A table of text cells; the last `papers` columns hold the paper's numbers."""
 
     title: str
     columns: tuple[str, ...]
@@ -23,12 +23,12 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """All records of an evaluation, and the names that its tables are laid out by."""
+    """All records of an evaluation, and the conditions, attacks and other names that its tables list."""
 
     records: Sequence[Record]
     features: FeaturesOf
     feature_name: str
-    """What gave FID's features: its column says it."""
+    """Network of FID's features, for the column's heading."""
     conditions: tuple[str, ...]
     attacks: tuple[str, ...]
     bases: tuple[str, ...]
@@ -37,12 +37,12 @@ class Evaluation:
     prompts: tuple[str, ...]
     encoders: tuple[str, ...]
     optimised: frozenset[str]
-    """Encoders of the judge that the main method's layer 2 optimised against."""
+    """Encoders of the evaluator that the main method's layer 2 optimised against."""
     opinions: Mapping[tuple[str, str, str], Estimate] = field(default_factory=dict)
     """Attack, condition and prompt to MOS."""
 
     def of(self, condition: str, attack: str, **where: object) -> Group:
-        """Return the records of a method under an attack; whatever is not named is the main one of its kind."""
+        """Return the records of a method under an attack, by default of the main base model and preprocessing."""
         main = {"base": self.bases[0], "preprocessing": self.preprocessings[0], "share": max(self.shares)}
         where = {"attack": attack, **main, **where}
         others = [group(self.records, condition=other, **where) for other in self.conditions]
@@ -50,34 +50,34 @@ class Evaluation:
 
     @property
     def clean(self) -> Group:
-        """The rows whose thief's squares are FID's clean set."""
+        """The records whose crops are FID's clean set."""
         return self.of("clean", ENCODER_ONLY, preprocessing="none")
 
     def label(self, encoder: str) -> str:
-        """Name an encoder, with a star where layer 2 optimised against it."""
+        """Return an encoder's name, with a star if layer 2 optimised against it."""
         return f"{encoder}*" if encoder in self.optimised else encoder
 
 
 def cell(value: Estimate | None, digits: int = 3) -> str:
-    """Return "value (low to high)"; a dash for None."""
+    """Return "value (low to high)", or a dash for None."""
     if value is None:
         return EMPTY
     text = f"{value.value:.{digits}f}"
     return text if value.low is None else f"{text} ({value.low:.{digits}f} to {value.high:.{digits}f})"
 
 
-def counted(value: Estimate | None, digits: int = 3) -> str:
-    """Return `cell` and how many images, photos, people or ratings are behind it."""
+def cell_with_n(value: Estimate | None, digits: int = 3) -> str:
+    """Return `cell` followed by the number of images, photos, people or ratings."""
     return EMPTY if value is None else f"{cell(value, digits)}, n {value.n}"
 
 
-def lost(which: Group) -> str:
-    """Return rows that failed / rows in which the thief had no photo with a face / photos in which it found none."""
-    return f"{which.count('failed')} / {which.count('no_photo')} / {which.dropped()}"
+def lost(group: Group) -> str:
+    """Return "failed rows / rows in which the attacker had no photo with a face / photos without a detected face"."""
+    return f"{group.count('failed')} / {group.count('no_photo')} / {group.dropped()}"
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """Return the tables as Markdown; cells cannot break their row."""
+    """Return the tables as Markdown; `|`, `<` and line breaks in cells are escaped."""
     parts = []
     for table in tables:
         heads = [_plain(c) for c in table.columns]
@@ -93,24 +93,28 @@ def _plain(text: str) -> str:
     return visible.replace("|", "\\|").replace("<", "&lt;")
 
 
-def build(
-    found: Evaluation,
+def build_table(
+    evaluation: Evaluation,
     title: str,
     heads: Sequence[str],
     row_of: Callable[[str], tuple[Group, list[str]]],
     *,
-    printed: PaperTable | None = None,
+    paper: PaperTable | None = None,
     conditions: Sequence[str] | None = None,
     note: str = "",
 ) -> Table | None:
-    """Lay out a table of one row a method: people, images or photos lost, our cells, then the paper's."""
+    """Return a table with one row per method that has records, or None without a row.
+
+    The columns are the method, its people, what was lost, the cells of `row_of` under `heads`, and the paper's cells.
+    """
     rows = []
-    for condition in conditions or found.conditions:
-        which, cells = row_of(condition)
-        if not which.records:
+    paper_columns = paper.columns if paper else ()
+    for condition in conditions or evaluation.conditions:
+        group, cells = row_of(condition)
+        if not group.records:
             continue
-        theirs = printed.rows.get(condition, ()) if printed else ()
-        theirs = (*theirs, *[""] * ((len(printed.columns) if printed else 0) - len(theirs)))
-        rows.append((condition, str(which.people()), lost(which), *cells, *(c or EMPTY for c in theirs)))
-    columns = ("method", "people", "lost", *heads, *(f"paper: {c}" for c in (printed.columns if printed else ())))
-    return Table(title, columns, tuple(rows), len(printed.columns) if printed else 0, note) if rows else None
+        printed = paper.rows.get(condition, ()) if paper else ()
+        printed = (*printed, *[""] * (len(paper_columns) - len(printed)))
+        rows.append((condition, str(group.people()), lost(group), *cells, *(c or EMPTY for c in printed)))
+    columns = ("method", "people", "lost", *heads, *(f"paper: {c}" for c in paper_columns))
+    return Table(title, columns, tuple(rows), len(paper_columns), note) if rows else None

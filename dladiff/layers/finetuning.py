@@ -7,15 +7,16 @@ import torch
 from diffusers import ModelMixin, UNet2DConditionModel
 from torch import Generator, Tensor
 
-from dladiff.core.ball import around
-from dladiff.core.pgd import pgd
+from dladiff.core.field import Perturbation, Squares
 from dladiff.core.pixels import Images
 from dladiff.diffusion.attention import MapReader, map_distance
-from dladiff.diffusion.graphs import Graphs, Step
+from dladiff.diffusion.graphs import Graphs
 from dladiff.diffusion.surrogate import Batch, Noise, Posterior, Surrogate
 from dladiff.diffusion.trainer import Part, Trainer, in_parts
 from dladiff.settings.schema import FinetuningConfig
 
+ATTENTION, DENOISING = "attention steps", "denoising steps"
+"""The two stages of an epoch."""
 Losses = dict[str, list[Tensor]]
 """Losses of every step in order, by stage; filled only for a trace."""
 
@@ -54,12 +55,14 @@ def perturb(
     config: FinetuningConfig,
     generators: list[Generator],
     losses: Losses | None = None,
+    perturbation: Perturbation | None = None,
 ) -> Tensor:
-    """Algorithm 1, lines 10-41: return the perturbation `n 3 r r` of the working squares `n 3 r r` of one identity.
+    """Algorithm 1, lines 10-41: return the perturbation `n 3 r r` of the views `n 3 r r` of one identity's photos.
 
-    `generators`: one stream for each square. All squares share one dynamic surrogate, which starts from the pretrained
-    weights and is trained on perturbed squares only. `config.batch_photos` squares are processed at once; this number
-    does not change the result, except for rounding.
+    `generators`: one stream for each view. `perturbation`: what is optimised; by default each view is a working square
+    with a perturbation of its own. All views share one dynamic surrogate, which starts from the pretrained weights and
+    is trained on perturbed views only. `config.batch_photos` views are processed at once; this number does not change
+    the result, except for rounding.
     """
     prompt = surrogate.prompt(config.prompt)
     dynamic = surrogate.fresh_unet()
@@ -74,7 +77,7 @@ def perturb(
     ascents = [
         _Ascent(surrogate, unets, map_reader, x[part], config, generators[part], graphs, losses) for part in parts
     ]
-    delta = torch.zeros_like(x)
+    perturbation = perturbation or Squares(x, config.eta, config.min_psnr)
 
     def training_part(posterior: Posterior, part: slice) -> Part:
         own = generators[part]
@@ -86,14 +89,18 @@ def perturb(
         graphs.ready = epoch > 1  # by then each kind of step has run once
         if epoch:  # trains for the epoch before, so that no training follows the last epoch: nothing would use it
             static.to(surrogate.host if config.offload else surrogate.device)
-            posteriors = [surrogate.encode_fixed(x[part] + delta[part], size) for part in parts]
+            point = x + perturbation.views()
+            posteriors = [surrogate.encode_fixed(point[part], size) for part in parts]
             for _ in range(config.iter_3):
                 loss = trainer.step(surrogate, map(training_part, posteriors, parts), config.prior_weight)
                 _keep(losses, "dynamic surrogate", loss)
             static.to(surrogate.device)
-        for part, ascent in zip(parts, ascents, strict=True):
-            delta[part] = ascent(delta[part])
-    return delta
+        for stage, steps in ((ATTENTION, config.iter_1), (DENOISING, config.iter_2)):
+            for _ in range(steps):  # lines 15-34
+                point = x + perturbation.views()
+                gradients = [ascent.gradient(stage, point[part]) for part, ascent in zip(parts, ascents, strict=True)]
+                perturbation.ascend(torch.cat(gradients), config.step_size)
+    return perturbation.views()
 
 
 def iterations(config: FinetuningConfig, squares: int) -> dict[str, int]:
@@ -119,7 +126,7 @@ def _graphs(surrogate: Surrogate, config: FinetuningConfig) -> Graphs:
 
 
 class _Ascent:
-    """Attention steps and denoising steps of one epoch, for the squares that are processed at once."""
+    """Gradients of the attention and the denoising loss, for the views that are processed at once."""
 
     def __init__(
         self,
@@ -136,35 +143,21 @@ class _Ascent:
         self.map_reader, self.losses = map_reader, losses
         self.x, self.config, self.generators = x, config, generators
         self.prompt = surrogate.prompt(config.prompt)
-        self.projection = around(x, config.eta, config.min_psnr)
         self.clean = surrogate.encode_fixed(x, len(x))
-        stages = (
-            ("attention steps", self.attention, config.iter_1),
-            ("denoising steps", self.denoising, config.iter_2),
-        )
-        self.stages = [
-            (
-                partial(self._gradient, name, graphs.captured(partial(_loss_gradient, loss))),
-                steps,
-            )
-            for name, loss, steps in stages
-        ]
+        self.steps = {
+            stage: graphs.captured(partial(_loss_gradient, loss))
+            for stage, loss in ((ATTENTION, self.attention), (DENOISING, self.denoising))
+        }
 
-    def __call__(self, delta: Tensor) -> Tensor:
-        """Algorithm 1, lines 15-34: return delta after `iter_1` attention steps, then `iter_2` denoising steps."""
-        for gradient, steps in self.stages:
-            delta = pgd(
-                self.x,
-                delta,
-                gradient,
-                projection=self.projection,
-                step_size=self.config.step_size,
-                steps=steps,
-            )
-        return delta
+    def gradient(self, stage: str, point: Tensor) -> Tensor:
+        """Return the gradient of a stage's loss at x + delta, `n 3 r r`, with fresh timesteps and noise."""
+        noise = self.surrogate.draw(self.generators, self.x.shape[-1])
+        gradient, loss = self.steps[stage](point, noise.t, noise.latent, noise.posterior)
+        _keep(self.losses, stage, loss)
+        return gradient
 
     def attention(self, point: Tensor, noise: Noise) -> Tensor:
-        """Return the attention loss (Eq. 8), mean over the squares; both branches get the same timestep and noise."""
+        """Return the attention loss (Eq. 8), mean over the views; both branches get the same timestep and noise."""
 
         def forward(unet: UNet2DConditionModel, posterior: Posterior) -> Tensor:
             latents = self.surrogate.latents(posterior, noise)
@@ -177,20 +170,14 @@ class _Ascent:
             return map_distance(clean_maps, maps, self_weight=self.config.self_weight)
 
     def denoising(self, point: Tensor, noise: Noise) -> Tensor:
-        """Return the denoising loss (Eq. 3), mean over the squares."""
+        """Return the denoising loss (Eq. 3), mean over the views."""
         with self.surrogate.autocast():
             latents = self.surrogate.latents(self.surrogate.encode(point), noise)
             return self.surrogate.loss(self.dynamic, latents, noise, self.prompt)
 
-    def _gradient(self, stage: str, step: Step, point: Tensor) -> Tensor:
-        noise = self.surrogate.draw(self.generators, self.x.shape[-1])
-        gradient, loss = step(point, noise.t, noise.latent, noise.posterior)
-        _keep(self.losses, stage, loss)
-        return gradient
-
 
 def _loss_gradient(loss: Callable[[Tensor, Noise], Tensor], point: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradient of the loss summed over the squares `n 3 r r`, and the mean loss."""
+    """Return the gradient of the loss summed over the views `n 3 r r`, and the mean loss."""
     point = point.detach().requires_grad_(True)
     mean = loss(point, Noise(*noise))
     (gradient,) = torch.autograd.grad(mean * len(point), point)

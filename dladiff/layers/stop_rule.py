@@ -9,7 +9,8 @@ from torch import Generator, Tensor
 
 from dladiff.core.arrays import Pixels
 from dladiff.core.pixels import Images, to_float, to_uint8
-from dladiff.faces.detect import SAME_FACE, Detector, Face, Matrix, alignment_matrix, face_quad, iou, warp
+from dladiff.faces.boxes import SAME_FACE, Face, iou
+from dladiff.faces.detect import Detector, Matrix, alignment_matrix, face_quad, warp
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers.zero_shot import enlarged, jitter
 from dladiff.settings.schema import ZeroShotConfig
@@ -28,7 +29,7 @@ class FaceReader:
     def __init__(
         self, original: Images, face: Face, passes: Sequence[Sequence[Face]], encoders: Sequence[IdentityEncoder]
     ) -> None:
-        """`original`: `1 3 h w`; `passes`: the result of `Detector.passes` for it."""
+        """`original`: `1 3 h w`; `passes`: the result of `Detector.passes_near` for the face."""
         self.face, self.encoders = face, encoders
         alignments = [alignment_matrix(face.landmarks), *self._alignments(passes)]
         self.bases, base_of = _distinct([matrix for matrix in alignments if matrix is not None])
@@ -86,7 +87,7 @@ class StopRule:
         fixed = self.reader.max_cosines_at(rounded, self.alignments, self.bases)
         if max(fixed) > self.threshold:
             return fixed
-        redetected = self.reader.max_cosines(rounded, self.detector.passes(pixels))
+        redetected = self.reader.max_cosines(rounded, self.detector.passes_near(pixels, [self.reader.face])[0])
         return [max(pair) for pair in zip(fixed, redetected, strict=True)]
 
 
@@ -101,8 +102,9 @@ def similarity_rows(
         return []
     columns = []
     for pixels in (before, after):
-        photo, passes = to_float(pixels).to(readers[0].targets[0].device), detector.passes(pixels)
-        columns.append(np.max([reader.max_cosines(photo, passes) for reader in readers], axis=0))
+        photo = to_float(pixels).to(readers[0].targets[0].device)
+        passes = detector.passes_near(pixels, [reader.face for reader in readers])
+        columns.append(np.max([r.max_cosines(photo, near) for r, near in zip(readers, passes, strict=True)], axis=0))
     return [
         {"encoder": e.name, "optimised": i < optimised, "before": float(columns[0][i]), "after": float(columns[1][i])}
         for i, e in enumerate(readers[0].encoders)

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from dladiff.core.pixels import Images
-from dladiff.core.transforms import Transform, draw_transform, mirror
+from dladiff.core.transforms import Transform, draw_transform, mirror, to_range
 from dladiff.faces.detect import CROP, Face, Matrix, inverse, warp
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.settings.schema import ZeroShotConfig
@@ -51,6 +51,12 @@ class DeltaGrid(Protocol):
     def paste(self, delta: Tensor) -> Tensor:
         """Return the perturbation in the pixels of the face's box, `1 3 y1-y0 x1-x0`."""
 
+    def bounds(self, face: Images) -> tuple[Tensor, Tensor]:
+        """Return the lowest and highest useful value of each cell for the photo's box `1 3 y1-y0 x1-x0`.
+
+        A value beyond leaves [0, 1] in every pixel of its cell.
+        """
+
 
 class ImageGrid:
     """A grid over the box in the photo, with a pitch of about half a crop pixel.
@@ -76,6 +82,10 @@ class ImageGrid:
         """Return the perturbation upsampled bilinearly: convex combinations, so the L-inf bound holds."""
         return functional.interpolate(delta, self.size, mode="bilinear")
 
+    def bounds(self, face: Images) -> tuple[Tensor, Tensor]:
+        """Return minus the brightest and one minus the darkest pixel of each cell, each channel by itself."""
+        return -functional.adaptive_max_pool2d(face, self.shape), 1 + functional.adaptive_max_pool2d(-face, self.shape)
+
 
 class AlignedGrid:
     """The grid of the aligned crop (the paper's space); the perturbation is warped back into the photo.
@@ -100,6 +110,11 @@ class AlignedGrid:
         height, width = self.size
         return warp(delta, _tensor(self.to_box[None], delta), max(height, width))[..., :height, :width]
 
+    def bounds(self, face: Images) -> tuple[Tensor, Tensor]:
+        """Return -1 and 1: a rotated cell has no pixels of its own."""
+        ones = torch.ones(1, 3, *self.shape, device=face.device)
+        return -ones, ones
+
 
 def perturb_face(
     photo: Images,
@@ -122,6 +137,8 @@ def perturb_face(
     weights = config.encoder_weights or (1 / len(encoders),) * len(encoders)
     delta = torch.zeros(1, 3, *grid.shape, device=photo.device)
     view = FaceView(photo, bases, box, grid)
+    low, high = grid.bounds(photo[..., box.y0 : box.y1, box.x0 : box.x1])
+    low, high = low.clamp_min(-config.eta), high.clamp_max(config.eta)
     floors = [config.threshold - config.margin] * len(encoders)
     history: list[list[float]] = []
     for step in range(config.max_steps):
@@ -143,7 +160,7 @@ def perturb_face(
                 return patch, step, history
             floors = [_floor(worst, mean, config) for worst, mean in zip(measured, recent, strict=True)]
         (gradient,) = torch.autograd.grad(objective(cosines, floors, weights), point)
-        delta = (delta + config.step_size * gradient.sign()).clamp(-config.eta, config.eta).detach()
+        delta = (delta + config.step_size * gradient.sign()).clamp(low, high).detach()
     return grid.paste(delta).clamp(-config.eta, config.eta), config.max_steps, history
 
 
@@ -193,16 +210,25 @@ class FaceView:
         return warp(picture.expand(len(matrices), -1, -1, -1), moved, side)
 
     def plain(self, delta: Tensor, matrices: Matrix, side: int) -> Images:
-        """Return crops `k 3 s s`; window and perturbation are cropped separately, since cropping is linear."""
-        crops = self.align(self.window, matrices, side)
-        return (crops + self.grid.align(delta, enlarged(matrices, side), side)).clamp(0, 1)
+        """Return crops `k 3 s s`; window and perturbation are cropped separately, since cropping is linear.
+
+        Clipping to [0, 1] is not linear. What it changes is added as a constant: a straight-through gradient.
+        """
+        crops = self.align(self.window, matrices, side) + self.grid.align(delta, enlarged(matrices, side), side)
+        with torch.no_grad():
+            perturbed = self.window + self._patch(delta)
+            clipped = perturbed.clamp(0, 1) - perturbed
+        return crops + self.align(clipped, matrices, side) if bool(clipped.any()) else crops
 
     def transformed(self, delta: Tensor, transform: Transform, matrices: Matrix, side: int) -> Images:
         """Return crops `k 3 s s` of the perturbed window after a transform of its pixels."""
+        return self.align(transform(to_range(self.window + self._patch(delta))), matrices, side)
+
+    def _patch(self, delta: Tensor) -> Tensor:
+        """Return the perturbation in the window's pixels."""
         (x0, y0), (height, width) = self.offset, self.window.shape[-2:]
         margins = (self.box.x0 - x0, x0 + width - self.box.x1, self.box.y0 - y0, y0 + height - self.box.y1)
-        patch = functional.pad(self.grid.paste(delta), margins)  # a negative margin crops
-        return self.align(transform((self.window + patch).clamp(0, 1)), matrices, side)
+        return functional.pad(self.grid.paste(delta), margins)  # a negative margin crops
 
 
 def _draw_augmentation(eot: bool, generator: Generator) -> Callable[[FaceView, Tensor, Matrix, int], Images]:

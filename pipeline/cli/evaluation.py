@@ -1,8 +1,10 @@
-"""Commands `evaluate` and `mos`: parse, call one function, return its code."""
+"""Commands `evaluate` and `mos`: parse the options, call one function, return its exit code."""
 
 import contextlib
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -11,31 +13,52 @@ from dladiff.errors import ConfigError
 from pipeline.cli.options import AS_JSON, INPUTS
 
 
-@click.option("--output", required=True, help="Folder or s3://bucket/prefix of the run to evaluate.")
+def _renamed(new: str) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], None]:
+    def refuse(_context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> None:
+        if values:
+            raise click.UsageError(f"{option.opts[0]}: renamed to {new}")
+
+    return refuse
+
+
+@click.option("--output", required=True, help="Folder or s3://bucket/prefix of the run under test.")
 @click.option("--results", required=True, help="Folder or s3://bucket/prefix for rows, faces and tables.")
 @INPUTS
-@click.option("--name", default="dladiff", show_default=True, help="Name of that run's method in the tables.")
-@click.option("--compare", multiple=True, metavar="NAME=URI", help="Run of another method, same photos; repeatable.")
+@click.option("--name", default="dladiff", show_default=True, help="Name of the method under test in the tables.")
+@click.option("--compare", multiple=True, metavar="NAME=URI", help="Another method's run, same photos; repeatable.")
 @click.option("--references", help="Folder or bucket with a folder of unprotected photos for each identity.")
-@click.option("--attack", "attacks", multiple=True, help="dreambooth, lora, ip_adapter_faceid, ...; repeatable.")
-@click.option("--preprocessing", "preprocessings", multiple=True, help="none, jpeg75, ..., NAME=FOLDER; repeatable.")
-@click.option("--prompt", "prompts", multiple=True, help="Prompt of generation; repeatable.")
-@click.option("--base", "bases", multiple=True, help="Base model: embedded or a folder; the first is the main one.")
-@click.option("--judge", "judges", multiple=True, help="Encoder: embedded:NAME, ONNX file, pack folder; repeatable.")
+@click.option(
+    "--attack", "attacks", multiple=True, help="Attack: dreambooth, lora, ip_adapter_faceid, ...; repeatable."
+)
+@click.option(
+    "--preprocessing",
+    "preprocessings",
+    multiple=True,
+    help="Preprocessing before the attack: none, jpeg75, ..., or NAME=FOLDER with a purifier's weights; repeatable.",
+)
+@click.option("--prompt", "prompts", multiple=True, help="Prompt of the generated pictures; repeatable.")
+@click.option("--base", "bases", multiple=True, help="Base model: embedded or a folder; main one first; repeatable.")
+@click.option(
+    "--evaluator",
+    "evaluators",
+    multiple=True,
+    help="Encoder that compares faces: embedded:NAME, an ONNX file or a pack folder; repeatable.",
+)
+@click.option("--judge", multiple=True, hidden=True, expose_value=False, callback=_renamed("--evaluator"))
 @click.option("--share", "shares", multiple=True, type=int, help="% of the photos that are protected; repeatable.")
 @click.option("--seed", "seeds", multiple=True, type=int, help="Seed of the attacks; repeatable.")
 @click.option("--set", "changes", multiple=True, metavar="ATTACK.FIELD=VALUE", help="Setting of an attack; repeatable.")
-@click.option("--count", type=int, help="Images a prompt (16).")
-@click.option("--photos", type=int, help="Most photos of an identity that the attacker has (4).")
-@click.option("--identities", type=int, help="Most identities.")
-@click.option("--kept", type=int, help="Faces kept of each prompt and row (8).")
+@click.option("--count", type=int, help="Generated pictures per prompt (16).")
+@click.option("--photos", type=int, help="Maximum number of photos of an identity that the attacker has (4).")
+@click.option("--identities", type=int, help="Maximum number of identities.")
+@click.option("--kept", type=int, help="Pictures stored per prompt and row (8).")
 @click.option("--features", help="Inception as an ONNX file, for FID.")
-@click.option("--fiqa", help="Face-quality network as an ONNX file.")
+@click.option("--fiqa", help="Face-quality network as an ONNX file, for FIQA.")
 @click.option("--lpips", help="LPIPS, backbone and heads, as one ONNX file.")
-@click.option("--gpus", type=float, help="GPUs an actor reserves (0).")
-@click.option("--actors", type=int, help="Most actors.")
-@click.option("--dry-run", is_flag=True, help="Print what would run; write nothing.")
-@click.option("--tables-only", is_flag=True, help="Write the tables from the stored rows; run nothing.")
+@click.option("--gpus", type=float, help="GPUs that an actor reserves (0).")
+@click.option("--actors", type=int, help="Maximum number of actors.")
+@click.option("--dry-run", is_flag=True, help="Print the number of rows to run; write nothing.")
+@click.option("--tables-only", is_flag=True, help="Write the tables of the finished rows; run nothing.")
 @AS_JSON
 def evaluate(
     compare: tuple[str, ...],
@@ -45,30 +68,36 @@ def evaluate(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Attack a protected collection, measure the results, and write the paper's tables."""
+    """Attack the protected photos of a run, measure the attacks, and write the paper's tables."""
     from pipeline.evaluate.config import EvaluateConfig
     from pipeline.evaluate.driver import evaluate as call
 
     given = {key: value for key, value in options.items() if value not in (None, ())}
     config = EvaluateConfig(compare=_pairs("--compare", compare), settings=_settings(changes), **given)
-    found = call(config, dry_run=dry_run, tables_only=tables_only, said=lambda note: click.echo(note, err=True))
-    facts = dataclasses.asdict(found)
+    counts = call(config, dry_run=dry_run, tables_only=tables_only, echo=functools.partial(click.echo, err=True))
+    facts = dataclasses.asdict(counts)
     if as_json:
         click.echo(json.dumps(facts))
     else:
         click.echo(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()))
         if not dry_run:
             click.echo(f"tables: {config.results.rstrip('/')}/tables.html, tables.md, results.parquet")
-    return found.exit_code
+    return counts.exit_code
 
 
 @click.argument("action", type=click.Choice(["serve", "summary"]))
-@click.option("--results", required=True, help="Folder or s3://bucket/prefix of a `dladiff evaluate`.")
+@click.option("--results", required=True, help="The --results of `dladiff evaluate`.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="Port of the local page.")
-@click.option("--faces", type=click.IntRange(min=1), default=50, show_default=True, help="Faces an attack and method.")
+@click.option(
+    "--faces",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Maximum number of faces of each attack and method.",
+)
 @AS_JSON
 def mos(action: str, results: str, port: int, faces: int, as_json: bool) -> int:
-    """Collect ratings of generated faces on a local page (serve), or summarise them (summary)."""
+    """Collect ratings of generated faces on a local page (serve), or print their means and agreement (summary)."""
     from pipeline.evaluate.mos import summary as summarise
     from pipeline.evaluate.mos_server import serve
     from pipeline.evaluate.ratings import RATINGS
@@ -77,7 +106,7 @@ def mos(action: str, results: str, port: int, faces: int, as_json: bool) -> int:
 
     storage = open_storage(results)
     if action == "serve":
-        serve(storage, port, most=faces, said=click.echo)
+        serve(storage, port, max_faces=faces, echo=click.echo)
         return 0
     rows = summarise(storage)
     if as_json:
@@ -99,26 +128,26 @@ def _two(value: float | None) -> str:
 
 def _pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:
     faults = [f"{option}: {value!r} is not NAME=VALUE" for value in values if not all(value.partition("="))]
-    found = dict(value.split("=", 1) for value in values if not faults)
-    if len(found) < len(values) and not faults:
+    pairs = dict(value.split("=", 1) for value in values if not faults)
+    if len(pairs) < len(values) and not faults:
         faults = [f"{option}: a name is given twice"]
     if faults:
         raise ConfigError(faults)
-    return found
+    return pairs
 
 
 def _settings(changes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+    settings: dict[str, dict[str, Any]] = {}
     for name, text in _pairs("--set", changes).items():
         attack, dot, setting = name.partition(".")
         if not dot:
             raise ConfigError([f"--set: {name!r} is not ATTACK.FIELD, such as lora.steps"])
-        found.setdefault(attack, {})[setting] = _value(text)
-    return found
+        settings.setdefault(attack, {})[setting] = _value(text)
+    return settings
 
 
 def _value(text: str) -> int | float | str:
-    """Return a whole number, a number such as 5e-3, or text."""
+    """Parse a whole number, a number such as 5e-3, or else text."""
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(text)

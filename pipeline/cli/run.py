@@ -77,6 +77,7 @@ def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None
         "done": found.skipped,
         "failed_before": settled["failed"] + settled["quarantined"],
         "lost_photos": found.lost_photos,
+        **found.left_out.counts(),
         "seconds_per_photo": expected.seconds_per_photo,
         "rate": f"measured on {expected.measured_photos} photos" if expected.measured_photos else "assumed",
         "actor_hours": expected.actor_hours,
@@ -132,7 +133,7 @@ def protect(  # noqa: PLR0913 - the options of a command
     if summary.results:
         console.print(closing_table(summary.results))
     names = ("planned", "photos", "done", "failed", "quarantined", "skipped", "lost_photos", "mixed_identities")
-    facts = {name: getattr(summary, name) for name in names}
+    facts = {name: getattr(summary, name) for name in names} | summary.left_out
     if price is not None:
         facts["cost"] = round(driver.cost() or 0.0, 2)
     if as_json:

@@ -1,4 +1,4 @@
-"""EvaluateIdentity: what a Ray actor does with one row; read, be the thief, be the judge, put, commit."""
+"""EvaluateIdentity: the Ray actor of an evaluation. For one row it reads photos, attacks, evaluates and stores."""
 
 import contextlib
 import dataclasses
@@ -28,16 +28,18 @@ from pipeline.storage.open import open_storage, read_uri
 from pipeline.storage.retry import PatientStorage
 
 if TYPE_CHECKING:
-    from dladiff.evaluation.judge import Embeddings
+    from dladiff.evaluation.evaluator import Embeddings
 
 PATIENCE_S = 300.0
-HELD = 4  # identities whose reference embeddings an actor keeps
+"""Seconds of retries while storage is overloaded or out of reach."""
+MAX_CACHED_REFERENCES = 4
+"""Identities whose reference embeddings an actor keeps."""
 
 Row = dict[str, Any]
 
 
 class EvaluateIdentity:
-    """One worker: networks are loaded when first needed, and stay. A call never raises; a fault is a status."""
+    """Evaluates rows, with networks that it loads at first use and keeps. A call never raises: it returns a status."""
 
     def __init__(self, config: dict[str, Any], run_id: str) -> None:
         self.config, self.run_id = EvaluateConfig(**config), run_id
@@ -48,9 +50,9 @@ class EvaluateIdentity:
         self.models = EvaluationModels(self.config)
 
     def __call__(self, row: Row) -> Row:
-        """Do one row; `row["work"]` is JSON as `evaluation_plan` makes it.
+        """Evaluate one row. `row["work"]` is a row of `pipeline.evaluate.plan` as JSON.
 
-        The row that goes back holds {"result": JSON}: key, status (done, no_photo, failed, fatal, storage), reason.
+        Returns {"result": JSON} with key, status (done, no_photo, failed, fatal, storage), reason and seconds.
         """
         work = json.loads(row["work"])
         clock = time.monotonic()
@@ -60,7 +62,7 @@ class EvaluateIdentity:
             result = {"status": "fatal", "reason": str(error)}
         except StorageError as error:
             result = {"status": "storage", "reason": str(error)}
-        except BaseException as error:  # a row that raised would end the run or vanish
+        except BaseException as error:  # an exception would end the run or lose the row
             result = self._failed(work, redacted(f"{type(error).__name__}: {error}"), traceback.format_exc())
         names = ("key", "identity", "condition", "attack", "preprocessing")
         about = {name: work[name] for name in names} | {"seconds": round(time.monotonic() - clock, 1)}
@@ -68,7 +70,7 @@ class EvaluateIdentity:
 
     @property
     def results(self) -> Storage:
-        """The results, opened at their first use."""
+        """The storage of the results, opened at first use."""
         if "results" not in self.opened:
             self.opened["results"] = self._open(self.config.results)
         return self.opened["results"]
@@ -79,13 +81,13 @@ class EvaluateIdentity:
     def _attempt(self, work: Row) -> Row:
         key = work["key"]
         if records.count_starts(self.results, (key, 0), key, self.run_id) >= self.config.max_starts:
-            return self._failed(work, f"{self.config.max_starts} starts without an end (a crash each time)", "")
+            return self._failed(work, f"{self.config.max_starts} starts without an end: each crashed", "")
         start = records.write_start(self.results, (key, 0), key, self.run_id)
         try:
             record = self._evaluate(work)
             self.results.put_if_absent(f"rows/{key}.json", json.dumps(record, allow_nan=False).encode())
         finally:
-            with contextlib.suppress(StorageError):  # the first error is the one to tell
+            with contextlib.suppress(StorageError):  # do not hide an earlier error
                 self.results.delete(start)
         self.results.delete(f"failed/{key}.json")
         return {"status": record["status"], "reason": record["reason"]}
@@ -103,8 +105,8 @@ class EvaluateIdentity:
         self.models.check()
         run_attack = self.models.attack(attack, work["base"])
         pairs = self._photos(work)
-        way = self.models.way(work["preprocessing"])
-        shown = [way(after) for _, after in pairs]
+        preprocess = self.models.preprocessing(work["preprocessing"])
+        preprocessed = [preprocess(after) for _, after in pairs]
         record = _about(work) | {
             "status": "done",
             "reason": "",
@@ -116,43 +118,43 @@ class EvaluateIdentity:
             "prompts": list(self.config.prompts),
             "features": None,
             "feature_network": networks.features.name,
-            "judge": [{"name": e.name, "sha256": e.sha256} for e in networks.judge.encoders],
+            "evaluator": [{"name": e.name, "sha256": e.sha256} for e in networks.evaluator.encoders],
         }
         if attack == ENCODER_ONLY:
-            self._seen_by_encoders(record, pairs, shown)
+            self._measure_photos(record, pairs, preprocessed)
         else:
-            self._customized(record, work, pairs, shown, run_attack)
+            self._measure_attack(record, work, pairs, preprocessed, run_attack)
         return record | {"seconds": round(time.monotonic() - clock, 1), "finished_at": records.now()}
 
-    def _seen_by_encoders(self, record: Row, pairs: list[tuple[UInt8, UInt8]], shown: list[UInt8]) -> None:
-        """ISM_pro and visible quality; of the clean photos also the squares that FID compares with."""
+    def _measure_photos(self, record: Row, pairs: list[tuple[UInt8, UInt8]], preprocessed: list[UInt8]) -> None:
+        """Add ISM_pro and visible quality to the record; for clean photos also the features of FID's reference set."""
         from dladiff.evaluation.scores import features_of, protected_row
 
-        for (before, after), photo in zip(pairs, shown, strict=True):
+        for (before, after), photo in zip(pairs, preprocessed, strict=True):
             stored = after if record["preprocessing"] == "none" else None
             record["protected"].append(protected_row(before, photo, stored, self.models.networks))
         record["dropped"] = sum(r["original_face"] and not r["face"] for r in record["protected"])
         if record["condition"] == "clean" and record["preprocessing"] == "none":
-            squares = self.models.squares(shown, record["base"])
-            if squares:
+            crops = self.models.crops(preprocessed, record["base"])
+            if crops:
                 record["features"] = self._put_features(
-                    record["key"], [features_of(squares, self.models.networks.features)]
+                    record["key"], [features_of(crops, self.models.networks.features)]
                 )
 
-    def _customized(
-        self, record: Row, work: Row, pairs: list[tuple[UInt8, UInt8]], shown: list[UInt8], run_attack: Any
+    def _measure_attack(
+        self, record: Row, work: Row, pairs: list[tuple[UInt8, UInt8]], preprocessed: list[UInt8], run_attack: Any
     ) -> None:
-        """Let the thief learn from what it has, and the judge read what comes out."""
+        """Run the attack on the attacker's crops and add the scores of the generated pictures to the record."""
         from dladiff.evaluation.scores import features_of, generated_rows
 
-        squares = self.models.squares(shown, work["base"])
-        record["dropped"] = len(shown) - len(squares)
-        made = run_attack(squares, work["seed"]) if squares else {}
-        if not any(made.values()):
+        crops = self.models.crops(preprocessed, work["base"])
+        record["dropped"] = len(preprocessed) - len(crops)
+        generated = run_attack(crops, work["seed"]) if crops else {}
+        if not any(generated.values()):
             record["status"] = "no_photo"
-            record["dropped"] = len(shown)
+            record["dropped"] = len(preprocessed)
             return
-        originals, _ = self.models.networks.judge.mean([before for before, _ in pairs])
+        originals, _ = self.models.networks.evaluator.mean_embedding([before for before, _ in pairs])
         reference, count = self._reference(work)
         record["references"], record["reference_set"] = count, "other photos"
         if not reference:
@@ -160,27 +162,27 @@ class EvaluateIdentity:
         if not reference:
             raise PhotoError("no face is found in any clean photo of this identity: nothing to compare with")
         networks = dataclasses.replace(self.models.networks, safety=self.models.base(work["base"])[1])
-        record["images"] = {p: generated_rows(made[p], reference, originals, networks) for p in made}
-        for i, (prompt, pictures) in enumerate(made.items()):
+        record["images"] = {p: generated_rows(generated[p], reference, originals, networks) for p in generated}
+        for i, (prompt, pictures) in enumerate(generated.items()):
             keys = [f"faces/{work['key']}/{i}-{j:02d}{PNG.suffix}" for j in range(min(self.config.kept, len(pictures)))]
             for key, picture in zip(keys, pictures, strict=False):
                 self.results.put(key, PNG.encode(picture), PNG.content_type)
             record["faces"][prompt] = keys
-        features = [features_of(pictures, networks.features) for pictures in made.values()]
+        features = [features_of(pictures, networks.features) for pictures in generated.values()]
         record["features"] = self._put_features(work["key"], features)
 
     def _photos(self, work: Row) -> list[tuple[UInt8, UInt8]]:
-        """Original and what the thief has of each photo.
+        """Return each photo's original and the version that the attacker has.
 
-        Raises PhotoError for one that cannot be read: a row of fewer photos would stand beside rows of all.
+        Raises PhotoError if one cannot be read: a row of fewer photos would not be comparable with the others.
         """
         pairs = []
-        protected = _protected_places(work)
-        for place, photo in enumerate(work["photos"]):
+        protected = _protected_indices(work)
+        for index, photo in enumerate(work["photos"]):
             try:
                 before = self._original(photo["source_uri"], photo["source_sha256"])
                 after = before
-                if place in protected:
+                if index in protected:
                     after = self._condition(work["condition"], photo, before)
             except BusyError:
                 raise
@@ -195,7 +197,7 @@ class EvaluateIdentity:
         run = photo["protected"][self.config.name if condition == "noise" else condition]
         after = _pixels(read_uri(run["output_uri"], self.opened, self._open, run["limit"]), run["output_sha256"])
         if after.shape != before.shape:
-            raise PhotoError("the protected photo has another size than its original; protect it again")
+            raise PhotoError("the protected photo and its original differ in size; protect it again")
         if condition == "noise":
             from dladiff.evaluation.noise import noise_like
 
@@ -203,44 +205,44 @@ class EvaluateIdentity:
         return after
 
     def _original(self, uri: str, sha256: str | None = None) -> UInt8:
-        """The pixels of an original or of a reference photo, which lie below the input or the references."""
+        """Return the pixels of an original or a reference photo; it must be below the input or the references."""
         if self.sources is None:
             roots = [*self.config.inputs, *([self.config.references] if self.config.references else [])]
             self.sources = named(roots, self._open)
         return _pixels(self.sources.read(uri), sha256)
 
     def _reference(self, work: Row) -> tuple["Embeddings", int]:
-        """Mean embedding of the identity's clean photos, and of how many; kept for the next rows."""
+        """Return the mean embedding of the identity's reference photos and their number, cached for the next rows."""
         name = work["identity"]
         if name not in self.references:
             photos = []
             for uri in work["references"]:
                 with contextlib.suppress(PhotoError, NotFoundError):
                     photos.append(self._original(uri))
-            while len(self.references) >= HELD:
+            while len(self.references) >= MAX_CACHED_REFERENCES:
                 self.references.pop(next(iter(self.references)))
-            self.references[name] = self.models.networks.judge.mean(photos)
+            self.references[name] = self.models.networks.evaluator.mean_embedding(photos)
         return self.references[name]
 
     def _put_features(self, key: str, parts: list[Any]) -> str:
         out = io.BytesIO()
         np.savez(out, *parts)
-        place = f"features/{key}.npz"
-        self.results.put(place, out.getvalue())
-        return place
+        storage_key = f"features/{key}.npz"
+        self.results.put(storage_key, out.getvalue())
+        return storage_key
 
 
 def _pixels(data: bytes, sha256: str | None) -> UInt8:
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise PhotoError("the file has changed since it was protected (another checksum)")
+        raise PhotoError("the file has another checksum than when it was protected")
     return decode(data).pixels
 
 
-def _protected_places(work: Mapping[str, Any]) -> set[int]:
-    """Which photos are protected: the share, drawn once for an identity and seed, the same for every method."""
-    places = list(range(len(work["photos"])))
-    random.Random(f"{work['seed']}/{work['identity']}").shuffle(places)
-    return set(places[: max(1, round(len(places) * work["share"] / 100))])
+def _protected_indices(work: Mapping[str, Any]) -> set[int]:
+    """Return the indices of the protected photos: a random share by identity and seed, the same for all methods."""
+    indices = list(range(len(work["photos"])))
+    random.Random(f"{work['seed']}/{work['identity']}").shuffle(indices)
+    return set(indices[: max(1, round(len(indices) * work["share"] / 100))])
 
 
 def _about(work: Mapping[str, Any]) -> Row:

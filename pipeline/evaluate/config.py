@@ -1,9 +1,9 @@
-"""EvaluateConfig: what `dladiff evaluate` attacks, how, and what judges it; checked at once."""
+"""EvaluateConfig: the settings of `dladiff evaluate`, checked together."""
 
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -18,84 +18,89 @@ from pipeline.models.fingerprint import faces, fingerprint
 from pipeline.process.private import chosen_umask
 from pipeline.storage.open import address_fault
 
-VERSION = 2  # of what a row measures; raised when that changes, so that older rows are done again
+VERSION = 2
+"""Version of the measurements, part of each row's key. Raise it when they change, so that older rows run again."""
 DERIVED = ("clean", "noise")
-"""Conditions that need no run of their own: the originals, and random signs as strong as the main run's protection."""
+"""Conditions without a run: the originals, and random-sign noise with the main run's mean squared error."""
 ENCODER_ONLY = "encoder_only"
+"""The attack without a generator: encoders compare the photos themselves."""
 PROMPTS = ("a photo of sks person", "a dslr portrait of sks person")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 
 
-def _repeated(values: tuple[Any, ...]) -> str | None:
-    good = values and len(set(values)) == len(values)
-    return None if good else f"expected one or more, each once, not {list(values)}"
+def _unique_fault(values: tuple[Any, ...]) -> str | None:
+    unique = values and len(set(values)) == len(values)
+    return None if unique else f"expected one or more, each once, not {list(values)}"
 
 
 def _name_fault(name: str) -> str | None:
     if NAME.fullmatch(name) and name not in DERIVED:
         return None
-    return f"{name!r} is no name of a method: letters, digits, _ . -, not clean or noise"
+    return f"{name!r} cannot name a method: use letters, digits, _ . -, and neither clean nor noise"
 
 
-Some = Annotated[Items[T], unless(_repeated)]
+UniqueItems = Annotated[Items[T], unless(_unique_fault)]
+"""One or more values, each once."""
 
 
 class EvaluateConfig(Settings):
     """Settings of one evaluation."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"judges": "evaluators"}
+
     output: Address = Field(title="--output")
-    """The run whose protection is judged."""
+    """The run under test."""
     results: Address = Field(title="--results")
-    """Folder or s3://bucket/prefix that receives rows, faces and tables."""
+    """Folder or s3://bucket/prefix for rows, faces and tables."""
     inputs: Items[str] = ()
-    """Folders, bucket prefixes or index files of the run's photos: originals are read below them and nowhere else;
-    none: what the output says its input was."""
+    """Folders, bucket prefixes or index files of the run's photos. Originals are read below them and nowhere else.
+    Empty: the input that the output records."""
     name: Annotated[str, unless(_name_fault)] = Field(default="dladiff", title="--name")
-    """Name of that run's method in the tables."""
+    """Name of the method under test in the tables."""
     compare: dict[str, str] = Field(default_factory=dict)
-    """Name to run of each compared method; runs of the same photos."""
+    """Name of each compared method to its run on the same photos."""
     references: Address | None = Field(default=None, title="--references")
-    """Folder or bucket with a folder of clean photos an identity; None: set A and C, or further originals."""
-    attacks: Some[str] = ("dreambooth", "lora", "ip_adapter_faceid")
-    """Attackers; `encoder_only` always runs."""
-    preprocessings: Some[str] = ("none",)
-    """What the thief does first; NAME=FOLDER gives a purifier its weights."""
-    prompts: Some[str] = PROMPTS
-    """Prompts of generation."""
-    bases: Some[str] = ("embedded",)
-    """Base models; the first is the main one, the others are for Table 3."""
-    judges: Some[str] = ("embedded:mobile", "embedded:residual")
-    """Encoders of the judge; the first is held out by the tiny profile."""
-    shares: Some[Annotated[int, Field(ge=1, le=100)]] = Field(default=(100,), title="--share")
-    """Shares of the photos that are protected, %."""
-    seeds: Some[int] = (0,)
+    """Folder or bucket with a folder of clean photos for each identity. None: sets A and C, or further originals."""
+    attacks: UniqueItems[str] = ("dreambooth", "lora", "ip_adapter_faceid")
+    """Attacks; `encoder_only` always runs."""
+    preprocessings: UniqueItems[str] = ("none",)
+    """Preprocessings of the photos before an attack; NAME=FOLDER names a purifier's weights."""
+    prompts: UniqueItems[str] = PROMPTS
+    """Prompts of the generated pictures."""
+    bases: UniqueItems[str] = ("embedded",)
+    """Base models of the attacker: first the main one, then those of Table 3."""
+    evaluators: UniqueItems[str] = ("embedded:mobile", "embedded:residual")
+    """Identity encoders of the evaluator. Of the defaults, the tiny profile holds out the first."""
+    shares: UniqueItems[Annotated[int, Field(ge=1, le=100)]] = Field(default=(100,), title="--share")
+    """Percentages of an identity's photos that are protected."""
+    seeds: UniqueItems[int] = (0,)
     """Seeds of the attacks."""
     count: int = Field(default=16, ge=1)
-    """Images a prompt."""
+    """Generated pictures per prompt."""
     photos: int = Field(default=4, ge=1)
-    """Most photos of an identity that the thief has."""
+    """Maximum number of photos of an identity that the attacker has."""
     identities: int | None = Field(default=None, ge=1)
-    """Most identities, in the order of their names."""
+    """Maximum number of identities, in the order of their names. None: all."""
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Settings of attacks that differ from their defaults."""
+    """Settings that differ from an attack's defaults, by attack."""
     features: str | None = None
-    """Inception as an ONNX file; None: a bundled encoder's features, named so."""
+    """Inception as an ONNX file, for FID. None: the features of a bundled encoder."""
     fiqa: str | None = None
     """Face-quality network as an ONNX file."""
     lpips: str | None = None
-    """LPIPS with its backbone as an ONNX file."""
+    """LPIPS, backbone and heads, as an ONNX file."""
     kept: int = Field(default=8, ge=0)
-    """Faces kept of each prompt and row, for contact sheets and MOS."""
+    """Pictures stored per prompt and row, for contact sheets and MOS."""
     cpus: int = Field(default=1, ge=1)
-    """CPUs an actor reserves; also its torch threads."""
+    """CPUs that an actor reserves; also its number of torch threads."""
     gpus: float = Field(default=0, ge=0)
-    """GPUs an actor reserves."""
+    """GPUs that an actor reserves."""
     actors: int | None = Field(default=None, ge=1)
-    """Most actors."""
+    """Maximum number of actors. None: as many as the machine or cluster holds."""
     max_starts: int = Field(default=4, ge=1)
-    """Starts of a row without an end before it counts as failed."""
+    """Starts of a row without an end before the row counts as failed."""
     umask: Umask = Field(default_factory=chosen_umask)
-    """Rights that new files of local results do not get, in octal: that of `DLADIFF_UMASK`."""
+    """Permissions that new files of local results do not get, in octal; the default is `DLADIFF_UMASK`."""
 
     @field_validator("inputs")
     @classmethod
@@ -110,7 +115,7 @@ class EvaluateConfig(Settings):
         faults = [f"--compare {name}: {fault}" for name, uri in runs.items() if (fault := address_fault(uri))]
         faults += [f"--compare: {fault}" for name in runs if (fault := _name_fault(name))]
         if (own := given.data.get("name")) in runs:
-            faults.append(f"--compare: {own!r} is the name of the run itself; choose another (or --name)")
+            faults.append(f"--compare: {own!r} is the name of the method under test; choose another name (or --name)")
         if faults:
             raise FaultsError(faults)
         return runs
@@ -128,20 +133,20 @@ class EvaluateConfig(Settings):
 
     @property
     def runs(self) -> dict[str, str]:
-        """Method to run, ours last, as the paper lays out its tables."""
+        """Method to run, with the method under test last, as in the paper's tables."""
         return {**self.compare, self.name: self.output}
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """Return every condition in the order of the tables."""
+        """Every condition, in the order of the tables."""
         return (*DERIVED, *self.runs)
 
     def digest_parts(self) -> dict[str, Any]:
-        """Return what every row's key covers: weights by content, whatever machine they lie on."""
+        """Return the parts that all rows' keys share; weights enter by content, so that their path does not matter."""
         return {
             "version": VERSION,
             "tiny": fingerprint("embedded", frozenset()) if "embedded" in self.bases else "",
-            "judges": [faces(name) for name in self.judges],
+            "judges": [faces(name) for name in self.evaluators],  # the old name: a new one would change every key
             **{name: fingerprint(getattr(self, name) or "") for name in ("features", "fiqa", "lpips")},
             "prompts": list(self.prompts),
             "count": self.count,
@@ -149,20 +154,20 @@ class EvaluateConfig(Settings):
 
 
 def missing(config: EvaluateConfig) -> list[str]:
-    """Return what the settings name and this machine does not have, a line each."""
+    """Return one line for each model in the settings that this machine does not have."""
     faults = []
-    for judge in config.judges:
+    for encoder in config.evaluators:
         try:
-            if fingerprint(judge) == judge:  # neither a file, a folder nor one that ships
-                packs.located(judge)
+            if fingerprint(encoder) == encoder:  # neither a file, a folder nor a bundled encoder
+                packs.located(encoder)
         except ModelError as error:
-            faults.append(f"--judge: {error}")
-    for way in config.preprocessings:
-        name, given, folder = way.partition("=")
-        if given and not Path(folder).exists():
+            faults.append(f"--evaluator: {error}")
+    for preprocessing in config.preprocessings:
+        name, has_folder, folder = preprocessing.partition("=")
+        if has_folder and not Path(folder).exists():
             needs = PREPROCESSINGS[name].needs or "a model"
             faults.append(f"--preprocessing: nothing at {folder}: name the folder of {needs}")
-        elif not given and (needs := PREPROCESSINGS[name].needs):
+        elif not has_folder and (needs := PREPROCESSINGS[name].needs):
             faults.append(f"--preprocessing: {name} needs weights: {name}=FOLDER of {needs}")
     faults += [f"--base: nothing at {b}: name a folder" for b in config.bases if fingerprint(b) == b]
     return faults

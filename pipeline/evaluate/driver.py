@@ -1,4 +1,4 @@
-"""`dladiff evaluate`: plan, subtract what is done, hand the rest to Ray Data row by row, print the tables."""
+"""`dladiff evaluate`: plan the rows, run those that are not done on Ray Data, write the tables."""
 
 import json
 import os
@@ -25,7 +25,7 @@ LINE = ("identity", "condition", "attack", "preprocessing")
 
 @dataclass
 class Evaluated:
-    """planned == done + failed + left; `left` is what a dry run or `tables_only` does not do."""
+    """Counts of an evaluation. planned == done + failed + left, where a dry run or `tables_only` leaves rows undone."""
 
     people: int
     left_out: int
@@ -36,7 +36,7 @@ class Evaluated:
 
     @property
     def exit_code(self) -> int:
-        """0 all measured, 1 some failed."""
+        """0: all rows are measured; 1: some failed."""
         return 1 if self.failed else 0
 
 
@@ -46,31 +46,31 @@ def evaluate(
     dry_run: bool = False,
     tables_only: bool = False,
     console: Console | None = None,
-    said: Callable[[str], None] = lambda note: None,
+    echo: Callable[[str], None] = lambda line: None,
 ) -> Evaluated:
-    """Attack what is new and write the tables; a second run does only what is not there, failures among it.
+    """Run the rows that are not done yet, write the tables and return the counts. Failed rows run again.
 
-    `tables_only` writes them from what is there. `said` gets what is to be known of the input. Raises ConfigError or
-    ModelError (exit code 2), StorageError (3).
+    `tables_only` runs nothing and writes the tables of the finished rows. `echo` receives notes about the input. Raises
+    ConfigError or ModelError (exit code 2), StorageError (3).
     """
-    if not os.environ.get("RAY_ADDRESS") and (faults := missing(config)):  # a cluster's workers may have it
+    if not os.environ.get("RAY_ADDRESS") and (faults := missing(config)):  # a cluster's workers may have the models
         raise ConfigError(faults)
     plan = make_plan(config)
     if plan.note:
-        said(f"note: {plan.note}")
+        echo(f"note: {plan.note}")
     config = config.replaced(inputs=plan.inputs)  # the actors read below these
-    found = Evaluated(len(plan.identities), len(plan.left_out), len(plan.rows))
+    counts = Evaluated(len(plan.identities), len(plan.left_out), len(plan.rows))
     try:
         storage = open_storage(config.results, create=not dry_run)
-        there = {entry.key for kind in ("rows/", "failed/") for entry in storage.list(kind)}
+        stored = {entry.key for kind in ("rows/", "failed/") for entry in storage.list(kind)}
     except StorageError:
         if not dry_run:
             raise
-        there = set()
-    todo = [row for row in plan.rows if f"rows/{row['key']}.json" not in there]
+        stored = set()
+    todo = [row for row in plan.rows if f"rows/{row['key']}.json" not in stored]
     if dry_run:
-        found.done, found.left = len(plan.rows) - len(todo), len(todo)
-        return found
+        counts.done, counts.left = len(plan.rows) - len(todo), len(todo)
+        return counts
     with Lease(storage) as lease:
         mark_results(storage, (open_storage(uri).uri for uri in config.runs.values()))
         for uri in config.runs.values():
@@ -79,41 +79,42 @@ def evaluate(
             with closing(_results(config, todo)) as stream:
                 _follow(stream, len(todo), lease, console or Console(stderr=True, emoji=False))
         lease.check()
-        if tables_only and not there & {
+        if tables_only and not stored & {
             f"{kind}/{row['key']}.json" for row in plan.rows for kind in ("rows", "failed")
         }:
-            raise ConfigError([f"{config.results} holds no row of this question; its tables stay as they are"])
+            raise ConfigError([f"{config.results} holds no row of this evaluation; its tables stay unchanged"])
         records = write_results(storage, config, plan)
     statuses = [record["status"] for record in records]
-    found.failed = statuses.count("failed")
-    found.done = len(statuses) - found.failed
-    damaged = 0 if tables_only else found.planned - len(statuses)  # each was measured, or failed, before or just now
-    found.failed += damaged
-    found.left = found.planned - len(statuses) - damaged
-    return found
+    counts.failed = statuses.count("failed")
+    counts.done = len(statuses) - counts.failed
+    # every planned row has a record by now, so the records that `write_results` could not read are damaged
+    damaged = 0 if tables_only else counts.planned - len(statuses)
+    counts.failed += damaged
+    counts.left = counts.planned - len(statuses) - damaged
+    return counts
 
 
 def _follow(stream: Iterator[Row], total: int, lease: Lease, console: Console) -> None:
-    """Say how each row ended."""
+    """Print one line per finished row."""
     for number, result in enumerate(stream, 1):
         lease.check()
-        what = ", ".join(safe(result[name]) for name in LINE)
+        about = ", ".join(safe(result[name]) for name in LINE)
         reason = f" ({safe(result['reason'])})" if result["reason"] else ""
-        line = f"{number}/{total} {what}: {result['status']}{reason}, {result['seconds']} s"
+        line = f"{number}/{total} {about}: {result['status']}{reason}, {result['seconds']} s"
         console.print(line, soft_wrap=True, highlight=False)
 
 
 def _results(config: EvaluateConfig, todo: list[Row]) -> Generator[Row]:
-    """Run the actors on this machine or the cluster of RAY_ADDRESS; yield each row's result as it comes."""
+    """Run the rows on this machine or on the cluster of RAY_ADDRESS; yield each row's result when it is done."""
     with started() as ray:
         rows = [{"work": json.dumps(row)} for row in todo]
-        held = max_actors(ray, config.cpus, config.gpus)
-        most = min(len(rows), config.actors or held)
+        fitting = max_actors(ray, config.cpus, config.gpus)
+        actors = min(len(rows), config.actors or fitting)
         stage = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             EvaluateIdentity,
             fn_constructor_kwargs={"config": config.to_dict(), "run_id": uuid.uuid4().hex},
-            compute=ray.data.ActorPoolStrategy(min_size=most, max_size=most, max_tasks_in_flight_per_actor=2),
+            compute=ray.data.ActorPoolStrategy(min_size=actors, max_size=actors, max_tasks_in_flight_per_actor=2),
             num_cpus=config.cpus,  # torch's threads of fine-tuning
-            num_gpus=config.gpus,  # a fraction shares one GPU: the attacks on the tiny model need little
+            num_gpus=config.gpus,  # attacks on the tiny model need little, so a fraction lets actors share a GPU
         )
         yield from reported(ray, stage)

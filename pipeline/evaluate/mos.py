@@ -1,4 +1,4 @@
-"""What people are asked to rate and what they said: generated faces in random order, mean opinion scores."""
+"""Mean opinion scores: the faces that raters see, in random order, and the summary of their ratings."""
 
 import hashlib
 import random
@@ -13,19 +13,20 @@ from pipeline.records.commit import now
 from pipeline.records.schema import NO_PARQUET, RESULTS, columns, parquet
 from pipeline.storage.base import Storage
 
-FACES = 50  # of each method and attack, as the paper asked its ten raters
+FACES = 50
+"""Faces of each method and attack, as in the DLADiff paper (section 7.2)."""
 
 Face = dict[str, str]
 
 
-def faces_of(results: Storage, most: int = FACES, seed: int = 0) -> list[Face]:
-    """List generated faces, at most `most` of each attack and condition, drawn with `seed`.
+def faces_of(results: Storage, max_faces: int = FACES, seed: int = 0) -> list[Face]:
+    """Draw at most `max_faces` generated faces of each attack and condition, with `seed`.
 
-    Only rows that the last tables rest on count, and of those the main base model and prompt, no preprocessing, all
-    photos protected. Raises ConfigError where there are none.
+    They come from the rows of the last tables: main base model, first prompt, no preprocessing, all photos protected.
+    Raises ConfigError: there is no such face.
     """
     groups: dict[tuple[str, str], list[Face]] = {}
-    keys, base = _last_question(results)
+    keys, base = _last_rows(results)
     for _, record in sound_rows(results, keys):
         main = {"status": "done", "preprocessing": "none", "share": 100, "base": base}
         if any(record.get(name) != value for name, value in main.items()):
@@ -34,20 +35,20 @@ def faces_of(results: Storage, most: int = FACES, seed: int = 0) -> list[Face]:
         about = {name: record[name] for name in ("identity", "attack", "condition")} | {"prompt": prompt}
         own = groups.setdefault((record["attack"], record["condition"]), [])
         own += [about | {"face": key} for key in record["faces"].get(prompt, ())]
-    draw = random.Random(seed)
-    chosen = [face for _, own in sorted(groups.items()) for face in draw.sample(own, min(most, len(own)))]
+    rng = random.Random(seed)
+    chosen = [face for _, own in sorted(groups.items()) for face in rng.sample(own, min(max_faces, len(own)))]
     if not chosen:
         raise ConfigError(
             [
                 f"{results.uri} holds no generated faces of fully protected photos without preprocessing: run `dladiff "
-                "evaluate` with --kept 1 or more, into other --results where rows are there already"
+                "evaluate` with --kept 1 or more, and with new --results if these already hold rows"
             ]
         )
     return chosen
 
 
-def _last_question(results: Storage) -> tuple[list[str], str]:
-    """Return the keys of the records that results.parquet rests on, and their main base model."""
+def _last_rows(results: Storage) -> tuple[list[str], str]:
+    """Return the storage keys of the records in results.parquet, and their main base model."""
     try:
         names = ["key", "base"]
         rows = parquet(results.get("results.parquet"), columns(RESULTS, names)).read(columns=names).to_pylist()
@@ -63,36 +64,37 @@ def _last_question(results: Storage) -> tuple[list[str], str]:
 
 
 class Session:
-    """The faces to rate and where the ratings go. A rater never sees which method a face is of."""
+    """The faces to rate, and the storage of the ratings. Raters do not see the method of a face."""
 
     def __init__(self, results: Storage, faces: list[Face]) -> None:
-        """Each face is known to the page by a sign that tells nothing and is the same in every session."""
+        """Give each face an id: a hash, which hides the method and is the same in every session."""
         self.results = results
         self.faces = {hashlib.sha256(face["face"].encode()).hexdigest()[:20]: face for face in faces}
 
     def order(self, rater: str) -> list[str]:
-        """Return the signs of the faces in this rater's own random order."""
+        """Return the ids of the faces in a random order that depends on the rater."""
         order = sorted(self.faces)
         random.Random(f"order/{rater}").shuffle(order)
         return order
 
     def next(self, rater: str) -> dict[str, Any]:
-        """Return the sign of the next face and how many are rated; `face` is None at the end."""
+        """Return the id of the next face (None at the end), and the numbers of rated faces and of all faces."""
         rated = {row["face"] for row in read_ratings(self.results) if row["rater"] == rater}
-        left = [sign for sign in self.order(rater) if self.faces[sign]["face"] not in rated]
+        left = [face_id for face_id in self.order(rater) if self.faces[face_id]["face"] not in rated]
         return {"face": left[0] if left else None, "rated": len(self.faces) - len(left), "faces": len(self.faces)}
 
     def rate(self, rater: str, face: str, score: int) -> dict[str, Any]:
-        """Store a rating; a face counts once a rater. Returns `next`. Raises KeyError: no face of this session."""
+        """Store a rating, unless this rater has rated this face, and return `next`. Raises KeyError: unknown face."""
         rating: Rating = self.faces[face] | {"rater": rater, "score": str(score), "time": now()}
         add_rating(self.results, rating)
         return self.next(rater)
 
 
 def summary(results: Storage) -> list[dict[str, Any]]:
-    """Mean opinion score of each attack, condition and prompt with its interval, raters, and agreement.
+    """Return the mean opinion score of each attack, condition and prompt, with its interval and counts.
 
-    Agreement is Krippendorff's alpha (ordinal) over all faces of an attack; None with fewer than two raters of a face.
+    `alpha` is the raters' agreement, Krippendorff's alpha (ordinal), over all faces of the attack. It is None if no
+    face has two raters.
     """
     ratings = read_ratings(results)
     rows = []
@@ -117,7 +119,7 @@ def summary(results: Storage) -> list[dict[str, Any]]:
 
 
 def agreement(ratings: Iterable[Rating]) -> float | None:
-    """Krippendorff's alpha over the faces rated."""
+    """Return Krippendorff's alpha over the rated faces."""
     units: dict[str, list[float]] = {}
     for row in ratings:
         units.setdefault(row["face"], []).append(float(row["score"]))

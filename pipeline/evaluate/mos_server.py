@@ -1,4 +1,4 @@
-"""The local page of `dladiff mos serve`: who may ask it, how long a request may take, and its replies."""
+"""The web server of `dladiff mos serve`: access control, time limits and replies."""
 
 import contextlib
 import hmac
@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 from dladiff.errors import DladiffError, NotFoundError, StorageError
 from dladiff.evaluation.ratings import SCALE
 from pipeline.evaluate.mos import FACES, Session, faces_of
+from pipeline.evaluate.page import MAX_FACE_PIXELS
 from pipeline.evaluate.ratings import SCORES
 from pipeline.records.output_format import PNG
 from pipeline.report.page import asset, filled, policy
@@ -26,37 +27,42 @@ from pipeline.sources.decode import decode
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import shown
 
-HOST = "127.0.0.1"  # faces of real people: this machine alone
-REQUEST_S = 30.0  # for a whole request to arrive, and for a whole reply to be taken
-MAX_CONNECTIONS = 32  # at a time, a thread each; a browser opens six
-MAX_BODY = 2048  # bytes; a rating is under 200
-MAX_NAME = 60  # characters of a rater's name
+HOST = "127.0.0.1"
+"""Only this machine can connect, because the faces are of real people."""
+REQUEST_S = 30.0
+"""Seconds for a whole request to arrive, and for a whole reply to be sent."""
+MAX_CONNECTIONS = 32
+"""Simultaneous connections, one thread each; a browser opens six."""
+MAX_BODY = 2048
+"""Bytes of a request's body; a rating is under 200."""
+MAX_NAME = 60
+"""Characters of a rater's name."""
 
 Reply = tuple[int, str, bytes]
 
 
-def serve(results: Storage, port: int = 8765, *, most: int = FACES, said: Callable[[str], None] = print) -> None:
-    """Serve the page until the program is ended. Raises ConfigError, StorageError (the port is taken)."""
-    server = make_server(Session(results, faces_of(results, most)), port)
-    said(f"{server.address}  (open this whole address; end with Ctrl-C)")
+def serve(results: Storage, port: int = 8765, *, max_faces: int = FACES, echo: Callable[[str], None] = print) -> None:
+    """Serve the page until the program ends. Raises ConfigError (no faces), StorageError (the port is in use)."""
+    server = make_server(Session(results, faces_of(results, max_faces)), port)
+    echo(f"{server.address}  (open this whole address; end with Ctrl-C)")
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        said("ended; ratings are kept")
+        echo("ended; all ratings are stored")
     finally:
         server.server_close()
 
 
 def make_server(session: Session, port: int, request_s: float = REQUEST_S) -> "MosServer":
-    """Return the server, on this machine's own address only; port 0 takes a free one. Raises StorageError."""
+    """Return the server on HOST; port 0 means any free port. Raises StorageError."""
     try:
         return MosServer(session, port, request_s)
     except OSError as error:
-        raise StorageError(f"port {port} cannot be taken ({error.strerror}); give another --port") from error
+        raise StorageError(f"port {port} cannot be used ({error.strerror}); give another --port") from error
 
 
 class MosServer(http.server.ThreadingHTTPServer):
-    """Answers at most MAX_CONNECTIONS connections at a time, and only who knows the token of its address."""
+    """A threaded server of at most MAX_CONNECTIONS connections that requires the token of its address."""
 
     def __init__(self, session: Session, port: int, request_s: float) -> None:
         super().__init__((HOST, port), _Handler)
@@ -66,21 +72,21 @@ class MosServer(http.server.ThreadingHTTPServer):
 
     @property
     def port(self) -> int:
-        """The port that was taken."""
+        """The port in use."""
         return cast(tuple[str, int], self.server_address)[1]
 
     @property
     def address(self) -> str:
-        """The page's address with the token: a secret, for the user's terminal alone."""
+        """The page's address with the token. It is a secret: print it to the user's terminal only."""
         return f"http://{HOST}:{self.port}/?token={self.token}"
 
     @property
     def cookie(self) -> str:
-        """Name of the cookie that holds the token; cookies know no ports, so it has the port's number."""
+        """Name of the token's cookie. It has the port's number, because browsers share cookies between ports."""
         return f"mos_{self.port}"
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread; a connection too many is closed at once."""
+        """Answer in a thread; close the connection at once if MAX_CONNECTIONS are open."""
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
@@ -91,30 +97,30 @@ class MosServer(http.server.ThreadingHTTPServer):
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer, and free the place whatever happens."""
+        """Answer, then release the connection's slot."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Report a fault of ours; a browser that goes away in the middle of a reply is none."""
+        """Report an error, except OSError: browsers may close a connection during a reply."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
 
 class _Arriving(io.RawIOBase):
-    """A connection's bytes until a deadline: the socket's own timeout would begin anew with every byte."""
+    """Reads a connection until a deadline. A socket's own timeout would restart with every byte."""
 
     def __init__(self, connection: socket.socket, seconds: float) -> None:
         self._connection, self._end = connection, time.monotonic() + seconds
 
     def readable(self) -> bool:
-        """Tell BufferedReader that this can be read."""
+        """Return True, as BufferedReader requires."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read what there is. Raises TimeoutError after the deadline."""
+        """Read the available bytes. Raises TimeoutError after the deadline."""
         left = self._end - time.monotonic()
         if left <= 0:
             raise TimeoutError
@@ -123,12 +129,12 @@ class _Arriving(io.RawIOBase):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """GET / and /face/SIGN.png, POST /next and /rate; one request a connection (HTTP/1.0)."""
+    """GET / and /face/ID.png, POST /next and /rate; one request per connection (HTTP/1.0)."""
 
     server: MosServer
 
     def setup(self) -> None:
-        """Give the whole request one deadline."""
+        """Set one deadline for the whole request."""
         super().setup()
         self.rfile.close()
         self.rfile = io.BufferedReader(_Arriving(self.connection, self.server.request_s))
@@ -138,22 +144,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(self._get)
 
     def do_POST(self) -> None:
-        """Answer with the next face, after storing a rating where one is sent."""
+        """Answer with the next face; /rate stores a rating first."""
         self._answer(self._post)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: the terminal is the user's, and a logged request line would hold the token."""
+        """Log nothing, because a request line contains the token."""
 
     def version_string(self) -> str:
-        """Name neither this program nor the version of Python."""
+        """Return a server name without the versions of this program and of Python."""
         return "mos"
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer what http.server refuses (a bad request line, a method that is not known) without its HTML page."""
+        """Answer what http.server refuses (a bad request line, an unknown method) with JSON instead of its HTML."""
         self._reply(*_error(int(code), "not a request of this page"))
 
     def _answer(self, find: Callable[[], Reply]) -> None:
-        """Reply, whatever happens; who may not ask learns nothing but that."""
+        """Reply, also after an error. Requests without access get 403 and no further information."""
         if not self._allowed():
             self._reply(*_error(403, "forbidden"))
             return
@@ -162,37 +168,37 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except (ValueError, KeyError, TypeError, RecursionError):
             reply = _error(400, "not a request of this page")
         except NotFoundError:
-            reply = _error(404, "this face is gone")
+            reply = _error(404, "this face has been deleted")
         except DladiffError as error:
             reply = _error(500, str(error))
         except TimeoutError:
-            reply = _error(408, "the request did not come to its end")
+            reply = _error(408, "the request took too long")
         self._reply(*reply, allowed=True)
 
     def _allowed(self) -> bool:
-        """Check Host (a foreign name that resolves to this machine), Origin (another site's page) and the token."""
+        """Check Host (against foreign names that resolve to HOST), Origin (against other sites) and the token."""
         host = self.headers.get("Host")
         if host not in (f"{HOST}:{self.server.port}", f"localhost:{self.server.port}"):
             return False
         if self.command == "POST" and self.headers.get("Origin") != f"http://{host}":
             return False
-        wanted = self.server.token.encode()
-        return any(hmac.compare_digest(given.encode("utf-8", "replace"), wanted) for given in self._tokens())
+        token = self.server.token.encode()
+        return any(hmac.compare_digest(sent.encode("utf-8", "replace"), token) for sent in self._tokens())
 
     def _tokens(self) -> list[str]:
-        """Return what is given as a token: in the page's address, or in the cookie."""
-        found = []
+        """Return the tokens of the request: of the page's address and of the cookie."""
+        tokens = []
         with contextlib.suppress(ValueError, CookieError):
-            at = urlsplit(self.path)
-            if self.command == "GET" and at.path == "/":
-                found += parse_qs(at.query).get("token", [])
+            url = urlsplit(self.path)
+            if self.command == "GET" and url.path == "/":
+                tokens += parse_qs(url.query).get("token", [])
         with contextlib.suppress(CookieError):
-            given = SimpleCookie(self.headers.get("Cookie") or "").get(self.server.cookie)
-            found += [given.value] if given else []
-        return found
+            cookie = SimpleCookie(self.headers.get("Cookie") or "").get(self.server.cookie)
+            tokens += [cookie.value] if cookie else []
+        return tokens
 
     def _reply(self, status: int, kind: str, body: bytes, *, allowed: bool = False) -> None:
-        self.connection.settimeout(self.server.request_s)  # of all that is sent; reading left what it had left
+        self.connection.settimeout(self.server.request_s)  # for the whole reply; reading has shortened the timeout
         self.send_response(status)
         headers = {
             "Content-Type": kind,
@@ -218,14 +224,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if path.startswith("/face/") and path.endswith(".png"):
             session = self.server.session
             face = session.faces[path.removeprefix("/face/").removesuffix(".png")]["face"]
-            pixels = decode(session.results.get(face), max_pixels=2048 * 2048, min_side=1).pixels
+            pixels = decode(session.results.get(face), max_pixels=MAX_FACE_PIXELS, min_side=1).pixels
             return 200, PNG.content_type, PNG.encode(pixels)
         return _error(404, "no such page")
 
     def _post(self) -> Reply:
         size = int(self.headers.get("Content-Length") or 0)
         if self.headers.get("Content-Type") != "application/json" or not 0 < size <= MAX_BODY:
-            return _error(415, "expected a small JSON body")  # which other sites' pages cannot send unasked
+            return _error(415, "expected a small JSON body")  # other sites cannot send JSON without a preflight
         sent = json.loads(self.rfile.read(size))
         rater = shown(str(sent["rater"])).strip()[:MAX_NAME]
         if not rater:
@@ -242,7 +248,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @lru_cache
 def _page() -> tuple[str, str]:
-    """The page and its policy: its own style, script and faces, nothing else."""
+    """Return the page and its policy, which allows the page's own style, script and faces only."""
     css, js = asset("mos.css"), asset("mos.js")
     own = policy(css, js, "'self'")
     return filled("mos.html.j2", css, js, scale=SCALE), f"{own}; connect-src 'self'; frame-ancestors 'none'"

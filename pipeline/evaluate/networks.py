@@ -1,4 +1,4 @@
-"""The networks that an evaluation's worker holds: judge, base models, attacks, preprocessing; loaded when needed."""
+"""The networks of an evaluation's worker, loaded at first use: evaluator, base models, attacks, preprocessing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,57 +14,53 @@ Images = dict[str, list[UInt8]]
 
 
 class EvaluationModels:
-    """Everything of `dladiff.evaluation` that outlives a row. Torch comes in at the first use, on the worker."""
+    """Loads the networks and keeps them from row to row. Torch is imported at first use, on the worker."""
 
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
         self._networks: Any = None
         self._checked = False
         self._bases: dict[str, tuple[Any, Any]] = {}
-        self._ways: dict[str, Callable[[UInt8], UInt8]] = {}
+        self._preprocessings: dict[str, Callable[[UInt8], UInt8]] = {}
 
     @property
     def networks(self) -> Any:
-        """Return `dladiff.evaluation.scores.Networks`. Raises ModelError."""
+        """The networks of the metrics, a `dladiff.evaluation.scores.Networks`. Raises ModelError."""
         if self._networks is None:
-            from dladiff.evaluation.devices import prepare
-            from dladiff.evaluation.judge import embedded_features, load_judge
+            from dladiff.evaluation.evaluator import embedded_features, load_evaluator, use_device
             from dladiff.evaluation.scores import Networks
             from dladiff.faces.image_network import ImageNetwork
 
-            prepare(self.config.cpus, False)
-            given = {"features": self.config.features, "quality": self.config.fiqa, "lpips": self.config.lpips}
-            found = {role: ImageNetwork(path, role) if path else None for role, path in given.items()}
+            use_device(self.config.cpus, False)
+            files = {"features": self.config.features, "quality": self.config.fiqa, "lpips": self.config.lpips}
+            loaded = {role: ImageNetwork(path, role) if path else None for role, path in files.items()}
             self._networks = Networks(
-                judge=load_judge(self.config.judges),
-                features=found["features"] or embedded_features(),
-                fiqa=found["quality"],
-                lpips=found["lpips"],
+                evaluator=load_evaluator(self.config.evaluators),
+                features=loaded["features"] or embedded_features(),
+                fiqa=loaded["quality"],
+                lpips=loaded["lpips"],
             )
         return self._networks
 
     def check(self) -> None:
-        """Load whatever the evaluation will ask for: what is missing is told before the first row, not hours later.
-
-        Raises ModelError or ConfigError.
-        """
+        """Load all networks of the evaluation, before its first row. Raises ModelError, ConfigError: one is missing."""
         if self._checked:
             return
-        for way in self.config.preprocessings:
-            self.way(way)
+        for name in self.config.preprocessings:
+            self.preprocessing(name)
         for base in self.config.bases:
             for name in self.config.attacks:
                 self.attack(name, base)
         self._checked = True
 
     def attack(self, name: str, base: str) -> Callable[[list[UInt8], int], Images] | None:
-        """Return the attack as (squares, seed) to pictures; None for `encoder_only`, which generates nothing.
+        """Return the attack as a function (crops, seed) of the pictures; None for `encoder_only`.
 
-        Raises ModelError or ConfigError for weights that are missing or a setting that is not known.
+        Raises ModelError or ConfigError: weights are missing or a setting is unknown.
         """
         if name == ENCODER_ONLY:
             return None
-        from dladiff.evaluation.attackers.settings import settings_for
+        from dladiff.evaluation.attackers.base import settings_for
 
         record = ATTACKS[name]
         model = self.base(base)[0]
@@ -75,33 +71,33 @@ class EvaluationModels:
         if record.check:
             record.load(record.check)(model, settings)
         attack = record.load()
-        return lambda squares, seed: attack(model, squares, settings, self.config.prompts, self.config.count, seed)
+        return lambda crops, seed: attack(model, crops, settings, self.config.prompts, self.config.count, seed)
 
     def base(self, folder: str) -> tuple[Any, Any]:
-        """Return a base model and its safety checker, if it has one."""
+        """Return a base model and its safety checker, or None for the checker if it has none."""
         if folder not in self._bases:
             from dladiff.evaluation.attackers.base import load_base
-            from dladiff.evaluation.devices import prepare
+            from dladiff.evaluation.evaluator import use_device
             from dladiff.evaluation.safety import safety_checker
 
-            device = prepare(self.config.cpus, bool(self.config.gpus))
+            device = use_device(self.config.cpus, bool(self.config.gpus))
             self._bases[folder] = (load_base(folder, device), safety_checker(folder))
         return self._bases[folder]
 
-    def way(self, name: str) -> Callable[[UInt8], UInt8]:
-        """Return a preprocessing, or a purifier, by NAME or NAME=FOLDER."""
-        if name not in self._ways:
-            from dladiff.evaluation.devices import prepare
+    def preprocessing(self, name: str) -> Callable[[UInt8], UInt8]:
+        """Return a preprocessing's function of a photo. `name` is NAME, or NAME=FOLDER with a purifier's weights."""
+        if name not in self._preprocessings:
+            from dladiff.evaluation.evaluator import use_device
 
-            plain, _, folder = name.partition("=")
-            device = prepare(self.config.cpus, bool(self.config.gpus))
-            self._ways[name] = PREPROCESSINGS[plain].prepare(folder, device)
-        return self._ways[name]
+            record, _, folder = name.partition("=")
+            device = use_device(self.config.cpus, bool(self.config.gpus))
+            self._preprocessings[name] = PREPROCESSINGS[record].prepare(folder, device)
+        return self._preprocessings[name]
 
-    def squares(self, photos: list[UInt8], base: str) -> list[UInt8]:
-        """Cut what the thief trains on; photos in which it finds no face are missing."""
-        from dladiff.evaluation.squares import thief_square
+    def crops(self, photos: list[UInt8], base: str) -> list[UInt8]:
+        """Return the attacker's training crops; photos without a detected face are dropped."""
+        from dladiff.evaluation.crop import attacker_crop
 
         model = self.base(base)[0]
-        cut = [thief_square(p, model.region, model.resolution, self.networks.judge.detector) for p in photos]
-        return [square for square in cut if square is not None]
+        crops = [attacker_crop(p, model.region, model.resolution, self.networks.evaluator.detector) for p in photos]
+        return [crop for crop in crops if crop is not None]

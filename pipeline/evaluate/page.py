@@ -1,4 +1,4 @@
-"""The page of an evaluation, tables.html, and contact sheets of generated faces; nothing is sent anywhere."""
+"""tables.html, the page of an evaluation, and contact sheets of generated faces. The page loads nothing."""
 
 import io
 from collections.abc import Sequence
@@ -15,18 +15,23 @@ from pipeline.sources.decode import decode
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import escape, shown
 
-TILE, ACROSS, DOWN = 96, 8, 12  # px of a face on a contact sheet, faces of a person, people
-LABEL = 14  # px above a person's row
+TILE, COLUMNS, ROWS = 96, 8, 12
+"""Contact sheet: side of a face in px, faces of a person, people."""
+LABEL = 14
+"""Height in px of the name above a person's row."""
+MAX_FACE_PIXELS = 2048 * 2048
+"""Largest generated face that is decoded."""
 
 
-def write_sheets(results: Storage, found: Evaluation) -> list[tuple[str, bytes]]:
-    """Write a contact sheet (PNG) of generated faces an attack and method; return titles and pictures."""
+def write_sheets(results: Storage, evaluation: Evaluation) -> list[tuple[str, bytes]]:
+    """Write a contact sheet (PNG) of generated faces for each attack and method; return titles and pictures."""
     sheets: list[tuple[str, bytes]] = []
-    for attack in found.attacks:
-        for condition in found.conditions:
-            records = [r for r in found.of(condition, attack).done if r["faces"].get(found.prompts[0])]
-            first = {r["identity"]: r for r in reversed(records)}  # of several seeds the first one's
-            rows = [(name, first[name]["faces"][found.prompts[0]]) for name in sorted(first)][:DOWN]
+    prompt = evaluation.prompts[0]
+    for attack in evaluation.attacks:
+        for condition in evaluation.conditions:
+            records = [r for r in evaluation.of(condition, attack).done if r["faces"].get(prompt)]
+            first = {r["identity"]: r for r in reversed(records)}  # with several seeds, the first
+            rows = [(name, first[name]["faces"][prompt]) for name in sorted(first)][:ROWS]
             if rows:
                 picture = _sheet(results, rows)
                 results.put(f"sheets/{escape(attack)}--{escape(condition)}{PNG.suffix}", picture, PNG.content_type)
@@ -35,7 +40,7 @@ def write_sheets(results: Storage, found: Evaluation) -> list[tuple[str, bytes]]
 
 
 def render(tables: Sequence[Table], head: str, about: Sequence[str], sheets: Sequence[tuple[str, bytes]]) -> str:
-    """Return one page that needs nothing else and may connect nowhere; every value is escaped."""
+    """Return a self-contained page whose policy forbids connections; every value is escaped."""
     pictures = [(title, embedded(_webp(data))) for title, data in sheets]
     css = asset("report.css", "evaluation.css")
     return filled("evaluation.html.j2", css, tables=tables, head=head, about=about, sheets=pictures)
@@ -43,11 +48,11 @@ def render(tables: Sequence[Table], head: str, about: Sequence[str], sheets: Seq
 
 def _sheet(results: Storage, rows: Sequence[tuple[str, Sequence[str]]]) -> bytes:
     height = TILE + LABEL
-    sheet = Image.new("RGB", (TILE * ACROSS, height * len(rows)), "white")
+    sheet = Image.new("RGB", (TILE * COLUMNS, height * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (name, keys) in enumerate(rows):
         draw.text((2, i * height + 1), shown(name).encode("ascii", "replace").decode()[:60], fill="black")
-        for j, key in enumerate(keys[:ACROSS]):
+        for j, key in enumerate(keys[:COLUMNS]):
             face = Image.fromarray(read_face(results, key)).resize((TILE, TILE), Image.Resampling.LANCZOS)
             sheet.paste(face, (j * TILE, i * height + LABEL))
     out = io.BytesIO()
@@ -56,9 +61,9 @@ def _sheet(results: Storage, rows: Sequence[tuple[str, Sequence[str]]]) -> bytes
 
 
 def read_face(results: Storage, key: str) -> UInt8:
-    """Read a stored face; grey where it is gone or damaged."""
+    """Return a stored face, or a grey square if it is missing or damaged."""
     try:
-        return decode(results.get(key), max_pixels=2048 * 2048, min_side=1).pixels
+        return decode(results.get(key), max_pixels=MAX_FACE_PIXELS, min_side=1).pixels
     except (PhotoError, NotFoundError):
         return np.full((TILE, TILE, 3), 128, np.uint8)
 

@@ -1,8 +1,8 @@
-"""ratings.csv: what people say of generated faces, one row a rating.
+"""ratings.csv: the ratings of generated faces, one row per rating.
 
-The file is made to be opened in a spreadsheet, which computes a cell that begins like a formula. So an apostrophe is
-written before such a text, which spreadsheets show as text, and taken away when the file is read. Every cell stands in
-quotes, so that no name makes a cell of its own where the separator is another one.
+Users open the file in spreadsheets, which evaluate cells that begin like a formula. So such a text is written with an
+apostrophe before it, which makes it plain text in spreadsheets; reading removes the apostrophe. Every cell is quoted,
+so that a separator of another locale inside a name does not split the cell.
 """
 
 import csv
@@ -20,27 +20,30 @@ RATINGS = "ratings.csv"
 COLUMNS = ("rater", "face", "identity", "attack", "condition", "prompt", "score", "time")
 SCORES = ("1", "2", "3", "4", "5")
 FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-"""Beginnings that a spreadsheet may compute, full-width ones too, with any apostrophes before them."""
+"""First characters of formulas, including full-width ones, after any apostrophes."""
 
-MOST_BYTES = 64 * 2**20  # of ratings.csv: a rating takes some 200 bytes
+MAX_RATINGS_BYTES = 64 * 2**20
+"""Largest ratings.csv that is read; a rating takes about 200 bytes."""
+MAX_WRITES = 50
+"""Attempts to write the file while others change it."""
 log = logging.getLogger(__name__)
 
 Rating = dict[str, str]
 
 
 def read_ratings(results: Storage) -> list[Rating]:
-    """Read ratings.csv; none where there is no such file. Rows that are no rating are left out with a warning.
+    """Return the ratings of ratings.csv, [] without the file. Invalid rows are left out with a warning.
 
-    Raises DamagedError where the file as a whole cannot be read, StorageError.
+    Raises DamagedError (the file as a whole cannot be read), StorageError.
     """
     return _parsed(results)[0]
 
 
 def _parsed(results: Storage) -> tuple[list[Rating], list[list[str]]]:
-    """The ratings, and the cells of the rows that are none."""
+    """Return the ratings, and the cells of the invalid rows."""
     where = shown(results.uri_of(RATINGS))
     try:
-        text = results.get(RATINGS, MOST_BYTES).decode("utf-8-sig")
+        text = results.get(RATINGS, MAX_RATINGS_BYTES).decode("utf-8-sig")
         reader = csv.DictReader(io.StringIO(text, newline=""))
         rows = list(reader)
     except NotFoundError:
@@ -50,7 +53,7 @@ def _parsed(results: Storage) -> tuple[list[Rating], list[list[str]]]:
     except csv.Error as error:
         raise DamagedError(f"{where} is no CSV file ({error}); repair or delete it") from error
     except TooLargeError as error:
-        raise DamagedError(f"{where} has more than {MOST_BYTES} bytes; repair or delete it") from error
+        raise DamagedError(f"{where} has more than {MAX_RATINGS_BYTES} bytes; repair or delete it") from error
     if not set(COLUMNS) <= set(reader.fieldnames or ()):
         raise DamagedError(f"{where} lacks a column of {', '.join(COLUMNS)}; repair or delete it")
     good = [row for row in rows if row["score"] in SCORES and None not in row and None not in row.values()]
@@ -61,7 +64,7 @@ def _parsed(results: Storage) -> tuple[list[Rating], list[list[str]]]:
 
 
 def _guarded(value: str) -> str:
-    """Return a cell's text that no spreadsheet computes; `_plain` gives the value back."""
+    """Return a cell's text that no spreadsheet evaluates; `_plain` is the inverse."""
     return f"'{value}" if FORMULA.match(value) else value
 
 
@@ -70,16 +73,16 @@ def _plain(value: str) -> str:
 
 
 def opinions(ratings: Iterable[Rating]) -> dict[tuple[str, str, str], Estimate]:
-    """Mean opinion score by attack, condition and prompt; people shown are drawn for the interval."""
+    """Return the mean opinion score by (attack, condition, prompt), with an interval over the people in the faces."""
     values: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     for row in ratings:
         own = values.setdefault((row["attack"], row["condition"], row["prompt"]), {})
         own.setdefault(row["identity"], []).append(float(row["score"]))
-    return {key: found for key, own in values.items() if (found := mean_over_people(own)) is not None}
+    return {key: mean for key, own in values.items() if (mean := mean_over_people(own)) is not None}
 
 
 def add_rating(results: Storage, rating: Rating) -> None:
-    """Append a rating, whoever else appends at the same time; a face counts once a rater. Raises StorageError."""
+    """Append a rating, unless this rater has rated this face; safe against concurrent writers. Raises StorageError."""
 
     def added(rows: list[Rating]) -> list[Rating]:
         known = {(row["rater"], row["face"]) for row in rows}
@@ -89,7 +92,7 @@ def add_rating(results: Storage, rating: Rating) -> None:
 
 
 def keep_ratings(results: Storage, kept: Callable[[str], bool]) -> None:
-    """Remove the ratings of faces of people who are not `kept`, and rows that are none: whose is not known.
+    """Remove the ratings of identities for which `kept` is False, and invalid rows, whose identity is unknown.
 
     Raises StorageError.
     """
@@ -97,8 +100,8 @@ def keep_ratings(results: Storage, kept: Callable[[str], bool]) -> None:
 
 
 def _change(results: Storage, change: Callable[[list[Rating]], list[Rating]], *, damaged: bool) -> None:
-    """Write what `change` makes of the ratings; with `damaged`, rows that are none stay."""
-    for _ in range(50):
+    """Replace the ratings by `change(ratings)`, retrying on concurrent changes; `damaged` keeps invalid rows."""
+    for _ in range(MAX_WRITES):
         tag = results.tag(RATINGS)
         rows, bad = _parsed(results) if tag else ([], [])
         changed = change(rows)

@@ -1,5 +1,6 @@
 """Weights named in a configuration: which are missing here, and digests of their content for the work's key."""
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,10 @@ def fingerprint(name: str, skipped: frozenset[str] = SKIPPED) -> str:
         path = EMBEDDED / "encoders" / f"{Path(name.removeprefix(SHIPPED)).name}.onnx"
     if not name or not path.exists():
         return name
+    return _of_package(path, skipped) if path.is_relative_to(EMBEDDED) else _digest(path, skipped)
+
+
+def _digest(path: Path, skipped: frozenset[str]) -> str:
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     digest = hashlib.sha256()
     for file in files:
@@ -137,3 +142,6 @@ def fingerprint(name: str, skipped: frozenset[str] = SKIPPED) -> str:
             with file.open("rb") as handle:
                 digest.update(hashlib.file_digest(handle, "sha256").digest())
     return f"sha256:{digest.hexdigest()}"
+
+
+_of_package = functools.cache(_digest)  # its files are the same for as long as the process runs

@@ -41,7 +41,7 @@ def _column(name: str, kind: pa.DataType, about: str) -> pa.Field:
 
 def _metric_columns() -> Iterator[pa.Field]:
     """Yield a column a metric (`dladiff/evaluation/metrics`), and one of those that have a value for each encoder."""
-    similarity = _column("similarity", pa.list_(ATTACKED), "mean cosines, by encoder of the judge")
+    similarity = _column("similarity", pa.list_(ATTACKED), "mean cosines, by encoder of the evaluator")
     for together, metrics in groupby(METRICS.values(), key=lambda metric: metric.per_encoder):
         yield from [similarity] if together else [_column(m.name, pa.float64(), m.about) for m in metrics]
 
@@ -174,8 +174,9 @@ def parquet(data: bytes, schema: pa.Schema | None = None) -> pq.ParquetFile:
     copy = pa.BufferOutputStream()
     copy.write(data)
     file = pq.ParquetFile(pa.BufferReader(copy.getvalue()))
+    own = file.schema_arrow if schema else pa.schema([])  # once: each access builds it anew
     for field in schema or ():
-        found = file.schema_arrow.field(field.name)
+        found = own.field(field.name)
         if not found.type.equals(field.type):
             raise ValueError(f"column {field.name} is {found.type}, not {field.type}")
     return file

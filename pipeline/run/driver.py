@@ -51,12 +51,19 @@ class Summary:
     left: int = 0
     lost_photos: int = 0
     mixed_identities: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Files of the input that are no photos, hidden files, and what was not read, by name."""
     results: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def unread(self) -> int:
+        """Number of names and folders of the input that cannot be read."""
+        return self.left_out.get("unread", 0)
+
+    @property
     def exit_code(self) -> int:
-        """0 if all are protected, 1 if some failed or are left."""
-        return 1 if self.failed or self.quarantined or self.left or self.lost_photos else 0
+        """0 if all are protected, 1 if some failed or are left, or if a part of the input was not read."""
+        return 1 if self.failed or self.quarantined or self.left or self.lost_photos or self.unread else 0
 
     def advice(self, output: str) -> list[str]:
         """Return what to do next, one command a line."""
@@ -64,6 +71,8 @@ class Summary:
         lines = []
         if self.failed or self.quarantined or self.lost_photos:
             lines.append(f"next: dladiff failed --output {address} says why; protect --retry-failed tries them again")
+        if self.unread:
+            lines.append(f"next: {self.unread} names or folders of the input were not read, the log names them")
         if self.left:
             lines.append("next: run the same command again for what is left")
         if self.mixed_identities:
@@ -187,4 +196,5 @@ def _summary(plan: Plan) -> Summary:
         quarantined=counts["quarantined"],
         skipped=counts["skipped"],
         lost_photos=plan.lost_photos,
+        left_out=plan.left_out.counts(),
     )

@@ -18,6 +18,7 @@ from pipeline.records.manifest import ParquetFile, write_rows
 from pipeline.records.schema import PLAN, TODO
 from pipeline.sources.find import Identity, Photo, find_identities
 from pipeline.sources.index_file import MISSING, REFUSED, index_identities, is_index
+from pipeline.sources.left_out import LeftOut
 from pipeline.storage.base import FOLDERS, Storage
 from pipeline.storage.keys import shown
 from pipeline.storage.open import local_path, open_storage
@@ -28,7 +29,7 @@ CANDIDATES = 4  # candidates for the clean set, in units of clean_photos: the la
 NO_PHOTOS = (
     "no photos found in {uri}; understood are: one folder an identity, photos side by side (each an identity, or "
     "--one-identity), <identity>/set_A, set_B folders, CelebA-HQ, VGGFace2, and an index file (.csv, .parquet); "
-    "JPEG, PNG, WebP, BMP, TIFF"
+    "JPEG, PNG, WebP, HEIC, AVIF, BMP, TIFF"
 )
 
 
@@ -81,6 +82,8 @@ class Plan:
     skipped: int = 0
     lost_photos: int = 0
     """Photos that failed in tasks that are done."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """Files of the input that are no photos, and what of it was not read."""
     plan_hash: str = ""
     inputs: tuple[str, ...] = ()
     """Folders or bucket prefixes of the photos; `verify` and `report` read originals below them."""
@@ -110,7 +113,7 @@ def make_plan(config: RunConfig, *, retry: Retry | None = None, folder: Path | N
     digest, content = config.config_digest(), hashlib.sha256()
     clean_photos = config.method_config().clean_photos
     own = tuple(f"{target.uri.rstrip('/')}/{folder}/" for folder in FOLDERS) if target else ()
-    for identity in islice(identities(config, target), config.limit):
+    for identity in islice(identities(config, target, left=plan.left_out), config.limit):
         _check_apart(identity, own)
         _add(plan, identity, config, (digest, clean_photos), retry)
         for photo in (*identity.photos, *identity.clean):
@@ -118,7 +121,9 @@ def make_plan(config: RunConfig, *, retry: Retry | None = None, folder: Path | N
                 plan.buckets.add(photo.uri)
             content.update(f"{photo.uri}\0{photo.tag}\0".encode("utf-8", "surrogatepass"))
     if not plan.identities:
-        raise ConfigError([NO_PHOTOS.format(uri=config.input)])
+        unread = plan.left_out.unread
+        more = f"; {unread} names or folders could not be read, the lines above name them" if unread else ""
+        raise ConfigError([NO_PHOTOS.format(uri=config.input) + more])
     plan.plan_hash = content.hexdigest()
     plan.inputs += plan.buckets.addresses()
     for file in (plan.plan_file, plan.todo_file):
@@ -134,6 +139,7 @@ def write_plan(target: Storage, plan: Plan, run_id: str) -> None:
     hashed = {"plan_hash": plan.plan_hash}  # known only after the last row
     write_rows(target, key, (row | hashed for row in plan.plan_file.rows()), PLAN)
     latest = {"plan": key, "run_id": run_id, "started_at": now(), "tasks": plan.plan_file.count}
+    latest |= {"unread": plan.left_out.unread}
     latest |= {"identities": plan.identities, "photos": plan.photos, "todo": plan.todo, "inputs": plan.inputs}
     target.put(LATEST, json.dumps(latest, indent=1).encode(), "application/json")
 
@@ -155,17 +161,21 @@ def open_existing(uri: str) -> Storage | None:
     return None if path is not None and not path.exists() else open_storage(uri)
 
 
-def identities(config: RunConfig, target: Storage | None, *, whole: bool = False) -> Iterator[Identity]:
+def identities(
+    config: RunConfig, target: Storage | None, *, whole: bool = False, left: LeftOut | None = None
+) -> Iterator[Identity]:
     """Yield the input's identities, ignoring `limit`; an output inside the input is excluded.
 
-    With `whole` an unreadable folder raises StorageError, else it is logged and skipped.
+    `left` counts what is left out. With `whole` an unreadable folder raises StorageError, else it is logged and
+    skipped.
     """
     if is_index(config.input):
         return index_identities(config.input, config.allow_roots)
     source = open_storage(config.input)
     lists = open_storage(config.lists) if config.lists else None
     inside = _inside(source, target) if target else None
-    return find_identities(source, layout=config.layout_name(), exclude_prefix=inside, lists=lists, whole=whole)
+    layout = config.layout_name()
+    return find_identities(source, layout=layout, exclude_prefix=inside, lists=lists, whole=whole, left=left)
 
 
 def _inside(source: Storage, target: Storage) -> str | None:

@@ -1,28 +1,22 @@
 """List photos and group them into identities, on the driver, in bounded memory, by names alone."""
 
 import itertools
-import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import attrgetter
-from pathlib import PurePosixPath
 
-from dladiff.errors import ConfigError
+from dladiff.errors import BusyError, ConfigError, StorageError
+from pipeline.sources.kinds import IN_SHARD, LOOK, SHARDS, ending_of, is_left_alone, is_photo_name, is_picture
 from pipeline.sources.layouts import LAYOUTS
 from pipeline.sources.layouts.record import Listing
+from pipeline.sources.left_out import LeftOut
 from pipeline.sources.spool import Listed, Spool
 from pipeline.storage.base import FOLDERS, Entry, Storage
 from pipeline.storage.keys import shown
 
-log = logging.getLogger(__name__)
-
-PICTURES = frozenset(
-    ".avif .heif .jp2 .j2k .jxl .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .psd .tga .ppm .pgm .pnm .exr .ico .svg".split()
-) | {""}
-"""Extensions of pictures that are skipped with a warning; "" is no extension."""
-KINDS = 8  # most extensions named in that warning
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic"})
+LOOKS = 16  # files looked at in parallel: each is one request of a bucket
+LOOK_BATCH = 512  # entries held while they are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +45,22 @@ def find_identities(
     exclude_prefix: str | None = None,
     lists: Storage | None = None,
     whole: bool = False,
+    left: LeftOut | None = None,
 ) -> Iterator[Identity]:
     """List `storage` once and yield its identities, sorted by name, each with its photos sorted by key.
 
     `layout` names a record of `pipeline.sources.layouts`. `lists` holds a release's lists where they are not among the
     photos.
-    Keys under `exclude_prefix` (an output inside the input), hidden files and other extensions are no photos.
-    A folder that cannot be read is logged, counted and skipped; with `whole` it raises StorageError, for a caller to
-    whom an identity that is not listed has left.
+    Keys under `exclude_prefix` (an output inside the input), hidden files and files that are no pictures are no photos;
+    `left` counts them. A folder or name that cannot be read is logged and counted there; with `whole` a folder raises
+    StorageError, for a caller to whom an identity that is not listed has left.
     Memory holds one identity at a time. Raises ConfigError for an unknown layout, a bad list, and photos under
     `exclude_prefix` that no run put there; StorageError.
     """
     if layout not in LAYOUTS:
         raise ConfigError([f"layout: {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}"])
-    return _find(storage, layout, _photos(storage, exclude_prefix, whole), lists)
+    left = left or LeftOut()
+    return _find(storage, layout, _photos(storage, exclude_prefix, whole, left), lists)
 
 
 def identities(rows: Iterable[Listed], uri_of: Callable[[str], str]) -> Iterator[Identity]:
@@ -79,13 +75,48 @@ def identities(rows: Iterable[Listed], uri_of: Callable[[str], str]) -> Iterator
             yield Identity(name, tuple(photos), tuple(clean))
 
 
-def is_photo(key: str) -> bool:
-    """Return whether a key names a photo: a known extension, and no hidden part such as ".thumbs" or "._a.jpg"."""
-    return not _hidden(key) and PurePosixPath(key).suffix.lower() in EXTENSIONS
+def photos_of(storage: Storage, entries: Iterable[Entry], left: LeftOut) -> Iterator[Entry]:
+    """Yield the photos among entries, in any order; count the others in `left`.
+
+    Extensions decide where they are known. The first bytes of other files are read, LOOKS files at a time. A file
+    whose bytes cannot be read is a photo: the reason is given where it is read.
+    """
+    unknown: list[Entry] = []
+    for entry in entries:
+        if is_left_alone(entry.key):
+            left.hidden += 1
+        elif IN_SHARD.search(entry.key):
+            left.skip(entry.key, "its name is the address of a row or a member; rename it")
+        elif (known := is_photo_name(entry.key)) is None:
+            unknown.append(entry)
+            if len(unknown) == LOOK_BATCH:
+                yield from _looked_at(storage, unknown, left)
+                unknown = []
+        elif known:
+            yield entry
+        elif ending_of(entry.key) in SHARDS:
+            left.shards.append(entry)
+        else:
+            left.not_photo(entry.key)
+    yield from _looked_at(storage, unknown, left)
 
 
-def _hidden(key: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in key.split("/"))
+def _looked_at(storage: Storage, entries: list[Entry], left: LeftOut) -> Iterator[Entry]:
+    def look(entry: Entry) -> bool:
+        try:
+            return entry.size > 0 and is_picture(storage.part(entry.key, 0, LOOK))
+        except BusyError:  # temporary, and no fault of the file
+            raise
+        except StorageError:
+            return True
+
+    if entries:
+        with ThreadPoolExecutor(min(LOOKS, len(entries))) as pool:
+            for entry, picture in zip(entries, pool.map(look, entries), strict=True):
+                if picture:
+                    yield entry
+                else:
+                    left.no_picture(entry.key)
 
 
 def _find(storage: Storage, layout: str, photos: Iterator[Entry], lists: Storage | None) -> Iterator[Identity]:
@@ -96,20 +127,22 @@ def _find(storage: Storage, layout: str, photos: Iterator[Entry], lists: Storage
         yield from identities(spool.rows(), storage.uri_of)
 
 
-def _photos(storage: Storage, exclude_prefix: str | None, whole: bool) -> Iterator[Entry]:
-    """Yield the photos; log at the end how many visible pictures of unsupported types were skipped."""
+def _photos(storage: Storage, exclude_prefix: str | None, whole: bool, left: LeftOut) -> Iterator[Entry]:
+    """Yield the photos; log at the end what was left out."""
     skip = f"{exclude_prefix.strip('/')}/" if exclude_prefix and exclude_prefix.strip("/") else None
-    others: Counter[str] = Counter()
-    for entry in storage.list(whole=whole):
-        if skip and entry.key.startswith(skip):
-            if is_photo(entry.key) and entry.key.removeprefix(skip).partition("/")[0] not in FOLDERS:
+
+    def outside() -> Iterator[Entry]:
+        for entry in storage.list(whole=whole, skip=left.skip):
+            if not (skip and entry.key.startswith(skip)):
+                yield entry
+            elif _is_stray(entry.key, skip):
                 address = shown(storage.uri_of(entry.key))
                 raise ConfigError([f"output: holds photos of the input ({address}); give another output"])
-            continue
-        if is_photo(entry.key):
-            yield entry
-        elif not _hidden(entry.key) and (kind := PurePosixPath(entry.key).suffix.lower()) in PICTURES:
-            others[kind or "no extension"] += 1
-    if others:
-        kinds = ", ".join(f"{shown(kind)} {count}" for kind, count in others.most_common(KINDS))
-        log.error("left out %d files that are not read as photos: %s; convert them", others.total(), kinds)
+
+    yield from photos_of(storage, outside(), left)
+    left.log_all(storage.uri)
+
+
+def _is_stray(key: str, output: str) -> bool:
+    """Return whether a key below the output is a photo that no run put there."""
+    return bool(is_photo_name(key)) and not is_left_alone(key) and key.removeprefix(output).split("/")[0] not in FOLDERS

@@ -4,18 +4,16 @@ import logging
 import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
-from typing import Literal, get_args
 
 from pipeline.sources.spool import Listed, Spool, blob, text
 from pipeline.storage.base import Entry
+from pipeline.storage.keys import shown
 
 log = logging.getLogger(__name__)
 
-Layout = Literal["auto", "folders", "flat", "one", "sets", "celeba_hq", "vggface2"]
-LAYOUTS: tuple[str, ...] = get_args(Layout)
-
 SET_FOLDER = re.compile(r"set_([abc])", re.IGNORECASE)  # Anti-DreamBooth: <id>/set_A/1.jpg
 SET_FILE = re.compile(r"set_([abc])_.+", re.IGNORECASE)  # the same in one folder: <id>/set_A_1.jpg
+ANY_FOLDER, ANY_FILE = re.compile(r"set_([a-z])", re.IGNORECASE), re.compile(r"set_([a-z])_.+", re.IGNORECASE)
 ALONE = "alone"  # mark of a photo that is its own identity
 
 
@@ -41,12 +39,12 @@ def stem(key: str) -> str:
 
 
 def _set_of(key: str) -> tuple[str, str] | None:
-    """The owner's folder and the set letter, A, B or C, of a key in either form; None for any other key."""
+    """The owner's folder and the set letter of a key in either form; None for any other key."""
     above, _, name = key.rpartition("/")
     owner, _, last = above.rpartition("/")
-    if match := SET_FOLDER.fullmatch(last):
+    if match := ANY_FOLDER.fullmatch(last):
         return owner, match[1].upper()
-    if match := SET_FILE.fullmatch(name):
+    if match := ANY_FILE.fullmatch(name):
         return above, match[1].upper()
     return None
 
@@ -63,6 +61,12 @@ def add_with_sets(spool: Spool, photos: Iterable[Entry], complete: str) -> None:
         "UPDATE photo SET name = folder(key), mark = '' WHERE mark <> '' AND name NOT IN (SELECT name FROM owner)"
     )
     spool.execute("DELETE FROM photo WHERE mark = 'C'")
+    others = "FROM photo WHERE mark > 'C'"
+    count, example = spool.execute(f"SELECT count(*), min(key) {others}").fetchone()
+    if count:
+        where = shown(text(example))
+        log.warning("%d photos of sets beside set_A, set_B and set_C are left alone, for example %s", count, where)
+        spool.execute(f"DELETE {others}")
 
 
 def name_root(spool: Spool, root: str) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 from dladiff.errors import NotFoundError, StorageError
 from pipeline.records.latest import latest_plan
-from pipeline.sources.find import is_photo
+from pipeline.sources.find import photos_of
 from pipeline.sources.index_file import is_index
+from pipeline.sources.left_out import LeftOut
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import shown
 from pipeline.storage.open import local_path, open_storage
@@ -52,7 +53,8 @@ class Originals:
     def photos(self, uri: str) -> list[tuple[str, str]]:
         """Return (address, tag) of the photos below a folder or prefix that is a root or below one, sorted."""
         storage, key = self._found(f"{uri.rstrip('/')}/")
-        return sorted((storage.uri_of(entry.key), entry.tag) for entry in storage.list(key) if is_photo(entry.key))
+        found = photos_of(storage, storage.list(key), LeftOut())
+        return sorted((storage.uri_of(entry.key), entry.tag) for entry in found)
 
     def _found(self, uri: str) -> tuple[Storage, str]:
         found = self._split(uri)

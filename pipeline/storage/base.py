@@ -3,7 +3,7 @@
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +24,8 @@ FOLDERS = ("photos", "done", "failed", "starts", "plan", "manifest", "report", "
 MAX_OBJECT = 2 * 2**30  # bytes of one object held in memory: the largest is the manifest of millions of photos
 SKIPPED_SHOWN = 20  # log lines about skipped objects for one listing, about a screen
 BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")  # what boto3 accepts; access keys and passwords do not match
+Skip = Callable[[str, str], None]
+"""Receives the key of an object that a listing skips, and why; a folder's key ends in "/"."""
 TEMP_PREFIX = ".tmp-"  # prefix of unfinished writes and locks, which are never objects
 
 
@@ -58,12 +60,14 @@ class Storage(Protocol):
         """The prefix, in the form that `open_storage` accepts."""
         ...
 
-    def list(self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True) -> Iterator[Entry]:
+    def list(
+        self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True, skip: Skip | None = None
+    ) -> Iterator[Entry]:
         """Yield the objects whose key begins with `prefix`, in the back end's order, as they arrive.
 
-        Objects whose name is no valid key are skipped, and logged with `log_skipped`. With `whole`, an unreadable
-        folder raises StorageError: its records or people would seem deleted. Without it, unreadable folders below the
-        first one are skipped.
+        Objects whose name is no valid key are skipped, and logged with `log_skipped`, or given to `skip`. With
+        `whole`, an unreadable folder raises StorageError: its records or people would seem deleted. Without it,
+        unreadable folders below the first one are skipped.
         """
         ...
 
@@ -73,6 +77,10 @@ class Storage(Protocol):
         Reads at most `limit` bytes (None: MAX_OBJECT) and raises TooLargeError for a larger object, NotFoundError for
         a missing one.
         """
+        ...
+
+    def part(self, key: str, start: int, length: int) -> bytes:
+        """Return at most `length` bytes of an object from byte `start` on, which it must have. Errors like `get`."""
         ...
 
     def get_file(self, key: str, file: Path) -> None:
@@ -126,13 +134,15 @@ class Skipped:
     They are logged as errors, which --quiet shows too: a skipped photo stays unprotected.
     """
 
-    def __init__(self, where: str, log_skipped: bool) -> None:
-        self.where, self.log_skipped = where, log_skipped
+    def __init__(self, where: str, log_skipped: bool, skip: Skip | None = None) -> None:
+        self.where, self.log_skipped, self.skip = where, log_skipped and skip is None, skip
         self.count = 0
 
     def add(self, key: str, why: str) -> None:
         """Count one skipped object, and log it if it is among the first."""
         self.count += 1
+        if self.skip is not None:
+            self.skip(key, why)
         if self.log_skipped and self.count <= SKIPPED_SHOWN:
             log.error("skipped %s: %s", short(key), why)
 

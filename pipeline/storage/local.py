@@ -16,6 +16,7 @@ from pipeline.storage.base import (
     TEMP_PREFIX,
     Entry,
     Leftover,
+    Skip,
     Skipped,
     check_free_space,
     check_key,
@@ -63,13 +64,15 @@ class LocalStorage:
         """Return the absolute path of an object."""
         return str(self._root / check_key(key))
 
-    def list(self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True) -> Iterator[Entry]:
+    def list(
+        self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True, skip: Skip | None = None
+    ) -> Iterator[Entry]:
         """Yield the regular files whose key begins with `prefix`, sorted by key as S3 sorts them."""
         top = check_prefix(prefix).rpartition("/")[0]
         with file_errors("list", prefix):
             if top and not self._path(top).is_dir():
                 return
-        skipped, stack = Skipped(self.uri, log_skipped), [f"{top}/" if top else ""]
+        skipped, stack = Skipped(self.uri, log_skipped, skip), [f"{top}/" if top else ""]
         while stack:
             key = stack.pop()
             try:
@@ -96,6 +99,13 @@ class LocalStorage:
             if len(data) > limit:
                 raise too_large(str(path), limit)
             return data
+
+    def part(self, key: str, start: int, length: int) -> bytes:
+        """Return at most `length` bytes of a file from byte `start` on."""
+        path = self._path(key)
+        with file_errors("read", str(path)), self._opened(path) as handle:
+            handle.seek(start)
+            return handle.read(length)
 
     def get_file(self, key: str, file: Path) -> None:
         """Copy an object to a local file."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dladiff.errors import BusyError
-from pipeline.storage.base import Entry, Leftover, Storage
+from pipeline.storage.base import Entry, Leftover, Skip, Storage
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +36,19 @@ class PatientStorage:
         """Return the full address of an object."""
         return self.inner.uri_of(key)
 
-    def list(self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True) -> Iterator[Entry]:
+    def list(
+        self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True, skip: Skip | None = None
+    ) -> Iterator[Entry]:
         """Yield the objects whose key begins with `prefix`; the listing is read whole before the first is yielded."""
-        yield from self._try(lambda: [*self.inner.list(prefix, log_skipped=log_skipped, whole=whole)])
+        yield from self._try(lambda: [*self.inner.list(prefix, log_skipped=log_skipped, whole=whole, skip=skip)])
 
     def get(self, key: str, limit: int | None = None) -> bytes:
         """Return the bytes of an object, at most `limit` of them."""
         return self._try(lambda: self.inner.get(key, limit))
+
+    def part(self, key: str, start: int, length: int) -> bytes:
+        """Return at most `length` bytes of an object from byte `start` on."""
+        return self._try(lambda: self.inner.part(key, start, length))
 
     def get_file(self, key: str, file: Path) -> None:
         """Write the bytes of an object to a local file."""

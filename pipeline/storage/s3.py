@@ -21,6 +21,7 @@ from pipeline.storage.base import (
     S3_OPTIONS,
     Entry,
     Leftover,
+    Skip,
     Skipped,
     bucket_fault,
     check_free_space,
@@ -30,14 +31,7 @@ from pipeline.storage.base import (
     too_large,
 )
 from pipeline.storage.keys import key_fault, short, shown
-from pipeline.storage.s3_errors import (
-    BROKEN_OFF,
-    CONFLICT,
-    LOST,
-    MISSING,
-    code_of,
-    s3_errors,
-)
+from pipeline.storage.s3_errors import BROKEN_OFF, CONFLICT, LOST, MISSING, code_of, s3_errors
 from pipeline.storage.s3_listing import leftovers, objects
 from pipeline.storage.whole_files import CHUNK, file_errors
 
@@ -81,14 +75,16 @@ class S3Storage:
         """Return s3://bucket/prefix/key."""
         return f"s3://{self._bucket}/{self._prefix}{check_key(key)}"
 
-    def list(self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True) -> Iterator[Entry]:
+    def list(
+        self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True, skip: Skip | None = None
+    ) -> Iterator[Entry]:
         """Yield the objects whose key begins with `prefix`, page by page as the server sends them.
 
         S3 sorts by key; some other servers list folder by folder. Keys that are no path ("..", "//") are skipped.
         Raises StorageError for an endless listing: a repeated token, more than MAX_EMPTY_PAGES pages in a row without
         a key, or MAX_PAGES pages in all.
         """
-        skipped = Skipped(self.uri, log_skipped)
+        skipped = Skipped(self.uri, log_skipped, skip)
         with self._errors(self.uri):
             for item in objects(self._client(), self._bucket, self._prefix + check_prefix(prefix)):
                 key = item["Key"].removeprefix(self._prefix)
@@ -109,6 +105,11 @@ class S3Storage:
         limit = MAX_OBJECT if limit is None else limit
         with self._errors(self.uri_of(key)):
             return self._again(lambda: self._read(key, limit))
+
+    def part(self, key: str, start: int, length: int) -> bytes:
+        """Return at most `length` bytes of an object from byte `start` on, in one request."""
+        with self._errors(self.uri_of(key)):
+            return self._again(lambda: self._read(key, length, Range=f"bytes={start}-{start + length - 1}"))
 
     def get_file(self, key: str, file: Path) -> None:
         """Download an object in parallel parts; a part that breaks off is tried again.
@@ -182,8 +183,8 @@ class S3Storage:
             self._made.close()
             self._made = None
 
-    def _read(self, key: str, limit: int) -> bytes:
-        reply = self._client().get_object(**self._at(key))
+    def _read(self, key: str, limit: int, **extra: str) -> bytes:
+        reply = self._client().get_object(**self._at(key), **extra)
         data = io.BytesIO()  # getvalue makes no second copy
         for chunk in self._body(key, reply, limit, MIN_RATE):
             data.write(chunk)

@@ -4,7 +4,7 @@ python tests/acceptance/check_output.py --originals DIR --output DIR --packs DIR
 
 For every row of manifest/photos.parquet: checksum, size, |difference| <= 18/255 in the face boxes and <= 7/255
 elsewhere, PSNR >= 32 dB; for every pack, the cosine of original to protected photo, each detected anew, <= 0.15.
-Held-out encoders are reported and never judged. Exit code 1 on any fault.
+Held-out encoders are reported and never cause a fault. Exit code 1 on any fault.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 IN_FACE, ELSEWHERE = 18, 7
-LEAST_PSNR, MOST_COSINE = 32.0, 0.15
+MIN_PSNR, MAX_COSINE = 32.0, 0.15
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 Pixels = NDArray[np.uint8]
 
 
 @dataclass
 class Result:
-    """What was found for one photo."""
+    """Measurements and faults of one photo."""
 
     name: str
     linf_face: int = 0
@@ -46,7 +46,7 @@ class Result:
 
 
 class Pack:
-    """An insightface pack, used as an attacker would use it."""
+    """An InsightFace pack with the default settings that an attacker would use."""
 
     def __init__(self, folder: Path) -> None:
         self.name = folder.name
@@ -59,7 +59,7 @@ class Pack:
             self.app.prepare(ctx_id=-1, det_size=None)
 
     def largest_face(self, rgb: Pixels) -> tuple[Any, Pixels] | None:
-        """Return the largest face and the BGR image it stands in: the photo, or the photo padded to twice its size."""
+        """Return the largest face and its BGR image: the photo, or without a face the photo padded to double size."""
         bgr = np.ascontiguousarray(rgb[..., ::-1])
         height, width = bgr.shape[:2]
         border = (height // 2, height - height // 2, width // 2, width - width // 2)
@@ -79,7 +79,7 @@ def read(path: Path) -> Pixels:
 
 
 def located(uri: str, root: Path) -> Path | None:
-    """Find a manifest URI under `root`: as it stands, or by its longest tail that exists there."""
+    """Find a manifest URI under `root`: by the whole path, or by its longest tail that exists there."""
     path = Path(unquote(urlparse(uri).path) if uri.startswith("file:") else uri)
     if path.is_file() and path.resolve().is_relative_to(root.resolve()):
         return path
@@ -89,7 +89,7 @@ def located(uri: str, root: Path) -> Path | None:
 
 
 def inside_boxes(faces: list[dict[str, Any]], height: int, width: int) -> NDArray[np.bool_]:
-    """Mark pixels [k, k+1] that lie wholly inside a face box."""
+    """Return a mask of the pixels [k, k+1] that are completely inside a face box."""
     mask = np.zeros((height, width), bool)
     y, x = np.arange(height)[:, None], np.arange(width)[None]
     for face in faces:
@@ -109,7 +109,7 @@ def check_pixels(result: Result, before: Pixels, after: Pixels, faces: list[dict
         result.faults.append(f"{result.linf_face}/255 in a face box")
     if result.linf > ELSEWHERE:
         result.faults.append(f"{result.linf}/255 outside the face boxes")
-    if result.psnr < LEAST_PSNR:
+    if result.psnr < MIN_PSNR:
         result.faults.append(f"PSNR {result.psnr:.2f} dB")
 
 
@@ -120,7 +120,7 @@ def check_faces(result: Result, before: Pixels, after: Pixels, packs: list[Pack]
             result.faults.append(f"{pack.name} finds no face in the original")
         value = cosine(old[0].embedding, new[0].embedding) if old and new else None
         result.cosines.append(value)
-        if value is not None and value > MOST_COSINE:
+        if value is not None and value > MAX_COSINE:
             result.faults.append(f"{pack.name} cosine {value:.3f}")
         if number == 0:
             for encoder in held_out:
@@ -151,7 +151,7 @@ def check_row(row: dict[str, Any], originals: Path, output: Path, packs: list[Pa
 
 
 def missing(rows: list[dict[str, Any]], originals: Path) -> list[str]:
-    """Photos without a row; clean and reference sets (set_A, set_C) are never protected."""
+    """Return the photos without a row, except those of set_A and set_C, which are never protected."""
     seen = {path.resolve() for row in rows if (path := located(row["source_uri"], originals))}
     photos = [p for p in sorted(originals.rglob("*")) if p.suffix.lower() in SUFFIXES]
     photos = [p for p in photos if not any(part.startswith(("set_A", "set_C")) for part in p.parts)]

@@ -25,7 +25,7 @@ ENCODERS = ("mobilefacenet_tf", "mobilefacenet_y1")
 TEMPLATE = np.array([[0.3184, 0.3979], [0.6858, 0.3915], [0.5052, 0.6034], [0.3657, 0.7825], [0.6600, 0.7778]])
 
 
-class Eyes:
+class FaceEmbedder:
     """SCRFD detection on the padded photo, ArcFace alignment, and two real encoders."""
 
     def __init__(self, assets: Path) -> None:
@@ -60,7 +60,7 @@ class Eyes:
 
 
 def face_crop(rgb: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """128 px crop framed as the tiny model's training faces."""
+    """Return a crop of 128 px, framed as the tiny model's training faces."""
     centred, template = points - points.mean(0), TEMPLATE - TEMPLATE.mean(0)
     side = float(np.sqrt((centred**2).sum() / (template**2).sum()))
     x, y = points.mean(0) - TEMPLATE.mean(0) * side
@@ -71,7 +71,7 @@ def face_crop(rgb: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def noise_like(original: np.ndarray, protected: np.ndarray, seed: int) -> np.ndarray:
-    """Random-sign noise where the protected photo differs, with the same mean squared error."""
+    """Return the original with random-sign noise where `protected` differs, with the same mean squared error."""
     rng = np.random.default_rng(seed)
     difference = protected.astype(float) - original
     where = (np.abs(difference).max(2, keepdims=True) > 0).astype(float)
@@ -85,7 +85,7 @@ def noise_like(original: np.ndarray, protected: np.ndarray, seed: int) -> np.nda
 
 
 def dreambooth(pipe: StableDiffusionPipeline, faces: list[np.ndarray], seed: int, steps: int, lr: float):
-    """UNet-only DreamBooth: AdamW, batch 4, the fp32 weights of the given bundle."""
+    """Train a copy of the bundle's UNet by DreamBooth: AdamW, batch 4, fp32."""
     torch.manual_seed(seed)
     alphas = DDPMScheduler.from_config(pipe.scheduler.config).alphas_cumprod
     unet = copy.deepcopy(pipe.unet).train().requires_grad_(True)
@@ -123,8 +123,8 @@ def generate(pipe: StableDiffusionPipeline, unet, count: int) -> list[np.ndarray
     return list((images * 255).round().astype(np.uint8))
 
 
-def score(eyes: Eyes, images: list[np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-    found = [e for e in map(eyes.embed, images) if e is not None]
+def score(embedder: FaceEmbedder, images: list[np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
+    found = [e for e in map(embedder.embed, images) if e is not None]
     out = {"n": len(images), "fdr": len(found) / len(images)}
     for name in ENCODERS:
         cosines = [float(e[name] @ reference[name]) for e in found]
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    eyes = Eyes(options.assets)
+    embedder = FaceEmbedder(options.assets)
     pipe = StableDiffusionPipeline.from_pretrained(
         options.bundle, safety_checker=None, torch_dtype=torch.float32, local_files_only=True
     )
@@ -165,20 +165,20 @@ def main() -> None:
     for identity, rows in sorted(people.items()):
         rows = sorted(rows, key=lambda r: r["source_uri"])[: options.photos]
         folder, used = local(rows[0]["source_uri"]).parent, {local(r["source_uri"]) for r in rows}
-        others = [e for p in sorted(folder.iterdir()) if p not in used and (e := eyes.embed(read(p)))]
+        others = [e for p in sorted(folder.iterdir()) if p not in used and (e := embedder.embed(read(p)))]
         reference = {n: np.sum([e[n] for e in others], 0) for n in ENCODERS}
         reference = {n: v / np.linalg.norm(v) for n, v in reference.items()}
         sets: dict[str, list[np.ndarray]] = {"clean": [], "noise": [], "protected": []}
         for i, row in enumerate(rows):
             clean, protected = read(local(row["source_uri"])), read(local(row["output_uri"]))
-            points = eyes.landmarks(clean)
+            points = embedder.landmarks(clean)
             if points is not None:
                 for name, photo in zip(sets, (clean, noise_like(clean, protected, i), protected), strict=True):
                     sets[name].append(face_crop(photo, points))
         for seed in options.seeds:
             for condition, faces in sets.items():
                 unet = dreambooth(pipe, faces, seed, options.steps, options.lr)
-                result = score(eyes, generate(pipe, unet, options.samples), reference)
+                result = score(embedder, generate(pipe, unet, options.samples), reference)
                 line = json.dumps(
                     {"identity": identity, "seed": seed, "condition": condition, "photos": len(faces)} | result
                 )

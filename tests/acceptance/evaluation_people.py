@@ -1,8 +1,8 @@
-"""Photos for `make evaluate`: people whom no bundled network ever saw, as folders of set_A and set_B.
+"""Photos for `make evaluate`: people that no bundled network was trained on, as folders of set_A and set_B.
 
-Set B (four photos) is what gets protected and what the thief has; set A is what the judge compares with, and what the
-static surrogate may learn from. The people of LFW who are held out of training give 128 px crops; two photo sets give
-portraits of 512 px. What is there already stays.
+Set B (four photos) is protected, and the attacker has it. The evaluator compares with set A, and the static surrogate
+may train on it. LFW's held-out people give 128 px crops; two photo sets give portraits of 512 px. Existing files stay
+unchanged.
 
     python -m tests.acceptance.evaluation_people --assets DIR --out DIR [--people 8] [--sets 2]
 """
@@ -19,7 +19,7 @@ PROTECTED, OTHERS = 4, 8
 
 
 def held_out(assets: Path, count: int) -> dict[str, list[Crop]]:
-    """Return the held-out people of LFW with the most photos, and these."""
+    """Return the `count` held-out people of LFW with the most photos, and their photos."""
     own: dict[str, list[Crop]] = {}
     for crop in load_crops(assets)[0]:
         if crop.held_out:

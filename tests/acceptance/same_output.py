@@ -1,8 +1,8 @@
-"""Compare what two checkouts make of the demo's photos: the same bytes, the same figures.
+"""Compare the outputs of two checkouts for the demo's photos: bytes of the photos and columns of the manifest.
 
     python tests/acceptance/same_output.py --before ../other-checkout --after . --work demo/same
 
-Each checkout runs its own code with this interpreter. A restructuring must pass; a change of the method must not.
+Each checkout runs its own code with this interpreter. A refactoring must show no difference.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def differences(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> li
 
 
 def main() -> int:
-    """Return 0 where nothing differs, 1 otherwise."""
+    """Return 0 if nothing differs, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("before", "after", "work"):
         parser.add_argument(f"--{name}", type=Path, required=True)

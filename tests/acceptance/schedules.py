@@ -1,8 +1,8 @@
-"""Layer 1 schedules of the tiny profile: protection against time, judged by DreamBooth on 128 px faces.
+"""Layer 1 schedules of the tiny profile: protection against time, evaluated by DreamBooth on 128 px faces.
 
-For each person: four photos are protected with each schedule, by layer 1 alone; DreamBooth learns from them; what it
-generates is compared with other photos of the person. The rows clean and noise (random signs, the PSNR of 16 epochs)
-say what there is to gain. One JSON line a person, seed and condition; conditions in the log are not done again.
+For each person, layer 1 alone protects four photos with each schedule. DreamBooth trains on them, and its pictures are
+compared with other photos of the person. The rows clean and noise (random signs, the PSNR of 16 epochs) are baselines.
+The log has one JSON line per person, seed and condition; conditions in the log are not run again.
 
     python -m tests.acceptance.schedules --assets DIR --log FILE [--seeds 0 1] [--people 8] [--only CONDITION ...]
     python -m tests.acceptance.schedules --log FILE --table [--only CONDITION ...]
@@ -30,7 +30,7 @@ from dladiff.evaluation.intervals import paired_change
 from dladiff.layers import finetuning as finetuning_layer
 from dladiff.settings.schema import FinetuningConfig, method_config
 from dladiff.training.data import load_crops
-from tests.acceptance.dreambooth import ENCODERS, Eyes, dreambooth, face_crop, generate, noise_like, read, score
+from tests.acceptance.dreambooth import ENCODERS, FaceEmbedder, dreambooth, face_crop, generate, noise_like, read, score
 
 BUNDLE = Path(__file__).parents[2] / "dladiff" / "profiles" / "tiny" / "bundle"
 TINY = method_config("tiny", None, {}).finetuning
@@ -43,19 +43,19 @@ SCHEDULES: dict[str, FinetuningConfig] = {
     "16 epochs, no dynamic training": LONG.replaced(iter_3=0),
 }
 FIRST = "16 epochs"
-PUSHED = "latents pushed straight"
-"""No surrogate at all: as many steps as 8 epochs take, each away from the clean latents, to the same PSNR."""
-CONDITIONS = ("clean", "noise", *SCHEDULES, PUSHED)
+DIRECT = "direct ascent on the latents"
+"""Without a surrogate: gradient ascent on the distance to the clean latents; steps and PSNR of 8 epochs."""
+CONDITIONS = ("clean", "noise", *SCHEDULES, DIRECT)
 PROTECTED = 4  # photos of each person
 REFERENCES = 16  # other photos of a person, at most
 Face = NDArray[np.uint8]
 
 
-def people(assets: Path, eyes: Eyes, count: int) -> Iterator[tuple[str, list[Face], list[Face]]]:
+def people(assets: Path, embedder: FaceEmbedder, count: int) -> Iterator[tuple[str, list[Face], list[Face]]]:
     """Yield name, faces to protect and other faces (all 128 px) of two photo sets, then of LFW's held-out people."""
     for name in ("celebahq_103", "vggface2_n000050"):
         photos = [read(p) for p in sorted((assets / "photos" / name).iterdir()) if p.suffix in (".jpg", ".png")]
-        faces = [face_crop(photo, points) for photo in photos if (points := eyes.landmarks(photo)) is not None]
+        faces = [face_crop(photo, points) for photo in photos if (points := embedder.landmarks(photo)) is not None]
         yield name, faces[:PROTECTED], faces[PROTECTED:]
     crops, _ = load_crops(assets)
     own: dict[str, list[Face]] = {}
@@ -68,7 +68,7 @@ def people(assets: Path, eyes: Eyes, count: int) -> Iterator[tuple[str, list[Fac
 
 
 def protect(surrogate: Surrogate, faces: list[Face], config: FinetuningConfig, seed: int) -> tuple[list[Face], float]:
-    """Layer 1 on whole faces; returns them and the seconds of one identity."""
+    """Protect whole faces by layer 1; return them and the seconds of one identity."""
     start = time.perf_counter()
     x = torch.cat([to_float(face) for face in faces])
     static = finetuning_layer.static_surrogate(surrogate, x, config, stream(seed, "static"))
@@ -77,8 +77,8 @@ def protect(surrogate: Surrogate, faces: list[Face], config: FinetuningConfig, s
     return [to_uint8(one[None]) for one in (x + delta).clamp(0, 1)], time.perf_counter() - start
 
 
-def pushed(surrogate: Surrogate, faces: list[Face], seed: int) -> tuple[list[Face], float]:
-    """Return faces whose latents' means lie as far from the clean ones as six grey levels bring them."""
+def direct_ascent(surrogate: Surrogate, faces: list[Face], seed: int) -> tuple[list[Face], float]:
+    """Maximise the distance of the latents' means to the clean ones within 6/255; return the faces and the seconds."""
     start = time.perf_counter()
     x = torch.cat([to_float(face) for face in faces])
     clean = surrogate.encode_fixed(x, len(x)).mean
@@ -94,17 +94,17 @@ def pushed(surrogate: Surrogate, faces: list[Face], seed: int) -> tuple[list[Fac
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Do what the log does not hold yet."""
+    """Run the conditions that are not in the log."""
     torch.set_num_threads(options.threads)
-    eyes = Eyes(options.assets)
+    embedder = FaceEmbedder(options.assets)
     surrogate = Surrogate("embedded", torch.device("cpu"))
     pipe = StableDiffusionPipeline.from_pretrained(
         BUNDLE, safety_checker=None, torch_dtype=torch.float32, local_files_only=True
     )
     known = {(r["person"], r["seed"], r["condition"]) for r in rows(options.log)}
     for seed in options.seeds:
-        for person, faces, others in people(options.assets, eyes, options.people):
-            embedded = [e for e in map(eyes.embed, others[:REFERENCES]) if e is not None]
+        for person, faces, others in people(options.assets, embedder, options.people):
+            embedded = [e for e in map(embedder.embed, others[:REFERENCES]) if e is not None]
             reference = {n: np.sum([e[n] for e in embedded], 0) for n in ENCODERS}
             reference = {n: v / np.linalg.norm(v) for n, v in reference.items()}
             protected: list[Face] | None = None
@@ -115,8 +115,8 @@ def measure(options: argparse.Namespace) -> None:
                 if condition in SCHEDULES:
                     used, seconds = protect(surrogate, faces, SCHEDULES[condition], seed)
                     protected = used if condition == FIRST else protected
-                elif condition == PUSHED:
-                    used, seconds = pushed(surrogate, faces, seed)
+                elif condition == DIRECT:
+                    used, seconds = direct_ascent(surrogate, faces, seed)
                 elif condition == "noise":
                     protected = protected or protect(surrogate, faces, LONG, seed)[0]
                     used = [noise_like(f, p, i) for i, (f, p) in enumerate(zip(faces, protected, strict=True))]
@@ -125,32 +125,32 @@ def measure(options: argparse.Namespace) -> None:
                 quality = [psnr(a, b) for a, b in zip(faces, used, strict=True)]
                 found |= {"psnr": None if condition == "clean" else float(np.mean(quality))}
                 unet = dreambooth(pipe, used, seed, options.steps, 5e-4)
-                found |= score(eyes, generate(pipe, unet, options.samples), reference)
+                found |= score(embedder, generate(pipe, unet, options.samples), reference)
                 print(json.dumps(found), flush=True)
                 with options.log.open("a") as log:
                     log.write(json.dumps(found) + "\n")
 
 
 def rows(log: Path) -> list[dict[str, Any]]:
-    """Read the log."""
+    """Return the rows of the log."""
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def table(found: list[dict[str, Any]], conditions: list[str]) -> str:
-    """Mean ISM (all) of each condition over people and seeds, and its paired change from clean with a 95 % interval.
+    """Return a table of ISM (all) by condition: the mean over people and seeds, and its paired change from clean.
 
-    Only people of whom the log holds every condition count, so that all rows are of the same ones.
+    Only people with every condition in the log count, so that all rows are means over the same people.
     """
-    wanted = {"clean", *conditions}
+    shown = {"clean", *conditions}
     clean = {(r["person"], r["seed"]): r for r in found if r["condition"] == "clean"}
     for key in list(clean):
-        if {r["condition"] for r in found if (r["person"], r["seed"]) == key} < wanted:
+        if {r["condition"] for r in found if (r["person"], r["seed"]) == key} < shown:
             del clean[key]
     lines = ["| condition | N | seconds | PSNR dB | ISM tf | ISM y1 | change of ISM tf from clean, 95 % | FDR |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for condition in CONDITIONS:
         own = [r for r in found if r["condition"] == condition and (r["person"], r["seed"]) in clean]
-        if condition not in wanted or not own:
+        if condition not in shown or not own:
             continue
         name = f"ism_all_{ENCODERS[0]}"
         usual = [clean[r["person"], r["seed"]] for r in own]
@@ -174,7 +174,7 @@ def main() -> None:
     """Measure, or print the table of a log."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--log", type=Path, required=True)
-    parser.add_argument("--table", action="store_true", help="print what the log holds, and measure nothing")
+    parser.add_argument("--table", action="store_true", help="print the table of the log; measure nothing")
     parser.add_argument("--only", nargs="+", choices=CONDITIONS, default=list(CONDITIONS), help="conditions")
     parser.add_argument("--assets", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

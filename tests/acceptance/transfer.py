@@ -1,10 +1,10 @@
-"""Transfer of layer 2 at equal PSNR: what a face still shows to encoders that took no part.
+"""Transfer of layer 2 to held-out encoders at equal PSNR.
 
-Layer 2 alone, a fixed number of steps and no stop rule, on one face each of several people. Every perturbation is
-then scaled until the face box of the rounded photo has the same PSNR. The protected photo is read as an attacker
-reads it: detected and aligned again by SCRFD, embedded, compared with the clean photo. Levers are chosen on CHOOSING
-and reported on REPORTED, none of which is ever optimised. One JSON line a photo and condition; what the log holds is
-not done again.
+Layer 2 alone runs a fixed number of steps, without a stop rule, on one face of each of several people. Every
+perturbation is then scaled so that the face box of the rounded photo has the same PSNR. The protected photo is
+evaluated as an attacker would use it: detected and aligned again by SCRFD, embedded, compared with the clean photo.
+Options are chosen on the encoders CHOOSING and reported on REPORTED; none of them is optimised against. The log has one
+JSON line per photo and condition; conditions in the log are not run again.
 
     python -m tests.acceptance.transfer --assets DIR --log FILE [--photos 8]
     python -m tests.acceptance.transfer --log FILE --table
@@ -25,7 +25,8 @@ from onnx import helper
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dladiff.core.pixels import Pixels, to_float, to_uint8
+from dladiff.core.arrays import Pixels
+from dladiff.core.pixels import to_float, to_uint8
 from dladiff.core.quality import psnr
 from dladiff.core.randomness import stream
 from dladiff.evaluation.intervals import paired_change
@@ -37,7 +38,7 @@ from dladiff.layers.stop_rule import FaceReader
 from dladiff.layers.zero_shot import Box, pasted, perturb_face
 from dladiff.service import named_encoder
 from dladiff.settings.schema import ZeroShotConfig
-from tests.acceptance.dreambooth import Eyes, read
+from tests.acceptance.dreambooth import FaceEmbedder, read
 
 CHOOSING = ("mobilefacenet_tf", "mobile")
 REPORTED = ("mobilefacenet_casia", "mobileface_v1")
@@ -71,8 +72,8 @@ CONDITIONS: dict[str, Condition] = {
 }
 
 
-class Judge(Eyes):
-    """The encoders that take no part, each with its own crop."""
+class Evaluator(FaceEmbedder):
+    """The held-out encoders, each with its own crop."""
 
     def __init__(self, assets: Path) -> None:
         super().__init__(assets)
@@ -114,7 +115,7 @@ class WithInner(nn.Module):
 
 
 class Bench:
-    """Detector, optimised encoders and judge, loaded once."""
+    """Detector, optimised encoders and evaluator, loaded once."""
 
     def __init__(self, assets: Path) -> None:
         packs = {name: assets / "insightface_pack" / f"mini_{name}" for name in PAIR}
@@ -123,16 +124,16 @@ class Bench:
         self.inner = {name: WithInner(self.encoders[name], path) for name, path in paths.items()}
         self.encoders["residual"] = named_encoder("embedded:residual")
         self.detector = ScrfdDetector(assets / "detectors" / "det_500m.onnx")
-        self.judge = Judge(assets)
+        self.evaluator = Evaluator(assets)
 
     def noise(self, case: "Case") -> Tensor:
-        """Random signs in the box; `at_psnr` gives them their size."""
+        """Return random signs in the box; `at_psnr` scales them."""
         box = case.box
         coins = torch.rand((1, 3, box.y1 - box.y0, box.x1 - box.x0), generator=stream(0, case.name))
         return torch.where(coins < 0.5, FIXED.eta, -FIXED.eta)
 
     def protect(self, case: "Case", condition: Condition) -> tuple[Tensor, float]:
-        """Return the perturbation in the face's box and the processor's seconds."""
+        """Return the perturbation in the face's box and the processor time, s."""
         x = to_float(case.photo)
         encoders: list[Any] = [(self.inner if condition.inner else self.encoders)[name] for name in condition.encoders]
         reader = FaceReader(x, case.face, case.passes, encoders)
@@ -144,14 +145,14 @@ class Bench:
         return patch, time.process_time() - start
 
     def white_box(self, case: "Case", out: Pixels) -> dict[str, float]:
-        """Cosine of the encoders that may be optimised, through the clean photo's alignment."""
+        """Return the cosines of the optimised encoders with the clean photo's alignment."""
         reader = FaceReader(to_float(case.photo), case.face, [], list(self.encoders.values()))
         return dict(zip(self.encoders, reader.max_cosines_at(to_float(out), reader.bases, [0]), strict=True))
 
 
 @dataclass(frozen=True)
 class Case:
-    """A photo, its largest face, what the detector's sizes read, and the clean embeddings of the judge."""
+    """A photo, its largest face, the detector's passes at several sizes, and the evaluator's clean embeddings."""
 
     name: str
     photo: Pixels
@@ -165,12 +166,12 @@ class Case:
 
     @classmethod
     def of(cls, path: Path, bench: Bench) -> "Case | None":
-        """Read a photo, at most 512 px a side; None where either detector finds no face."""
+        """Read a photo and downscale it to at most 512 px a side; None if either detector finds no face."""
         photo = read(path)
         side = max(photo.shape[:2])
         if side > 512:
             photo = cv2.resize(photo, None, fx=512 / side, fy=512 / side, interpolation=cv2.INTER_AREA)
-        clean, found = bench.judge.embed(photo), bench.detector.detect(photo)
+        clean, found = bench.evaluator.embed(photo), bench.detector.detect(photo)
         if clean is None or not found:
             return None
         return cls(f"{path.parent.name}/{path.stem}", photo, found[0], bench.detector.passes(photo), clean)
@@ -189,7 +190,7 @@ def at_psnr(photo: Pixels, patch: Tensor, box: Box) -> tuple[Pixels, float]:
 
 
 def faces(assets: Path, count: int) -> list[Path]:
-    """One photo each of the four people with several, then of the people with one."""
+    """Return one photo of each person: first the four people with several photos, then those with one."""
     folder = assets / "photos"
     first = [sorted(p for p in d.iterdir() if p.suffix != ".md")[0] for d in sorted(folder.iterdir()) if d.is_dir()]
     several = [p for p in first if p.parent.name != "distractors"]
@@ -197,7 +198,7 @@ def faces(assets: Path, count: int) -> list[Path]:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Do what the log does not hold yet, photo by photo."""
+    """Run the photos and conditions that are not in the log."""
     torch.set_num_threads(1)
     bench = Bench(options.assets)
     known = {(r["photo"], r["condition"]) for r in rows(options.log)}
@@ -209,7 +210,7 @@ def measure(options: argparse.Namespace) -> None:
             assert case is not None
             patch, seconds = (bench.noise(case), 0.0) if label == "noise" else bench.protect(case, CONDITIONS[label])
             out, scale = at_psnr(case.photo, patch, case.box)
-            found = bench.judge.embed(out)
+            found = bench.evaluator.embed(out)
             row = {"photo": name, "condition": label, "seconds": round(seconds, 2), "scale": round(scale, 3)}
             row["cosine"] = {n: float(found[n] @ case.clean[n]) for n in found} if found else None
             row["optimised"] = bench.white_box(case, out)
@@ -219,24 +220,24 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def rows(log: Path) -> list[dict[str, Any]]:
-    """Read the log."""
+    """Return the rows of the log."""
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
-    """Mean cosine of each encoder, and the paired change from BASE with a 95 % bootstrap interval over people.
+    """Return a table of each encoder's mean cosine and the paired change from BASE, with a 95 % interval over people.
 
-    Only photos of which the log holds every condition count, and found faces only (none was lost where N is full).
+    Only photos with every condition in the log and with a detected face count.
     """
     own: dict[str, dict[str, dict[str, Any]]] = {}
     for row in found:
         if row["cosine"] is not None:
             own.setdefault(row["condition"], {})[row["photo"]] = row
     kept = set.intersection(*({*own.get(c, {})} for c in ("noise", *CONDITIONS)))
-    judges = (*CHOOSING, *REPORTED)
+    encoders = (*CHOOSING, *REPORTED)
     lines = [
-        f"| condition | N | processor time | {' | '.join(judges)} | change on {' and '.join(REPORTED)} (95 %) |",
-        "|---" * (len(judges) + 4) + "|",
+        f"| condition | N | processor time | {' | '.join(encoders)} | change on {' and '.join(REPORTED)} (95 %) |",
+        "|---" * (len(encoders) + 4) + "|",
     ]
 
     def reported(label: str) -> dict[str, list[float]]:
@@ -244,7 +245,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
     usual = np.mean([own[BASE][p]["seconds"] for p in kept])
     for label in ("noise", *CONDITIONS):
-        means = [f"{np.mean([own[label][p]['cosine'][e] for p in kept]):.3f}" for e in judges]
+        means = [f"{np.mean([own[label][p]['cosine'][e] for p in kept]):.3f}" for e in encoders]
         change = paired_change(reported(label), reported(BASE))
         spread = f"{change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f})" if change and change.low else "-"
         cost = np.mean([own[label][p]["seconds"] for p in kept]) / usual
@@ -257,7 +258,7 @@ def main() -> None:
     """Measure, or print the table of a log."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--log", type=Path, required=True)
-    parser.add_argument("--table", action="store_true", help="print what the log holds, and measure nothing")
+    parser.add_argument("--table", action="store_true", help="print the table of the log; measure nothing")
     parser.add_argument("--assets", type=Path)
     parser.add_argument("--photos", type=int, default=8)
     options = parser.parse_args()

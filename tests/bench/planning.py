@@ -39,7 +39,7 @@ class Synthetic:
     def uri(self) -> str:
         return "s3://synthetic/vggface2"
 
-    def list(self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True) -> Iterator[Entry]:
+    def list(self, prefix: str = "", **_: Any) -> Iterator[Entry]:
         for person, count in enumerate(self.counts, 1):
             for photo in range(1, count + 1):
                 key = f"train/n{person:06d}/{photo:06d}_01.jpg"

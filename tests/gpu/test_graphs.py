@@ -8,8 +8,7 @@ from torch import Tensor
 from dladiff.core.randomness import stream
 from dladiff.diffusion.graphs import Graphs
 from dladiff.diffusion.surrogate import Surrogate
-from dladiff.evaluation.attackers.base import load_base
-from dladiff.evaluation.attackers.settings import settings_for
+from dladiff.evaluation.attackers.base import load_base, settings_for
 from dladiff.evaluation.attacks import ATTACKS
 from dladiff.layers import finetuning as finetuning_layer
 from dladiff.settings.schema import FinetuningConfig

@@ -25,7 +25,7 @@ def page(tmp_path: Path) -> Iterator[tuple[str, Any]]:
     config, plan, results = evaluated(tmp_path, {"ann": ["1.png"]}, kept=2)
     write_results(results, config, plan)
     server = make_server(Session(results, faces_of(results)), 0)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server.address, results
     server.shutdown()

@@ -46,7 +46,7 @@ class Scene:
     def __init__(self, folder: Path, source: str, output: str, results: str) -> None:
         self.folder = folder
         self.source, self.output = open_storage(source, create=True), open_storage(output, create=True)
-        self.judged = EvaluateConfig(
+        self.evaluation = EvaluateConfig(
             output=output,
             results=results,
             inputs=(source,),
@@ -61,7 +61,7 @@ class Scene:
         self.photos: dict[str, list[bytes]] = {}
 
     def fill(self, monkeypatch: pytest.MonkeyPatch, *, explained: bool = False) -> None:
-        """Protect, judge, rate, report and explain everybody, and leave what dead processes leave."""
+        """Protect, evaluate, rate, report and explain everybody, and leave what dead processes leave."""
         for place, name in enumerate((*STAYS, *LEFT)):
             for i in range(3):
                 self.source.put(f"{name}/{i}.png", portrait(PHOTO + 10 * place + i))
@@ -79,7 +79,7 @@ class Scene:
             self.photos[name] += [
                 self.output.get(e.key) for e in self.output.list(f"photos/{escape(name)}/") if e.key.endswith(".png")
             ]
-        self._judge()
+        self._evaluate()
         write_report(self.output)
         write_report(self.output, self.folder / "all.html", photos=9)
         with monkeypatch.context() as patch:
@@ -99,14 +99,14 @@ class Scene:
             for entry in list(self.source.list(f"{name}/")):
                 self.source.delete(entry.key)
 
-    def _judge(self) -> None:
-        plan = evaluation_rows(self.judged)
-        worker = actor(self.judged.replaced(inputs=plan.inputs))  # as the driver does
+    def _evaluate(self) -> None:
+        plan = evaluation_rows(self.evaluation)
+        worker = actor(self.evaluation.replaced(inputs=plan.inputs))  # as the driver does
         for row in plan.rows:
             worker({"work": json.dumps(row)})
-        evaluate(self.judged, tables_only=True)
+        evaluate(self.evaluation, tables_only=True)
         faces = [entry.key for entry in self.results.list("faces/")]
-        names = {row["key"]: row["identity"] for row in evaluation_rows(self.judged).rows}
+        names = {row["key"]: row["identity"] for row in evaluation_rows(self.evaluation).rows}
         for face in faces[:: max(1, len(faces) // 20)]:
             about = {"face": face, "identity": names[face.split("/")[1]], "rater": "r", "score": "3"}
             add_rating(self.results, dict.fromkeys(COLUMNS, "x") | about)

@@ -1,4 +1,4 @@
-"""An evaluation without networks: what its worker holds is stood in for by arithmetic on pixels."""
+"""An evaluation without networks: fakes that do arithmetic on pixels replace them."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dladiff.errors import ModelError
-from dladiff.evaluation.judge import Reading
+from dladiff.evaluation.evaluator import EmbeddedFaces
 from dladiff.evaluation.scores import Networks
 from dladiff.faces.detect import Face
 from pipeline.evaluate.actor import EvaluateIdentity
@@ -28,17 +28,17 @@ class Encoder:
 
 
 class Mean:
-    """A judge for whom a picture is its mean colour; a black one holds no face."""
+    """An evaluator whose embedding is the mean colour; a black picture has no face."""
 
     detector: Any = None
     encoders = (Encoder(),)
 
-    def read(self, picture: Picture) -> Reading | None:
+    def embed(self, picture: Picture) -> EmbeddedFaces | None:
         colour = picture.reshape(-1, 3).mean(0)
-        return Reading((FACE,), {"fake": colour / np.linalg.norm(colour)}) if colour.any() else None
+        return EmbeddedFaces((FACE,), {"fake": colour / np.linalg.norm(colour)}) if colour.any() else None
 
-    def mean(self, pictures: list[Picture]) -> tuple[dict[str, Any], int]:
-        found = [r.embeddings["fake"] for p in pictures if (r := self.read(p))]
+    def mean_embedding(self, pictures: list[Picture]) -> tuple[dict[str, Any], int]:
+        found = [r.embeddings["fake"] for p in pictures if (r := self.embed(p))]
         mean = np.sum(found, 0) if found else None
         return ({} if mean is None else {"fake": mean / np.linalg.norm(mean)}), len(found)
 
@@ -51,12 +51,12 @@ class Features:
 
 
 class FakeModels:
-    """Stands in for `EvaluationModels`: an attack gives back what it was trained on, black in one picture of four."""
+    """Replaces `EvaluationModels`: an attack returns its training crops, and every fourth picture is black."""
 
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
-        judge: Any = Mean()
-        self.networks = Networks(judge=judge, features=Features())
+        evaluator: Any = Mean()
+        self.networks = Networks(evaluator=evaluator, features=Features())
 
     def check(self) -> None:
         for name in self.config.attacks:
@@ -68,12 +68,10 @@ class FakeModels:
         if name == "ip_adapter_faceid":
             raise ModelError("no weights")
 
-        def run(squares: list[Picture], seed: int) -> dict[str, list[Picture]]:
+        def run(crops: list[Picture], seed: int) -> dict[str, list[Picture]]:
             if name == "textual_inversion":
                 raise RuntimeError("out of luck")
-            made = [
-                squares[i % len(squares)] if i % 4 != 3 else np.zeros_like(squares[0]) for i in range(self.config.count)
-            ]
+            made = [crops[i % len(crops)] if i % 4 != 3 else np.zeros_like(crops[0]) for i in range(self.config.count)]
             return {prompt: made for prompt in self.config.prompts}
 
         return run
@@ -81,11 +79,11 @@ class FakeModels:
     def base(self, folder: str) -> tuple[Any, Any]:
         return None, None
 
-    def way(self, name: str) -> Callable[[Picture], Picture]:
-        ways: dict[str, Callable[[Picture], Picture]] = {"none": np.copy, "blur": np.zeros_like}
-        return ways[name]
+    def preprocessing(self, name: str) -> Callable[[Picture], Picture]:
+        preprocessings: dict[str, Callable[[Picture], Picture]] = {"none": np.copy, "blur": np.zeros_like}
+        return preprocessings[name]
 
-    def squares(self, photos: list[Picture], base: str) -> list[Picture]:
+    def crops(self, photos: list[Picture], base: str) -> list[Picture]:
         return [photo[:64, :64] for photo in photos if photo.any()]
 
 

@@ -1,5 +1,5 @@
-"""What an attacker does with photos: fine-tuning and zero-shot customization, without the protection's own code.
+"""The attackers: fine-tuning and zero-shot customization. They share no code with the protection.
 
-A file with an attack begins with its record (`ATTACK`), which makes it known to the command line, the tables and the
-documentation.
+Each file with an attack defines one record, `ATTACK`. The command line, the tables and the documentation read the
+records.
 """

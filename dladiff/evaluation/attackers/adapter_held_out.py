@@ -1,4 +1,4 @@
-"""IP-Adapter FaceID with an adapter that listens to the encoder that the tiny profile holds out."""
+"""IP-Adapter FaceID with an adapter conditioned on the encoder that the tiny profile holds out."""
 
 from dladiff.evaluation.attackers.adapter import check_faceid, ip_adapter_faceid
 from dladiff.evaluation.attacks import Attack, AttackSettings, shipped
@@ -12,7 +12,7 @@ ATTACK = Attack(
     kind="zero-shot",
     paper="Ye et al. 2023",
     year=2023,
-    about="as `ip_adapter_faceid`, with an adapter on the held-out encoder",
+    about="as `ip_adapter_faceid`, with an adapter conditioned on the held-out encoder",
     source="not shipped: `python -m dladiff.evaluation.train_adapter --encoder embedded:mobile` trains one",
     tiny=AttackSettings(
         guidance=6.0,

@@ -1,6 +1,5 @@
-"""What every attack shares: the thief's base model, its settings, the denoising loss and sampling."""
+"""Shared by all attacks: the attacker's base model, default settings, the denoising loss and sampling."""
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,26 +11,27 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, Stab
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from dladiff.core.pixels import Pixels
+from dladiff.core.arrays import Pixels
 from dladiff.diffusion.architecture import foreign_part
 from dladiff.diffusion.graphs import Graphs
 from dladiff.diffusion.model_json import read_object
 from dladiff.errors import ModelError
-from dladiff.evaluation.attacks import TINY, AttackSettings
+from dladiff.evaluation.attacks import ATTACKS, TINY, AttackSettings
 
-SAMPLED_AT_ONCE = 8
+SAMPLING_BATCH = 8
+"""Images of one sampling batch; it bounds memory."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base model that the thief customizes; an attack works on copies and leaves it as it is."""
+    """A base model that the attacker customizes. Attacks train copies; the base itself never changes."""
 
     pipe: Any
     """StableDiffusionPipeline or StableDiffusionXLPipeline, fp32, without a safety checker."""
     resolution: int
-    """Side in px of the photos that it is trained on."""
+    """Side in px of its training photos."""
     region: str
-    """What the thief cuts from a photo: `face` (the square around it) or `photo`."""
+    """Crop that the attacker trains on: `face` (the square around the face) or `photo` (the middle square)."""
     name: str
     device: torch.device
 
@@ -42,10 +42,10 @@ class Base:
 
 
 def load_base(folder: str | Path, device: torch.device | str = "cpu") -> Base:
-    """Load a Stable Diffusion or SDXL folder in the diffusers layout, or `embedded`. Raises ModelError.
+    """Load a Stable Diffusion or SDXL folder in the diffusers layout, or `embedded`, the tiny bundle.
 
-    `region` is `face` for a model that knows nothing but face crops: the embedded tiny bundle, and one whose
-    model_index.json says `"_region": "face"` (dladiff.training.base). It is `photo` for any other.
+    `region` is `face` for models trained on face crops only: the tiny bundle, and models whose model_index.json has
+    `"_region": "face"` (written by dladiff.training.base). It is `photo` for all others. Raises ModelError.
     """
     tiny = str(folder) == "embedded"
     root = TINY / "bundle" if tiny else Path(folder)
@@ -55,7 +55,7 @@ def load_base(folder: str | Path, device: torch.device | str = "cpu") -> Base:
         without: dict[str, Any]
         index = read_object(root / "model_index.json")
         if foreign := foreign_part(index):
-            raise ModelError(f"the base model in {root} names code of its own for {foreign}, which is never run")
+            raise ModelError(f"the base model in {root} needs custom code for {foreign}, which is never run")
         if index.get("_class_name") == "StableDiffusionXLPipeline":
             kind, without = StableDiffusionXLPipeline, {}
         else:
@@ -63,7 +63,7 @@ def load_base(folder: str | Path, device: torch.device | str = "cpu") -> Base:
         pipe = kind.from_pretrained(root, **without, local_files_only=True, use_safetensors=True)
     except ModelError:
         raise
-    except Exception as error:  # diffusers, safetensors and tokenizers raise classes of their own for damage
+    except Exception as error:  # damage raises errors of diffusers, safetensors and tokenizers
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"the base model in {root} cannot be loaded: {why}") from error
     device = torch.device(device)
@@ -75,8 +75,18 @@ def load_base(folder: str | Path, device: torch.device | str = "cpu") -> Base:
     return Base(pipe, resolution, region, "tiny" if tiny else root.name, device)
 
 
+def settings_for(attack: str, base: Base) -> AttackSettings:
+    """Return an attack's default settings for this base model. Raises ModelError: it does not support this kind."""
+    kind = "tiny" if base.region == "face" else "sdxl" if base.sdxl else "full_size"
+    known = {name: record.settings()[kind] for name, record in ATTACKS.items() if kind in record.settings()}
+    if attack not in known:
+        model = "SDXL" if base.sdxl else "SD 1.x or 2.x"
+        raise ModelError(f"{attack} does not attack {base.name} ({model}); attacks that do: {', '.join(known)}")
+    return known[attack]
+
+
 def embed(base: Base, text_encoder: Any, prompt: str) -> Tensor:
-    """Return the embedding `1 n d` of a prompt; the gradient reaches the text encoder where one is asked for."""
+    """Return the embedding `1 n d` of a prompt, differentiable in the text encoder's trainable parameters."""
     tokenizer = base.pipe.tokenizer
     ids = tokenizer(
         [prompt], padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
@@ -93,29 +103,29 @@ def customize(
     text_encoder: Any,
     seed: int,
     parameters: Iterable[Tensor],
-    after: Callable[[], None] = lambda: None,
+    after_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train `parameters` (of `unet` or `text_encoder`) on the photos by the denoising loss of DreamBooth.
+    """Train `parameters` (of `unet` or `text_encoder`) on the photos with AdamW and the denoising loss.
 
-    Ruiz et al. 2023 without the prior term; Gal et al. 2023 and Hu et al. 2022 minimise the same loss over other
-    weights. `after` runs after each step.
+    The loss is DreamBooth's (Ruiz et al. 2023) without the prior term. Gal et al. 2023 and Hu et al. 2022 minimise it
+    over other weights. `photos` are r x r x 3, with r the base's resolution. `after_step` runs after each step.
     """
-    learning = list(parameters)
-    for parameter in learning:
+    trainable = list(parameters)
+    for parameter in trainable:
         parameter.requires_grad_(True)
-    draws, pipe = Generator().manual_seed(seed), base.pipe
+    generator, pipe = Generator().manual_seed(seed), base.pipe
     alphas = _alphas(pipe).to(base.device)
     posterior = _posterior(base, photos)
     frozen_text = not any(p.requires_grad for p in text_encoder.parameters())
-    graphs = Graphs(base.device, on=frozen_text)  # a text encoder asks the host in every pass
-    optimiser = torch.optim.AdamW(learning, lr=settings.lr, weight_decay=1e-2, capturable=graphs.on)
+    graphs = Graphs(base.device, on=frozen_text)  # a text encoder synchronises with the host in every pass
+    optimiser = torch.optim.AdamW(trainable, lr=settings.lr, weight_decay=1e-2, capturable=graphs.on)
     with torch.no_grad():
-        fixed = embed(base, text_encoder, settings.prompt)
+        fixed_prompt = embed(base, text_encoder, settings.prompt)
 
     def step(z: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor]:
         alpha = alphas[t].view(-1, 1, 1, 1)
         with torch.autocast(base.device.type, torch.bfloat16, enabled=base.device.type == "cuda"):
-            prompt = fixed if frozen_text else embed(base, text_encoder, settings.prompt)
+            prompt = fixed_prompt if frozen_text else embed(base, text_encoder, settings.prompt)
             noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
             predicted = unet(noisy, t, prompt.expand(len(z), -1, -1)).sample
         target = noise
@@ -124,25 +134,25 @@ def customize(
         loss = functional.mse_loss(predicted.float(), target)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(learning, 1.0)
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimiser.step()
         return (loss.detach(),)
 
-    learn = graphs.captured(step)
+    train_step = graphs.captured(step)
     order: list[int] = []
     for _ in range(settings.steps):
         while len(order) < settings.batch:
-            order += torch.randperm(len(photos), generator=draws).tolist()
+            order += torch.randperm(len(photos), generator=generator).tolist()
         rows, order = order[: settings.batch], order[settings.batch :]
         mean, std = (part[rows] for part in posterior)
-        z = (mean + std * _normal(mean, draws)) * pipe.vae.config.scaling_factor
-        t = torch.randint(0, len(alphas), (len(z),), generator=draws).to(base.device)
-        learn(z, t, _normal(z, draws))
-        after()
+        z = (mean + std * _normal(mean, generator)) * pipe.vae.config.scaling_factor
+        t = torch.randint(0, len(alphas), (len(z),), generator=generator).to(base.device)
+        train_step(z, t, _normal(z, generator))
+        after_step()
 
 
-def with_parts(base: Base, unet: Any, text_encoder: Any) -> Any:
-    """Return a pipeline of these two over the base's other parts, that samples with DPM-Solver++."""
+def sampling_pipeline(base: Base, unet: Any, text_encoder: Any) -> Any:
+    """Return a text-to-image pipeline of this UNet, this text encoder and the base's other parts, with DPM-Solver++."""
     pipe = base.pipe
     sampler = StableDiffusionPipeline(
         vae=pipe.vae,
@@ -159,39 +169,34 @@ def with_parts(base: Base, unet: Any, text_encoder: Any) -> Any:
 
 
 def sample(
-    sampler: Any, settings: AttackSettings, prompt: str, numbers: Sequence[int], seed: int, **shown: Any
+    sampler: Any, settings: AttackSettings, prompt: str, numbers: Sequence[int], seed: int, **extra: Any
 ) -> list[Pixels]:
-    """Generate the images of these numbers, each from noise of its own: more images never change the first ones.
+    """Generate the images with these numbers. An image's noise depends on `seed` and its number only.
 
-    `shown` is what else the sampler takes.
+    `extra` are further arguments of the pipeline `sampler`.
     """
     images: list[Pixels] = []
-    for start in range(0, len(numbers), SAMPLED_AT_ONCE):
-        rows = numbers[start : start + SAMPLED_AT_ONCE]
+    for start in range(0, len(numbers), SAMPLING_BATCH):
+        rows = numbers[start : start + SAMPLING_BATCH]
         with torch.no_grad():
-            found = sampler(
+            batch = sampler(
                 [prompt] * len(rows),
                 num_inference_steps=settings.sampling_steps,
                 guidance_scale=settings.guidance,
                 generator=[Generator().manual_seed(seed * 1_000_003 + i) for i in rows],
                 output_type="np",
-                **shown,
+                **extra,
             ).images
-        images += [np.asarray((image * 255).round(), np.uint8) for image in found]
+        images += [np.asarray((image * 255).round(), np.uint8) for image in batch]
     return images
 
 
-def copied(part: Any) -> Any:
-    """Return a copy of a network that training may change."""
-    return copy.deepcopy(part)
-
-
 def _posterior(base: Base, photos: Sequence[Pixels]) -> tuple[Tensor, Tensor]:
-    """Encode photos once: mean and standard deviation of their unscaled latents."""
+    """Return mean and standard deviation of the photos' latents, `b c h w` each, before the scaling factor."""
     x = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).float().div(127.5).sub(1).to(base.device)
     with torch.no_grad():
-        found = [base.pipe.vae.encode(part).latent_dist for part in torch.split(x, 4)]
-    return torch.cat([f.mean for f in found]), torch.cat([f.std for f in found])
+        latents = [base.pipe.vae.encode(part).latent_dist for part in torch.split(x, 4)]
+    return torch.cat([part.mean for part in latents]), torch.cat([part.std for part in latents])
 
 
 def _alphas(pipe: Any) -> Tensor:

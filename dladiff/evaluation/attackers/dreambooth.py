@@ -1,9 +1,10 @@
 """DreamBooth (Ruiz et al. 2023), without the prior term, on the UNet alone."""
 
+import copy
 from collections.abc import Sequence
 
-from dladiff.core.pixels import Pixels
-from dladiff.evaluation.attackers.base import Base, copied, customize, sample, with_parts
+from dladiff.core.arrays import Pixels
+from dladiff.evaluation.attackers.base import Base, customize, sample, sampling_pipeline
 from dladiff.evaluation.attacks import Attack, AttackSettings
 
 ATTACK = Attack(
@@ -22,8 +23,8 @@ ATTACK = Attack(
 def dreambooth(
     base: Base, photos: Sequence[Pixels], settings: AttackSettings, prompts: Sequence[str], count: int, seed: int
 ) -> dict[str, list[Pixels]]:
-    """Fine-tune the UNet."""
-    unet = copied(base.pipe.unet)
+    """Fine-tune the UNet; return `count` images of each prompt."""
+    unet = copy.deepcopy(base.pipe.unet)
     customize(base, photos, settings, unet, base.pipe.text_encoder, seed, unet.parameters())
-    sampler = with_parts(base, unet, base.pipe.text_encoder)
+    sampler = sampling_pipeline(base, unet, base.pipe.text_encoder)
     return {prompt: sample(sampler, settings, prompt, range(count), seed) for prompt in prompts}

@@ -1,9 +1,10 @@
-"""DreamBooth of the UNet and the text encoder, as the attacker of Anti-DreamBooth (Van Le et al. 2023) trains it."""
+"""DreamBooth on the UNet and the text encoder, as the attacker of Anti-DreamBooth (Van Le et al. 2023) trains it."""
 
+import copy
 from collections.abc import Sequence
 
-from dladiff.core.pixels import Pixels
-from dladiff.evaluation.attackers.base import Base, copied, customize, sample, with_parts
+from dladiff.core.arrays import Pixels
+from dladiff.evaluation.attackers.base import Base, customize, sample, sampling_pipeline
 from dladiff.evaluation.attacks import Attack, AttackSettings
 
 ATTACK = Attack(
@@ -22,8 +23,8 @@ ATTACK = Attack(
 def dreambooth_text(
     base: Base, photos: Sequence[Pixels], settings: AttackSettings, prompts: Sequence[str], count: int, seed: int
 ) -> dict[str, list[Pixels]]:
-    """Fine-tune the UNet and the text encoder."""
-    unet, text = copied(base.pipe.unet), copied(base.pipe.text_encoder)
+    """Fine-tune the UNet and the text encoder; return `count` images of each prompt."""
+    unet, text = copy.deepcopy(base.pipe.unet), copy.deepcopy(base.pipe.text_encoder)
     customize(base, photos, settings, unet, text, seed, [*unet.parameters(), *text.parameters()])
-    sampler = with_parts(base, unet, text)
+    sampler = sampling_pipeline(base, unet, text)
     return {prompt: sample(sampler, settings, prompt, range(count), seed) for prompt in prompts}

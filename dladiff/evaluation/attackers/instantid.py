@@ -1,10 +1,11 @@
-"""InstantID (Wang et al. 2024): zero-shot customization by identity tokens and a ControlNet that places the face.
+"""InstantID (Wang et al. 2024): zero-shot customization by identity tokens and a ControlNet on face landmarks.
 
-The recogniser's embedding becomes 16 tokens by a resampler. The UNet's own image cross-attention hears them beside the
-prompt, as in IP-Adapter; IdentityNet, a ControlNet, sees a drawing of the five landmarks and hears them instead of the
-prompt. The resampler is that of IP-Adapter Plus, so diffusers' own loader reads it.
+A resampler maps the recogniser's embedding to 16 tokens. The UNet attends to them in an image cross-attention beside
+that of the prompt, as in IP-Adapter. IdentityNet, a ControlNet, takes a drawing of the five landmarks as its image and
+the tokens in place of the prompt. The resampler is that of IP-Adapter Plus, so diffusers' own loader reads it.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -19,17 +20,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from dladiff.core.pixels import Pixels
+from dladiff.core.arrays import Pixels
 from dladiff.errors import ModelError
 from dladiff.evaluation.attackers.adapter import (
-    SeenFace,
+    InputFace,
     adapter_weights,
-    in_turn,
+    cycle_faces,
+    input_faces,
     load_adapter,
     recogniser,
-    seen_faces,
 )
-from dladiff.evaluation.attackers.base import Base, copied, sample
+from dladiff.evaluation.attackers.base import Base, sample
 from dladiff.evaluation.attacks import Attack, AttackSettings
 
 ATTACK = Attack(
@@ -45,17 +46,17 @@ ATTACK = Attack(
 )
 
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
-"""RGB of eyes, nose and corners of the mouth, as IdentityNet was trained on them."""
+"""RGB of the eyes, the nose and the corners of the mouth in IdentityNet's training drawings."""
 
 
 class IdentityNet(ControlNetModel):  # type: ignore[misc]
-    """A ControlNet that hears identity tokens where the pipeline hands it the prompt."""
+    """A ControlNet conditioned on identity tokens instead of the prompt that the pipeline passes."""
 
     tokens: Tensor | None = None
-    """`2 n d`: without the face, and with it."""
+    """`2 n d`: the unconditional tokens, then those of the face."""
 
     def forward(self, sample: Tensor, *args: Any, **keywords: Any) -> Any:
-        """Run the ControlNet on a batch `2b c h w`, unconditional half first; `encoder_hidden_states` is replaced."""
+        """Run the ControlNet on a batch `2b c h w`, unconditional half first, with `tokens` for the prompt."""
         assert self.tokens is not None
         tokens = self.tokens.repeat_interleave(len(sample) // 2, dim=0)
         return super().forward(sample, *args, **(keywords | {"encoder_hidden_states": tokens}))
@@ -64,17 +65,17 @@ class IdentityNet(ControlNetModel):  # type: ignore[misc]
 def instantid(
     base: Base, photos: Sequence[Pixels], settings: AttackSettings, prompts: Sequence[str], count: int, seed: int
 ) -> dict[str, list[Pixels]]:
-    """Generate from single photos in turn: image i shows the person of photo i modulo their number, where they stood.
+    """Generate `count` images per prompt: image i has the identity and the landmarks of face i modulo their number.
 
-    A photo without a face is passed over; where none has one, no image comes.
-    Raises ModelError: weights missing or of another layout.
+    Photos without a face are skipped; if no photo has one, the lists are empty.
+    Raises ModelError: weights are missing or have another layout.
     """
-    found = seen_faces(photos, settings.encoder)
-    if not found:
+    faces = input_faces(photos, settings.encoder)
+    if not faces:
         return {prompt: [] for prompt in prompts}
-    sampler = with_identity(base, settings)
+    sampler = instantid_pipeline(base, settings)
 
-    def show(face: SeenFace, prompt: str, numbers: Sequence[int]) -> list[Pixels]:
+    def generate(face: InputFace, prompt: str, numbers: Sequence[int]) -> list[Pixels]:
         embedding = torch.from_numpy(face.embedding).to(base.device)
         pair = torch.stack([torch.zeros_like(embedding), embedding])[:, None, None]
         with torch.no_grad():
@@ -86,17 +87,17 @@ def instantid(
         }
         return sample(sampler, settings, prompt, numbers, seed, **extra)
 
-    return {prompt: in_turn(found, count, partial(show, prompt=prompt)) for prompt in prompts}
+    return {prompt: cycle_faces(faces, count, partial(generate, prompt=prompt)) for prompt in prompts}
 
 
 def check_instantid(base: Base, settings: AttackSettings) -> None:
-    """Read the adapter, IdentityNet and the recogniser. Raises ModelError."""
-    with_identity(base, settings)
+    """Check that the adapter, IdentityNet and the recogniser can be loaded. Raises ModelError."""
+    instantid_pipeline(base, settings)
     recogniser(settings.encoder)
 
 
-def with_identity(base: Base, settings: AttackSettings) -> Any:
-    """Return a pipeline of the base's parts with IdentityNet and the adapter. Raises ModelError."""
+def instantid_pipeline(base: Base, settings: AttackSettings) -> Any:
+    """Return an SDXL pipeline of the base's parts, IdentityNet and the adapter. Raises ModelError."""
     pipe, weights = base.pipe, adapter_weights(settings.adapter, "InstantID")
     sampler = StableDiffusionXLControlNetPipeline(
         vae=pipe.vae,
@@ -104,7 +105,7 @@ def with_identity(base: Base, settings: AttackSettings) -> Any:
         text_encoder_2=pipe.text_encoder_2,
         tokenizer=pipe.tokenizer,
         tokenizer_2=pipe.tokenizer_2,
-        unet=copied(pipe.unet),
+        unet=copy.deepcopy(pipe.unet),
         controlnet=identity_net(settings.control).to(base.device),
         scheduler=DPMSolverMultistepScheduler.from_config(pipe.scheduler.config),
         add_watermarker=False,
@@ -127,8 +128,11 @@ def identity_net(folder: str) -> IdentityNet:
 
 
 def landmark_image(landmarks: NDArray[np.float64], side: int) -> Image.Image:
-    """Draw five landmarks (px) as InstantID's demonstration does: dim bars to the nose, a bright disc at each."""
-    canvas = np.zeros((side, side, 3), np.uint8)
+    """Draw five landmarks (5 x 2, px) on a black square: dim bars to the nose, a bright disc at each.
+
+    Source: `draw_kps` of InstantID's demonstration.
+    """
+    drawing = np.zeros((side, side, 3), np.uint8)
     nose = landmarks[2]
     for i in (0, 1, 3, 4):
         point, colour = landmarks[i], COLOURS[i]
@@ -136,8 +140,8 @@ def landmark_image(landmarks: NDArray[np.float64], side: int) -> Image.Image:
         angle = int(math.degrees(math.atan2(dy, dx)))
         axes = (int(math.hypot(dx, dy) / 2), 4)
         bar = cv2.ellipse2Poly((int(middle[0]), int(middle[1])), axes, angle, 0, 360, 1)
-        cv2.fillConvexPoly(canvas, bar, colour)
-    canvas = (canvas * 0.6).astype(np.uint8)
+        cv2.fillConvexPoly(drawing, bar, colour)
+    drawing = (drawing * 0.6).astype(np.uint8)
     for point, colour in zip(landmarks, COLOURS, strict=True):
-        cv2.circle(canvas, (int(point[0]), int(point[1])), 10, colour, -1)
-    return Image.fromarray(canvas)
+        cv2.circle(drawing, (int(point[0]), int(point[1])), 10, colour, -1)
+    return Image.fromarray(drawing)

@@ -1,15 +1,16 @@
-"""Textual Inversion (Gal et al. 2023): one word's embedding is learnt, everything else stays.
+"""Textual Inversion (Gal et al. 2023): trains the embedding of one token and nothing else.
 
-The placeholder is `sks` itself, a token of its own in CLIP's vocabulary, so that all attacks share their prompts.
+The placeholder token is `sks`, which CLIP's vocabulary contains. So all attacks share their prompts.
 """
 
+import copy
 from collections.abc import Sequence
 
 import torch
 
-from dladiff.core.pixels import Pixels
+from dladiff.core.arrays import Pixels
 from dladiff.errors import ModelError
-from dladiff.evaluation.attackers.base import Base, copied, customize, sample, with_parts
+from dladiff.evaluation.attackers.base import Base, customize, sample, sampling_pipeline
 from dladiff.evaluation.attacks import Attack, AttackSettings
 
 ATTACK = Attack(
@@ -30,26 +31,29 @@ PLACEHOLDER = "sks"
 def textual_inversion(
     base: Base, photos: Sequence[Pixels], settings: AttackSettings, prompts: Sequence[str], count: int, seed: int
 ) -> dict[str, list[Pixels]]:
-    """Learn the embedding of `sks`, from that of `settings.initializer`. Raises ModelError: not one token."""
-    place, start = (_token(base, word) for word in (PLACEHOLDER, settings.initializer))
-    text = copied(base.pipe.text_encoder)
+    """Train the embedding of `sks`, initialised from `settings.initializer`; return `count` images of each prompt.
+
+    Raises ModelError: one of the two words is not a single token.
+    """
+    placeholder, initializer = (_token(base, word) for word in (PLACEHOLDER, settings.initializer))
+    text = copy.deepcopy(base.pipe.text_encoder)
     table = text.get_input_embeddings().weight
     with torch.no_grad():
-        table[place] = table[start]
-    fixed = table.detach().clone()
-    others = torch.arange(len(table)) != place
+        table[placeholder] = table[initializer]
+    initial = table.detach().clone()
+    others = torch.arange(len(table)) != placeholder
 
-    def keep_the_rest() -> None:
+    def restore_others() -> None:
         with torch.no_grad():
-            table[others] = fixed[others]
+            table[others] = initial[others]
 
-    customize(base, photos, settings, base.pipe.unet, text, seed, [table], keep_the_rest)
-    sampler = with_parts(base, base.pipe.unet, text)
+    customize(base, photos, settings, base.pipe.unet, text, seed, [table], restore_others)
+    sampler = sampling_pipeline(base, base.pipe.unet, text)
     return {prompt: sample(sampler, settings, prompt, range(count), seed) for prompt in prompts}
 
 
 def _token(base: Base, word: str) -> int:
     ids = base.pipe.tokenizer(word, add_special_tokens=False).input_ids
     if len(ids) != 1:
-        raise ModelError(f"{word!r} is not one token of {base.name}'s vocabulary; Textual Inversion needs one that is")
+        raise ModelError(f"{word!r} is not one token of {base.name}'s vocabulary; choose a word of one token")
     return int(ids[0])

@@ -1,17 +1,17 @@
-"""FIQA: face image quality by a network of the user (--fiqa)."""
+"""FIQA: face image quality by the user's network (--fiqa)."""
 
 from dladiff.evaluation.metrics.record import Metric, plain
 
 METRIC = Metric(
     name="fiqa",
     heading="FIQA",
-    about="mean face quality; null without its network",
-    place=50,
+    about="mean face quality by the network of --fiqa; null without it",
+    order=50,
     of="generated",
     better="lower",
     needs="no --fiqa",
     tables=("attack",),
-    counted=True,
+    show_n=True,
     entry="fiqa",
     measure=lambda picture: picture.networks.fiqa and float(picture.networks.fiqa(picture.picture)[0]),
     value=plain,

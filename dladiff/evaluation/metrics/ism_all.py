@@ -1,4 +1,4 @@
-"""ISM over all pictures, as the paper counts it."""
+"""ISM over all pictures, as the DLADiff paper defines it."""
 
 from dladiff.evaluation.metrics.record import Metric
 
@@ -6,12 +6,12 @@ METRIC = Metric(
     name="ism_all",
     heading="ISM all",
     about="cosine of the largest face to the clean references, 0 without a face",
-    place=20,
+    order=20,
     of="generated",
     better="lower",
     per_encoder=True,
-    tables=("scores", "change", "less"),
+    tables=("scores", "change", "difference"),
     entry="ism",
     measure=lambda picture: picture.to_references,
-    value=lambda kept, encoder: kept.get(encoder) or 0.0,
+    value=lambda stored, encoder: stored.get(encoder) or 0.0,
 )

@@ -1,4 +1,4 @@
-"""Best-of-N ISM: the attacker keeps the best picture of a prompt, so one good picture is enough (the worst case)."""
+"""Best-of-N ISM, the worst case: the attacker generates N pictures of a prompt and keeps the best."""
 
 from dladiff.evaluation.metrics.record import Metric
 
@@ -6,13 +6,13 @@ METRIC = Metric(
     name="ism_best",
     heading="ISM best",
     about="largest cosine to the clean references among the pictures of a prompt, 0 for one without a face",
-    place=22,
+    order=22,
     of="generated",
     better="lower",
     per_encoder=True,
-    tables=("scores", "change", "less"),
-    counted=True,
+    tables=("scores", "change", "difference"),
+    show_n=True,
     entry="ism",
-    value=lambda kept, encoder: kept.get(encoder) or 0.0,
+    value=lambda stored, encoder: stored.get(encoder) or 0.0,
     reduce=max,
 )

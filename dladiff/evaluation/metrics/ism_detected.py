@@ -1,17 +1,17 @@
-"""ISM over the pictures with a face, as Anti-DreamBooth counts it."""
+"""ISM over the pictures with a face, as Anti-DreamBooth (Van Le et al. 2023) defines it."""
 
 from dladiff.evaluation.metrics.record import Metric, detected
 
 METRIC = Metric(
     name="ism_detected",
     heading="ISM detected",
-    about="cosine of the largest face to the clean references, pictures with a face alone",
-    place=21,
+    about="cosine of the largest face to the clean references, pictures with a face only",
+    order=21,
     of="generated",
     better="lower",
     per_encoder=True,
-    tables=("scores", "less"),
-    counted=True,
+    tables=("scores", "difference"),
+    show_n=True,
     entry="ism",
     value=detected,
 )

@@ -1,4 +1,4 @@
-"""The largest change of a stored photo."""
+"""L-infinity distance of the stored photo to its original."""
 
 from dladiff.core import quality
 from dladiff.evaluation.metrics.record import Metric, plain
@@ -6,8 +6,8 @@ from dladiff.evaluation.metrics.record import Metric, plain
 METRIC = Metric(
     name="linf",
     heading="largest change, of 255",
-    about="mean of the photos' largest changes, [0, 1] units",
-    place=64,
+    about="mean of the photos' largest changes of a pixel value, [0, 1] units",
+    order=64,
     of="stored",
     better="lower",
     tables=("stored",),

@@ -1,12 +1,12 @@
-"""LPIPS of the stored photo, by a network of the user (--lpips)."""
+"""LPIPS (Zhang et al. 2018) of the stored photo, by the user's network (--lpips)."""
 
 from dladiff.evaluation.metrics.record import Metric, plain
 
 METRIC = Metric(
     name="lpips",
     heading="LPIPS",
-    about="1; null without its network",
-    place=63,
+    about="mean over photos, without unit; null without the network of --lpips",
+    order=63,
     of="stored",
     better="lower",
     needs="no --lpips",

@@ -6,8 +6,8 @@ from dladiff.evaluation.metrics.record import Metric, finite, plain
 METRIC = Metric(
     name="psnr",
     heading="PSNR dB",
-    about="dB, mean over photos; null where nothing changed",
-    place=60,
+    about="mean over photos, dB; null for an unchanged photo",
+    order=60,
     of="stored",
     better="higher",
     tables=("stored",),

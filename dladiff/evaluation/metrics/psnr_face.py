@@ -5,15 +5,15 @@ from dladiff.evaluation.metrics.record import Metric, Stored, finite, plain
 
 
 def psnr_face(photo: Stored) -> float | None:
-    """Return dB; None without a face, or where nothing changed."""
+    """Return the PSNR inside the face boxes, dB; None without a face or without a change."""
     return finite(quality.psnr(photo.original, photo.protected, photo.faces)) if photo.faces.any() else None
 
 
 METRIC = Metric(
     name="psnr_face",
     heading="PSNR face dB",
-    about="dB inside the face boxes; null where nothing changed",
-    place=61,
+    about="mean over photos inside the face boxes, dB; null without a face or a change",
+    order=61,
     of="stored",
     better="higher",
     tables=("stored",),

@@ -1,4 +1,4 @@
-"""What a metric says of itself, and what it is computed from."""
+"""The record of a metric, and the inputs that metrics are computed from."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,10 +8,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dladiff.core.arrays import Pixels
+
 Row = Mapping[str, Any]
 Cosines = dict[str, float | None]
 """Encoder to cosine; None without a face."""
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,89 +21,91 @@ class Generated:
 
     picture: Pixels
     face: bool
-    """Whether the detector finds one."""
+    """Whether the detector finds a face."""
     to_references: Cosines
-    """Of the largest face, to the mean of the person's clean references."""
+    """Cosines of the largest face to the mean embedding of the person's clean references."""
     to_originals: Cosines
-    """The same, to the originals of the attacker's photos."""
+    """Cosines of the largest face to the mean embedding of the attacker's photos before protection."""
     networks: Any
     """`dladiff.evaluation.scores.Networks`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """A photo as the attacker has it, after preprocessing."""
+class Preprocessed:
+    """A photo of the attacker after preprocessing."""
 
     to_original: Cosines
-    """Empty where the original has no face."""
+    """Cosines of its largest face to that of the original; empty if the original has no face."""
     networks: Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A photo as the output stores it, beside its original."""
+    """A stored photo and its original, both h x w x 3."""
 
     original: Pixels
     protected: Pixels
     faces: NDArray[np.bool_]
-    """h x w: inside the face boxes."""
+    """h x w: True inside the face boxes."""
     networks: Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One metric. `measure` runs on the worker; `value` and `reduce` read the stored rows whenever tables are made."""
+    """A metric. The worker calls `measure` and stores its result; tables call `value` and `reduce` on stored rows."""
 
     name: str
-    """Its column in results.parquet."""
+    """Column in results.parquet."""
     heading: str
-    """Its column in the tables."""
+    """Column in the tables."""
     about: str
-    """What it is and its unit."""
-    place: int
-    """Columns stand in this order."""
-    of: Literal["generated", "shown", "stored"]
-    """What a row measures: class Generated, Shown or Stored."""
+    """Definition and unit."""
+    order: int
+    """Position among the columns, ascending."""
+    of: Literal["generated", "preprocessed", "stored"]
+    """Input of `measure`: class Generated, Preprocessed or Stored."""
     better: Literal["higher", "lower"]
-    """Which values speak for the protection."""
+    """Which values are better: for the protection, or for visible quality."""
     per_encoder: bool = False
-    """One value for each encoder of the evaluator."""
+    """Whether it has one value per encoder of the evaluator."""
     needs: str = ""
-    """What a missing network is called in the tables; empty: it needs none beside the evaluator."""
+    """Reason that tables give if its network is missing; empty: it needs only the evaluator."""
     tables: tuple[str, ...] = ()
-    """scores: every table of generated pictures; attack: those of attacks on the main base model; other base: those on
-    another; change, less: differences; stored: that of visible quality."""
-    counted: bool = False
-    """Show how many values it rests on: not every picture has one."""
+    """Kinds of table that have this column. `scores`: all tables of generated pictures; `attack`: attacks on the main
+    base model; `other base`: attacks on another; `change`, `difference`: paired differences; `stored`: visible quality;
+    `zero-shot photos`, `zero-shot pictures`: the paper's Table 4."""
+    show_n: bool = False
+    """Whether cells show the number of values, because some pictures have none."""
     digits: int = 3
+    """Decimals in the tables."""
     entry: str
-    """Key of a stored row that it reads; several metrics may share one."""
+    """Key of the stored row that it reads; several metrics may share one."""
     measure: Callable[[Any], Any] | None = None
-    """What the row keeps under `entry`, from a Generated, Shown or Stored; None where another metric measures it."""
+    """Value to store under `entry`, from an object of the class that `of` names; None if another metric stores it."""
     value: Callable[[Any, str], float | None]
-    """(what the row keeps, encoder) to the value of the picture or photo; None where it has none."""
+    """(stored value, encoder) to the number of this picture or photo, or None if it has none."""
     reduce: Callable[[Sequence[float]], float] | None = None
-    """Pictures of one training and prompt to one value; None: each counts."""
+    """Reduces the numbers of one training and prompt to one; None: each number counts."""
     cell: Callable[[Sequence[float]], str] | None = None
-    """All values of a method to its cell; None: their mean with an interval over people."""
+    """Formats all numbers of a method as a cell; None: mean with interval over people."""
 
 
-def plain(kept: Any, _encoder: str) -> float | None:
-    """Return a number as it is kept."""
-    return None if kept is None else float(kept)
+def plain(stored: Any, _encoder: str) -> float | None:
+    """Return a stored number, or None."""
+    return None if stored is None else float(stored)
 
 
 def finite(value: float) -> float | None:
-    """Return a number that JSON can hold, or None."""
+    """Return the number, or None for infinity and NaN, which JSON cannot represent."""
     return value if math.isfinite(value) else None
 
 
-def detected(kept: Any, encoder: str) -> float | None:
-    """Return an encoder's cosine; None without a face."""
-    found: float | None = kept.get(encoder)
-    return found
+def detected(stored: Any, encoder: str) -> float | None:
+    """Return an encoder's cosine, or None without a face."""
+    cosine: float | None = stored.get(encoder)
+    return cosine
 
 
-def zero_without_a_face(kept: Any, encoder: str) -> float | None:
-    """Return an encoder's cosine, 0 without a face; None where there is nothing to compare with."""
-    return (kept[encoder] or 0.0) if encoder in kept else None
+def zero_without_face(stored: Any, encoder: str) -> float | None:
+    """Return an encoder's cosine, 0 without a face, or None without a face to compare with."""
+    return (stored[encoder] or 0.0) if encoder in stored else None

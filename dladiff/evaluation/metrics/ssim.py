@@ -1,4 +1,4 @@
-"""SSIM of the stored photo."""
+"""SSIM (Wang et al. 2004) of the stored photo."""
 
 from dladiff.core import quality
 from dladiff.evaluation.metrics.record import Metric, plain
@@ -6,8 +6,8 @@ from dladiff.evaluation.metrics.record import Metric, plain
 METRIC = Metric(
     name="ssim",
     heading="SSIM",
-    about="1",
-    place=62,
+    about="mean over photos, without unit",
+    order=62,
     of="stored",
     better="higher",
     tables=("stored",),

@@ -10,7 +10,7 @@ async function ask(path, body) {
       method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body),
     });
     const found = await reply.json();
-    if (reply.status === 403) throw new Error("open the address again that the terminal shows");
+    if (reply.status === 403) throw new Error("open the address in the terminal again");
     if (!reply.ok) throw new Error(found.error);
     at("error").textContent = "";
     show(found);

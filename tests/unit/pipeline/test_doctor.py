@@ -169,7 +169,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[timedelta]]:
         def log_message(self, *args: object) -> None: ...
 
     http = HTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=http.serve_forever, daemon=True).start()
+    Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{http.server_port}")
     yield ahead
     http.shutdown()

@@ -44,7 +44,7 @@ def test_jpeg_clips_values_outside_the_pixel_range() -> None:
     got = jpeg(images, 95)
     assert float(got.detach().min()) >= 0 and float(got.detach().max()) <= 1
     (gradient,) = torch.autograd.grad(got.sum(), images)
-    assert gradient[0, 0, 0].tolist() == [0, 1, 0]
+    assert gradient[0, 0, 0].tolist() == [1, 1, 1]  # a pixel outside the range can return
 
 
 def test_blur_is_scipys() -> None:

@@ -1,5 +1,6 @@
-"""Attackers: few steps, many invariants; how strong they are is measured in docs/evaluation.md."""
+"""Attackers: invariants after a few steps. Their strength is measured in docs/evaluation.md."""
 
+import copy
 import importlib
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,11 @@ from skimage.data import astronaut
 from dladiff.core.arrays import Pixels
 from dladiff.core.pixels import to_float
 from dladiff.errors import ModelError
-from dladiff.evaluation.attackers.adapter import adapter_weights, load_adapter, seen_faces
-from dladiff.evaluation.attackers.base import Base, copied, customize, load_base, sample, with_parts
-from dladiff.evaluation.attackers.settings import settings_for
+from dladiff.evaluation.attackers.adapter import adapter_weights, input_faces, load_adapter
+from dladiff.evaluation.attackers.base import Base, customize, load_base, sample, sampling_pipeline, settings_for
 from dladiff.evaluation.attacks import ATTACKS, TINY, ZERO_SHOT, AttackSettings
-from dladiff.evaluation.squares import thief_square
-from dladiff.evaluation.train_adapter import trained, untrained
+from dladiff.evaluation.crop import attacker_crop
+from dladiff.evaluation.train_adapter import export_adapter, initial_adapter
 from dladiff.faces.detect import CenterFaceDetector, alignment_matrix, warp
 from dladiff.faces.encoder import load_encoder
 
@@ -36,7 +36,7 @@ def base() -> Base:
 
 @pytest.fixture(scope="module")
 def square() -> Pixels:
-    found = thief_square(astronaut(), "face", 128, CenterFaceDetector())
+    found = attacker_crop(astronaut(), "face", 128, CenterFaceDetector())
     assert found is not None
     return found
 
@@ -46,10 +46,12 @@ def adapter(base: Base, tmp_path_factory: pytest.TempPathFactory) -> str:
     """An untrained adapter, stored as `train_adapter` stores one."""
     from safetensors.torch import save_file
 
-    unet = copied(base.pipe.unet)
-    unet._load_ip_adapter_weights([untrained(unet, 192, torch.Generator().manual_seed(0))], low_cpu_mem_usage=False)
+    unet = copy.deepcopy(base.pipe.unet)
+    unet._load_ip_adapter_weights(
+        [initial_adapter(unet, 192, torch.Generator().manual_seed(0))], low_cpu_mem_usage=False
+    )
     path = tmp_path_factory.mktemp("adapter") / "weights.safetensors"
-    save_file(trained(unet), path)
+    save_file(export_adapter(unet), path)
     return str(path)
 
 
@@ -84,13 +86,13 @@ def test_attacks_have_names_and_settings(base):
         settings_for("magic", base)
 
 
-def test_a_base_model_that_is_not_there_is_told(tmp_path):
+def test_a_missing_base_model_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"expected model_index\.json"):
         load_base(tmp_path)
 
 
 def test_the_first_step_of_dreambooth_is_adamw_s(base, square):
-    unet = copied(base.pipe.unet)
+    unet = copy.deepcopy(base.pipe.unet)
     settings = AttackSettings(steps=1, lr=1e-3, batch=1)
     customize(base, [square], settings, unet, base.pipe.text_encoder, 0, unet.parameters())
     old = base.pipe.unet.conv_in.weight
@@ -102,14 +104,14 @@ def test_the_first_step_of_dreambooth_is_adamw_s(base, square):
 def test_an_untrained_lora_changes_nothing(base, square):
     settings = settings_for("lora", base).replaced(steps=0, sampling_steps=2)
     found = ATTACKS["lora"].load()(base, [square], settings, PROMPTS[:1], 1, 3)[PROMPTS[0]]
-    plain = sample(with_parts(base, base.pipe.unet, base.pipe.text_encoder), settings, PROMPTS[0], [0], 3)
+    plain = sample(sampling_pipeline(base, base.pipe.unet, base.pipe.text_encoder), settings, PROMPTS[0], [0], 3)
     assert np.abs(found[0].astype(int) - plain[0]).max() <= 1
 
 
 def test_textual_inversion_changes_one_word(base, square, monkeypatch):
     module = importlib.import_module(ATTACKS["textual_inversion"].module)
     seen = []
-    monkeypatch.setattr(module, "with_parts", lambda base, unet, text: seen.append((unet, text)))
+    monkeypatch.setattr(module, "sampling_pipeline", lambda base, unet, text: seen.append((unet, text)))
     monkeypatch.setattr(module, "sample", lambda *_: [])
     settings = settings_for("textual_inversion", base).replaced(steps=2, batch=1)
     ATTACKS["textual_inversion"].load()(base, [square], settings, PROMPTS[:1], 1, 0)
@@ -124,19 +126,19 @@ def test_textual_inversion_changes_one_word(base, square, monkeypatch):
 
 
 @pytest.mark.networks
-def test_the_thief_s_embedding_is_the_encoder_s(square):
+def test_the_attacker_s_embedding_is_the_encoder_s(square):
     face = CenterFaceDetector().detect(square)[0]
     crop = warp(to_float(square), torch.from_numpy(alignment_matrix(face.landmarks)).float()[None])
-    wanted = load_encoder(ENCODER)(crop)[0].numpy()
-    (found,) = seen_faces([square], ENCODER)
-    assert found.embedding @ wanted / np.linalg.norm(found.embedding) > 0.999
+    expected = load_encoder(ENCODER)(crop)[0].numpy()
+    (found,) = input_faces([square], ENCODER)
+    assert found.embedding @ expected / np.linalg.norm(found.embedding) > 0.999
     assert np.array_equal(found.landmarks, face.landmarks)
 
 
 @pytest.mark.networks
 def test_each_image_shows_one_photo_in_turn(base, adapter):
     photo = astronaut()
-    cut: list[Any] = [thief_square(p, "face", 128, CenterFaceDetector()) for p in (photo, photo[:, ::-1])]
+    cut: list[Any] = [attacker_crop(p, "face", 128, CenterFaceDetector()) for p in (photo, photo[:, ::-1])]
     settings = quick("ip_adapter_faceid", base, adapter)
     found, alone = (
         ATTACKS["ip_adapter_faceid"].load()(base, p, settings, PROMPTS[:1], 3, 0)[PROMPTS[0]] for p in (cut, cut[:1])
@@ -153,7 +155,9 @@ def test_photos_without_a_face_give_no_image(base, adapter):
 
 def test_an_adapter_file_goes_through_diffusers_own_loader(base, adapter):
     parts = adapter_weights(adapter, FACEID)
-    by_us, by_file, silent = (with_parts(base, copied(base.pipe.unet), base.pipe.text_encoder) for _ in range(3))
+    by_us, by_file, silent = (
+        sampling_pipeline(base, copy.deepcopy(base.pipe.unet), base.pipe.text_encoder) for _ in range(3)
+    )
     load_adapter(by_us, parts, 1.0)
     load_adapter(silent, parts, 0.0)
     path = Path(adapter)
@@ -167,7 +171,7 @@ def test_an_adapter_file_goes_through_diffusers_own_loader(base, adapter):
     torch.testing.assert_close(none, plain)
 
 
-def test_wrong_weights_are_told(base, adapter, tmp_path):
+def test_wrong_weights_are_refused(base, adapter, tmp_path):
     from safetensors.torch import save_file
 
     with pytest.raises(ModelError, match="no IP-Adapter FaceID weights"):
@@ -180,9 +184,9 @@ def test_wrong_weights_are_told(base, adapter, tmp_path):
     parts = adapter_weights(adapter, FACEID)
     parts["ip_adapter"]["1.to_k_ip.weight"] = torch.zeros(320, 768)
     with pytest.raises(ModelError, match="does not fit the base model"):
-        load_adapter(with_parts(base, copied(base.pipe.unet), base.pipe.text_encoder), parts, 1.0)
+        load_adapter(sampling_pipeline(base, copy.deepcopy(base.pipe.unet), base.pipe.text_encoder), parts, 1.0)
     with pytest.raises(ModelError, match="no recognition model"):
-        seen_faces([], "")
+        input_faces([], "")
 
 
 def test_a_pickled_adapter_is_converted_and_read_by_no_run(adapter, tmp_path):

@@ -17,12 +17,11 @@ from torch.nn import functional
 
 from dladiff.core.arrays import Pixels
 from dladiff.errors import ModelError
-from dladiff.evaluation.attackers.adapter import seen_faces
-from dladiff.evaluation.attackers.base import Base, load_base, sample
-from dladiff.evaluation.attackers.instantid import COLOURS, identity_net, landmark_image, with_identity
-from dladiff.evaluation.attackers.settings import settings_for
+from dladiff.evaluation.attackers.adapter import input_faces
+from dladiff.evaluation.attackers.base import Base, load_base, sample, settings_for
+from dladiff.evaluation.attackers.instantid import COLOURS, identity_net, instantid_pipeline, landmark_image
 from dladiff.evaluation.attacks import ATTACKS, TINY, AttackSettings
-from dladiff.evaluation.squares import thief_square
+from dladiff.evaluation.crop import attacker_crop
 from dladiff.faces.detect import CenterFaceDetector
 from tests.support.model_layouts import write_layout
 
@@ -94,7 +93,7 @@ def settings(
 def squares(base: Base) -> list[Pixels]:
     """Two photos of the same face in other places."""
     detector = CenterFaceDetector()
-    found = [thief_square(astronaut()[:, x : x + 400], "photo", base.resolution, detector) for x in (60, 0)]
+    found = [attacker_crop(astronaut()[:, x : x + 400], "photo", base.resolution, detector) for x in (60, 0)]
     assert found[0] is not None and found[1] is not None
     return [found[0], found[1]]
 
@@ -122,28 +121,28 @@ def test_images_show_the_photos_in_turn_and_the_base_stays(base, settings, squar
 def test_without_weight_it_is_plain_sdxl(base, settings, squares):
     silent = attack(base, settings.replaced(scale=0.0, control_scale=0.0), squares[:1], 1)[0]
     plain = copy.copy(base.pipe)
-    plain.scheduler = with_identity(base, settings).scheduler
+    plain.scheduler = instantid_pipeline(base, settings).scheduler
     assert apart(silent, sample(plain, settings, PROMPT, [0], 0)[0]) < 0.01
     for one in ({"scale": 0.0}, {"control_scale": 0.0}):
         assert apart(attack(base, settings.replaced(**one), squares[:1], 1)[0], silent) > 2
 
 
-def test_identity_net_hears_the_face_and_not_the_prompt(base, settings, squares, weights, monkeypatch):
-    heard: list[dict[str, Any]] = []
+def test_identity_net_receives_the_face_and_not_the_prompt(base, settings, squares, weights, monkeypatch):
+    received: list[dict[str, Any]] = []
     forward: Callable[..., Any] = ControlNetModel.forward
 
-    def listen(self: ControlNetModel, *args: Any, **keywords: Any) -> Any:
-        heard.append(keywords)
+    def recording(self: ControlNetModel, *args: Any, **keywords: Any) -> Any:
+        received.append(keywords)
         return forward(self, *args, **keywords)
 
-    monkeypatch.setattr(ControlNetModel, "forward", listen)
+    monkeypatch.setattr(ControlNetModel, "forward", recording)
     attack(base, settings, squares[:1], 1)
-    (face,) = seen_faces(squares[:1], ENCODER)
+    (face,) = input_faces(squares[:1], ENCODER)
     embedding = torch.from_numpy(face.embedding)[None]
-    wanted = torch.cat([resampled(x, weights["image_proj"]) for x in (torch.zeros_like(embedding), embedding)])
-    torch.testing.assert_close(heard[0]["encoder_hidden_states"], wanted, rtol=1e-4, atol=1e-5)
+    expected = torch.cat([resampled(x, weights["image_proj"]) for x in (torch.zeros_like(embedding), embedding)])
+    torch.testing.assert_close(received[0]["encoder_hidden_states"], expected, rtol=1e-4, atol=1e-5)
     drawing = np.asarray(landmark_image(face.landmarks, base.resolution), np.float32) / 255
-    shown = heard[0]["controlnet_cond"][-1].permute(1, 2, 0).numpy()
+    shown = received[0]["controlnet_cond"][-1].permute(1, 2, 0).numpy()
     np.testing.assert_allclose(shown, drawing, atol=1e-6)
 
 
@@ -180,22 +179,22 @@ def test_the_drawing_has_a_disc_of_its_colour_at_each_landmark():
     assert not drawn[:25].any() and not drawn[:, 120:].any()
 
 
-def test_wrong_weights_are_told(base, settings, tmp_path):
+def test_wrong_weights_are_refused(base, settings, tmp_path):
     with pytest.raises(ModelError, match="no IdentityNet at"):
         identity_net(str(tmp_path))
     with pytest.raises(ModelError, match="no InstantID weights"):
-        with_identity(base, settings.replaced(adapter=""))
+        instantid_pipeline(base, settings.replaced(adapter=""))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="cannot be loaded"):
         identity_net(str(tmp_path))
     save_file({"image_proj.norm.weight": torch.ones(3)}, tmp_path / "other.safetensors")
     with pytest.raises(ModelError, match="is no InstantID"):
-        with_identity(base, settings.replaced(adapter=str(tmp_path / "other.safetensors")))
+        instantid_pipeline(base, settings.replaced(adapter=str(tmp_path / "other.safetensors")))
     with pytest.raises(ModelError, match="dreambooth does not attack"):
         settings_for("dreambooth", base)
 
 
-def test_the_evaluation_asks_for_its_weights_first(settings, base, tmp_path: Path):
+def test_the_evaluation_checks_its_weights_first(settings, base, tmp_path: Path):
     from pipeline.evaluate.config import EvaluateConfig
     from pipeline.evaluate.networks import EvaluationModels
 

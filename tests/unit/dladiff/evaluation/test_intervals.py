@@ -40,15 +40,15 @@ def test_people_are_drawn_not_images() -> None:
     assert few.high - few.low == pytest.approx(2 * stats.t.ppf(0.975, 9) / np.sqrt(0.9) * spread, rel=0.15)
 
 
-@pytest.mark.parametrize(("people", "least"), [(6, 0.88), (10, 0.91), (20, 0.93)])
-def test_the_interval_holds_the_mean_about_as_often_as_it_says(people: int, least: float) -> None:
+@pytest.mark.parametrize(("people", "minimum"), [(6, 0.88), (10, 0.91), (20, 0.93)])
+def test_the_interval_holds_the_mean_about_as_often_as_it_says(people: int, minimum: float) -> None:
     rng = np.random.default_rng(5)
     held = 0
     for trial in range(400):
         found = mean_over_people({str(i): [v] for i, v in enumerate(rng.normal(size=people))}, draws=500, seed=trial)
         assert found is not None and found.low is not None and found.high is not None
         held += found.low <= 0 <= found.high
-    assert held / 400 >= least
+    assert held / 400 >= minimum
 
 
 def test_uneven_people_weigh_by_their_images() -> None:

@@ -24,5 +24,5 @@ def test_each_training_counts_its_best_picture_and_people_make_the_interval() ->
 def test_it_has_its_columns() -> None:
     tables = all_tables(evaluation(ROWS, conditions=("clean",)))
     assert column(by_title(tables, "Table 1"), "ISM best e*")["clean"] == "0.400 (0.000 to 0.600), n 3"
-    (row,) = flat_rows(ROWS[0] | {"judge": [{"name": "e"}]})  # type: ignore[misc]
+    (row,) = flat_rows(ROWS[0] | {"evaluator": [{"name": "e"}]})  # type: ignore[misc]
     assert row["similarity"][0]["ism_best"] == 0.7

@@ -1,4 +1,4 @@
-"""What holds for every metric: one place each, one measurer of each stored entry, a column and a heading."""
+"""Every metric has its own position and a column; one metric measures each stored entry."""
 
 import subprocess
 import sys
@@ -9,8 +9,8 @@ from pipeline.records.schema import RESULTS
 
 
 def test_columns_have_one_order_and_each_entry_is_measured_once() -> None:
-    places = [metric.place for metric in METRICS.values()]
-    assert places == sorted(set(places))
+    orders = [metric.order for metric in METRICS.values()]
+    assert orders == sorted(set(orders))
     measured = Counter((m.of, m.entry) for m in METRICS.values() if m.measure is not None)
     assert set(measured.values()) == {1}
     assert {(m.of, m.entry) for m in METRICS.values()} == set(measured)

@@ -51,8 +51,8 @@ def test_crop_is_the_middle_nine_tenths():
 
 
 def test_blur_is_scipy_s():
-    wanted = gaussian_filter(PHOTO.astype(float), (1, 1, 0), mode="nearest")
-    assert np.abs(PREPROCESSINGS["blur"].prepare()(PHOTO) - wanted).max() < 2
+    expected = gaussian_filter(PHOTO.astype(float), (1, 1, 0), mode="nearest")
+    assert np.abs(PREPROCESSINGS["blur"].prepare()(PHOTO) - expected).max() < 2
 
 
 def test_noise_has_eight_levels_and_depends_on_the_photo():
@@ -69,9 +69,9 @@ def test_total_variation_falls():
     assert variation(PREPROCESSINGS["tv"].prepare()(PHOTO)) < 0.7 * variation(PHOTO)
 
 
-@pytest.mark.parametrize(("size", "wanted"), [((2160, 1000), (1080, 500)), ((300, 200), (300, 200))])
-def test_social_networks_shrink_to_1080(size, wanted):
-    assert PREPROCESSINGS["social"].prepare()(np.zeros((*size, 3), np.uint8)).shape[:2] == wanted
+@pytest.mark.parametrize(("size", "expected"), [((2160, 1000), (1080, 500)), ((300, 200), (300, 200))])
+def test_social_networks_shrink_to_1080(size, expected):
+    assert PREPROCESSINGS["social"].prepare()(np.zeros((*size, 3), np.uint8)).shape[:2] == expected
 
 
 @pytest.mark.parametrize("name", [n for n, record in PREPROCESSINGS.items() if record.needs])
@@ -81,7 +81,7 @@ def test_a_purifier_without_weights_says_which(name, tmp_path):
             PREPROCESSINGS[name].prepare(weights)
 
 
-def test_squares_that_nothing_is_done_to_come_back_and_overlaps_are_averaged():
+def test_unchanged_squares_are_pasted_back_and_overlaps_are_averaged():
     x = torch.rand(1, 3, 40, 60, generator=torch.Generator().manual_seed(0))
     squares = [Square(0, 0, 40), Square(10, 0, 40)]
     same = purifiers._mean_of_squares(x, squares, 40, lambda crop: crop)

@@ -1,4 +1,4 @@
-"""Metrics of pictures: against scikit-image, onnx graphs with known answers, and readings made by hand."""
+"""Metrics of pictures: against scikit-image, onnx graphs with known answers, and embeddings made by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,17 @@ from onnx import TensorProto, helper
 from skimage import metrics as reference
 
 from dladiff.errors import ModelError
-from dladiff.evaluation.judge import EncoderFeatures, Judge, Reading, embedded_features, load_judge, unit_mean
+from dladiff.evaluation.crop import attacker_crop
+from dladiff.evaluation.evaluator import (
+    EmbeddedFaces,
+    EncoderFeatures,
+    Evaluator,
+    embedded_features,
+    load_evaluator,
+    unit_mean,
+)
 from dladiff.evaluation.noise import noise_like
 from dladiff.evaluation.scores import Networks, features_of, generated_rows, protected_row, quality_row
-from dladiff.evaluation.squares import thief_square
 from dladiff.faces.detect import Face
 from dladiff.faces.image_network import ImageNetwork
 
@@ -28,16 +35,16 @@ def face(box: tuple[float, float, float, float] = (10.0, 8.0, 40.0, 44.0)) -> Fa
 
 
 class ByHand:
-    """A judge whose reading of a picture is written in its first pixel: a face where red is above 0."""
+    """An evaluator whose result for a picture is in the first pixel: it has a face if red is above 0."""
 
     detector: Any = None
 
-    def read(self, picture: Picture) -> Reading | None:
+    def embed(self, picture: Picture) -> EmbeddedFaces | None:
         red, green = (float(v) for v in picture[0, 0, :2])
         if red == 0:
             return None
         angle = green / 255 * np.pi
-        return Reading((face(),), {"e": np.array([np.cos(angle), np.sin(angle)])})
+        return EmbeddedFaces((face(),), {"e": np.array([np.cos(angle), np.sin(angle)])})
 
 
 def picture(red: int, green: int) -> Picture:
@@ -47,8 +54,8 @@ def picture(red: int, green: int) -> Picture:
 
 
 def networks(**others: Any) -> Networks:
-    judge: Any = ByHand()
-    return Networks(judge=judge, features=lambda p: p[0, 0, :2].astype(np.float64), **others)  # type: ignore[arg-type]
+    evaluator: Any = ByHand()
+    return Networks(evaluator=evaluator, features=lambda p: p[0, 0, :2].astype(np.float64), **others)  # type: ignore[arg-type]
 
 
 def test_generated_pictures_one_by_one() -> None:
@@ -156,8 +163,8 @@ def test_noise_is_as_strong_as_the_protection_and_in_the_same_places() -> None:
     protected = original.copy()
     protected[10:30, 5:35] += rng.integers(0, 8, (20, 30, 3)).astype(np.uint8)
     noisy = noise_like(original, protected, 0, "a")
-    wanted, got = (np.square(x.astype(float) - original).mean() for x in (protected, noisy))
-    assert got == pytest.approx(wanted, rel=0.01)
+    expected, got = (np.square(x.astype(float) - original).mean() for x in (protected, noisy))
+    assert got == pytest.approx(expected, rel=0.01)
     untouched = (protected == original).all(2)
     assert (noisy[untouched] == original[untouched]).all()
     signs = np.sign(noisy.astype(int) - original)[10:30, 5:35]
@@ -167,7 +174,7 @@ def test_noise_is_as_strong_as_the_protection_and_in_the_same_places() -> None:
     assert (noise_like(original, original, 0, "a") == original).all()
 
 
-def test_a_thief_cuts_the_face_it_finds_or_drops_the_photo() -> None:
+def test_the_attacker_crops_the_detected_face_or_drops_the_photo() -> None:
     class One:
         def __init__(self, found: list[Face]) -> None:
             self.found = found
@@ -176,11 +183,11 @@ def test_a_thief_cuts_the_face_it_finds_or_drops_the_photo() -> None:
             return self.found
 
     photo = np.random.default_rng(0).integers(0, 255, (90, 120, 3)).astype(np.uint8)
-    cut = thief_square(photo, "face", 32, One([face()]))  # type: ignore[arg-type]
+    cut = attacker_crop(photo, "face", 32, One([face()]))  # type: ignore[arg-type]
     assert cut is not None
     assert cut.shape == (32, 32, 3)
-    assert thief_square(photo, "face", 32, One([])) is None  # type: ignore[arg-type]
-    whole = thief_square(photo, "photo", 90, One([]))  # type: ignore[arg-type]
+    assert attacker_crop(photo, "face", 32, One([])) is None  # type: ignore[arg-type]
+    whole = attacker_crop(photo, "photo", 90, One([]))  # type: ignore[arg-type]
     assert whole is not None and np.array_equal(whole, photo[:, 15:105])
 
 
@@ -190,24 +197,24 @@ def test_the_mean_of_unit_vectors_is_one() -> None:
 
 
 @pytest.mark.networks
-def test_the_bundled_judge_tells_people_apart(assets: Path) -> None:
+def test_the_bundled_evaluator_tells_people_apart(assets: Path) -> None:
     import cv2
 
     names = ("celebahq_103/set_B_2263.jpg", "celebahq_103/set_B_2300.jpg", "vggface2_n000050/set_B_0012_01.png")
     read: list[Any] = [cv2.imread(str(assets / "photos" / n)) for n in names]
     photos = [bgr[:, :, ::-1].copy() for bgr in read]
-    judge = load_judge(["embedded:mobile"])
-    one, same, other = (judge.read(p) for p in photos)
+    evaluator = load_evaluator(["embedded:mobile"])
+    one, same, other = (evaluator.embed(p) for p in photos)
     assert one is not None
     assert same is not None
     assert other is not None
     vectors = [r.embeddings["mobile"] for r in (one, same, other)]
     assert vectors[0] @ vectors[1] > 0.5 > vectors[0] @ vectors[2]
-    assert judge.read(np.zeros((80, 80, 3), np.uint8)) is None
-    mean, count = judge.mean([*photos[:2], np.zeros((80, 80, 3), np.uint8)])
+    assert evaluator.embed(np.zeros((80, 80, 3), np.uint8)) is None
+    mean, count = evaluator.mean_embedding([*photos[:2], np.zeros((80, 80, 3), np.uint8)])
     assert count == 2
     assert mean["mobile"] @ vectors[0] > 0.8
-    assert Judge(judge.detector, ()).mean([]) == ({}, 0)
+    assert Evaluator(evaluator.detector, ()).mean_embedding([]) == ({}, 0)
 
 
 def test_bundled_features_are_the_encoders_before_normalisation() -> None:

@@ -46,7 +46,7 @@ def record(identity: str, condition: str, attack: str, isms: list[float | None],
 
 
 def features(found: Any, prompt: str) -> NDArray[np.float32]:
-    """Clean squares lie about 0, every generated set 2 further off along the first axis."""
+    """Features of clean crops around 0; those of generated sets are shifted by 2 along the first axis."""
     rng = np.random.default_rng(len(found["identity"]))
     shift = np.eye(6)[0] * (2 if prompt else 0)
     return (rng.normal(size=(8, 6)) + shift).astype(np.float32)
@@ -116,7 +116,7 @@ def test_failed_rows_are_counted_and_measure_nothing() -> None:
 
 
 def test_rows_of_a_table_are_means_over_the_same_people() -> None:
-    """Whoever a method hides wholly from the thief is missing in the other rows too, and counted as lost in its own."""
+    """A person without a usable photo under one method is left out of all rows; that method's row counts it as lost."""
     rows = everything()
     hidden = {"identity": "robert", "condition": "aspl", "attack": "dreambooth"}
     for row in rows:
@@ -212,7 +212,7 @@ def test_preprocessing_shares_and_other_bases_get_tables_of_their_own() -> None:
     assert column(by_title(tables, "Table 1"), "images")["clean"] == "8"  # the others are not mixed in
     assert column(by_title(tables, "Table 3"), "paper: NSFWR")["dladiff"] == "0.733"
     assert by_title(tables, "Table 3").rows[0][0] == "clean"
-    purified = by_title(tables, "Preprocessing, seen")
+    purified = by_title(tables, "Preprocessing, measured")
     assert {row[:2] for row in purified.rows} == {(w, c) for w in ("none", "jpeg75") for c in CONDITIONS}
     shares = by_title(tables, "Share of the photos")
     assert ("50", "clean") not in {row[:2] for row in shares.rows}

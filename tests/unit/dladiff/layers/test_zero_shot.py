@@ -1,6 +1,6 @@
 """Layer 2's objective and encoder weights against closed forms; its settings on a real face."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -73,3 +73,51 @@ def test_each_setting_lowers_the_cosine_and_is_reproducible(changes: dict[str, A
     coins = torch.rand(patches[0].shape, generator=stream(1)) < 0.5
     noise = torch.where(coins, 1.0, -1.0) * patches[0].square().mean().sqrt()
     assert reader.max_cosines_at(pasted(x, noise, box), reader.bases, [0])[0] > 0.95
+
+
+class Brightness(torch.nn.Module):
+    """An encoder of one number: its embedding turns with the mean of the crop's middle."""
+
+    crop = 112
+
+    def __init__(self, turn: float) -> None:
+        super().__init__()
+        self.turn = turn
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        angle = 40 * crops[..., 40:72, 40:72].mean((1, 2, 3)) + self.turn
+        return torch.stack([angle.cos(), angle.sin()], dim=1)
+
+
+def board() -> torch.Tensor:
+    """Random squares of 2 px, black or white."""
+    squares = (torch.rand(80, 80, generator=stream(1)) < 0.5).float()
+    return squares.repeat_interleave(2, 0).repeat_interleave(2, 1).expand(1, 3, 160, 160).contiguous()
+
+
+@pytest.mark.parametrize("space", ["image", "aligned"])
+@pytest.mark.parametrize("scale", [0.25, 0.7, 1.4])  # cells of several pixels, and of one
+@pytest.mark.parametrize("face", ["white", "black", "grey", "contrast"])
+def test_a_face_at_the_limits_of_the_pixel_range_is_perturbed_as_far_as_it_can_be(
+    face: str, scale: float, space: Literal["image", "aligned"]
+) -> None:
+    """The loss that the loop sees is that of the stored pixels; every pixel that can move away does."""
+    levels = {"white": 1.0, "black": 0.0, "grey": 0.5}
+    x = board() if face == "contrast" else torch.full((1, 3, 160, 160), levels[face])
+    base = np.array([[[scale, 0.0, 56 - 80 * scale], [0.0, scale, 56 - 80 * scale]]])
+    box, eta = Box(5, 5, 155, 155), 11 / 255
+    view = FaceView(x, base, box, ImageGrid(box, base[0]))
+    turned = Brightness(-0.3 if face == "black" else 0.3)  # away from the target is darker, for black brighter
+    target, encoder = turned(view.align(view.window, base, 112)), Brightness(0)
+    config = ZeroShotConfig(max_steps=40, step_size=2e-3, draws=1, threshold=-1, margin=0, space=space,
+                            linear_noise=0, shift_noise=0)  # fmt: skip
+    encoders: list[Any] = [encoder]
+    patch, _, history = perturb_face(x, box, base, [target], encoders, config, stream(0), lambda _: [1.0])
+    after = pasted(x, patch, box)
+    assert after.min() >= 0 and after.max() <= 1
+    moved = float((after - x).abs()[..., 74:86, 74:86].mean())
+    assert moved > 0.8 * (eta / 2 if face == "contrast" else eta)  # half of the board's pixels cannot get darker
+    done = FaceView(after, base, box, ImageGrid(box, base[0]))
+    cosine = float((encoder(done.align(done.window, base, 112)) * target).sum())
+    assert history[0][0] > 0.9 and cosine < 0.5
+    assert cosine == pytest.approx(history[-1][0], abs=0.06)

@@ -14,8 +14,7 @@ from diffusers.training_utils import compute_snr
 from torch.nn import functional
 
 from dladiff.diffusion.surrogate import EMBEDDED, Batch, Noise, Posterior, Surrogate
-from dladiff.evaluation.attackers.base import load_base
-from dladiff.evaluation.attackers.settings import settings_for
+from dladiff.evaluation.attackers.base import load_base, settings_for
 from dladiff.faces.detect import ARCFACE_TEMPLATE, alignment_matrix
 from dladiff.faces.encoder import load_encoder
 from dladiff.training import base

@@ -57,7 +57,7 @@ def test_every_fault_is_a_line(photos: Path) -> None:
         ("output: 2026-02-30", "not YAML"),
         ("seed: !!int foo", "not YAML"),
         ("seed: 9223372036854775808", "seed: 9223372036854775808 is outside 0..9223372036854775807"),
-        ("gpus_per_actor: 1.5", "no part of one GPU"),
+        ("gpus_per_actor: 1.5", "neither a part of one GPU"),
         ("gpus_per_actor: .nan", "gpus_per_actor: nan"),
         ("gpus_per_actor: .inf", "gpus_per_actor: inf is not a finite number"),
         ("patience_s: .nan", "patience_s: nan"),

@@ -1,4 +1,4 @@
-"""One row of an evaluation, with fakes for the networks: what is measured, stored, lost, and what ends the run."""
+"""One row of an evaluation, with fakes for the networks: measurements, storage, failures."""
 
 import io
 import json
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.evaluate.actor import _protected_places
+from pipeline.evaluate.actor import _protected_indices
 from pipeline.evaluate.plan import make_plan
 from pipeline.sources.decode import decode
 from pipeline.storage.open import open_storage
@@ -51,7 +51,7 @@ def test_an_attack_is_measured_and_stored(tmp_path: Path) -> None:
     assert list(results.list("failed/")) == []
 
 
-def test_encoders_alone_see_noise_as_strong_as_the_protection(tmp_path: Path) -> None:
+def test_noise_has_the_mean_squared_error_of_the_protection(tmp_path: Path) -> None:
     _, plan, results = evaluated(tmp_path, {"ann": ["1.png"]})
     found = {r["condition"]: stored(results, r) for r in plan.rows if r["attack"] == "encoder_only"}
     quality = {name: record["protected"][0]["quality"] for name, record in found.items()}
@@ -63,7 +63,7 @@ def test_encoders_alone_see_noise_as_strong_as_the_protection(tmp_path: Path) ->
     assert found["dladiff"]["features"] is None
 
 
-def test_a_thief_without_a_face_has_no_photo(tmp_path: Path) -> None:
+def test_an_attacker_without_a_face_has_no_photo(tmp_path: Path) -> None:
     _, plan, results = evaluated(tmp_path, {"ann": ["1.png", "2.png"]}, preprocessings=("blur",))
     attacked = next(r for r in plan.rows if r["attack"] == "dreambooth")
     assert (stored(results, attacked)["status"], stored(results, attacked)["dropped"]) == ("no_photo", 2)
@@ -74,7 +74,7 @@ def test_a_thief_without_a_face_has_no_photo(tmp_path: Path) -> None:
 
 
 def test_a_row_of_fewer_photos_than_the_others_is_a_failed_row(tmp_path: Path) -> None:
-    """A photo out of reach today may be back tomorrow: the row is then measured, with all its photos."""
+    """A row fails if a photo cannot be read; a later run measures it with all photos."""
     protected_output(tmp_path, {"ann": ["1.png", "2.png", "3.png"]})
     config = configured(tmp_path)
     (row,) = rows(config, attack="encoder_only", condition="dladiff")
@@ -132,11 +132,11 @@ def test_a_crash_loop_ends(tmp_path: Path) -> None:
 
 def test_the_share_is_the_same_for_every_method_and_grows() -> None:
     work = {"photos": [0] * 8, "seed": 1, "identity": "ann"}
-    drawn = [_protected_places(work | {"share": share}) for share in (25, 50, 75, 100)]
+    drawn = [_protected_indices(work | {"share": share}) for share in (25, 50, 75, 100)]
     assert [len(places) for places in drawn] == [2, 4, 6, 8]
     assert drawn[0] < drawn[1] < drawn[2] < drawn[3]
-    assert len(_protected_places(work | {"share": 1})) == 1
-    assert any(_protected_places(work | {"share": 25, "seed": s}) != drawn[0] for s in range(2, 9))
+    assert len(_protected_indices(work | {"share": 1})) == 1
+    assert any(_protected_indices(work | {"share": 25, "seed": s}) != drawn[0] for s in range(2, 9))
 
 
 def test_unprotected_photos_are_clean(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Results of an evaluation in which somebody wrote what an evaluation never writes: told, left out, in nobody's way."""
+"""Damaged and foreign files in an evaluation's results are left out with a warning."""
 
 import csv
 import io

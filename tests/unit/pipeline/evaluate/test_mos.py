@@ -1,4 +1,4 @@
-"""The faces that people rate and what their ratings add up to."""
+"""The faces that people rate, and the summary of the ratings."""
 
 import shutil
 from pathlib import Path
@@ -31,15 +31,15 @@ def results(made: Path, tmp_path: Path) -> Any:
 
 
 def test_faces_are_drawn_evenly_and_the_same_again(results: Any) -> None:
-    few = faces_of(results, most=3)
+    few = faces_of(results, max_faces=3)
     assert {(f["attack"], f["condition"]) for f in few} == {("dreambooth", c) for c in ("clean", "noise", "dladiff")}
     assert len(few) == 9
-    assert few == faces_of(results, most=3)
-    assert few != faces_of(results, most=3, seed=1)
+    assert few == faces_of(results, max_faces=3)
+    assert few != faces_of(results, max_faces=3, seed=1)
     assert len(faces_of(results)) == 3 * 8  # two people, four pictures
 
 
-def test_no_faces_are_told(tmp_path: Path) -> None:
+def test_missing_faces_are_reported(tmp_path: Path) -> None:
     config, plan, empty = evaluated(tmp_path / "none", PEOPLE, kept=0)
     with pytest.raises(ConfigError, match="dladiff evaluate"):
         faces_of(empty)
@@ -48,7 +48,7 @@ def test_no_faces_are_told(tmp_path: Path) -> None:
         faces_of(empty)
 
 
-def test_foreign_files_are_passed_over(results: Any) -> None:
+def test_foreign_files_are_skipped(results: Any) -> None:
     results.put("rows/.DS_Store", b"\x00")
     assert len(faces_of(results)) == 24
 
@@ -64,17 +64,17 @@ def test_only_the_main_base_of_the_last_tables_is_shown(tmp_path: Path) -> None:
 def test_the_summary(results: Any) -> None:
     assert summary(results) == []
     session = Session(results, faces_of(results))
-    dladiff = [sign for sign, face in session.faces.items() if face["condition"] == "dladiff"]
+    dladiff = [face_id for face_id, face in session.faces.items() if face["condition"] == "dladiff"]
     for rater in ("a", "b"):
-        for i, sign in enumerate(dladiff):
-            session.rate(rater, sign, 1 + i % 2)
+        for i, face_id in enumerate(dladiff):
+            session.rate(rater, face_id, 1 + i % 2)
     (row,) = summary(results)
     assert (row["condition"], row["ratings"], row["raters"], row["faces"], row["people"]) == ("dladiff", 16, 2, 8, 2)
     assert row["mos"] == pytest.approx(1.5)
     assert row["alpha"] == 1.0
 
 
-def test_a_summary_of_nothing_says_so(tmp_path: Path) -> None:
+def test_a_summary_without_ratings_says_so(tmp_path: Path) -> None:
     found = CliRunner().invoke(main, ["mos", "summary", "--results", str(tmp_path)])
     assert (found.exit_code, found.stdout) == (
         0,

@@ -1,4 +1,4 @@
-"""The rating page's server: who may ask it, what it shows, what it refuses, what a rating becomes."""
+"""The rating page's server: access control, replies, limits, stored ratings."""
 
 import contextlib
 import http.client
@@ -25,7 +25,7 @@ from pipeline.sources.decode import decode
 from pipeline.storage.open import open_storage
 from tests.support.evaluated import evaluated
 
-SIGN = "the sign of a face"
+FACE_ID = "the id of a face"
 PEOPLE = {"ann": ["1.png", "2.png"], "bob": ["1.png"]}
 
 
@@ -85,7 +85,7 @@ def results(made: Path, tmp_path: Path) -> Any:
 @contextlib.contextmanager
 def running(results: Any, **how: float) -> Iterator[Client]:
     server = make_server(Session(results, faces_of(results)), 0, **how)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield Client(server)
     server.shutdown()
@@ -134,17 +134,17 @@ def test_a_face_counts_once_a_rater_and_work_goes_on_later(client: Client, resul
     [
         {"rater": "a", "face": 0, "score": 3},
         {"rater": "a", "face": "of no session", "score": 3},
-        {"rater": "a", "face": SIGN, "score": 6},
+        {"rater": "a", "face": FACE_ID, "score": 6},
         {"rater": "a", "face": True, "score": 3},
-        {"rater": "a", "face": SIGN, "score": "3"},
-        {"rater": " ", "face": SIGN, "score": 3},
-        {"face": SIGN, "score": 3},
+        {"rater": "a", "face": FACE_ID, "score": "3"},
+        {"rater": " ", "face": FACE_ID, "score": 3},
+        {"face": FACE_ID, "score": 3},
         [],
     ],
 )
 def test_what_is_no_rating_is_refused(client: Client, results: Any, body: Any) -> None:
-    sign = client.post("/next", rater="x")["face"]
-    sent = body and {name: sign if value == SIGN else value for name, value in body.items()}
+    face_id = client.post("/next", rater="x")["face"]
+    sent = body and {name: face_id if value == FACE_ID else value for name, value in body.items()}
     assert client.ask("POST", "/rate", sent)[0] == 400
     assert read_ratings(results) == []
 
@@ -176,7 +176,7 @@ def test_the_printed_address_opens_the_page_and_its_cookie_the_rest(client: Clie
 
 @pytest.mark.parametrize("method, path", [("GET", "/"), ("GET", "/rows"), ("POST", "/next"), ("POST", "/rate")])
 @pytest.mark.parametrize("given", ["", "wrong", "é", "x" * 5000, "TOKEN "])
-def test_without_the_token_nothing_is_told(client: Client, results: Any, method: str, path: str, given: str) -> None:
+def test_without_the_token_nothing_is_sent(client: Client, results: Any, method: str, path: str, given: str) -> None:
     other = make_server(Session(results, []), 0)  # its token is not this server's
     other.server_close()
     assert other.token != client.server.token
@@ -213,10 +213,10 @@ def test_the_token_stands_in_the_printed_address_alone(
         with socket.create_connection(("127.0.0.1", client.port)) as raw:
             raw.sendall(f"GET /?token={client.server.token} HTTP/1.0\r\n".encode())
     assert capfd.readouterr() == ("", "")
-    said: list[str] = []
+    lines: list[str] = []
     monkeypatch.setattr(MosServer, "serve_forever", lambda self: None)
-    serve(results, 0, said=said.append)
-    assert [line.count("token=") for line in said] == [1]
+    serve(results, 0, echo=lines.append)
+    assert [line.count("token=") for line in lines] == [1]
 
 
 def test_another_sites_page_cannot_rate(client: Client, results: Any) -> None:
@@ -263,12 +263,12 @@ def test_a_request_that_trickles_ends_and_connections_are_bounded(results: Any) 
                 break
 
 
-def test_a_taken_port_is_told(client: Client, results: Any) -> None:
+def test_a_port_in_use_is_reported(client: Client, results: Any) -> None:
     with pytest.raises(StorageError, match="--port"):
         make_server(Session(results, []), client.port)
 
 
-def test_a_face_that_is_gone_is_told(client: Client, results: Any) -> None:
+def test_a_deleted_face_is_reported(client: Client, results: Any) -> None:
     face = client.post("/next", rater="a")["face"]
     for entry in list(results.list("faces/")):
         results.delete(entry.key)

@@ -1,4 +1,4 @@
-"""What a worker holds: wrong names and settings are told before the first row."""
+"""The networks of a worker: wrong names and settings are refused before the first row."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def models(**others: Any) -> EvaluationModels:
         ),
     ],
 )
-def test_what_is_missing_is_told_at_once(settings: dict[str, Any], text: str) -> None:
+def test_missing_weights_and_wrong_settings_are_refused(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(DladiffError, match=text):
         models(**settings).check()
 
@@ -44,12 +44,12 @@ def test_what_is_missing_is_told_at_once(settings: dict[str, Any], text: str) ->
         ({"preprocessings": ("none", "jpg75")}, "did you mean jpeg75"),
     ],
 )
-def test_wrong_names_are_told_before_anything_is_loaded(settings: dict[str, Any], text: str) -> None:
+def test_wrong_names_are_refused_before_anything_is_loaded(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         models(**settings)
 
 
-def test_a_missing_network_is_told(tmp_path: Path) -> None:
+def test_a_missing_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DladiffError, match="no quality network"):
         _ = models(fiqa=str(tmp_path / "none.onnx")).networks
     with pytest.raises(ConfigError):
@@ -57,14 +57,14 @@ def test_a_missing_network_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.networks
-def test_preprocessing_by_name_and_squares_of_the_tiny_model(assets: Path) -> None:
+def test_preprocessing_by_name_and_crops_of_the_tiny_model(assets: Path) -> None:
     import cv2
 
-    held = models(judges=("embedded:mobile",), preprocessings=("half",))
-    held.check()
+    loaded = models(evaluators=("embedded:mobile",), preprocessings=("half",))
+    loaded.check()
     bgr: Any = cv2.imread(str(assets / "photos" / "celebahq_103" / "set_B_2263.jpg"))
     photo = bgr[:, :, ::-1].copy()
-    assert held.way("half")(photo).shape == photo.shape
-    squares = held.squares([photo, np.zeros((80, 80, 3), np.uint8)], "embedded")
-    assert [s.shape for s in squares] == [(128, 128, 3)]
-    assert held.base("embedded")[1] is None  # no safety checker
+    assert loaded.preprocessing("half")(photo).shape == photo.shape
+    crops = loaded.crops([photo, np.zeros((80, 80, 3), np.uint8)], "embedded")
+    assert [s.shape for s in crops] == [(128, 128, 3)]
+    assert loaded.base("embedded")[1] is None  # no safety checker

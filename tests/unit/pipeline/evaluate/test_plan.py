@@ -1,4 +1,4 @@
-"""What an evaluation plans: which people, photos, references and rows, and what makes a row new work."""
+"""The plan of an evaluation: people, photos, references, rows, and what changes a row's key."""
 
 import dataclasses
 import io
@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from dladiff.errors import ConfigError
+from pipeline.cli.main import main
 from pipeline.evaluate import plan as evaluation_plan
 from pipeline.evaluate.config import EvaluateConfig, missing
 from pipeline.evaluate.plan import make_plan
@@ -23,7 +25,7 @@ def keys(config: EvaluateConfig) -> dict[tuple[Any, ...], str]:
     return {tuple(row[n] for n in names): row["key"] for row in make_plan(config).rows}
 
 
-def test_every_combination_once_and_nothing_that_says_nothing(tmp_path: Path) -> None:
+def test_every_distinct_combination_once(tmp_path: Path) -> None:
     protected_output(tmp_path, {"ann": ["1.png", "2.png"]})
     config = configured(
         tmp_path, attacks=("dreambooth", "lora"), seeds=(0, 1), shares=(50, 100), preprocessings=("none", "half")
@@ -44,14 +46,14 @@ def test_preprocessing_alone_still_measures_the_stored_photos(tmp_path: Path) ->
     assert {key[4] for key in rows if key[2] == "dreambooth"} == {"half"}
 
 
-def test_what_makes_a_row_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_changes_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     protected_output(tmp_path, {"ann": ["1.png", "2.png"], "bob": ["1.png"]})
     config = configured(tmp_path)
     before = keys(config)
     assert keys(config.replaced(name="ours", kept=1, actors=3)).values() != before.values()
     assert set(keys(config.replaced(kept=1, actors=3)).values()) == set(before.values())
     assert set(keys(config.replaced(attacks=("dreambooth", "lora"))).values()) > set(before.values())
-    for change in ({"count": 5}, {"prompts": ("x",)}, {"judges": ("embedded:mobile",)}):
+    for change in ({"count": 5}, {"prompts": ("x",)}, {"evaluators": ("embedded:mobile",)}):
         assert not set(keys(config.replaced(**change)).values()) & set(before.values())
     changed = keys(config.replaced(settings={"dreambooth": {"steps": 3}}))
     assert {k for k in before if before[k] != changed[k]} == {k for k in before if k[2] == "dreambooth"}
@@ -96,15 +98,17 @@ def test_a_name_that_no_folder_can_have_has_no_references(tmp_path: Path, name: 
     assert make_plan(configured(tmp_path, references=str(tmp_path / "clean"))).rows[0]["references"] == []
 
 
-def test_what_is_named_and_not_there_is_told_on_the_driver(tmp_path: Path) -> None:
-    good = configured(tmp_path, preprocessings=("none", "sdedit"), judges=("embedded:mobile",))
+def test_missing_models_are_reported_on_the_driver(tmp_path: Path) -> None:
+    good = configured(tmp_path, preprocessings=("none", "sdedit"), evaluators=("embedded:mobile",))
     assert missing(good) == []
     bad = good.replaced(
-        judges=("embedded:moble", "nonsense", "nothing.onnx"),
+        evaluators=("embedded:moble", "nonsense", "nothing.onnx"),
         preprocessings=("diffpure", f"gridpure={tmp_path / 'absent'}"),
         bases=("embedded", "absent"),
     )
-    assert [fault.partition(":")[0] for fault in missing(bad)] == ["--judge"] * 3 + ["--preprocessing"] * 2 + ["--base"]
+    assert [fault.partition(":")[0] for fault in missing(bad)] == ["--evaluator"] * 3 + ["--preprocessing"] * 2 + [
+        "--base"
+    ]
 
 
 def test_only_people_and_photos_that_every_run_protects(tmp_path: Path) -> None:
@@ -116,7 +120,7 @@ def test_only_people_and_photos_that_every_run_protects(tmp_path: Path) -> None:
     assert len(ann["photos"]) == 1
     assert set(ann["photos"][0]["protected"]) == {"aspl", "dladiff"}
     assert [row["condition"] for row in plan.rows[:4]] == ["clean", "noise", "aspl", "dladiff"]
-    assert [uri.rsplit("/", 1)[1] for uri in ann["references"]] == ["2.png"]  # a photo that the thief does not have
+    assert [uri.rsplit("/", 1)[1] for uri in ann["references"]] == ["2.png"]  # a photo that the attacker does not have
     few = make_plan(configured(tmp_path, identities=1))
     assert few.identities == ["ann"]
 
@@ -175,6 +179,13 @@ def test_settings_are_checked_at_once() -> None:
     ]
 
 
-def test_settings_survive_the_way_to_a_worker() -> None:
+def test_old_names_of_the_evaluators_are_answered_with_the_new_ones() -> None:
+    values = {"output": "o", "results": "r", "judges": ["embedded:mobile"]}
+    assert EvaluateConfig.load(values) == (None, ["judges: renamed to evaluators"])
+    called = CliRunner().invoke(main, ["evaluate", "--output", "o", "--results", "r", "--judge", "embedded:mobile"])
+    assert called.exit_code == 2 and "--judge: renamed to --evaluator" in called.output
+
+
+def test_settings_survive_the_transfer_to_a_worker() -> None:
     config = EvaluateConfig(output="o", results="r", compare={"aspl": "x"}, settings={"lora": {"steps": 3}})
     assert EvaluateConfig(**config.to_dict()) == config

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: Parquet, tables, sheets; damaged and missing parts; a page that trusts no name."""
+"""The outputs of an evaluation: Parquet, tables, sheets; damaged and missing parts; hostile names."""
 
 import io
 import json
@@ -79,6 +79,18 @@ def test_a_second_worker_changes_nothing(tmp_path: Path) -> None:
     assert len(collect(results, plan)) == len(plan.rows)
 
 
+def test_records_of_earlier_versions_give_the_same_tables(tmp_path: Path) -> None:
+    config, plan, results = evaluated(tmp_path, {"ann": ["1.png"]})
+    write_results(results, config, plan)
+    tables, table = results.get("tables.md"), pq.read_table(io.BytesIO(results.get("results.parquet")))
+    for entry in list(results.list("rows/")):
+        results.put(entry.key, results.get(entry.key).replace(b'"evaluator": [', b'"judge": ['))
+        assert b'"judge"' in results.get(entry.key)
+    write_results(results, config, plan)
+    assert results.get("tables.md") == tables
+    assert pq.read_table(io.BytesIO(results.get("results.parquet"))) == table
+
+
 def test_ratings_are_kept_and_averaged(tmp_path: Path) -> None:
     _, _, results = evaluated(tmp_path, {"ann": ["1.png"]})
     assert read_ratings(results) == []
@@ -119,7 +131,7 @@ def test_a_face_counts_once_a_rater_and_only_faces_of_these_rows(tmp_path: Path)
     assert {key: mean.value for key, mean in found.items()} == {("dreambooth", "dladiff", PROMPT): 2.0}
 
 
-def test_damaged_rows_are_told_and_damaged_features_give_no_fid(
+def test_damaged_rows_are_reported_and_damaged_features_give_no_fid(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config, plan, results = evaluated(tmp_path, {"ann": ["1.png"]})
@@ -128,12 +140,12 @@ def test_damaged_rows_are_told_and_damaged_features_give_no_fid(
     write_results(results, config, plan)
     results.put(f"rows/{plan.rows[0]['key']}.json", b"{}")
     assert len(write_results(results, config, plan)) == len(plan.rows) - 1
-    (told,) = [r.getMessage() for r in caplog.records]
-    assert "is no record of an evaluation" in told and "delete it, and it is measured again" in told
+    (message,) = [r.getMessage() for r in caplog.records]
+    assert "is no record of an evaluation" in message and "delete it, and it is measured again" in message
 
 
 @pytest.mark.parametrize("text", [b"rater,score\na,9\n", b"rater,face,score\na,b\n", b"\xff\xfe"])
-def test_damaged_ratings_are_told(tmp_path: Path, text: bytes) -> None:
+def test_damaged_ratings_are_reported(tmp_path: Path, text: bytes) -> None:
     _, _, results = evaluated(tmp_path, {"ann": ["1.png"]})
     results.put("ratings.csv", text)
     with pytest.raises(StorageError, match=r"ratings\.csv"):

@@ -17,6 +17,7 @@ from dladiff.errors import ConfigError, StorageError
 from pipeline.sources import spool
 from pipeline.sources.find import Identity, find_identities
 from pipeline.sources.layouts import LAYOUTS
+from pipeline.sources.left_out import LeftOut
 from pipeline.storage.base import Entry, Storage
 from pipeline.storage.open import open_storage
 
@@ -126,7 +127,7 @@ class Listing:
         self.fails_after = fails_after
         self.uri = "s3://bucket/in"
 
-    def list(self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True) -> Iterator[Entry]:
+    def list(self, prefix: str = "", **_: Any) -> Iterator[Entry]:
         keys = sorted(self.keys)
         random.Random(len(keys)).shuffle(keys)  # some servers list folder by folder
         for number, key in enumerate(keys):
@@ -247,10 +248,18 @@ def test_no_photo_is_taken_twice_and_none_is_lost(keys: set[str], layout: str) -
         assert all("set_C" in key for key in keys - taken.keys())
 
 
-def test_pictures_that_are_not_read_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    keys = "ann/1.jfif ann/2.jpe ann/3.avif ann/4 ann/5.AVIF ann/list.csv ann/.hidden.avif out/6.avif"
-    assert find(tmp_path, keys, exclude="out") == {"ann": "ann/1.jfif ann/2.jpe"}
-    assert "left out 3 files that are not read as photos: .avif 2, no extension 1; convert them" in caplog.text
+def test_pictures_that_cannot_be_decoded_are_planned_and_the_rest_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = "ann/1.jfif ann/2.jpe ann/3.jp2 ann/4 ann/5.DNG ann/list.csv ann/.hidden.avif out/photos/6.avif"
+    left = LeftOut()
+    storage = open_storage(tmp_path / "in", create=True)
+    for key in keys.split():
+        storage.put(key, b"x")
+    (ann,) = list(find_identities(storage, exclude_prefix="out", left=left))
+    assert text(ann) == "ann/1.jfif ann/2.jpe ann/3.jp2 ann/5.DNG"
+    assert left.counts() == {"not_photos": 2, "hidden": 1, "unread": 0}
+    assert "1 files are no photos by their first bytes, for example ann/4" in caplog.text
 
 
 def test_a_folder_that_cannot_be_read_costs_only_its_people(

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ class Bucket:
     def uri_of(self, key: str) -> str:
         return f"{self.uri}/{key}"
 
-    def list(self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True) -> Iterator[Entry]:
+    def list(self, prefix: str = "", **_: Any) -> Iterator[Entry]:
         self.listed.append(self.uri_of(prefix))
         if self.uri == "s3://typo":
             raise StorageError("no such bucket: typo")
@@ -110,7 +111,7 @@ def test_keys_that_a_listing_skips_are_not_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Telling(Bucket):
-        def list(self, prefix: str = "", *, log_skipped: bool = True, whole: bool = True) -> Iterator[Entry]:
+        def list(self, prefix: str = "", *, log_skipped: bool = True, **_: Any) -> Iterator[Entry]:
             if log_skipped:
                 logging.getLogger("pipeline.storage.s3").error("skipped %s", prefix)
             return super().list(prefix)

@@ -1,17 +1,19 @@
-"""What a thief cuts from the photos it has: the face it finds itself, or the middle square."""
+"""The attacker's training crop of a photo: the square around the face that it detects, or the middle square."""
 
 import numpy as np
 from PIL import Image
 
-from dladiff.core.pixels import Pixels, to_float, to_uint8
+from dladiff.core.arrays import Pixels
+from dladiff.core.pixels import to_float, to_uint8
 from dladiff.core.tiles import cut, face_square
 from dladiff.faces.detect import Detector
 
 
-def thief_square(photo: Pixels, region: str, resolution: int, detector: Detector) -> Pixels | None:
-    """Cut r x r: around the largest face found in this very photo (region `face`), or its middle square (`photo`).
+def attacker_crop(photo: Pixels, region: str, resolution: int, detector: Detector) -> Pixels | None:
+    """Return a crop of `resolution` x `resolution` px.
 
-    None where a face is asked for and none is found: the thief drops the photo.
+    Region `face` is the square around the largest face that `detector` finds in this photo, or None without a face.
+    Region `photo` is the middle square.
     """
     if region == "face":
         faces = detector.detect(photo)

@@ -1,0 +1,135 @@
+"""Perturbations of layer 1 behind one interface: independent squares, or one field over a whole photo.
+
+A field has one value for each cell of a grid over the photo. Every view of it (a crop, resized) is a linear map of the
+field along rows and columns: `rows @ field @ columns.T`. So a gradient at the views becomes one at the field by the
+transposed map, and overlapping views never perturb the same pixel twice.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dladiff.core.ball import project
+from dladiff.core.pixels import Images
+from dladiff.core.views import View, positions
+
+MAX_CELLS = 2**21
+"""Largest number of cells of a field: 25 MB of floats."""
+
+
+class Perturbation(Protocol):
+    """What layer 1 optimises for one photo, or for several."""
+
+    def views(self) -> Tensor:
+        """Return the perturbation in every view, `n 3 r r`."""
+
+    def ascend(self, gradient: Tensor, step_size: float) -> None:
+        """Take one sign step along the gradient at the views, `n 3 r r`, and project."""
+
+
+class Squares:
+    """One independent perturbation for each working square `n 3 r r`."""
+
+    def __init__(self, x: Images, eta: float, min_psnr: float = 0.0) -> None:
+        self.x, self.eta, self.min_psnr = x, eta, min_psnr
+        self.delta = torch.zeros_like(x)
+
+    def views(self) -> Tensor:
+        """Return the perturbations `n 3 r r`."""
+        return self.delta
+
+    def ascend(self, gradient: Tensor, step_size: float) -> None:
+        """Take one PGD step (Madry et al. 2018) of each square."""
+        self.delta = project(self.delta + step_size * gradient.sign(), self.x, self.eta, self.min_psnr)
+
+
+class Field:
+    """The perturbation of one whole photo `1 3 h w`, seen through `views` resized to `resolution`.
+
+    A cell is a pixel of the photo. Where every view has fewer pixels than the photo, a cell has a pitch of several
+    pixels: that of the finest view, rounded down. A field has at most MAX_CELLS cells.
+    """
+
+    def __init__(
+        self, photo: Images, views: Sequence[View], resolution: int, eta: float, min_psnr: float = 0.0
+    ) -> None:
+        height, width = photo.shape[-2:]
+        finest = min(min(view.width, view.height) for view in views) / resolution
+        pitch = max(1.0, finest // 1, (height * width / MAX_CELLS) ** 0.5)
+        shape = (max(1, round(height / pitch)), max(1, round(width / pitch)))
+        self.size, self.eta, self.min_psnr = (height, width), eta, min_psnr
+        small = photo if shape == self.size else functional.interpolate(photo, shape, mode="bilinear", antialias=True)
+        self.photo = (small.clamp(0, 1) * 255).round().to(torch.uint8)  # bytes: many photos wait on the device
+        self.cells = torch.zeros_like(small)
+        self.maps = [
+            (
+                _Map(height, shape[0], view.y, view.height, resolution, photo.device),
+                _Map(width, shape[1], view.x, view.width, resolution, photo.device),
+            )
+            for view in views
+        ]
+
+    def views(self) -> Tensor:
+        """Return the perturbation in every view, `n 3 r r`."""
+        return torch.cat([down(across(self.cells, -1), -2) for down, across in self.maps])
+
+    def ascend(self, gradient: Tensor, step_size: float) -> None:
+        """Take one sign step along the sum of the views' gradients, each over its L1 mean in its part of the field.
+
+        Over its L1 mean, a view has the same weight as any other where they overlap, whatever its size.
+        """
+        total = torch.zeros_like(self.cells)
+        for (down, across), own in zip(self.maps, torch.split(gradient, 1), strict=True):
+            back = down.transposed(across.transposed(own, -1), -2)
+            total[..., down.cells, across.cells] += back / back.abs().mean().clamp_min(1e-20)
+        self.cells = project(self.cells + step_size * total.sign(), self.photo / 255, self.eta, self.min_psnr)
+
+    def at_full_size(self) -> Tensor:
+        """Return the perturbation in the photo's pixels, `1 3 h w`; convex combinations, so the L-inf bound holds."""
+        if self.cells.shape[-2:] == self.size:
+            return self.cells
+        return functional.interpolate(self.cells, self.size, mode="bilinear")
+
+
+class Photos:
+    """The perturbations of several photos; their views follow each other in the photos' order."""
+
+    def __init__(self, parts: Sequence[Perturbation], counts: Sequence[int]) -> None:
+        """`counts`: the number of views of each part."""
+        self.parts, self.counts = list(parts), list(counts)
+
+    def views(self) -> Tensor:
+        """Return the views of all photos, `n 3 r r`."""
+        return torch.cat([part.views() for part in self.parts])
+
+    def ascend(self, gradient: Tensor, step_size: float) -> None:
+        """Take one step for each photo."""
+        for part, own in zip(self.parts, torch.split(gradient, self.counts), strict=True):
+            part.ascend(own, step_size)
+
+
+class _Map:
+    """The linear map from a field's cells to a view's pixels along one axis: enlarge, cut, resize."""
+
+    def __init__(self, length: int, cells: int, start: int, count: int, resolution: int, device: torch.device) -> None:
+        """Axis of `length` pixels and `cells` cells; the view has `count` pixels from `start` on."""
+        identity = torch.eye(cells, device=device)[None, None]
+        pixels = functional.interpolate(identity, (length, cells), mode="bilinear") if length != cells else identity
+        seen = pixels[..., positions(start, count, length).to(device), :]
+        whole = functional.interpolate(seen, (resolution, cells), mode="bilinear", antialias=True)[0, 0]
+        used = whole.abs().sum(0).nonzero()
+        self.cells = slice(int(used.min()), int(used.max()) + 1)
+        self.matrix = whole[:, self.cells].contiguous()
+
+    def __call__(self, field: Tensor, axis: int) -> Tensor:
+        """Return the view along `axis` (-1 columns, -2 rows) of a field."""
+        if axis == -1:
+            return field[..., self.cells] @ self.matrix.T
+        return self.matrix @ field[..., self.cells, :]
+
+    def transposed(self, view: Tensor, axis: int) -> Tensor:
+        """Return the gradient at the cells that the view uses."""
+        return view @ self.matrix if axis == -1 else self.matrix.T @ view
