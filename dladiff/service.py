@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from dladiff.core.arrays import Pixels
@@ -23,6 +24,7 @@ from dladiff.faces.clean_set import best_photos
 from dladiff.faces.clip_encoder import load_clip_encoder
 from dladiff.faces.detect import CenterFaceDetector, Detector, ScrfdDetector
 from dladiff.faces.encoder import IdentityEncoder, detector_from_pack, encoder_from_pack, load_encoder
+from dladiff.faces.largest import largest_faces
 from dladiff.protect import Models, protect
 from dladiff.settings.schema import encoder_fault, method_config
 
@@ -96,6 +98,7 @@ class Protector:
         """
         cuda = self.models.device.type == "cuda"
         chosen = best_photos(clean, self.config.clean_photos, self.models.detector)
+        faces = self._largest_faces([photo.pixels for photo in photos])
         config, note = self.config, GRAPHS_DISABLED if self.graphs_disabled else ""
         while True:
             if cuda:
@@ -120,7 +123,14 @@ class Protector:
         if cuda:
             _free()
         metadata = (memory, self._device_name(), self._described(), _versions(), note)
-        return IdentityOut(done.photos, done.seconds, *metadata, steps=done.steps, trace=done.trace)
+        return IdentityOut(
+            done.photos, done.seconds, *metadata, steps=done.steps, trace=done.trace, largest_faces=faces
+        )
+
+    def _largest_faces(self, photos: Sequence[Pixels]) -> list[NDArray[np.float32]]:
+        if len(photos) < 2:  # nothing to compare
+            return []
+        return largest_faces(photos, self.models.detector, self.models.encoders, self.models.device)
 
     def _peak_memory(self) -> int:
         if self.models.device.type == "cuda":

@@ -57,3 +57,5 @@ class IdentityOut:
     """Step counts of each stage, as in `protect.Protected`."""
     trace: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     """Losses and similarities of the steps; empty unless the setting `trace` is on."""
+    largest_faces: list[NDArray[np.float32]] = field(default_factory=list)
+    """Unit embedding of the largest face of each photo with one; empty for a single photo."""

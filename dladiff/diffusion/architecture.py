@@ -1,4 +1,4 @@
-"""Architecture of a model folder, read from its configurations and the headers of its weight files.
+"""Architecture of a model folder, read from its configurations; `complete` checks its files.
 
 Supported: a UNet2DConditionModel on the latents of an AutoencoderKL, with one CLIP text encoder (SD 1.x and 2.x) or two
 (SDXL). Other models are refused before loading, with a message that names the unsupported part.
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dladiff.diffusion.model_json import MAX_JSON, parsed, quoted, read_object
+from dladiff.diffusion.model_json import quoted, read_object
 from dladiff.errors import ModelError
 
 SUPPORTED = "supported are SD 1.x, SD 2.x and SDXL text-to-image models"
@@ -17,12 +17,6 @@ TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 """Classes of `text_encoder` and, in SDXL, `text_encoder_2`."""
 SCALING = 0.18215
 """Default scaling_factor of AutoencoderKL (SD 1.x and 2.x)."""
-MAX_HEAD = MAX_JSON
-"""Largest safetensors header read, bytes: 40 times that of SDXL's UNet, the longest known."""
-WEIGHTS = frozenset({".safetensors"})
-"""Suffixes of weight files that an index may name."""
-MAX_NAME = 200
-"""Longest name of a weight file, characters: file systems allow at most 255 bytes."""
 MAX_NUMBER = 100_000
 """Largest number accepted in a configuration: CLIP's vocabulary has 49,408 entries."""
 MAX_LAYERS = 128
@@ -89,32 +83,6 @@ def _architecture(root: Path) -> Architecture:
     if faults:
         raise ModelError(f"the model in {root} is not supported: {'; '.join(faults)}; {SUPPORTED}")
     return found
-
-
-def weight_faults(root: Path) -> dict[str, str]:
-    """Return a message for each weight file, by path, that is missing or shorter than its header says.
-
-    Reads headers only.
-    """
-    faults: dict[str, str] = {}
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        if not (root / part).is_dir():
-            continue
-        stem = "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
-        index = root / part / f"{stem}.safetensors.index.json"
-        names = [f"{stem}.safetensors"]
-        if not (root / part / names[0]).is_file() and index.is_file():
-            mapped = _config(root, f"{part}/{index.name}").get("weight_map", {})
-            named = {str(name) for name in mapped.values()} if isinstance(mapped, dict) else set()
-            where, strange = f"{part}/{index.name}", [name for name in sorted(named) if not _is_weights(name)]
-            if strange or not named:
-                what = quoted(strange[0]) if strange else "nothing"
-                faults[where] = f"{where} names {what}, which is not a weight file in its folder"
-                continue
-            names = sorted(named)
-        paths = [f"{part}/{name}" for name in names]
-        faults |= {path: fault for path in paths if (fault := _weight_fault(root / path, path))}
-    return faults
 
 
 def size_fault(config: dict[str, Any], depth: int = 0) -> str | None:
@@ -216,26 +184,6 @@ def _text_faults(texts: list[dict[str, Any]], unet: dict[str, Any], found: Archi
         if given != taken:
             faults.append(f"pooled text and sizes give {given} channels, the unet takes {taken}")
     return faults
-
-
-def _is_weights(name: str) -> bool:
-    return Path(name).name == name and Path(name).suffix in WEIGHTS and len(name) <= MAX_NAME
-
-
-def _weight_fault(file: Path, path: str) -> str | None:
-    """Return the fault of a safetensors file (8-byte length, JSON header of that length, data), or None."""
-    try:
-        if not file.is_file():
-            return f"{path} is missing"
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            head = parsed(stream.read(length)) if length <= min(MAX_HEAD, size) else {}
-        end = max(int(entry["data_offsets"][1]) for name, entry in head.items() if name != "__metadata__")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
-        return f"{path} is not a safetensors file, or its header is cut off"
-    whole = 8 + length + end
-    return None if size == whole else f"{path} has {size} of {whole} bytes: an incomplete copy"
 
 
 def _config(root: Path, path: str) -> dict[str, Any]:

@@ -10,12 +10,15 @@ from pathlib import Path
 
 from dladiff.diffusion.architecture import Architecture, read_architecture
 from dladiff.diffusion.bundle import read_pins
+from dladiff.diffusion.complete import single_file_fault
 from dladiff.errors import ModelError
 
 EMBEDDED = Path(__file__).parents[1] / "profiles" / "tiny" / "bundle"
 """The tiny face model that ships with the package."""
 HUB_ID = re.compile(r"(?P<id>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w.-]+))?", re.ASCII)
 """owner/name or owner/name@revision."""
+CHECKPOINTS = frozenset({".safetensors", ".ckpt"})
+"""Suffixes of single-file checkpoints, which are not read."""
 SD = 0.18215
 SDXL = 0.13025
 
@@ -119,6 +122,8 @@ def locate(name: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_file() and folder.suffix in CHECKPOINTS:
+        raise ModelError(single_file_fault(folder))
     if HUB_ID.fullmatch(name) and (found := _first(name)):
         return found
     hint = f"dladiff models fetch {name} gets it" if HUB_ID.fullmatch(name) else "dladiff models list shows what is"

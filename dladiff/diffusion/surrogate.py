@@ -12,9 +12,10 @@ from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from dladiff.core.pixels import Images
-from dladiff.diffusion.architecture import map_sides, read_architecture, weight_faults
+from dladiff.diffusion.architecture import map_sides, read_architecture
 from dladiff.diffusion.bundle import verified_pins
 from dladiff.diffusion.catalogue import EMBEDDED, locate
+from dladiff.diffusion.complete import model_faults
 from dladiff.diffusion.text import Prompt, TextEncoder, embed
 from dladiff.errors import ModelError
 
@@ -82,7 +83,7 @@ class Surrogate:
         """
         root = locate(str(model))
         architecture = read_architecture(root)
-        if faults := weight_faults(root):
+        if faults := model_faults(root):
             raise ModelError(f"the model in {root} is incomplete: {'; '.join(faults.values())}; fetch it again")
         pins = verified_pins(root)
         self.device = device

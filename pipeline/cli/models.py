@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import AS_JSON
+from pipeline.cli.options import AS_JSON, checked
 from pipeline.storage.keys import shown
 
 MODEL = click.argument("model")
@@ -43,10 +43,14 @@ def check(model: str, profile: str | None, as_json: bool) -> int:
     found = call(model, profile)
     if as_json:
         folder = str(found.folder) if found.folder else None
-        click.echo(json.dumps({"folder": folder, "faults": found.faults, "notes": found.notes}))
+        click.echo(
+            json.dumps({"folder": folder, "faults": found.faults, "notes": found.notes, "convert": found.convert})
+        )
         return 1 if found.faults else 0
     for fault in found.faults:
         click.echo(f"fault: {shown(fault)}")
+    for line in found.convert:
+        click.echo(f"    {shown(line)}")
     for note in found.notes:
         click.echo(f"note: {shown(note)}")
     if not found.faults:
@@ -55,7 +59,12 @@ def check(model: str, profile: str | None, as_json: bool) -> int:
 
 
 @MODEL
-@click.option("--from", "source", help="Source: folder, s3://bucket/prefix or hub id; default: the hub's known ids.")
+@click.option(
+    "--from",
+    "source",
+    callback=checked,
+    help="Source: folder, s3://bucket/prefix or hub id; default: the hub's known ids.",
+)
 def fetch(model: str, source: str | None) -> int:
     """Fetch a model (profile or hub id) to DLADIFF_MODELS, or ~/.cache/dladiff/models."""
     from pipeline.models.fetch import fetch as call
@@ -65,7 +74,7 @@ def fetch(model: str, source: str | None) -> int:
 
 
 @MODEL
-@click.argument("uri")
+@click.argument("uri", callback=checked)
 def mirror(model: str, uri: str) -> int:
     """Copy a local model with its checksums to a folder or s3://bucket/prefix that runs can read."""
     from pipeline.models.fetch import mirror as call

@@ -21,14 +21,16 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def checked(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    """Return an address. Raises BadParameter for a malformed one, before the command starts."""
+    fault = address_fault(value) if value is not None else None
+    if fault:
+        raise click.BadParameter(fault)
+    return value
+
+
 def output_option(**attributes: Any) -> Callable[[F], F]:
     """Return the option of a run's output; its address is checked before the command starts."""
-
-    def checked(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
-        fault = address_fault(value) if value is not None else None
-        if fault:
-            raise click.BadParameter(fault)
-        return value
 
     return click.option("--output", callback=checked, **{"help": "Folder or s3://bucket/prefix of a run."} | attributes)
 

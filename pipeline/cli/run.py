@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +59,9 @@ def _retry(retry_failed: bool, reasons: tuple[str, ...]) -> "Retry | None":
     return Retry(reasons) if retry_failed else None
 
 
-def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None, as_json: bool) -> int:
+def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None, as_json: bool, count: int = 0) -> int:
     from pipeline.run.estimate import estimate
+    from pipeline.run.look import advice, look
     from pipeline.run.plan import make_plan
 
     found = make_plan(settings, retry=retry)
@@ -85,7 +87,13 @@ def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None
         "cost": expected.cost,
         "plan_hash": found.plan_hash,
     }
-    print_facts(facts | ({"notes": notes} if as_json else {}), as_json)
+    looked = look(settings, count) if count else []
+    if as_json:
+        facts |= {"notes": notes} | ({"look": [asdict(one) for one in looked]} if count else {})
+    print_facts(facts, as_json)
+    if count and not as_json:
+        for line in [*(one.line() for one in looked), advice(looked)]:
+            click.echo(line)
     return 0
 
 
@@ -126,7 +134,7 @@ def protect(  # noqa: PLR0913 - the options of a command
         summary = run(settings, retry=retry, console=console, metrics=driver, verbose=verbose)
     if summary.results:
         console.print(closing_table(summary.results))
-    names = ("planned", "photos", "done", "failed", "quarantined", "skipped", "lost_photos")
+    names = ("planned", "photos", "done", "failed", "quarantined", "skipped", "lost_photos", "mixed_identities")
     facts = {name: getattr(summary, name) for name in names} | summary.left_out
     if price is not None:
         facts["cost"] = round(driver.cost() or 0.0, 2)
@@ -141,18 +149,26 @@ def protect(  # noqa: PLR0913 - the options of a command
 
 @_settings
 @PRICE
+@click.option(
+    "--look",
+    type=click.IntRange(min=1, max=1000),
+    default=None,
+    metavar="N",
+    help="Read photos of N identities here, and print which of them seem to show different people.",
+)
 def plan(
     config: Path | None,
     retry_failed: bool,
     reason: tuple[str, ...],
     price: float | None,
+    look: int | None,
     as_json: bool,
     **options: Any,
 ) -> int:
     """Print what would run: identities, photos, GPU-hours, cost; write nothing."""
     from pipeline.config import run_config
 
-    return _plan_only(run_config(config, options), _retry(retry_failed, reason), price, as_json)
+    return _plan_only(run_config(config, options), _retry(retry_failed, reason), price, as_json, look or 0)
 
 
 COMMANDS = (protect, plan)

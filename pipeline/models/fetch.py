@@ -11,10 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dladiff.diffusion.architecture import read_architecture, weight_faults
+from dladiff.diffusion.architecture import read_architecture
 from dladiff.diffusion.bundle import CHECKSUMS, FILES, PICKLES, Pins, damage, make_pins, model_files, needed, read_pins
 from dladiff.diffusion.bundle import verified_pins as verified
-from dladiff.diffusion.catalogue import HUB_ID, MODELS, fetched_folder, locate, models_folder, profile_faults
+from dladiff.diffusion.catalogue import (
+    CHECKPOINTS,
+    HUB_ID,
+    MODELS,
+    fetched_folder,
+    locate,
+    models_folder,
+    profile_faults,
+)
+from dladiff.diffusion.complete import conversion, model_faults, single_file_fault
 from dladiff.errors import ConfigError, ModelError, StorageError
 from dladiff.settings.merge import nearest
 from dladiff.settings.schema import method_config
@@ -32,6 +41,8 @@ class Checked:
     folder: Path | None
     faults: list[str]
     notes: list[str]
+    convert: tuple[str, ...] = ()
+    """Lines of Python that convert a single-file checkpoint to a folder."""
 
 
 def listed() -> list[dict[str, Any]]:
@@ -59,26 +70,30 @@ def listed() -> list[dict[str, Any]]:
 
 
 def check(name: str, profile: str | None = None) -> Checked:
-    """Check a model: every checksum, the architecture, the profile's facts, no pickles."""
+    """Check a model: every checksum, completeness, the architecture, the profile's facts, no pickles."""
+    file = Path(name).expanduser()
+    if file.suffix in CHECKPOINTS and file.is_file():
+        return Checked(None, [single_file_fault(file).partition("; dladiff")[0]], [], (*conversion(file),))
     try:
         root = locate("embedded" if name == "tiny" else name)
         pins = read_pins(root)
     except ModelError as error:
         return Checked(None, [str(error)], [])
-    broken, notes = weight_faults(root), []
+    faults, notes = [], []
+    try:
+        read_architecture(root)
+        broken = model_faults(root)
+        faults += profile_faults(root, profile or name) if (profile or name) in MODELS else []
+    except ModelError as error:
+        broken, faults = {}, [str(error)]
     if pins is None:
         notes.append(f"no {CHECKSUMS}: the files cannot be compared with the published ones; models mirror writes one")
     else:
         notes.append(f"{pins.source or 'unknown source'}, revision {pins.revision or 'unknown'}")
         broken = damage(root, pins) | broken
-    faults = [*broken.values()]
+    faults = [*broken.values(), *faults]
     pickles = sorted(p for pattern in ("*", "*/*") for p in root.glob(pattern) if p.suffix in PICKLES)
     faults += [f"{p.relative_to(root)} is a pickle, which can run code; it is never loaded: remove it" for p in pickles]
-    try:
-        read_architecture(root)
-        faults += profile_faults(root, profile or name) if (profile or name) in MODELS else []
-    except ModelError as error:
-        faults.append(str(error))
     return Checked(root, faults, notes)
 
 
@@ -132,7 +147,7 @@ def mirror(name: str, uri: str) -> Pins:
     """
     root = locate(name)
     read_architecture(root)
-    if faults := weight_faults(root):
+    if faults := model_faults(root):
         raise ModelError(f"the model in {root} is incomplete: {'; '.join(faults.values())}; fetch it again")
     pins = verified(root)
     storage = open_storage(uri, create=True)
@@ -205,6 +220,8 @@ def _from_bucket(storage: Storage, partial: Path) -> Pins:
 
 def _from_folder(root: Path, partial: Path) -> Pins:
     """Copy the needed files of a folder in the diffusers layout; links are followed."""
+    if root.is_file() and root.suffix in CHECKPOINTS:
+        raise ModelError(single_file_fault(root))
     if not root.is_dir():
         raise StorageError(f"no such folder: {root}; give a folder, s3://bucket/prefix or a hub id to --from")
     pins = verified(root)
@@ -219,7 +236,7 @@ def _refuse(partial: Path, profile: str | None) -> None:
     """Remove a download and raise ModelError when it is incomplete or not the requested model."""
     try:
         read_architecture(partial)
-        faults = [*weight_faults(partial).values(), *(profile_faults(partial, profile) if profile else [])]
+        faults = [*model_faults(partial).values(), *(profile_faults(partial, profile) if profile else [])]
     except ModelError:
         shutil.rmtree(partial, ignore_errors=True)
         raise

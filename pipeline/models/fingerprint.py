@@ -10,6 +10,7 @@ import dladiff
 from dladiff.diffusion.architecture import read_architecture
 from dladiff.diffusion.bundle import CHECKSUMS, Pins, parse_pins, quick_digest
 from dladiff.diffusion.catalogue import locate, profile_fault
+from dladiff.diffusion.complete import model_faults
 from dladiff.errors import ModelError, NotFoundError
 from dladiff.faces import packs
 from dladiff.settings.schema import MethodConfig
@@ -41,6 +42,8 @@ def _faults(method: MethodConfig) -> Iterator[tuple[str, str]]:
         else:
             root = locate(method.model)
             read_architecture(root)
+            if faults := model_faults(root):
+                yield "model", f"the model in {root} is incomplete: {'; '.join(faults.values())}; fetch it again"
             if fault := profile_fault(method.profile, root):
                 yield "model", fault
     except ModelError as error:

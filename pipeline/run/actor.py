@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dladiff.core.exchange import PhotoIn
+from dladiff.core.grouping import different_people
 from dladiff.errors import ConfigError, DladiffError, ModelError, PhotoError, RefusedError, StorageError
 from pipeline.config import RunConfig
 from pipeline.models.fetch import on_this_machine
@@ -62,7 +63,8 @@ class ProtectIdentity:
         """Do one task; `row["work"]` is JSON: identity, part, parts, key, replaces, photos and clean (key, uri each).
 
         Returns {"result": JSON}: identity, status (done, failed, quarantined, skipped, late, fatal, storage), reason,
-        photos, failed_photos, seconds, rows. `fatal` and `storage` mean that no task can be done: the run must stop.
+        photos, failed_photos, seconds, rows; `mixed` if the photos show different people. `fatal` and `storage` mean
+        that no task can be done: the run must stop.
         """
         work = json.loads(row["work"])
         started = time.monotonic()
@@ -138,7 +140,7 @@ class ProtectIdentity:
         rows = {photo["uri"]: self._photo_row(work, photo) for photo in work["photos"]}
         seconds: Counter[str] = Counter()
         outs = []
-        with Reading(self.config, self._bytes, self.metrics.read) as reading:
+        with Reading(self.config, self.photo_bytes, self.metrics.read) as reading:
             with _timed(seconds, "read"):
                 sources = reading.measure(work["photos"], rows)
                 clean, lost = reading.clean(work["clean"]) if sources else ([], "")
@@ -162,11 +164,12 @@ class ProtectIdentity:
         }
         if out.trace:
             write_trace(self.target, work["identity"], work["part"], out.trace)
+        mixed = different_people(out.largest_faces)
         self.metrics.worked(how["seconds"], out.peak_memory_bytes, out.device, out.steps)
         for row in rows.values():
             if row["status"] not in ("failed", "skipped"):  # these rows already have a reason
-                row["reason"] = "; ".join(text for text in (row["reason"], lost, out.note) if text)
-        return self._commit(work, [row | how for row in rows.values()], how)
+                row["reason"] = "; ".join(text for text in (row["reason"], lost, out.note, mixed) if text)
+        return self._commit(work, [row | how for row in rows.values()], how) | {"mixed": bool(mixed)}
 
     def _group(
         self,
@@ -211,7 +214,7 @@ class ProtectIdentity:
         records.clear_starts(self.target, identity, part)
         return {"status": "done", "failed_photos": lost, "rows": [brief(row) for row in rows]}
 
-    def _bytes(self, photo: PlannedPhoto, most: int) -> bytes:
+    def photo_bytes(self, photo: PlannedPhoto, most: int) -> bytes:
         """Return at most `most` bytes of a photo, from the input or, for an index file, from the photo's address."""
         if "refused" in photo:
             raise PhotoError(f"the index names it by an address that is refused: {photo['refused']}")

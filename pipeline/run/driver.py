@@ -38,7 +38,7 @@ class Summary:
     """Counts of identities: planned == done + failed + quarantined + skipped.
 
     `left` counts skipped identities that were not started before the deadline. `lost_photos` counts failed photos of
-    done or skipped identities.
+    done or skipped identities. `mixed_identities` counts done identities whose photos show different people.
     """
 
     planned: int
@@ -50,6 +50,7 @@ class Summary:
     skipped: int = 0
     left: int = 0
     lost_photos: int = 0
+    mixed_identities: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     """Files of the input that are no photos, hidden files, and what was not read, by name."""
     results: list[dict[str, Any]] = field(default_factory=list)
@@ -74,6 +75,8 @@ class Summary:
             lines.append(f"next: {self.unread} names or folders of the input were not read, the log names them")
         if self.left:
             lines.append("next: run the same command again for what is left")
+        if self.mixed_identities:
+            lines.append("next: photos of one identity show different people; --layout flat makes each photo its own")
         if not lines:
             lines.append(f"next: dladiff report --output {address} shows before and after")
         return lines
@@ -147,6 +150,7 @@ def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, watch: _W
         counted = "skipped" if status == LATE else status
         setattr(summary, counted, getattr(summary, counted) + 1)
     summary.lost_photos += sum(r["failed_photos"] for r in summary.results if r["status"] == "done")
+    summary.mixed_identities = len({r["identity"] for r in summary.results if r.get("mixed")})
     lease.check()
     _finalise(target, plan, ended)
     return summary

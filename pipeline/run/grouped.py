@@ -25,6 +25,7 @@ def together(outs: list[Any]) -> Any:
         seconds=dict(seconds),
         steps=steps,
         trace=trace,
+        largest_faces=[face for out in outs for face in out.largest_faces],
         peak_memory_bytes=max(out.peak_memory_bytes for out in outs),
         note="; ".join(dict.fromkeys(note for note in notes if note)),
     )

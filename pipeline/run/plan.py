@@ -217,7 +217,7 @@ def _add(plan: Plan, identity: Identity, config: RunConfig, method: tuple[str, i
             todo += 1
             plan.todo_photos += len(chunk)
             work = {"identity": name, "part": task[1], "parts": count, "key": key, "replaces": replaces}
-            work |= {"photos": _listed(chunk), "clean": _listed(clean)}
+            work |= {"photos": listed(chunk), "clean": listed(clean)}
             if plan.todo_file is not None:
                 plan.todo_file.add({"work": json.dumps(work)})
     if todo:
@@ -266,7 +266,8 @@ def _candidates(identity: Identity, clean_photos: int, most: int, *, split: bool
     return tuple(sorted(largest, key=lambda p: p.uri))
 
 
-def _listed(photos: Sequence[Photo]) -> list[dict[str, Any]]:
+def listed(photos: Sequence[Photo]) -> list[dict[str, Any]]:
+    """Return photos as a task holds them."""
     return [{"key": p.key, "uri": p.uri, "size": p.size} | _fault(p.tag) for p in photos]
 
 

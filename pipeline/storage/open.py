@@ -1,5 +1,6 @@
 """Open a storage by its address: a folder or s3://bucket/prefix."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import unquote
@@ -8,6 +9,10 @@ from dladiff.errors import StorageError
 from pipeline.storage.base import Storage, bucket_fault
 from pipeline.storage.keys import shown
 from pipeline.storage.local import LocalStorage
+
+SCHEMES = frozenset({"s3", "s3a", "s3n", "gs", "gcs", "file", "http", "https"})
+MISTYPED = re.compile(rf"(?:{'|'.join(sorted(SCHEMES))})(?::|//)", re.IGNORECASE)
+"""The beginning of an address; without "://" it would be read as the name of a folder."""
 
 
 def open_storage(uri: str | Path, *, create: bool = False, s3: Mapping[str, str] | None = None) -> Storage:
@@ -31,6 +36,10 @@ def local_path(uri: str | Path) -> Path | None:
     scheme, separator, path = text.partition("://")
     if not text:
         raise StorageError("the address is empty; use a folder or s3://bucket/prefix")
+    if MISTYPED.match(text) and (not separator or scheme.lower() in SCHEMES - {scheme}):
+        raise StorageError(
+            f"{shown(text)} looks like a mistyped address; use s3://bucket/prefix, or ./ before a folder"
+        )
     if not separator or text.startswith("/"):
         return Path(text)
     if scheme == "file" and path.removeprefix("localhost").startswith("/"):

@@ -31,7 +31,7 @@ from pipeline.storage.base import (
     too_large,
 )
 from pipeline.storage.keys import key_fault, short, shown
-from pipeline.storage.s3_errors import BROKEN_OFF, CONFLICT, LOST, MISSING, code_of, custom_endpoint, s3_errors
+from pipeline.storage.s3_errors import BROKEN_OFF, CONFLICT, LOST, MISSING, code_of, s3_errors
 from pipeline.storage.s3_listing import leftovers, objects
 from pipeline.storage.whole_files import CHUNK, file_errors
 
@@ -50,8 +50,8 @@ CONFLICT_TRIES = 5  # S3 answers 409 when two conditional writes of one key over
 class S3Storage:
     """Objects under s3://bucket/prefix. Tags are ETags.
 
-    Credentials and endpoint come from the usual AWS variables and files. A custom endpoint
-    (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL) is addressed by path, since few such servers have a name per bucket.
+    Credentials, endpoint, addressing style and checksums come from the usual AWS variables and files. Without an
+    addressing style there, botocore addresses a custom endpoint by path: few such servers have a name per bucket.
     """
 
     def __init__(self, uri: str, options: Mapping[str, str] | None = None) -> None:
@@ -267,7 +267,6 @@ class S3Storage:
                     retries={"mode": "standard", "total_max_attempts": TRIES},
                     connect_timeout=10,
                     read_timeout=60,
-                    s3={"addressing_style": "path" if custom_endpoint() else "auto"},
                 ),
             )
         return self._made

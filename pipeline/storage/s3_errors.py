@@ -1,11 +1,13 @@
 """S3 errors as one line that says what to do. botocore's text is dropped: it can hold key ids and proxy addresses."""
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
+import botocore.session
 from botocore import exceptions as boto_errors
+from botocore.configprovider import ConfiguredEndpointProvider
 from urllib3 import exceptions as http_errors
 
 from dladiff.errors import BusyError, NotFoundError, RefusedError, StorageError
@@ -19,6 +21,17 @@ DENIED = {
     "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "ExpiredTokenException", "UnauthorizedAccess",
 }  # fmt: skip
 BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504"}
+CHECKSUMS = {"NotImplemented", "InvalidArgument", "XAmzContentSHA256Mismatch"}
+"""Answers of older servers to the checksum headers that boto3 sends by default."""
+ABOUT_CHECKSUMS = re.compile(r"x-amz-(?:sdk-)?checksum|x-amz-trailer|x-amz-content-sha256|aws-chunked|STREAMING-", re.I)
+WRITES = {"PutObject", "UploadPart", "CreateMultipartUpload", "CompleteMultipartUpload"}
+WHEN_REQUIRED = (
+    "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required and AWS_RESPONSE_CHECKSUM_VALIDATION=when_required (in "
+    "~/.aws/config: request_checksum_calculation, response_checksum_validation)"
+)
+ELSEWHERE = {"PermanentRedirect", "301", "SecondLevelDomainForbidden", "PathStyleDomainForbidden"}
+"""Answers of servers that want the bucket in the host name; the last two are Alibaba's and Tencent's."""
+STYLE = "addressing_style = {} below `s3 =` in ~/.aws/config"
 REFUSED = {"KeyTooLongError", "EntityTooLarge"}  # the object's name is too long or its size too large
 BROKEN_OFF = (http_errors.HTTPError, boto_errors.IncompleteReadError)  # a body that ends early, stalls or is corrupt
 UNREACHABLE = (
@@ -38,16 +51,21 @@ def s3_errors(where: str, bucket: str) -> Iterator[None]:
         code = code_of(exc)
         kinds = {NotFoundError: MISSING, BusyError: BUSY | LOST, RefusedError: REFUSED}
         kind = next((one for one, codes in kinds.items() if code in codes), StorageError)
-        line = _line(code, shown(where), bucket)
+        line = _checksum_line(exc, code) or _line(code, shown(where), bucket)
     except (boto_errors.NoCredentialsError, boto_errors.PartialCredentialsError):
         line = "no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or a role"
     except (boto_errors.ProfileNotFound, boto_errors.TokenRetrievalError, boto_errors.SSOError):
         line = "the AWS profile or its login is not usable; check AWS_PROFILE or run `aws sso login`"
     except UNREACHABLE as exc:
         kind = BusyError
-        line = f"cannot reach {endpoint()} ({type(exc).__name__}); check the network and AWS_ENDPOINT_URL"
+        line = (
+            _host_line(exc, bucket)
+            or f"cannot reach {endpoint()} ({type(exc).__name__}); check the network and AWS_ENDPOINT_URL"
+        )
     except KeyError as exc:
         line = f"{endpoint()} answers without {exc} at {shown(where)}, which S3 always sends; check AWS_ENDPOINT_URL"
+    except boto_errors.InvalidS3AddressingStyleError:
+        line = f"unknown {STYLE.format(shown(style()))}; use path or virtual"
     except (boto_errors.BotoCoreError, ValueError) as exc:
         line = f"S3 refused {shown(where)} before sending ({type(exc).__name__}); check the URI and AWS settings"
     else:
@@ -61,8 +79,22 @@ def code_of(exc: boto_errors.ClientError) -> str:
 
 
 def custom_endpoint() -> str:
-    """Return the S3 endpoint set in the environment, "" for AWS. It may hold a password."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    """Return the S3 endpoint of the environment or the AWS configuration, "" for AWS. It may hold a password."""
+    session = botocore.session.Session()
+    try:
+        full, scoped = session.full_config, session.get_scoped_config()
+    except boto_errors.BotoCoreError:  # no such profile, or a damaged file
+        full = scoped = {}
+    return str(ConfiguredEndpointProvider(full, scoped, "s3").provide() or "")
+
+
+def style() -> str:
+    """Return the addressing style of the user's AWS configuration, "" where there is none."""
+    try:
+        found = botocore.session.Session().get_scoped_config().get("s3", {})
+    except boto_errors.BotoCoreError:
+        return ""
+    return str(found.get("addressing_style", "")) if isinstance(found, dict) else ""
 
 
 def endpoint() -> str:
@@ -71,7 +103,43 @@ def endpoint() -> str:
     return shown(found[0]) if found else "S3"
 
 
+def _checksum_line(exc: boto_errors.ClientError, code: str) -> str | None:
+    """Return what to set if the server refuses checksum headers, None for other errors."""
+    error = exc.response.get("Error", {})
+    about = ABOUT_CHECKSUMS.search(" ".join(str(value) for value in error.values()))
+    if not about and not (code in CHECKSUMS and exc.operation_name in WRITES):
+        return None
+    if str(error.get("Header", "")).lower().startswith("if-"):
+        return f"{endpoint()} does not support conditional writes ({error['Header']}); use a server that honours them"
+    if about or code == "XAmzContentSHA256Mismatch":
+        return (
+            f"{endpoint()} refuses the checksum headers of boto3 ({shown(code)}), as older servers do; {WHEN_REQUIRED}"
+        )
+    return (
+        f"{endpoint()} refuses a header or argument of a write ({shown(code)}): older servers refuse checksum headers; "
+        f"{WHEN_REQUIRED}; else check the settings s3 (encryption, storage class)"
+    )
+
+
+def _host_line(exc: Exception, bucket: str) -> str | None:
+    """Return what to set if the name of a custom endpoint's bucket does not resolve, None for other errors."""
+    host = urlsplit(str(getattr(exc, "kwargs", {}).get("endpoint_url", ""))).hostname or ""
+    if not host.startswith(f"{bucket.lower()}.") or host.endswith(".amazonaws.com"):
+        return None
+    return f"cannot reach {shown(host)}, the bucket's own host; check its name, or set {STYLE.format('path')}"
+
+
 def _line(code: str, where: str, bucket: str) -> str:
+    if code == "NoSuchBucket" and style() == "virtual":
+        return (
+            f"no such bucket: {shown(bucket)}; create it or check the URI; if the server expects the bucket in the "
+            f"path, set {STYLE.format('path')}"
+        )
+    if code in ELSEWHERE:
+        return (
+            f"{endpoint()} wants the bucket {shown(bucket)} addressed by another host ({shown(code)}); check the "
+            f"region (AWS_REGION) and AWS_ENDPOINT_URL, or set {STYLE.format('virtual')}"
+        )
     if code == "NoSuchBucket":
         return f"no such bucket: {shown(bucket)}; create it or check the URI"
     if code in MISSING:

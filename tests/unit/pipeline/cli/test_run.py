@@ -255,3 +255,9 @@ def test_advice_follows_what_happened() -> None:
     ]
     assert "dladiff failed --output out" in Summary(1, 1, 1, failed=1).advice("out")[0]
     assert "same command" in Summary(1, 1, 1, skipped=1, left=1).advice("out")[0]
+
+
+def test_the_summary_advises_flat_for_an_identity_of_strangers() -> None:
+    from pipeline.run.driver import Summary
+
+    assert "--layout flat" in Summary(1, 1, 1, done=1, mixed_identities=1).advice("out")[0]

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from dladiff.core.exchange import IdentityOut
 from dladiff.errors import BusyError, StorageError
 from pipeline.config import RunConfig
 from pipeline.records import commit as records
@@ -18,7 +20,8 @@ from pipeline.records.manifest import ParquetFile
 from pipeline.records.output_format import encode_checked
 from pipeline.records.schema import TODO
 from pipeline.run.actor import ProtectIdentity
-from pipeline.run.plan import _listed, identities
+from pipeline.run.grouped import together
+from pipeline.run.plan import identities, listed
 from pipeline.sources.addresses import OUTSIDE
 from pipeline.storage import local as local_storage
 from pipeline.storage import whole_files
@@ -76,6 +79,29 @@ def test_a_photo_that_is_gone_is_skipped_and_one_that_is_damaged_fails(config: R
         assert [p[layer] is None for p in record["photos"]] == [True, True, False]
     assert len(list(output.list("photos/"))) == 1
     assert list(output.list("starts/")) == []
+
+
+class Strangers(AddNoise):
+    """Reports four faces with nothing in common, as the method does for four strangers."""
+
+    def protect_identity(self, *given: Any) -> IdentityOut:
+        return replace(super().protect_identity(*given), largest_faces=list(np.eye(4, dtype=np.float32)))
+
+
+def test_photos_of_different_people_are_noted_in_each_row(config: RunConfig, output: Storage) -> None:
+    result = call(config.replaced(protector=f"{__name__}:Strangers"))
+    assert (result["status"], result["mixed"]) == ("done", True)
+    for row in records.load(output, "done/ann.json")["photos"]:
+        assert row["status"] == "protected"
+        assert "photos of this identity show different people (median similarity 0.00 of 4 faces)" in row["reason"]
+        assert row["reason"].endswith("use --layout flat")
+    assert not call(config, key="k2")["mixed"]
+
+
+def test_faces_of_all_groups_are_compared_together(config: RunConfig) -> None:
+    half = IdentityOut([], {}, 1, "cpu", [], {}, largest_faces=list(np.eye(4, dtype=np.float32)[:2]))
+    other = replace(half, largest_faces=list(np.eye(4, dtype=np.float32)[2:]))
+    assert len(together([half, other]).largest_faces) == 4
 
 
 def test_a_clean_set_that_cannot_be_read_is_reported(config: RunConfig, output: Storage) -> None:
@@ -276,7 +302,7 @@ def test_a_photo_whose_address_the_index_may_not_name_fails_alone(config: RunCon
     (Path(config.input) / "index.csv").write_text("identity,uri\nann,ann/0.png\nann,/etc/passwd\nann,http://[bad\n")
     config = config.replaced(input=f"{config.input}/index.csv")
     (ann,) = identities(config, output)
-    result = call(config, photos=_listed(ann.photos))
+    result = call(config, photos=listed(ann.photos))
     assert {row["source_uri"].rpartition("/")[2]: (row["status"], row["reason"]) for row in result["rows"]} == {
         "0.png": ("protected", ""),
         "passwd": ("failed", f"the index names it by an address that is refused: {OUTSIDE}"),
