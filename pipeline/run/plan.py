@@ -82,6 +82,8 @@ class Plan:
     skipped: int = 0
     lost_photos: int = 0
     """Photos that failed in tasks that are done."""
+    reasons: set[str] = field(default_factory=set)
+    """Reasons of earlier failures that are not retried."""
     left_out: LeftOut = field(default_factory=LeftOut)
     """Files of the input that are no photos, and what of it was not read."""
     plan_hash: str = ""
@@ -238,6 +240,7 @@ def _is_new(plan: Plan, task: Task, key: str, photos: int, retry: Retry | None) 
         if retry and retry.takes(failed.reason):
             plan.retried.append(task)
             return True, done.tag if done else None
+        plan.reasons.add(failed.reason)
         plan.kept[task[0]] = "quarantined" if "quarantined" in (failed.status, plan.kept.get(task[0])) else "failed"
         return False, None
     if done is None:
@@ -249,6 +252,7 @@ def _is_new(plan: Plan, task: Task, key: str, photos: int, retry: Retry | None) 
     if done.failed_photos and retry and any(retry.takes(reason) for reason in done.photo_reasons):
         return True, done.tag
     plan.lost_photos += done.failed_photos
+    plan.reasons.update(done.photo_reasons)
     return False, None
 
 
