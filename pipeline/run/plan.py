@@ -16,6 +16,7 @@ from pipeline.records.commit import Index, Recorded, Task, key_of, now, read_ind
 from pipeline.records.latest import LATEST as LATEST
 from pipeline.records.manifest import ParquetFile, write_rows
 from pipeline.records.schema import PLAN, TODO
+from pipeline.sources import shards
 from pipeline.sources.find import Identity, Photo, find_identities
 from pipeline.sources.index_file import MISSING, REFUSED, index_identities, is_index
 from pipeline.sources.left_out import LeftOut
@@ -172,7 +173,7 @@ def identities(
     skipped.
     """
     if is_index(config.input):
-        return index_identities(config.input, config.allow_roots)
+        return index_identities(config.input, config.allow_roots, left)
     source = open_storage(config.input)
     lists = open_storage(config.lists) if config.lists else None
     inside = _inside(source, target) if target else None
@@ -271,7 +272,12 @@ def _candidates(identity: Identity, clean_photos: int, most: int, *, split: bool
 
 
 def _listed(photos: Sequence[Photo]) -> list[dict[str, Any]]:
-    return [{"key": p.key, "uri": p.uri, "size": p.size} | _fault(p.tag) for p in photos]
+    return [{"key": p.key, "uri": p.uri, "size": p.size} | _in_file(p) | _fault(p.tag) for p in photos]
+
+
+def _in_file(photo: Photo) -> dict[str, Any]:
+    """Return the entry of a photo inside of a file, {} for any other."""
+    return {"shard": photo.tag} if shards.split(photo.uri) else {}
 
 
 def _fault(tag: str) -> dict[str, Any]:
