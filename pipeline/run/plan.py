@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 CANDIDATES = 4  # candidates for the clean set, in units of clean_photos: the largest files; faces choose among them
 NO_PHOTOS = (
     "no photos found in {uri}; understood are: one folder an identity, photos side by side (each an identity, or "
-    "--one-identity), <identity>/set_A, set_B folders, CelebA-HQ, VGGFace2, and an index file (.csv, .parquet); "
-    "JPEG, PNG, WebP, HEIC, AVIF, BMP, TIFF"
+    "--one-identity), <identity>/set_A, set_B folders, CelebA-HQ, VGGFace2, Parquet and tar files of photos, and an "
+    "index file (.csv, .jsonl, .parquet); JPEG, PNG, WebP, HEIC, AVIF, BMP, TIFF"
 )
 
 

@@ -26,7 +26,8 @@ UNSPECIFIED = 2  # of primaries and transfer: viewers take sRGB
 SDR = frozenset({1, 2, 6, 13, 14, 15})  # transfer characteristics that viewers show with the curve of sRGB
 GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}  # transfer characteristics that are a power of the level
 HDR = {16: "PQ", 18: "HLG"}
-GAIN_MAPS = (b"hdrgm:", b"hdrgainmap", b"urn:iso:std:iso:ts:21496", b"tmap")
+GAIN_MAPS = (b"hdrgm:", b"hdrgainmap", b"urn:iso:std:iso:ts:21496")
+GAIN_ITEM, BOXES = b"tmap", 1 << 14  # type of an item of a HEIF file, and bytes of the boxes that name it
 CLOSE = 0.002  # difference of chromaticities that rounding makes: PNG stores five digits, some writers three
 SRGB_GAMMA = (0.45, 0.46)  # gAMA of a PNG whose writer means sRGB: 0.45455
 ROWS = 256  # converted at a time, so that a conversion needs little memory
@@ -54,7 +55,7 @@ def coded(primaries: int, transfer: int, where: str) -> Tags | None:
     return Tags(known, gamma) if gamma or not _same(known, SRGB) else None
 
 
-def of_png(data: bytes, icc: bool) -> Tags | None:
+def of_png(data: bytes) -> Tags | None:
     """Return the colour of a PNG's chunks, None for sRGB or where the profile decides.
 
     cICP comes before iCCP, then sRGB, then gAMA and cHRM (PNG specification, third edition, 4.3).
@@ -63,7 +64,7 @@ def of_png(data: bytes, icc: bool) -> Tags | None:
     cicp = chunks.get(b"cICP", b"")
     if len(cicp) == 4:
         return coded(cicp[0], cicp[1], "cICP chunk")
-    if icc or b"sRGB" in chunks or not {b"gAMA", b"cHRM"} & chunks.keys():
+    if {b"iCCP", b"sRGB"} & chunks.keys() or not {b"gAMA", b"cHRM"} & chunks.keys():
         return None
     gamma = int.from_bytes(chunks.get(b"gAMA", b"")[:4], "big") / 100_000
     values = [int.from_bytes(chunks.get(b"cHRM", b"")[i : i + 4], "big") / 100_000 for i in range(0, 32, 4)]
@@ -79,7 +80,7 @@ def of_png(data: bytes, icc: bool) -> Tags | None:
 
 def has_gain_map(data: bytes) -> bool:
     """Return whether a JPEG, HEIC or AVIF file names a gain map, which makes an HDR picture of it."""
-    return any(mark in data for mark in GAIN_MAPS[: 3 if data[:1] == b"\xff" else 4])
+    return any(mark in data for mark in GAIN_MAPS) or (data[4:8] == b"ftyp" and GAIN_ITEM in data[:BOXES])
 
 
 def converted(pixels: Pixels, tags: Tags) -> Pixels:

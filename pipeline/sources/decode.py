@@ -125,8 +125,8 @@ def _decoded(data: bytes, max_pixels: int, min_side: int) -> Decoded:
         done = _to_rgb(image, _depth(image, data))
     tags = None
     if data.startswith(PNG_MAGIC):
-        tags = colour_tags.of_png(data, done.icc is not None)
-    elif done.icc is None and heif.kind_of(data) and (found := heif.header(data)) and found.colour:
+        tags = colour_tags.of_png(data)
+    elif heif.kind_of(data) and (found := heif.header(data)) and found.colour:
         tags = colour_tags.coded(*found.colour, "colr box")
     if tags is not None:
         done = _noted(done, tags.note) if tags.note else _tagged(done, tags)

@@ -143,8 +143,12 @@ def _photos(storage: Storage, exclude_prefix: str | None, whole: bool, left: Lef
     """Yield the photos."""
     skip = f"{exclude_prefix.strip('/')}/" if exclude_prefix and exclude_prefix.strip("/") else None
 
+    def note(key: str, why: str) -> None:
+        if not (skip and key.startswith(skip)):
+            left.skip(key, why)
+
     def outside() -> Iterator[Entry]:
-        for entry in storage.list(whole=whole, skip=left.skip):
+        for entry in storage.list(whole=whole, skip=note):
             if not (skip and entry.key.startswith(skip)):
                 yield entry
             elif _is_stray(entry.key, skip):

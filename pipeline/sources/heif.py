@@ -19,7 +19,7 @@ class Header:
     largest: tuple[int, int]
     """Width and height, px, of the largest picture of the file: a grid, a tile, a thumbnail or a gain map."""
     colour: tuple[int, int] | None
-    """Colour primaries and transfer characteristics (ITU-T H.273), None where the file gives none."""
+    """Colour primaries and transfer characteristics (ITU-T H.273), None where a profile or nothing gives the colour."""
     bits: int
     """Bits a channel; 8 where the file does not give it."""
 
@@ -52,6 +52,8 @@ def header(data: bytes) -> Header | None:
     colour = next(
         ((_number(b, 4, 2), _number(b, 6, 2)) for kind, b in own if kind == b"colr" and b[:4] == b"nclx"), None
     )
+    if any(kind == b"colr" and b[:4] in (b"prof", b"rICC") for kind, b in own):
+        colour = None
     bits = next((max(b[FULL + 1 :], default=8) for kind, b in own if kind == b"pixi"), 8)
     return Header(max(sizes, key=lambda size: size[0] * size[1]), colour, bits)
 

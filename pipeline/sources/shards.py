@@ -15,6 +15,7 @@ from dladiff.errors import DladiffError, NotFoundError, PhotoError, StorageError
 from pipeline.sources.left_out import LeftOut
 from pipeline.storage.base import Entry, Storage, too_large
 from pipeline.storage.keys import key_fault, short, shown
+from pipeline.storage.open import open_storage
 
 T = TypeVar("T")
 
@@ -99,6 +100,14 @@ def read(storage: Storage, key: str, limit: int | None = None, tag: str | None =
     if limit is not None and len(data) > limit:
         raise too_large(storage.uri_of(key), limit)
     return data
+
+
+def read_address(address: str, limit: int) -> bytes:
+    """Return at most `limit` bytes of a row or member by its full address. Raises like `read`."""
+    inside = split(address)
+    assert inside is not None
+    folder = inside[0].rpartition("/")[0]
+    return read(open_storage(folder or "."), address.removeprefix(f"{folder}/"), limit)
 
 
 def members(storage: Storage, entry: Entry, left: LeftOut) -> Iterator[tuple[str, int, int]]:

@@ -1,4 +1,4 @@
-"""Whole runs on a real Ray, with a fake protector, over files of all kinds; what reads originals after them works too."""
+"""Whole runs on a real Ray, with a fake protector, over files of all kinds; `verify` reads their originals."""
 
 import io
 import tarfile
