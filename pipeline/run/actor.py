@@ -28,6 +28,7 @@ from pipeline.records.schema import PhotoRow, brief, finite, finite_similarity, 
 from pipeline.records.trace import write_trace
 from pipeline.run.grouped import together
 from pipeline.run.reading import STREAMS, PlannedPhoto, Reading, Source
+from pipeline.sources import shards
 from pipeline.sources.addresses import read_allowed, roots_of
 from pipeline.sources.decode import Decoded
 from pipeline.sources.decoder import PIXEL_BYTES
@@ -220,10 +221,10 @@ class ProtectIdentity:
             raise PhotoError(f"the index names it by an address that is refused: {photo['refused']}")
         if is_index(self.config.input):
             roots = roots_of(self.config.input, self.config.allow_roots)
-            return read_allowed(photo["uri"], roots, self.opened, self._open, most)
+            return read_allowed(photo["uri"], roots, self.opened, self._open, most, photo.get("shard"))
         if "input" not in self.opened:
             self.opened["input"] = self._open(self.config.input)
-        return self.opened["input"].get(photo["key"], most)
+        return shards.read(self.opened["input"], photo["key"], most, photo.get("shard"))
 
     def _store(self, identity: str, photo: Any, source: Decoded, row: PhotoRow) -> None:
         """Encode and store a photo; fill its row."""

@@ -158,7 +158,7 @@ def test_encode_refuses_what_is_no_photo() -> None:
         (b"", "the file is empty"),
         (b"hello, this is text", "not an image"),
         (b"%PDF-1.7 ...", "not an image"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC is not supported; convert it to JPEG or PNG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "truncated or damaged"),
         (saved(rgb(), "JPEG")[:500], "truncated"),
         (saved(rgb(), "JPEG")[:-60], "truncated"),
         (saved(rgb(), "JPEG")[:40], "truncated"),
@@ -174,7 +174,10 @@ def test_encode_refuses_what_is_no_photo() -> None:
         (saved(rgb().resize((63, 640)), "PNG"), "too small: 63 x 640 px"),
         (saved(rgb().resize((640, 1)), "PNG"), "too small"),
         (png(10_000, 5_001, 8, 2, b""), "too large: 10000 x 5001 px is more than max_pixels = 50000000"),
-        (png(60_000, 60_000, 8, 2, b""), "too large: more than max_pixels = 50000000; make it smaller"),
+        (
+            png(60_000, 60_000, 8, 2, b""),
+            "too large: 3600000000 pixels is more than max_pixels = 50000000; make it smaller",
+        ),
     ],
 )
 def test_refusals_are_one_line(data: bytes, line: str) -> None:
@@ -217,7 +220,9 @@ def test_limits_count_exactly() -> None:
     assert decode(saved(rgb(), "PNG"), max_pixels=96 * 64).pixels.size == 96 * 64 * 3
     with pytest.raises(PhotoError, match="too large"):
         decode(saved(rgb(), "PNG"), max_pixels=96 * 64 - 1)
-    with pytest.raises(PhotoError, match="more than 178 megapixels; make"):  # Pillow's own limit is the lower one
+    with pytest.raises(
+        PhotoError, match="3600000000 pixels is more than the 178956970 pixels that the decoder reads; make"
+    ):  # Pillow's own limit is the lower one
         decode(png(60_000, 60_000, 8, 2, b""), max_pixels=200_000_000)
     assert decode(saved(rgb().resize((8, 9)), "PNG"), min_side=8).pixels.shape == (9, 8, 3)
 

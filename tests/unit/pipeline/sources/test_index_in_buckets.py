@@ -26,6 +26,9 @@ class Bucket:
     def get(self, key: str, limit: int | None = None) -> bytes:
         return self.objects[self.uri_of(key)]
 
+    def part(self, key: str, start: int, length: int) -> bytes:
+        return self.get(key)[start : start + length]
+
     def uri_of(self, key: str) -> str:
         return f"{self.uri}/{key}"
 
