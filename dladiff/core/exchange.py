@@ -1,5 +1,6 @@
 """Input and output of the method. Imports no torch: the actor passes photos on before networks are loaded."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ class PhotoIn:
 
     key: str
     pixels: NDArray[np.uint8]
+    faces: Sequence[Mapping[str, Any]] = ()
+    """Faces that the user gives beside the detected ones: `box` (x0, y0, x1, y1), `landmarks` (5 x 2) or None; px."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,6 +144,7 @@ class ProtectIdentity:
             with _timed(seconds, "read"):
                 sources = reading.measure(work["photos"], rows)
                 clean, lost = reading.clean(work["clean"]) if sources else ([], "")
+                lost = "" if work.get("own_clean") else lost  # each photo's own row says what is wrong with it
                 groups = reading.groups(sources)
             for group in groups:
                 outs += self._group(work["identity"], reading, group, clean, rows, seconds)
@@ -183,7 +184,8 @@ class ProtectIdentity:
         """Decode, protect and store the photos of one group; return [result without pixels], [] if none was decoded."""
         with _timed(seconds, "read"):
             decoded = reading.decode(group)
-        photos = [PhotoIn(key=uri, pixels=photo.pixels) for uri, photo in decoded.items()]
+        given = {source.photo["uri"]: source.photo.get("faces", ()) for source in group}
+        photos = [PhotoIn(key=uri, pixels=photo.pixels, faces=given[uri]) for uri, photo in decoded.items()]
         outs = []
         if photos:
             out = self.protector.protect_identity(identity, photos, clean)
