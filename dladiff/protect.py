@@ -22,6 +22,7 @@ from dladiff.core.views import View, attacker_views
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.faces.detect import Detector, Face
 from dladiff.faces.encoder import IdentityEncoder
+from dladiff.faces.given import with_given
 from dladiff.layers import finetuning as finetuning_layer
 from dladiff.layers import zero_shot as zero_shot_layer
 from dladiff.layers.stop_rule import FaceReader, StopRule, similarity_rows
@@ -132,7 +133,7 @@ def _charts(
 
 def _prepare(photo: PhotoIn, models: Models, config: MethodConfig) -> _Work:
     x = to_float(photo.pixels).to(models.device)
-    faces = models.detector.detect(photo.pixels)
+    faces = with_given(models.detector.detect(photo.pixels), photo)
     height, width = photo.pixels.shape[:2]
     whole = config.protection == "dladiff"
     if config.region == "face" and faces:

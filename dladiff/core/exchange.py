@@ -1,5 +1,6 @@
 """Input and output of the method. Imports no torch: the actor passes photos on before networks are loaded."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,8 @@ class PhotoIn:
     """Size of a JPEG original, which limits the size of a JPEG output; 0: no limit."""
     transparent: bool = False
     """The photo has an alpha channel, which JPEG cannot hold."""
+    faces: Sequence[Mapping[str, Any]] = ()
+    """Faces that the user gives beside the detected ones: `box` (x0, y0, x1, y1), `landmarks` (5 x 2) or None; px."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ def largest_faces(
     if not used:
         return []
     return [
-        np.concatenate([_embedded(photo, face.landmarks, one, device) for one in used]) / np.float32(len(used) ** 0.5)
+        np.concatenate([_embedded(photo, face.landmarks, one, device) for one in used]) / np.sqrt(np.float32(len(used)))
         for photo in photos
         for face in detector.detect(photo)[:1]
     ]

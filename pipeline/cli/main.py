@@ -6,9 +6,7 @@
 import contextlib
 import functools
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +20,7 @@ from pipeline.cli import models as model_commands
 from pipeline.cli import operator as operator_commands
 from pipeline.cli import output as output_commands
 from pipeline.cli import run as run_commands
+from pipeline.process.interrupts import interruptible
 from pipeline.process.private import chosen_umask, private_process
 from pipeline.storage.keys import redacted, short
 
@@ -51,27 +50,34 @@ def _redacted_usage() -> Iterator[None]:
         raise
 
 
-@click.group(cls=_Redacting)
+def _print_version(context: click.Context, _option: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        from importlib.metadata import version as installed
+
+        click.echo(f"dladiff {installed('dladiff')}")
+        context.exit()
+
+
+@click.group(cls=_Redacting, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print the version."
+)
 def main() -> None:
     """Protect portrait photos against diffusion-model customization."""
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Make SIGTERM raise KeyboardInterrupt, like Ctrl-C; timers, containers and clusters send it."""
-    if threading.current_thread() is not threading.main_thread():  # other threads cannot set handlers
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _trace_if_asked() -> None:
     if os.environ.get("DLADIFF_DEBUG") == "1":
         click.echo(redacted(traceback.format_exc()), err=True, nl=False)
+
+
+def _said(error: DladiffError) -> int:
+    """Print an error, one line a fault, and return the exit code."""
+    _trace_if_asked()
+    lines = error.faults if isinstance(error, ConfigError) else [str(error)]
+    for line in lines:
+        click.echo(f"error: {redacted(' '.join(line.split()))}", err=True)
+    return 3 if isinstance(error, StorageError) else 2
 
 
 def _guarded(function: Command, *, private: bool) -> Callable[..., None]:
@@ -82,31 +88,27 @@ def _guarded(function: Command, *, private: bool) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            if private:
-                private_process(chosen_umask())
-            with _ended_by_sigterm():
+        with interruptible():  # around the message too: a second signal must not cut it off
+            try:
+                if private:
+                    private_process(chosen_umask())
                 code = function(*args, **kwargs)
-        except KeyboardInterrupt:
-            click.echo("stopped: what is done is kept; run the same command again to continue", err=True)
-            code = 1
-        except DladiffError as error:
-            _trace_if_asked()
-            lines = error.faults if isinstance(error, ConfigError) else [str(error)]
-            for line in lines:
-                click.echo(f"error: {redacted(' '.join(line.split()))}", err=True)
-            code = 3 if isinstance(error, StorageError) else 2
-        except OSError as error:  # of a local file: no permission, name too long, disk full
-            _trace_if_asked()
-            where = f"{short(os.fsdecode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
-            click.echo(f"error: {where}{redacted(error.strerror or str(error))}", err=True)
-            code = 3
-        except Exception:  # a bug: exit code 1 would mean that some photos failed
-            click.echo(redacted(traceback.format_exc()), err=True, nl=False)
-            click.echo(
-                "error: this is a fault of dladiff; what is done is kept. Please report the lines above", err=True
-            )
-            code = 3
+            except KeyboardInterrupt:
+                click.echo("stopped: what is done is kept; run the same command again to continue", err=True)
+                code = 1
+            except DladiffError as error:
+                code = _said(error)
+            except OSError as error:  # of a local file: no permission, name too long, disk full
+                _trace_if_asked()
+                where = f"{short(os.fsdecode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
+                click.echo(f"error: {where}{redacted(error.strerror or str(error))}", err=True)
+                code = 3
+            except Exception:  # a bug: exit code 1 would mean that some photos failed
+                click.echo(redacted(traceback.format_exc()), err=True, nl=False)
+                click.echo(
+                    "error: this is a fault of dladiff; what is done is kept. Please report the lines above", err=True
+                )
+                code = 3
         sys.exit(code)
 
     return run

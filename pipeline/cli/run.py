@@ -65,12 +65,12 @@ def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None
     from pipeline.run.plan import make_plan
 
     found = make_plan(settings, retry=retry)
-    notes = settings.missing_weights()
+    notes = settings.missing_weights() + [note for note in (found.note(settings),) if note]
     for note in notes:
         click.echo(f"note: {shown(note)}", err=True)
     expected = estimate(settings, found, price)
     settled = found.settled()
-    facts = {
+    facts: dict[str, Any] = {
         "identities": found.identities,
         "photos": found.photos,
         "new_identities": len(found.pending),

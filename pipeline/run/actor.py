@@ -145,6 +145,7 @@ class ProtectIdentity:
             with _timed(seconds, "read"):
                 sources = reading.measure(work["photos"], rows)
                 clean, lost = reading.clean(work["clean"]) if sources else ([], "")
+                lost = "" if work.get("own_clean") else lost  # each photo's own row says what is wrong with it
                 groups = reading.groups(sources)
             for group in groups:
                 outs += self._group(work["identity"], reading, group, clean, rows, seconds)
@@ -184,9 +185,15 @@ class ProtectIdentity:
         """Decode, protect and store the photos of one group; return [result without pixels], [] if none was decoded."""
         with _timed(seconds, "read"):
             decoded = reading.decode(group)
-        sizes = {source.photo["uri"]: source.size for source in group}
+        sources = {source.photo["uri"]: source for source in group}
         photos = [
-            PhotoIn(key=uri, pixels=photo.pixels, file_bytes=sizes[uri], transparent=photo.alpha is not None)
+            PhotoIn(
+                key=uri,
+                pixels=photo.pixels,
+                faces=sources[uri].photo.get("faces", ()),
+                file_bytes=sources[uri].size,
+                transparent=photo.alpha is not None,
+            )
             for uri, photo in decoded.items()
         ]
         outs = []

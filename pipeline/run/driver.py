@@ -1,5 +1,6 @@
 """`dladiff protect`: plan, run the new tasks with Ray Data, build the manifest."""
 
+import logging
 import shlex
 import uuid
 from collections import Counter
@@ -29,6 +30,8 @@ from pipeline.storage.base import Storage
 from pipeline.storage.keys import shown
 from pipeline.storage.open import open_storage
 from pipeline.telemetry.driver import DriverMetrics
+
+log = logging.getLogger(__name__)
 
 WORST = ("quarantined", "failed", LATE, "done", "skipped")
 """Status of an identity whose parts ended differently: the first of these that occurs."""
@@ -115,6 +118,8 @@ def protect(
             return _summary(plan)
         if plan.todo and (faults := config.missing_weights()):
             raise ConfigError(faults)
+        if plan.todo and (note := plan.note(config)):
+            log.warning("%s", note)
         target = open_storage(config.output, create=True, s3=config.s3)
         with Lease(target) as lease:
             if _changed(target, plan):  # another run worked before we got the lease

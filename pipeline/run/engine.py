@@ -14,6 +14,7 @@ from typing import Any
 
 from dladiff.errors import ConfigError, DladiffError, ModelError, StorageError
 from pipeline.config import RunConfig
+from pipeline.process.interrupts import install, interrupted
 from pipeline.records.manifest import ParquetFile
 from pipeline.run.actor import ProtectIdentity
 from pipeline.run.local_ray import check_authenticated, local_ray
@@ -114,13 +115,13 @@ def started() -> Iterator[Any]:
             with contextlib.nullcontext() if joined else _without_log_level():
                 ray.init(**options, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
         except SystemExit as error:  # Ray's handler raises it on SIGTERM
-            raise KeyboardInterrupt from error
+            raise interrupted() from error
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise StorageError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
         try:
             if not joined:
                 check_authenticated()
-            _interrupted_by_sigterm()
+            install()  # the handlers of ray.init print a stack trace
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = False
             context.max_errored_blocks = 0
@@ -135,12 +136,6 @@ def started() -> Iterator[Any]:
 def _options(joined: bool) -> contextlib.AbstractContextManager[dict[str, Any]]:
     """Return the options of `ray.init` for a private Ray; none when a cluster is joined."""
     return contextlib.nullcontext({}) if joined else local_ray()
-
-
-def _interrupted_by_sigterm() -> None:
-    """Make SIGTERM raise KeyboardInterrupt, like Ctrl-C; the handlers of ray.init print a stack trace."""
-    if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from pipeline.records.manifest import ParquetFile, write_rows
 from pipeline.records.schema import PLAN, TODO
 from pipeline.sources import shards
 from pipeline.sources.find import Identity, Photo, find_identities
+from pipeline.sources.given_faces import with_faces
 from pipeline.sources.index_file import MISSING, REFUSED, index_identities, is_index
 from pipeline.sources.left_out import LeftOut
 from pipeline.storage.base import FOLDERS, Storage
@@ -81,6 +82,8 @@ class Plan:
     """failed or quarantined, by identity with an earlier failure that is not retried."""
     retried: list[Task] = field(default_factory=list)
     skipped: int = 0
+    without_clean: int = 0
+    """Identities without a clean set of their own: the photos to protect are it."""
     lost_photos: int = 0
     """Photos that failed in tasks that are done."""
     reasons: set[str] = field(default_factory=set)
@@ -94,6 +97,16 @@ class Plan:
     """Prefixes of an index file's photos outside of its folder."""
     plan_file: ParquetFile | None = None
     todo_file: ParquetFile | None = None
+
+    def note(self, config: RunConfig) -> str:
+        """Return what is to be known of the clean sets, "" where there is nothing."""
+        method = config.method_config()
+        if not self.without_clean or method.layers == "zero_shot" or not method.finetuning.iter_ft:
+            return ""
+        return (
+            f"{self.without_clean} of {self.identities} identities have no clean set, so the surrogate learns from the "
+            "photos to protect; --layout sets (set_A) or the role clean in an index gives one"
+        )
 
     def settled(self) -> Counter[str]:
         """Return the number of identities without new work by status: failed, quarantined, skipped."""
@@ -122,7 +135,7 @@ def make_plan(config: RunConfig, *, retry: Retry | None = None, folder: Path | N
         for photo in (*identity.photos, *identity.clean):
             if not photo.uri.startswith(roots):
                 plan.buckets.add(photo.uri)
-            content.update(f"{photo.uri}\0{photo.tag}\0".encode("utf-8", "surrogatepass"))
+            content.update(f"{photo.uri}\0{photo.tag}{photo.faces}\0".encode("utf-8", "surrogatepass"))
     if not plan.identities:
         unread = plan.left_out.unread
         more = f"; {unread} names or folders could not be read, the lines above name them" if unread else ""
@@ -173,7 +186,7 @@ def identities(
     skipped.
     """
     if is_index(config.input):
-        return index_identities(config.input, config.allow_roots, left)
+        return with_faces(index_identities(config.input, config.allow_roots, left), config.input)
     source = open_storage(config.input)
     lists = open_storage(config.lists) if config.lists else None
     inside = _inside(source, target) if target else None
@@ -202,6 +215,7 @@ def _add(plan: Plan, identity: Identity, config: RunConfig, method: tuple[str, i
     digest, clean_photos = method
     photos, name = identity.photos, identity.name
     plan.identities += 1
+    plan.without_clean += not identity.clean
     plan.photos += len(photos)
     count = -(-len(photos) // config.max_photos_per_task)
     size = -(-len(photos) // count)  # parts of equal size
@@ -211,7 +225,7 @@ def _add(plan: Plan, identity: Identity, config: RunConfig, method: tuple[str, i
     for i, task in enumerate(tasks):
         chunk = photos[i * size : (i + 1) * size]
         basis = (*chunk, *clean) if count > 1 else (*chunk, *identity.clean)
-        key = key_of(name, [(p.key, p.tag) for p in basis], digest)
+        key = key_of(name, [(p.key, p.tag + p.faces) for p in basis], digest)
         if plan.plan_file is not None:
             uris = [p.uri for p in chunk]
             plan.plan_file.add({"identity": name, "part": task[1], "key": key, "uris": uris})
@@ -220,7 +234,7 @@ def _add(plan: Plan, identity: Identity, config: RunConfig, method: tuple[str, i
             todo += 1
             plan.todo_photos += len(chunk)
             work = {"identity": name, "part": task[1], "parts": count, "key": key, "replaces": replaces}
-            work |= {"photos": listed(chunk), "clean": listed(clean)}
+            work |= {"photos": listed(chunk), "clean": listed(clean), "own_clean": not identity.clean}
             if plan.todo_file is not None:
                 plan.todo_file.add({"work": json.dumps(work)})
     if todo:
@@ -273,12 +287,17 @@ def _candidates(identity: Identity, clean_photos: int, most: int, *, split: bool
 
 def listed(photos: Sequence[Photo]) -> list[dict[str, Any]]:
     """Return photos as a task holds them."""
-    return [{"key": p.key, "uri": p.uri, "size": p.size} | _in_file(p) | _fault(p.tag) for p in photos]
+    return [{"key": p.key, "uri": p.uri, "size": p.size} | _in_file(p) | _faces(p) | _fault(p.tag) for p in photos]
 
 
 def _in_file(photo: Photo) -> dict[str, Any]:
     """Return the entry of a photo inside of a file, {} for any other."""
     return {"shard": photo.tag} if shards.split(photo.uri) else {}
+
+
+def _faces(photo: Photo) -> dict[str, Any]:
+    """Return the entry of a photo whose index gives faces, {} for any other."""
+    return {"faces": json.loads(photo.faces)} if photo.faces else {}
 
 
 def _fault(tag: str) -> dict[str, Any]:

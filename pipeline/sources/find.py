@@ -28,6 +28,8 @@ class Photo:
     uri: str
     tag: str
     size: int
+    faces: str = ""
+    """JSON of the faces that an index gives (`pipeline.sources.given_faces`), "" for none."""
 
 
 @dataclass(frozen=True)

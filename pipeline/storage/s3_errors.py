@@ -3,6 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import botocore.session
@@ -105,7 +106,7 @@ def endpoint() -> str:
 
 def _checksum_line(exc: boto_errors.ClientError, code: str) -> str | None:
     """Return what to set if the server refuses checksum headers, None for other errors."""
-    error = exc.response.get("Error", {})
+    error: dict[str, Any] = dict(exc.response.get("Error", {}))
     about = ABOUT_CHECKSUMS.search(" ".join(str(value) for value in error.values()))
     if not about and not (code in CHECKSUMS and exc.operation_name in WRITES):
         return None
