@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dladiff.core.arrays import Pixels
-from dladiff.faces.boxes import SAME_FACE, Found, area, iou
+from dladiff.faces.boxes import SAME_FACE, Found
 
 Run = Callable[[Sequence[Pixels], float], list[Found]]
 """The detector's network on images of one size: what it finds in each above a threshold, in the image's pixels."""
@@ -89,16 +89,17 @@ def search(rgb: Pixels, whole: list[tuple[Found, float]], run: Run, threshold: f
     landmarks: list[NDArray[np.float64]] = []
     looks = 0
     for candidate in candidates:
-        if any(_known(candidate.box, box) for box in boxes):
+        spent = looks >= MOST_CANDIDATES
+        if (spent and not candidate.whole) or _known(candidate.box, boxes):
             continue
         face = (candidate.box, candidate.landmarks)
-        if not candidate.clear:
+        if not (candidate.clear or spent):
             looks += 1
-            closer = closer_look(rgb, candidate, run, confirmed) if looks <= MOST_CANDIDATES else None
+            closer = closer_look(rgb, candidate, run, confirmed)
             if closer is None and not candidate.whole:
                 continue
             face = closer or face
-        if not any(_known(face[0], box) for box in boxes):
+        if not _known(face[0], boxes):
             boxes.append(face[0])
             landmarks.append(face[1])
     return np.array(boxes).reshape(-1, 5), np.array(landmarks).reshape(-1, 5, 2)
@@ -158,12 +159,16 @@ def padded(rgb: Pixels, x0: int, y0: int, x1: int, y1: int) -> Pixels:
     return np.asarray(cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_CONSTANT, value=(GREY,) * 3), np.uint8)
 
 
-def _known(box: NDArray[np.float64], known: NDArray[np.float64]) -> bool:
-    """Return whether a box is a known face's, or a part of that face that looks like a face at a finer scale."""
-    if iou(box, known) >= SAME_FACE:
-        return True
-    both = area(np.concatenate([np.maximum(box[:2], known[:2]), np.minimum(box[2:4], known[2:4])]))
-    return both >= INSIDE * area(box) >= INSIDE * PART * area(known)
+def _known(box: NDArray[np.float64], known: Sequence[NDArray[np.float64]]) -> bool:
+    """Return whether a box is a known face's, or a part of one that looks like a face at a finer scale."""
+    if not known:
+        return False
+    others = np.array(known)[:, :4]
+    sides = np.minimum(box[2:4], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    both = np.maximum(sides, 0).prod(axis=1)
+    own, areas = (box[2:4] - box[:2]).prod(), (others[:, 2:] - others[:, :2]).prod(axis=1)
+    same = both >= SAME_FACE * (own + areas - both)
+    return bool((same | ((both >= INSIDE * own) & (own >= PART * areas))).any())
 
 
 def _whole(found: Found, scale: float, threshold: float) -> Iterator[Candidate]:
