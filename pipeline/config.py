@@ -47,8 +47,8 @@ class RunConfig(Settings):
     """Settings of one run; `run_config` builds and checks it."""
 
     input: Address
-    """Folder or s3://bucket/prefix of the photos, or one file: an index (.csv, .jsonl, .parquet), or one that holds photos
-    (.parquet, .tar)."""
+    """Folder or s3://bucket/prefix of the photos, or one file: an index (.csv, .jsonl, .parquet) that names them, or a
+    .parquet or .tar file that holds them."""
     output: Address
     """Folder or s3://bucket/prefix that receives photos, records and manifest."""
     profile: str = "tiny"
