@@ -48,8 +48,8 @@ class RunConfig(Settings):
     """Settings of one run, built and checked by `run_config`."""
 
     input: Address
-    """Folder or s3://bucket/prefix of the photos, or one file: an index (.csv, .jsonl, .parquet), or one that
-    holds photos (.parquet, .tar)."""
+    """Folder or s3://bucket/prefix of the photos, or one file: an index (.csv, .jsonl, .parquet) that names them, or a
+    .parquet or .tar file that holds them."""
     output: Address
     """Folder or s3://bucket/prefix for photos, records and manifest."""
     profile: str = "tiny"

@@ -178,6 +178,8 @@ def _to_rgb(image: Image.Image, depth: int) -> Decoded:
     else:
         (pixels, alpha), note = _channels(image), "LAB converted" if kind == "LAB" else ""
     first = "first picture of a multi-picture JPEG" if image.format == "MPO" else ""
+    if image.format == "HEIF" and getattr(image, "is_animated", False):
+        first = "primary picture of a HEIC with several"
     deep = f"{depth}-bit colour cut to 8 bits" if depth > 8 else ""
     turn = _orientation(image)
     return Decoded(

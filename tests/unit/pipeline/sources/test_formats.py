@@ -262,6 +262,16 @@ def test_heic_of_display_p3_becomes_srgb() -> None:
     assert "converted to sRGB" in found.note and found.icc is None
 
 
+def test_the_primary_picture_of_a_heic_with_several_is_the_photo() -> None:
+    several, out = pillow_heif.HeifFile(), io.BytesIO()
+    for image in (noise(96, 64), rgb(), noise(64, 64)):
+        several.add_from_pillow(image)
+    several.save(out, quality=95, primary_index=1)
+    found = decode(out.getvalue())
+    assert np.abs(found.pixels.astype(int) - smooth()).mean() < 3
+    assert found.note == "primary picture of a HEIC with several"
+
+
 def test_no_pixel_is_decoded_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was decoded"))
     for data in (heic(rgb()), saved(rgb(), "AVIF"), saved(rgb(), "JPEG")[:-2]):

@@ -61,7 +61,7 @@ def taken(storage: Storage, found: list[Identity]) -> dict[str, list[bytes]]:
     for one in found:
         for each in one.photos:
             data = shards.read(storage, each.key, 1_000_000, each.tag)
-            assert sources.read(each.uri) == data
+            assert sources.read(each.uri) == data == shards.read_address(each.uri, 1_000_000)
             result.setdefault(one.name, []).append(data)
     return result
 
