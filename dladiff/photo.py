@@ -1,35 +1,131 @@
-"""Input and output of one photo, and the check and measurement of its protected bytes."""
+"""One photo: its views and layer 1 at its own size, and the check and measurement of its protected pixels."""
 
+import itertools
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from dladiff.core import quality
+from dladiff.core import quality, tiles
 from dladiff.core.arrays import Pixels
-from dladiff.core.codec import Codec
+from dladiff.core.codec import Codec, fitting_quality, is_grey
 from dladiff.core.exchange import PhotoIn, PhotoOut
-from dladiff.faces.detect import Face
+from dladiff.core.field import Encoded, Field, Perturbation, Squares
+from dladiff.core.pixels import Images, content_digest, to_float, to_uint8, whole_levels
+from dladiff.core.views import View, attacker_views
+from dladiff.faces.detect import Detector, Face
+from dladiff.faces.given import with_given
 from dladiff.layers.zero_shot import Box
 from dladiff.settings.schema import MethodConfig
 
 
+@dataclass
+class Work:
+    """State of one photo of an identity. At the photo's own size it holds only the bytes, to save memory."""
+
+    photo: PhotoIn
+    name: str
+    faces: list[Face]
+    views: list[View]
+    """The working squares of layer 1, or the attacker's views of the whole photo."""
+    whole: bool
+    """Whether layer 1 is one field over the whole photo instead of a perturbation for each view."""
+    crops: Images
+    """The views `n 3 r r` of the original."""
+    codec: Codec
+    perturbation: Squares | Field | None = None
+    """Layer 1; None where it did not run."""
+    steps: int = 0
+    """Steps of layer 2, summed over the faces."""
+    cosines: list[list[float]] = field(default_factory=list)
+    """Cosine of each optimised encoder at each of these steps."""
+
+    @classmethod
+    def of(cls, photo: PhotoIn, detector: Detector, device: torch.device, config: MethodConfig) -> "Work":
+        """Detect the faces of a photo and choose the views of layer 1."""
+        x = to_float(photo.pixels).to(device)
+        faces = with_given(detector.detect(photo.pixels), photo)
+        height, width = photo.pixels.shape[:2]
+        whole = config.protection == "dladiff"
+        if config.region == "face" and faces:
+            squares = [tiles.face_square(f.landmarks) for f in faces[: config.max_squares]]
+            views = [View.of(f"face {i}", square) for i, square in enumerate(squares, start=1)]
+            whole &= any(a.overlaps(b) for a, b in itertools.combinations(squares, 2))
+        elif whole:
+            views = attacker_views(height, width, [f.box for f in faces], config.max_squares)
+        else:
+            squares = tiles.covering_squares(height, width, config.max_squares)
+            views = [View.of(f"square {i}", square) for i, square in enumerate(squares, start=1)]
+        crops = torch.cat([view.read(x, config.resolution) for view in views])
+        return cls(photo, content_digest(photo.pixels).hex(), faces, views, whole, crops, _codec(photo, config))
+
+    def start(self, config: MethodConfig) -> Perturbation:
+        """Set layer 1 to zero; return it as the stored file will show it."""
+        bounds = (config.finetuning.eta, config.finetuning.min_psnr)
+        if self.whole:
+            self.perturbation = Field(self.original(), self.views, config.resolution, *bounds, grey=self.codec.grey)
+        else:
+            self.perturbation = Squares(self.crops, *bounds, grey=self.codec.grey)
+        return Encoded(self.perturbation, partial(self.seen, config)) if self.codec.lossy else self.perturbation
+
+    def original(self) -> Images:
+        """Return the photo, `1 3 h w`."""
+        return to_float(self.photo.pixels).to(self.crops.device)
+
+    def learnt(self) -> Images:
+        """Return the views of a clean photo that fine-tuning learns from, `1 3 r r` or `2 3 r r`.
+
+        These are the square of the largest face, or, in `region: photo`, the middle square and the largest face's view.
+        """
+        both = [view.name for view in self.views[:2]] == ["middle", "face 1"]
+        return self.crops[: 2 if both else 1]
+
+    def layer1(self, config: MethodConfig) -> Tensor:
+        """Return layer 1 at the photo's size, `1 3 h w`, within its bound: the field, or the enlarged squares.
+
+        Where the squares of a compared method overlap, their mean.
+        """
+        x, eta = self.original(), whole_levels(config.finetuning.eta)
+        if isinstance(self.perturbation, Field):
+            return self.perturbation.at_full_size().clamp(-eta, eta)
+        total, count = torch.zeros_like(x), torch.zeros_like(x[:, :1])
+        for delta, view in zip(self.perturbation.delta if self.perturbation else (), self.views, strict=False):
+            square = tiles.Square(view.x, view.y, view.width)
+            tiles.add_square(total, tiles.spread(delta[None], square, eta), square)
+            tiles.add_square(count, torch.ones_like(count[..., :1, :1]).expand(1, 1, square.side, square.side), square)
+        return (total / count.clamp_min(1)).clamp_(-eta, eta)
+
+    def seen(self, config: MethodConfig) -> Tensor:
+        """Return the change of each view by layer 1 in the decoded file, `n 3 r r`."""
+        stored = self.codec.stored(to_uint8(self.original() + self.layer1(config)))
+        image = to_float(stored).to(self.crops.device)
+        return torch.cat([view.read(image, config.resolution) for view in self.views]) - self.crops
+
+    def retained(self, config: MethodConfig) -> float:
+        """Return the share of layer 1 that an attacker's view of the stored photo contains; the smallest of all views.
+
+        What was optimised in a view is compared with the change of that view's pixels: cut from the decoded file and
+        resized, as an attacker does.
+        """
+        if not self.perturbation:
+            return 1.0
+        found, optimised = self.seen(config), self.perturbation.views()
+        return min(tiles.retained(a, b) for a, b in zip(optimised, found, strict=True))
+
+
 def measured(
-    photo: PhotoIn,
-    faces: list[Face],
-    pixels: tuple[Pixels, Pixels],
-    config: MethodConfig,
-    codec: Codec,
-    similarity: list[dict[str, Any]],
-    retained: float,
-    reason: str,
+    work: Work, encoded: Pixels, stored: Pixels, config: MethodConfig, similarity: list[dict[str, Any]], reason: str
 ) -> PhotoOut:
     """Return the protected photo with measurements of its stored pixels.
 
-    `pixels`: as encoded, and as a reader decodes them. Raises AssertionError if the encoded perturbation exceeds its
-    bound, which is a bug.
+    `encoded`, `stored`: h x w x 3, before encoding and as a reader decodes them. Raises AssertionError if the encoded
+    perturbation exceeds its bound, which is a bug.
     """
-    original, (encoded, final) = photo.pixels, pixels
+    photo, faces, original, final = work.photo, work.faces, work.photo.pixels, stored
     mask = _face_mask(faces, original.shape[0], original.shape[1])
     bound = config.finetuning.eta + config.zero_shot.eta
     outside, inside = quality.linf(original, encoded, ~mask), quality.linf(original, encoded, mask)
@@ -59,8 +155,8 @@ def measured(
         psnr_face=quality.psnr(original, final, mask) if faces else float("inf"),
         ssim=quality.ssim(original, final),
         similarity=similarity,
-        retained=retained,
-        codec=codec,
+        retained=work.retained(config),
+        codec=work.codec,
     )
 
 
@@ -70,3 +166,13 @@ def _face_mask(faces: list[Face], height: int, width: int) -> NDArray[np.bool_]:
         box = Box.of(face, height, width)
         mask[box.y0 : box.y1, box.x0 : box.x1] = True
     return mask
+
+
+def _codec(photo: PhotoIn, config: MethodConfig) -> Codec:
+    """Return how the photo is stored."""
+    grey, quality = is_grey(photo.pixels), config.output.quality
+    if config.output.format == "png" or photo.transparent:
+        return Codec("png", grey=grey)
+    if photo.file_bytes:
+        quality = fitting_quality(photo.pixels, quality, photo.file_bytes, config.finetuning.eta, grey)
+    return Codec("jpeg", quality, grey)

@@ -110,7 +110,10 @@ def composites(
     index = 0
     while wanted:
         kind = TEXTURES[index % 7]
-        photo, truths, taken, left = background(kind, height, width, seed + index), [], [], []
+        photo = background(kind, height, width, seed + index)
+        truths: list[Any] = []
+        taken: list[Any] = []
+        left: list[Any] = []
         for size, turn, border in wanted:
             source = faces[int(rng.integers(len(faces)))]
             sign = int(rng.choice([-1, 1]))

@@ -1,5 +1,6 @@
 """Faces given by the user: merged with detected ones, landmarks estimated, protected like them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +80,9 @@ class Nothing:
 
     def passes(self, rgb: Any) -> list[list[Face]]:
         return [[], []]
+
+    def passes_near(self, rgb: Any, faces: Sequence[Face]) -> list[list[list[Face]]]:
+        return [self.passes(rgb) for _ in faces]
 
 
 def test_where_no_pass_finds_the_face_the_fixed_alignments_decide() -> None:
