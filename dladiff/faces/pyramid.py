@@ -37,7 +37,7 @@ MOST_CANDIDATES = 500
 """Candidates of a photo that are looked at again, best score first. Limits the time for a photo full of texture."""
 CONFIRMED = 0.2
 """Share of the distance from the detector's threshold to 1 that a window's score must exceed it by: at a threshold of
-0.5, textures scored up to 0.6 and faces from 0.71 (both detectors, docs/benchmarks.md)."""
+0.5 that is 0.6. SCRFD scored textures up to 0.57 and faces from 0.71 (docs/benchmarks.md)."""
 CUT = 2.0
 """A candidate this near to an inner border of its tile is cut by it, detector pixels."""
 CLEAR = 32
