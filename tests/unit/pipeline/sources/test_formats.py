@@ -244,6 +244,21 @@ def test_display_p3_becomes_srgb(kind: bytes, body: bytes) -> None:
     assert "converted to sRGB" in found.note
 
 
+def test_adobe_rgb_of_a_camera_becomes_srgb() -> None:
+    """Published: sRGB (255, 0, 0) is Adobe RGB (219, 0, 0)."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA005] = {1: "R03"}
+    image = Image.new("RGB", (64, 64), (219, 0, 0))
+    data = saved(image, "JPEG", quality=100, subsampling=0, exif=exif)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert opened.getexif().get_ifd(0xA005)[1].strip("\0") == "R03"
+    found = decode(data)
+    assert np.abs(found.pixels[32, 32].astype(int) - (255, 0, 0)).max() <= 3
+    assert found.note == "colour converted to sRGB from the values in the file"
+    exif.get_ifd(0x8769)[0xA005] = {1: "R98"}  # sRGB
+    assert decode(saved(image, "JPEG", exif=exif)).note == ""
+
+
 def test_hdr_colour_and_gain_maps_are_noted() -> None:
     found = decode(with_chunk(saved(rgb(), "PNG"), b"cICP", bytes([9, 16, 0, 1])))
     np.testing.assert_array_equal(found.pixels, smooth())
