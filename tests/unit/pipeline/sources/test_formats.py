@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import tifffile
 from PIL import Image, ImageFile, ImageOps
 
 from dladiff.errors import PhotoError
+from pipeline.sources import heif
 from pipeline.sources.decode import decode, dimensions
 from pipeline.sources.decoders import Decoders
 from tests.support.photo_bytes import png, rgb, saved, smooth, with_chunk
@@ -291,3 +293,12 @@ def test_no_pixel_is_decoded_to_measure(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was decoded"))
     for data in (heic(rgb()), saved(rgb(), "AVIF"), saved(rgb(), "JPEG")[:-2]):
         assert dimensions(data) == (96, 64)
+
+
+def test_without_its_package_heic_is_refused_and_the_rest_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = heic(rgb())
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    heif.register_heic.cache_clear()
+    with pytest.raises(PhotoError, match="HEIC is not supported here: install pillow-heif"):
+        decode(data)
+    assert decode(saved(rgb(), "AVIF")).pixels.shape == (64, 96, 3)
