@@ -31,6 +31,8 @@ class Latest:
     inputs: tuple[str, ...] = ()
     """Folders or bucket prefixes of its photos; empty in outputs of versions that did not record them."""
     fault: str = ""
+    unread: int = 0
+    """Names and folders of the input that its run could not read."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def latest_plan(storage: Storage) -> Latest | None:
         return Latest(fault=_fault(storage))
     if not isinstance(inputs, list) or not all(isinstance(uri, str) for uri in inputs):
         return Latest(plan, fault=_fault(storage))
-    return Latest(plan, since or "", tuple(inputs))
+    unread = found.get("unread")
+    return Latest(plan, since or "", tuple(inputs), unread=unread if type(unread) is int and unread > 0 else 0)
 
 
 def planned_tasks(storage: Storage, latest: Latest) -> Planned:

@@ -26,10 +26,11 @@ def status(storage: Storage, index: Index | None = None) -> dict[str, Any]:
     """Return counts of done, failed, quarantined and left tasks, of photos and lost photos, and rates.
 
     A task is an identity or a part of one. `left` counts tasks of the latest plan without a record, None when the plan
-    is unreadable. `lost_photos` counts failed photos of done tasks. Rates are of the latest run.
+    is unreadable. `lost_photos` counts failed photos of done tasks, `unread` names and folders of the input that the
+    latest run could not read. Rates are of the latest run.
     """
     index = index or read_index(storage)
-    planned, since = _planned(storage)
+    planned, since, unread = _planned(storage)
     standing = index.standing()
     if planned:  # neither records of an earlier plan nor those that do not account for their photos count
         standing = {task: row for task, row in standing.items() if task not in planned or _counts(row, *planned[task])}
@@ -51,6 +52,7 @@ def status(storage: Storage, index: Index | None = None) -> dict[str, Any]:
         "left": left,
         "photos": sum(row.photos - row.failed_photos for row in done),
         "lost_photos": sum(row.failed_photos for row in done),
+        "unread": unread,
         "photos_per_hour": round(rate, 1),
         "photos_per_hour_recent": round(recent / (RECENT.total_seconds() / 3600), 1),
         "hours_left": None if hours is None else round(hours, 2),
@@ -62,16 +64,16 @@ def _counts(row: Recorded, key: str, photos: int) -> bool:
     return row.key == key and (row.status != "done" or row.accounts_for(photos))
 
 
-def _planned(storage: Storage) -> tuple[dict[Task, tuple[str, int]] | None, str]:
-    """Return the latest plan's tasks (None if damaged, {} if there is none), and the start of its run."""
+def _planned(storage: Storage) -> tuple[dict[Task, tuple[str, int]] | None, str, int]:
+    """Return the latest plan's tasks (None if damaged, {} if there is none), the start of its run, and `unread`."""
     latest = latest_plan(storage)
     if latest is None:
-        return {}, ""
+        return {}, "", 0
     planned = planned_tasks(storage, latest)
     if planned.fault:
         log.warning("%s", shown(planned.fault))
-        return None, latest.started_at
-    return planned.tasks, latest.started_at
+        return None, latest.started_at, latest.unread
+    return planned.tasks, latest.started_at, latest.unread
 
 
 def watch(storage: Storage, console: Console, every: float, sleep: Callable[[float], None] = time.sleep) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from dladiff.core.arrays import Pixels
 
@@ -22,6 +23,9 @@ PRIMARIES: dict[int, Primaries] = {
     12: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), D65),
 }
 """By code of ITU-T H.273, table 2."""
+ADOBE: Primaries = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06), D65)
+ADOBE_GAMMA = 563 / 256  # Adobe RGB (1998), 4.3.1.2
+INTEROP, INDEX, ADOBE_INDEX = 0xA005, 1, "R03"  # EXIF: the option file of DCF 2.0, which cameras write for Adobe RGB
 UNSPECIFIED = 2  # of primaries and transfer: viewers take sRGB
 SDR = frozenset({1, 2, 6, 13, 14, 15})  # transfer characteristics that viewers show with the curve of sRGB
 GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}  # transfer characteristics that are a power of the level
@@ -76,6 +80,15 @@ def of_png(data: bytes) -> Tags | None:
     if not power and _same(primaries, SRGB):
         return None
     return Tags(primaries, power) if power < 10 else Tags(SRGB, note="its gAMA chunk is no gamma and was left out")
+
+
+def of_exif(exif: Image.Exif) -> Tags | None:
+    """Return Adobe RGB where a camera says it without a profile (DCF 2.0, 3.3), else None."""
+    try:
+        index = exif.get_ifd(INTEROP).get(INDEX, "")
+    except Exception:  # damaged EXIF can make Pillow raise any exception
+        return None
+    return Tags(ADOBE, ADOBE_GAMMA) if str(index).strip("\0 ") == ADOBE_INDEX else None
 
 
 def has_gain_map(data: bytes) -> bool:

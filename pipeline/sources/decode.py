@@ -123,7 +123,8 @@ def _decoded(data: bytes, max_pixels: int, min_side: int) -> Decoded:
         check_image(image, data, max_pixels, min_side)
         image.load()
         done = _to_rgb(image, _depth(image, data))
-    tags = None
+        camera = image.format in ("JPEG", "MPO") and image.mode == "RGB" and done.icc is None
+        tags = colour_tags.of_exif(image.getexif()) if camera else None
     if data.startswith(PNG_MAGIC):
         tags = colour_tags.of_png(data)
     elif heif.kind_of(data) and (found := heif.header(data)) and found.colour:

@@ -17,15 +17,15 @@ SHARDS = frozenset({".parquet", ".tar"})
 NOT_PHOTOS = {
     "text or data": ".txt .md .rst .rtf .tex .csv .tsv .json .jsonl .ndjson .yaml .yml .toml .xml .html .htm .xhtml "
     ".css .js .log .ini .cfg .conf .properties .srt .vtt .sql .db .sqlite .sqlite3 .mdb .npy .npz .mat .h5 .hdf5 "
-    ".pkl .pt .pth .ckpt .safetensors .onnx .arrow .feather .lmdb .bin .dat .idx",
-    "a note beside a photo": ".aae .xmp .thm .pp3 .nomedia .info .md5 .sha1 .sha256 .sfv .crc",
+    ".pkl .pt .pth .ckpt .safetensors .onnx .arrow .feather .lmdb ",
+    "a note beside a photo": ".aae .xmp .pp3 .nomedia .md5 .sha1 .sha256 .sfv .crc",
     "a video or a sound": ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .mts .m2ts .3gp .3g2 .wmv .flv .insv .lrv .mp3 "
     ".m4a .aac .wav .flac .ogg .opus .wma .aif .aiff .amr .mid",
     "a document": ".pdf .doc .docx .xls .xlsx .ppt .pptx .odt .ods .odp .pages .numbers .key .epub .ps .eps .ai .indd",
     "a drawing or an icon": ".svg .svgz .ico .icns .cur .dwg .dxf .ttf .otf .woff .woff2",
     "an archive or a disk": ".zip .7z .rar .gz .tgz .bz2 .xz .zst .iso .dmg .jar .apk .deb .rpm",
     "a program or a system file": ".exe .dll .so .dylib .app .msi .bat .cmd .sh .ps1 .py .pyc .ipynb .c .h .cpp .java "
-    ".rs .go .rb .php .lnk .url .webloc .desktop .torrent .part .crdownload .tmp .lock .bak .swp",
+    ".rs .go .rb .php .lnk .url .webloc .desktop .torrent .lock",
 }
 """Extensions of files that are no photos, by what they are; counted without a look."""
 NO_PHOTO = {ending: what for what, endings in NOT_PHOTOS.items() for ending in endings.split()}

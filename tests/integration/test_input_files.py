@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline.config import RunConfig
 from pipeline.run.driver import protect
+from pipeline.run.status import status
 from pipeline.run.verify import verify
 from pipeline.storage.open import open_storage
 from tests.support.photo_bytes import flat_photo, saved
@@ -51,6 +52,7 @@ def test_photos_are_protected_by_their_bytes_and_the_rest_is_counted(tmp_path: P
     assert "JPEG 2000 is not supported" in found["5.jp2"][1] and "end marker is missing" in found["4.jpg?w=300"][1]
     checked = verify(open_storage(target))
     assert (checked.photos, checked.compared, checked.faults) == (4, 4, [])
+    assert status(open_storage(target))["unread"] == 1
     again = run(source.uri, target)
     assert (again.todo, again.skipped, again.exit_code) == (0, 1, 1)
 

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import tifffile
 from PIL import Image, ImageFile, ImageOps
 
 from dladiff.errors import PhotoError
+from pipeline.sources import heif
 from pipeline.sources.decode import decode, dimensions
 from pipeline.sources.decoders import Decoders
 from tests.support.photo_bytes import png, rgb, saved, smooth, with_chunk
@@ -244,6 +246,21 @@ def test_display_p3_becomes_srgb(kind: bytes, body: bytes) -> None:
     assert "converted to sRGB" in found.note
 
 
+def test_adobe_rgb_of_a_camera_becomes_srgb() -> None:
+    """Published: sRGB (255, 0, 0) is Adobe RGB (219, 0, 0)."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA005] = {1: "R03"}
+    image = Image.new("RGB", (64, 64), (219, 0, 0))
+    data = saved(image, "JPEG", quality=100, subsampling=0, exif=exif)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert opened.getexif().get_ifd(0xA005)[1].strip("\0") == "R03"
+    found = decode(data)
+    assert np.abs(found.pixels[32, 32].astype(int) - (255, 0, 0)).max() <= 3
+    assert found.note == "colour converted to sRGB from the values in the file"
+    exif.get_ifd(0x8769)[0xA005] = {1: "R98"}  # sRGB
+    assert decode(saved(image, "JPEG", exif=exif)).note == ""
+
+
 def test_hdr_colour_and_gain_maps_are_noted() -> None:
     found = decode(with_chunk(saved(rgb(), "PNG"), b"cICP", bytes([9, 16, 0, 1])))
     np.testing.assert_array_equal(found.pixels, smooth())
@@ -276,3 +293,12 @@ def test_no_pixel_is_decoded_to_measure(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was decoded"))
     for data in (heic(rgb()), saved(rgb(), "AVIF"), saved(rgb(), "JPEG")[:-2]):
         assert dimensions(data) == (96, 64)
+
+
+def test_without_its_package_heic_is_refused_and_the_rest_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = heic(rgb())
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    heif.register_heic.cache_clear()
+    with pytest.raises(PhotoError, match="HEIC is not supported here: install pillow-heif"):
+        decode(data)
+    assert decode(saved(rgb(), "AVIF")).pixels.shape == (64, 96, 3)
