@@ -29,14 +29,15 @@ demo: $(STAMP)
 	@echo "protected photos: $(OUT)/photos/<identity>/"
 	@echo "manifest:         $(OUT)/manifest/photos.parquet, $(OUT)/manifest/identities.parquet"
 
-# Each line ends with its ten slowest tests. One process a core holds torch (1 GB); a tier with Ray has its own processes.
+# Each line ends with its ten slowest tests. One process a core holds torch (1 GB), two have a Ray of their own (2 GB);
+# one that is done takes over work of another.
 PYTEST := $(BIN)/python -m pytest -q --durations=10
-CORES := -n logical --maxprocesses 8 --dist loadfile
+CORES := -n logical --maxprocesses 8 --dist worksteal
 
 test: $(STAMP)
 	$(PYTEST) $(CORES)
 	$(PYTEST) $(CORES) -m networks
-	$(PYTEST) -m ray
+	$(PYTEST) $(CORES) --maxprocesses 2 -m ray
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from dladiff.core import quality
 from dladiff.core.arrays import Pixels
+from dladiff.core.codec import Codec
 from dladiff.core.exchange import PhotoIn, PhotoOut
 from dladiff.faces.detect import Face
 from dladiff.layers.zero_shot import Box
@@ -16,20 +17,22 @@ from dladiff.settings.schema import MethodConfig
 def measured(
     photo: PhotoIn,
     faces: list[Face],
-    final: Pixels,
+    pixels: tuple[Pixels, Pixels],
     config: MethodConfig,
+    codec: Codec,
     similarity: list[dict[str, Any]],
     retained: float,
     reason: str,
 ) -> PhotoOut:
-    """Return the protected photo with measurements of its rounded bytes.
+    """Return the protected photo with measurements of its stored pixels.
 
-    Raises AssertionError if the perturbation exceeds its bound, which is a bug.
+    `pixels`: as encoded, and as a reader decodes them. Raises AssertionError if the encoded perturbation exceeds its
+    bound, which is a bug.
     """
-    original = photo.pixels
+    original, (encoded, final) = photo.pixels, pixels
     mask = _face_mask(faces, original.shape[0], original.shape[1])
     bound = config.finetuning.eta + config.zero_shot.eta
-    outside, inside = quality.linf(original, final, ~mask), quality.linf(original, final, mask)
+    outside, inside = quality.linf(original, encoded, ~mask), quality.linf(original, encoded, mask)
     if outside > config.finetuning.eta + 1e-6 or inside > bound + 1e-6:
         raise AssertionError(
             f"perturbation outside its bound: {outside * 255:.1f} outside faces, {inside * 255:.1f} inside"
@@ -43,7 +46,7 @@ def measured(
         reason = "protection: none leaves the photo as it is"
     return PhotoOut(
         key=photo.key,
-        pixels=final,
+        pixels=encoded,
         status=status,
         reason=reason,
         faces=[
@@ -51,12 +54,13 @@ def measured(
             for f in faces
         ],
         linf=quality.linf(original, final),
-        linf_face=inside,
+        linf_face=quality.linf(original, final, mask),
         psnr=quality.psnr(original, final),
         psnr_face=quality.psnr(original, final, mask) if faces else float("inf"),
         ssim=quality.ssim(original, final),
         similarity=similarity,
         retained=retained,
+        codec=codec,
     )
 
 

@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from dladiff.baselines.methods import compared_layer
 from dladiff.core import tiles
 from dladiff.core.arrays import Pixels
+from dladiff.core.codec import Codec, fitting_quality, is_grey
 from dladiff.core.exchange import PhotoIn, PhotoOut
-from dladiff.core.field import Field, Photos, Squares
+from dladiff.core.field import Encoded, Field, Perturbation, Photos, Squares
 from dladiff.core.pixels import Images, content_digest, to_float, to_uint8, whole_levels
 from dladiff.core.randomness import stream
 from dladiff.core.views import View, attacker_views
@@ -64,6 +66,7 @@ class _Work:
     """Whether layer 1 is one field over the whole photo instead of a perturbation for each view."""
     crops: Images
     """The views `n 3 r r` of the original."""
+    codec: Codec
     perturbation: Squares | Field | None = None
     """Layer 1; None where it did not run."""
     steps: int = 0
@@ -143,7 +146,17 @@ def _prepare(photo: PhotoIn, models: Models, config: MethodConfig) -> _Work:
         squares = tiles.covering_squares(height, width, config.max_squares)
         views = [View.of(f"square {i}", square) for i, square in enumerate(squares, start=1)]
     crops = torch.cat([view.read(x, config.resolution) for view in views])
-    return _Work(photo, content_digest(photo.pixels).hex(), faces, views, whole, crops)
+    return _Work(photo, content_digest(photo.pixels).hex(), faces, views, whole, crops, _codec(photo, config))
+
+
+def _codec(photo: PhotoIn, config: MethodConfig) -> Codec:
+    """Return how the photo is stored."""
+    grey, quality = is_grey(photo.pixels), config.output.quality
+    if config.output.format == "png" or photo.transparent:
+        return Codec("png", grey=grey)
+    if photo.file_bytes:
+        quality = fitting_quality(photo.pixels, quality, photo.file_bytes, config.finetuning.eta, grey)
+    return Codec("jpeg", quality, grey)
 
 
 def _clean_views(
@@ -201,13 +214,24 @@ def _views(works: list[_Work], seed: int) -> tuple[Images, list[torch.Generator]
 def _start(works: list[_Work], models: Models, config: MethodConfig) -> Photos:
     """Set each photo's perturbation to zero and return all of them as one."""
     bounds = (config.finetuning.eta, config.finetuning.min_psnr)
+    parts: list[Perturbation] = []
     for work in works:
         if work.whole:
             photo = to_float(work.photo.pixels).to(models.device)
-            work.perturbation = Field(photo, work.views, config.resolution, *bounds)
+            work.perturbation = Field(photo, work.views, config.resolution, *bounds, grey=work.codec.grey)
         else:
-            work.perturbation = Squares(work.crops, *bounds)
-    return Photos([work.perturbation for work in works if work.perturbation], [len(work.views) for work in works])
+            work.perturbation = Squares(work.crops, *bounds, grey=work.codec.grey)
+        seen = partial(_seen, work, models, config)
+        parts.append(Encoded(work.perturbation, seen) if work.codec.lossy else work.perturbation)
+    return Photos(parts, [len(work.views) for work in works])
+
+
+def _seen(work: _Work, models: Models, config: MethodConfig) -> Tensor:
+    """Return the change of each view by layer 1 in the decoded file, `n 3 r r`."""
+    x = to_float(work.photo.pixels).to(models.device)
+    layer1 = _at_full_size(work, x, whole_levels(config.finetuning.eta))
+    stored = to_float(work.codec.stored(to_uint8(x + layer1))).to(x.device)
+    return torch.cat([view.read(stored, config.resolution) for view in work.views]) - work.crops
 
 
 def _at_full_size(work: _Work, x: Images, eta: float) -> Tensor:
@@ -225,7 +249,7 @@ def _at_full_size(work: _Work, x: Images, eta: float) -> Tensor:
     return (layer1 / count.clamp_min(1)).clamp_(-eta, eta)
 
 
-def _retained(work: _Work, x: Images, layer1: Tensor, config: MethodConfig) -> float:
+def _retained(work: _Work, models: Models, config: MethodConfig) -> float:
     """Return the share of layer 1 that an attacker's view of the stored photo contains; the smallest of all views.
 
     What was optimised in a view is compared with the change of that view's pixels: cut from the rounded photo and
@@ -233,17 +257,14 @@ def _retained(work: _Work, x: Images, layer1: Tensor, config: MethodConfig) -> f
     """
     if not work.perturbation:
         return 1.0
-    stored, shares = to_float(to_uint8(x + layer1)).to(x.device), []
-    for view, wanted in zip(work.views, torch.split(work.perturbation.views(), 1), strict=True):
-        found = view.read(stored, config.resolution) - view.read(x, config.resolution)
-        shares.append(tiles.retained(wanted, found))
-    return min(shares)
+    found, wanted = _seen(work, models, config), work.perturbation.views()
+    return min(tiles.retained(a, b) for a, b in zip(wanted, found, strict=True))
 
 
 def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) -> PhotoOut:
     x = to_float(work.photo.pixels).to(models.device)
     layer1 = _at_full_size(work, x, whole_levels(config.finetuning.eta))
-    retained = _retained(work, x, layer1, config)
+    retained = _retained(work, models, config)
     after_layer1 = (x + layer1).clamp(0, 1)
     del layer1
     passes = models.detector.passes_near(work.photo.pixels, work.faces)
@@ -255,7 +276,8 @@ def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) 
         layer2 = torch.zeros_like(x)
         for i, face in enumerate(work.faces):
             reader = FaceReader(x, face, passes[i], models.encoders)
-            rule = StopRule(reader, models.detector, config.zero_shot, stream(seed, "views", work.name, str(i)))
+            views = stream(seed, "views", work.name, str(i))
+            rule = StopRule(reader, models.detector, config.zero_shot, views, work.codec)
             box = zero_shot_layer.Box.of(face, *x.shape[-2:])
             patch, steps, cosines = zero_shot_layer.perturb_face(
                 current,
@@ -266,6 +288,7 @@ def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) 
                 config.zero_shot,
                 stream(seed, "layer2", work.name, str(i)),
                 rule,
+                work.codec,
             )
             work.steps += steps
             work.cosines += cosines
@@ -280,9 +303,12 @@ def _second_layer(work: _Work, models: Models, config: MethodConfig, seed: int) 
         and (skipped := len(work.faces) - config.max_squares) > 0
     ):
         reasons.append(f"{skipped} of {len(work.faces)} faces got no layer 1: max_squares is {config.max_squares}")
+    if config.output.format == "jpeg" and work.photo.transparent:
+        reasons.append("stored as PNG: JPEG holds no transparency")
     final = to_uint8(current)
-    rows = similarity_rows(readers, len(models.encoders), to_uint8(after_layer1), final, models.detector)
-    return measured(work.photo, work.faces, final, config, rows, retained, "; ".join(reasons))
+    before, after = (work.codec.stored(pixels) for pixels in (to_uint8(after_layer1), final))
+    rows = similarity_rows(readers, len(models.encoders), before, after, models.detector)
+    return measured(work.photo, work.faces, (final, after), config, work.codec, rows, retained, "; ".join(reasons))
 
 
 def _still_above(

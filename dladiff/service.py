@@ -62,7 +62,7 @@ class Protector:
             Surrogate(self.config.model, device),
             [named_encoder(name).to(device) for name in self.config.encoders],
             [named_encoder(name).to(device) for name in self.config.held_out],
-            named_detector(self.config.detector, zero_shot.min_face_px, zero_shot.detector_threshold),
+            named_detector(self.config.detector, zero_shot.min_face_px, zero_shot.detector_threshold, device),
             device,
         )
         held = {e.sha256: e.name for e in self.models.held_out}
@@ -196,10 +196,13 @@ def named_encoder(name: str) -> IdentityEncoder:
     return load_encoder(encoder_from_pack(source), source.name) if source.is_dir() else load_encoder(source)
 
 
-def named_detector(name: str, min_face_px: int, threshold: float) -> Detector:
-    """Load `centerface`, an SCRFD ONNX file or an InsightFace pack (name or folder). Raises ModelError."""
+def named_detector(name: str, min_face_px: int, threshold: float, device: torch.device | None = None) -> Detector:
+    """Load `centerface`, an SCRFD ONNX file or an InsightFace pack (name or folder). Raises ModelError.
+
+    CenterFace runs on `device`, SCRFD on the CPU.
+    """
     if name == "centerface":
-        return CenterFaceDetector(min_face_px=min_face_px, threshold=threshold)
+        return CenterFaceDetector(min_face_px=min_face_px, threshold=threshold, device=device)
     source = packs.located(name)
     return ScrfdDetector(
         detector_from_pack(source) if source.is_dir() else source, min_face_px=min_face_px, threshold=threshold

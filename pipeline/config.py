@@ -11,7 +11,7 @@ import yaml
 from pydantic import BeforeValidator, Field, field_validator
 
 from dladiff.errors import ConfigError
-from dladiff.settings.merge import digest, nearest
+from dladiff.settings.merge import digest, merge, nearest
 from dladiff.settings.schema import MethodConfig, encoder_fault, method_config
 from dladiff.settings.validate import FaultsError, Items, Settings, unless
 from pipeline.models.fingerprint import by_content, missing
@@ -48,7 +48,8 @@ class RunConfig(Settings):
     """Settings of one run, built and checked by `run_config`."""
 
     input: Address
-    """Folder or s3://bucket/prefix of the photos, or an index file (.csv, .parquet) that lists them."""
+    """Folder or s3://bucket/prefix of the photos, or one file: an index (.csv, .jsonl, .parquet) that names them, or a
+    .parquet or .tar file that holds them."""
     output: Address
     """Folder or s3://bucket/prefix for photos, records and manifest."""
     profile: str = "tiny"
@@ -174,10 +175,15 @@ def run_config(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
     """
     values = read_yaml(file) if file else {}
     overrides = {key: value for key, value in overrides.items() if value is not None and value != ()}
-    protection = overrides.pop("protection", None)  # an option of the command, but in YAML a setting of the method
+    method = {"protection": overrides.pop("protection", None)}  # options of the command, in YAML settings of the method
+    output = {name: overrides.pop(name, None) for name in ("format", "opt_out")}
+    if isinstance(values.get("output"), dict):  # in YAML, `output` may also hold the file format
+        output = values.pop("output") | {name: value for name, value in output.items() if value is not None}
+    method["output"] = {name: value for name, value in output.items() if value is not None} or None
     values |= overrides
-    if protection and isinstance(values.setdefault("method", {}), dict):
-        values["method"] = {**values["method"], "protection": protection}
+    if isinstance(values.get("method") or {}, dict) and any(method.values()):
+        values["method"] = dict(values.get("method") or {})
+        merge(values["method"], {name: value for name, value in method.items() if value})
     config, faults = load_run(values)
     if config is None:
         missing = {f"{key}: is missing": f"; give --{key} URI" for key in ("input", "output")}

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dladiff.core.codec import PNG, Codec
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoIn:
@@ -14,16 +16,21 @@ class PhotoIn:
 
     key: str
     pixels: NDArray[np.uint8]
+    file_bytes: int = 0
+    """Size of a JPEG original, which limits the size of a JPEG output; 0: no limit."""
+    transparent: bool = False
+    """The photo has an alpha channel, which JPEG cannot hold."""
     faces: Sequence[Mapping[str, Any]] = ()
     """Faces that the user gives beside the detected ones: `box` (x0, y0, x1, y1), `landmarks` (5 x 2) or None; px."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoOut:
-    """One protected photo and the measurements of its bytes (linf in [0, 1] units, psnr in dB)."""
+    """One protected photo and the measurements of its stored pixels (linf in [0, 1] units, psnr in dB)."""
 
     key: str
     pixels: NDArray[np.uint8]
+    """The pixels to encode with `codec`; the measurements are of what a reader decodes."""
     status: str
     reason: str
     faces: list[dict[str, Any]]
@@ -34,6 +41,7 @@ class PhotoOut:
     ssim: float
     similarity: list[dict[str, Any]]
     retained: float
+    codec: Codec = PNG
 
 
 @dataclass(frozen=True)

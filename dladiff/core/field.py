@@ -5,7 +5,7 @@ field along rows and columns: `rows @ field @ columns.T`. So a gradient at the v
 transposed map, and overlapping views never perturb the same pixel twice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -29,12 +29,16 @@ class Perturbation(Protocol):
     def ascend(self, gradient: Tensor, step_size: float) -> None:
         """Take one sign step along the gradient at the views, `n 3 r r`, and project."""
 
+    def refresh(self) -> None:
+        """Measure anew what does not follow each step; called once an epoch."""
+
 
 class Squares:
     """One independent perturbation for each working square `n 3 r r`."""
 
-    def __init__(self, x: Images, eta: float, min_psnr: float = 0.0) -> None:
-        self.x, self.eta, self.min_psnr = x, eta, min_psnr
+    def __init__(self, x: Images, eta: float, min_psnr: float = 0.0, grey: bool = False) -> None:
+        """`grey`: the perturbation's channels are equal."""
+        self.x, self.eta, self.min_psnr, self.grey = x, eta, min_psnr, grey
         self.delta = torch.zeros_like(x)
 
     def views(self) -> Tensor:
@@ -43,7 +47,11 @@ class Squares:
 
     def ascend(self, gradient: Tensor, step_size: float) -> None:
         """Take one PGD step (Madry et al. 2018) of each square."""
+        gradient = _grey(gradient) if self.grey else gradient
         self.delta = project(self.delta + step_size * gradient.sign(), self.x, self.eta, self.min_psnr)
+
+    def refresh(self) -> None:
+        """Do nothing: each step is exact."""
 
 
 class Field:
@@ -54,13 +62,20 @@ class Field:
     """
 
     def __init__(
-        self, photo: Images, views: Sequence[View], resolution: int, eta: float, min_psnr: float = 0.0
+        self,
+        photo: Images,
+        views: Sequence[View],
+        resolution: int,
+        eta: float,
+        min_psnr: float = 0.0,
+        grey: bool = False,
     ) -> None:
+        """`grey`: the perturbation's channels are equal."""
         height, width = photo.shape[-2:]
         finest = min(min(view.width, view.height) for view in views) / resolution
         pitch = max(1.0, finest // 1, (height * width / MAX_CELLS) ** 0.5)
         shape = (max(1, round(height / pitch)), max(1, round(width / pitch)))
-        self.size, self.eta, self.min_psnr = (height, width), eta, min_psnr
+        self.size, self.eta, self.min_psnr, self.grey = (height, width), eta, min_psnr, grey
         small = photo if shape == self.size else functional.interpolate(photo, shape, mode="bilinear", antialias=True)
         self.photo = (small.clamp(0, 1) * 255).round().to(torch.uint8)  # bytes: many photos wait on the device
         self.cells = torch.zeros_like(small)
@@ -85,7 +100,11 @@ class Field:
         for (down, across), own in zip(self.maps, torch.split(gradient, 1), strict=True):
             back = down.transposed(across.transposed(own, -1), -2)
             total[..., down.cells, across.cells] += back / back.abs().mean().clamp_min(1e-20)
+        total = _grey(total) if self.grey else total
         self.cells = project(self.cells + step_size * total.sign(), self.photo / 255, self.eta, self.min_psnr)
+
+    def refresh(self) -> None:
+        """Do nothing: each step is exact."""
 
     def at_full_size(self) -> Tensor:
         """Return the perturbation in the photo's pixels, `1 3 h w`; convex combinations, so the L-inf bound holds."""
@@ -109,6 +128,41 @@ class Photos:
         """Take one step for each photo."""
         for part, own in zip(self.parts, torch.split(gradient, self.counts), strict=True):
             part.ascend(own, step_size)
+
+    def refresh(self) -> None:
+        """Refresh each photo's."""
+        for part in self.parts:
+            part.refresh()
+
+
+class Encoded:
+    """A perturbation as readers of the photo's file see it.
+
+    What encoding changes in the views is added as a constant, measured once an epoch: a straight-through gradient
+    (Bengio et al. 2013).
+    """
+
+    def __init__(self, inner: Perturbation, seen: Callable[[], Tensor]) -> None:
+        """`seen`: returns the change of the views `n 3 r r` in the decoded file."""
+        self.inner, self.seen = inner, seen
+        self.residual = torch.zeros_like(inner.views())
+
+    def views(self) -> Tensor:
+        """Return the perturbation and what encoding adds, `n 3 r r`."""
+        return self.inner.views() + self.residual
+
+    def ascend(self, gradient: Tensor, step_size: float) -> None:
+        """Take one step."""
+        self.inner.ascend(gradient, step_size)
+
+    def refresh(self) -> None:
+        """Encode and decode the photo."""
+        self.residual = self.seen() - self.inner.views()
+
+
+def _grey(gradient: Tensor) -> Tensor:
+    """Return the gradient for a perturbation with equal channels."""
+    return gradient.mean(1, keepdim=True).expand_as(gradient)
 
 
 class _Map:

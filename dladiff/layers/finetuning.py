@@ -95,6 +95,7 @@ def perturb(
                 loss = trainer.step(surrogate, map(training_part, posteriors, parts), config.prior_weight)
                 _keep(losses, "dynamic surrogate", loss)
             static.to(surrogate.device)
+        perturbation.refresh()
         for stage, steps in ((ATTENTION, config.iter_1), (DENOISING, config.iter_2)):
             for _ in range(steps):  # lines 15-34
                 point = x + perturbation.views()

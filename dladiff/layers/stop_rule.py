@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from dladiff.core.arrays import Pixels
+from dladiff.core.codec import PNG, Codec
 from dladiff.core.pixels import Images, to_float, to_uint8
 from dladiff.faces.boxes import SAME_FACE, Face, iou
 from dladiff.faces.detect import Detector, Matrix, alignment_matrix, face_quad, warp
@@ -72,7 +73,15 @@ class FaceReader:
 class StopRule:
     """Stop rule: layer 2 of a face ends when no alignment of the rounded photo gives a cosine above the threshold."""
 
-    def __init__(self, reader: FaceReader, detector: Detector, config: ZeroShotConfig, generator: Generator) -> None:
+    def __init__(
+        self,
+        reader: FaceReader,
+        detector: Detector,
+        config: ZeroShotConfig,
+        generator: Generator,
+        codec: Codec = PNG,
+    ) -> None:
+        self.codec = codec
         self.reader, self.detector, self.threshold = reader, detector, config.threshold
         count = len(reader.bases)
         jittered = np.arange(JITTERED_ALIGNMENTS) % count
@@ -82,7 +91,7 @@ class StopRule:
 
     def __call__(self, photo: Images) -> list[float]:
         """Return each encoder's highest cosine; the detector runs only if the fixed alignments pass the threshold."""
-        pixels = to_uint8(photo)
+        pixels = self.codec.stored(to_uint8(photo))
         rounded = to_float(pixels).to(photo.device)
         fixed = self.reader.max_cosines_at(rounded, self.alignments, self.bases)
         if max(fixed) > self.threshold:

@@ -9,8 +9,9 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from dladiff.core.codec import BLOCK, PNG, Codec
 from dladiff.core.pixels import Images
-from dladiff.core.transforms import Transform, draw_transform, mirror, to_range
+from dladiff.core.transforms import Transform, draw_transform, mirror, through_file, to_range
 from dladiff.faces.detect import CROP, Face, Matrix, inverse, warp
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.settings.schema import ZeroShotConfig
@@ -116,7 +117,7 @@ class AlignedGrid:
         return -ones, ones
 
 
-def perturb_face(
+def perturb_face(  # noqa: PLR0913 - the inputs of Algorithm 2
     photo: Images,
     box: Box,
     bases: Matrix,
@@ -125,18 +126,19 @@ def perturb_face(
     config: ZeroShotConfig,
     generator: Generator,
     redetection: Redetection,
+    codec: Codec = PNG,
 ) -> tuple[Tensor, int, list[list[float]]]:
     """Algorithm 2: return the perturbation of one face of `photo` (`1 3 h w`, with layer 1) inside its box.
 
     `bases` (k x 2 x 3): alignments of the clean face by the detector's passes, the main one first. `targets`: the clean
     face's embeddings at these alignments, `k d` for each encoder. The loop stops when `redetection` of the perturbed
-    photo gives every encoder a cosine of at most `config.threshold`. Also returns the number of steps and each
-    encoder's mean cosine at each of them.
+    photo gives every encoder a cosine of at most `config.threshold`. The loss is of the pixels that `codec` stores.
+    Also returns the number of steps and each encoder's mean cosine at each of them.
     """
     grid: DeltaGrid = (ImageGrid if config.space == "image" else AlignedGrid)(box, bases[0])
     weights = config.encoder_weights or (1 / len(encoders),) * len(encoders)
     delta = torch.zeros(1, 3, *grid.shape, device=photo.device)
-    view = FaceView(photo, bases, box, grid)
+    view = FaceView(photo, bases, box, grid, BLOCK if codec.lossy else 1)
     low, high = grid.bounds(photo[..., box.y0 : box.y1, box.x0 : box.x1])
     low, high = low.clamp_min(-config.eta), high.clamp_max(config.eta)
     floors = [config.threshold - config.margin] * len(encoders)
@@ -144,7 +146,7 @@ def perturb_face(
     for step in range(config.max_steps):
         chosen = (step * config.draws + np.arange(config.draws)) % len(bases)  # each base in turn
         matrices = jitter(bases[chosen], config.linear_noise, config.shift_noise, generator)
-        augmentation = _draw_augmentation(config.eot, generator)
+        augmentation = _draw_augmentation(config.eot, generator, codec)
         point = delta.detach().requires_grad_(True)
         crops = {side: augmentation(view, point, matrices, side) for side in {encoder.crop for encoder in encoders}}
         cosines = [
@@ -160,6 +162,8 @@ def perturb_face(
                 return patch, step, history
             floors = [_floor(worst, mean, config) for worst, mean in zip(measured, recent, strict=True)]
         (gradient,) = torch.autograd.grad(objective(cosines, floors, weights), point)
+        if codec.grey:
+            gradient = gradient.mean(1, keepdim=True).expand_as(gradient)
         delta = (delta + config.step_size * gradient.sign()).clamp(low, high).detach()
     return grid.paste(delta).clamp(-config.eta, config.eta), config.max_steps, history
 
@@ -200,8 +204,9 @@ def pasted(photo: Images, patch: Tensor, box: Box) -> Images:
 class FaceView:
     """Aligned crops of one perturbed face, computed from the part of the photo that crops can reach (the window)."""
 
-    def __init__(self, photo: Images, bases: Matrix, box: Box, grid: DeltaGrid) -> None:
-        self.window, self.offset = _window(photo, bases)
+    def __init__(self, photo: Images, bases: Matrix, box: Box, grid: DeltaGrid, block: int = 1) -> None:
+        """`block`: side of the encoder's blocks; the window begins at one, so that its JPEG has the photo's blocks."""
+        self.window, self.offset = _window(photo, bases, block)
         self.box, self.grid = box, grid
 
     def align(self, picture: Images, matrices: Matrix, side: int) -> Images:
@@ -231,14 +236,26 @@ class FaceView:
         return functional.pad(self.grid.paste(delta), margins)  # a negative margin crops
 
 
-def _draw_augmentation(eot: bool, generator: Generator) -> Callable[[FaceView, Tensor, Matrix, int], Images]:
+def _draw_augmentation(
+    eot: bool, generator: Generator, codec: Codec = PNG
+) -> Callable[[FaceView, Tensor, Matrix, int], Images]:
     """Return the augmentation of one step: none, or (`eot`) a random transform, mirrored with probability 1/2.
 
     The crop is mirrored instead of the photo, because an attacker aligns the face after mirroring the photo.
     """
-    if not eot:
+    if not eot and not codec.lossy:
         return lambda view, delta, matrices, side: view.plain(delta, matrices, side)
-    transform = draw_transform(generator, mirrored=False)
+
+    def stored(images: Images) -> Images:
+        return through_file(images, codec) if codec.lossy else images
+
+    if not eot:
+        return lambda view, delta, matrices, side: view.transformed(delta, stored, matrices, side)
+    drawn = draw_transform(generator, mirrored=False)
+
+    def transform(images: Images) -> Images:
+        return drawn(stored(images))
+
     mirrored = bool(torch.rand((), generator=generator) < 0.5)
 
     def augmentation(view: FaceView, delta: Tensor, matrices: Matrix, side: int) -> Images:
@@ -248,13 +265,13 @@ def _draw_augmentation(eot: bool, generator: Generator) -> Callable[[FaceView, T
     return augmentation
 
 
-def _window(photo: Images, bases: Matrix) -> tuple[Images, tuple[int, int]]:
-    """Return the part of the photo that jittered crops can reach, and its top left (x, y). Saves work."""
+def _window(photo: Images, bases: Matrix, block: int) -> tuple[Images, tuple[int, int]]:
+    """Return the part of the photo that jittered crops can reach, and its top left (x, y), multiples of `block`."""
     square = np.array([[0, 0, 1], [CROP, 0, 1], [CROP, CROP, 1], [0, CROP, 1]])
     corners = np.concatenate([square @ inverse(base).T for base in bases])
     margin = 0.25 * (corners.max(0) - corners.min(0)) + 2
     low, high = corners.min(0) - margin, corners.max(0) + margin
-    x0, y0 = max(0, int(low[0])), max(0, int(low[1]))
+    x0, y0 = (max(0, int(v)) // block * block for v in low)
     return photo[..., y0 : max(y0 + 1, int(high[1])), x0 : max(x0 + 1, int(high[0]))], (x0, y0)
 
 

@@ -112,6 +112,18 @@ class ZeroShotConfig(Settings):
     """Expectation over transformation: draw a JPEG, a resize, a blur or nothing, and a mirror image, in every step."""
 
 
+class OutputConfig(Settings):
+    """The file of a protected photo."""
+
+    format: Literal["png", "jpeg"] = "png"
+    """`jpeg`: both layers optimise through the encoder, and every figure is of the decoded file. The bounds hold before
+    encoding. A photo with transparency is stored as PNG."""
+    quality: int = Field(default=95, ge=75, le=100)
+    """Quality of a JPEG. It is lowered, to 75 at least, where the file would exceed 1.3 times a JPEG original's."""
+    opt_out: bool = False
+    """Write the property "Data Mining: prohibited" (IPTC, PLUS) into the file's XMP; no other metadata is written."""
+
+
 class MethodConfig(Settings):
     """All settings that determine the output bytes of one identity, besides the photos and the seed."""
 
@@ -148,6 +160,8 @@ class MethodConfig(Settings):
     protection: Protection = "dladiff"
     """Method of layer 1: this package's, or a compared one (dladiff/baselines), which uses its own schedule and has no
     layer 2. `finetuning.eta` overrides its bound."""
+    output: OutputConfig = OutputConfig()
+    """File format."""
     finetuning: FinetuningConfig = FinetuningConfig()
     """Layer 1."""
     zero_shot: ZeroShotConfig = ZeroShotConfig()

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dladiff.core.arrays import Pixels as UInt8
+from dladiff.core.arrays import Pixels
 from dladiff.errors import BusyError, ConfigError, DladiffError, ModelError, NotFoundError, PhotoError, StorageError
 from pipeline.evaluate.config import ENCODER_ONLY, EvaluateConfig
 from pipeline.evaluate.networks import EvaluationModels
 from pipeline.process.private import private_process
 from pipeline.records import commit as records
-from pipeline.records.output_format import PNG
+from pipeline.records.output_format import PNG, encode_png
 from pipeline.sources.decode import decode
 from pipeline.sources.originals import Originals, named
 from pipeline.storage.base import Storage
@@ -126,7 +126,7 @@ class EvaluateIdentity:
             self._measure_attack(record, work, pairs, preprocessed, run_attack)
         return record | {"seconds": round(time.monotonic() - clock, 1), "finished_at": records.now()}
 
-    def _measure_photos(self, record: Row, pairs: list[tuple[UInt8, UInt8]], preprocessed: list[UInt8]) -> None:
+    def _measure_photos(self, record: Row, pairs: list[tuple[Pixels, Pixels]], preprocessed: list[Pixels]) -> None:
         """Add ISM_pro and visible quality to the record; for clean photos also the features of FID's reference set."""
         from dladiff.evaluation.scores import features_of, protected_row
 
@@ -142,7 +142,7 @@ class EvaluateIdentity:
                 )
 
     def _measure_attack(
-        self, record: Row, work: Row, pairs: list[tuple[UInt8, UInt8]], preprocessed: list[UInt8], run_attack: Any
+        self, record: Row, work: Row, pairs: list[tuple[Pixels, Pixels]], preprocessed: list[Pixels], run_attack: Any
     ) -> None:
         """Run the attack on the attacker's crops and add the scores of the generated pictures to the record."""
         from dladiff.evaluation.scores import features_of, generated_rows
@@ -166,12 +166,12 @@ class EvaluateIdentity:
         for i, (prompt, pictures) in enumerate(generated.items()):
             keys = [f"faces/{work['key']}/{i}-{j:02d}{PNG.suffix}" for j in range(min(self.config.kept, len(pictures)))]
             for key, picture in zip(keys, pictures, strict=False):
-                self.results.put(key, PNG.encode(picture), PNG.content_type)
+                self.results.put(key, encode_png(picture), PNG.content_type)
             record["faces"][prompt] = keys
         features = [features_of(pictures, networks.features) for pictures in generated.values()]
         record["features"] = self._put_features(work["key"], features)
 
-    def _photos(self, work: Row) -> list[tuple[UInt8, UInt8]]:
+    def _photos(self, work: Row) -> list[tuple[Pixels, Pixels]]:
         """Return each photo's original and the version that the attacker has.
 
         Raises PhotoError if one cannot be read: a row of fewer photos would not be comparable with the others.
@@ -191,7 +191,7 @@ class EvaluateIdentity:
             pairs.append((before, after))
         return pairs
 
-    def _condition(self, condition: str, photo: Row, before: UInt8) -> UInt8:
+    def _condition(self, condition: str, photo: Row, before: Pixels) -> Pixels:
         if condition == "clean":
             return before
         run = photo["protected"][self.config.name if condition == "noise" else condition]
@@ -204,7 +204,7 @@ class EvaluateIdentity:
             return noise_like(before, after, 0, photo["source_sha256"])
         return after
 
-    def _original(self, uri: str, sha256: str | None = None) -> UInt8:
+    def _original(self, uri: str, sha256: str | None = None) -> Pixels:
         """Return the pixels of an original or a reference photo; it must be below the input or the references."""
         if self.sources is None:
             roots = [*self.config.inputs, *([self.config.references] if self.config.references else [])]
@@ -232,7 +232,7 @@ class EvaluateIdentity:
         return storage_key
 
 
-def _pixels(data: bytes, sha256: str | None) -> UInt8:
+def _pixels(data: bytes, sha256: str | None) -> Pixels:
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise PhotoError("the file has another checksum than when it was protected")
     return decode(data).pixels

@@ -21,7 +21,7 @@ from dladiff.evaluation.ratings import SCALE
 from pipeline.evaluate.mos import FACES, Session, faces_of
 from pipeline.evaluate.page import MAX_FACE_PIXELS
 from pipeline.evaluate.ratings import SCORES
-from pipeline.records.output_format import PNG
+from pipeline.records.output_format import PNG, encode_png
 from pipeline.report.page import asset, filled, policy
 from pipeline.sources.decode import decode
 from pipeline.storage.base import Storage
@@ -225,7 +225,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             session = self.server.session
             face = session.faces[path.removeprefix("/face/").removesuffix(".png")]["face"]
             pixels = decode(session.results.get(face), max_pixels=MAX_FACE_PIXELS, min_side=1).pixels
-            return 200, PNG.content_type, PNG.encode(pixels)
+            return 200, PNG.content_type, encode_png(pixels)
         return _error(404, "no such page")
 
     def _post(self) -> Reply:

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from dladiff.core.arrays import Pixels as UInt8
+from dladiff.core.arrays import Pixels
 from dladiff.errors import ConfigError
 from dladiff.evaluation.attacks import ATTACKS, AttackSettings
 from dladiff.evaluation.preprocessing_records import PREPROCESSINGS
 from pipeline.evaluate.config import ENCODER_ONLY, EvaluateConfig
 
-Images = dict[str, list[UInt8]]
+Images = dict[str, list[Pixels]]
 """Prompt to pictures."""
 
 
@@ -21,7 +21,7 @@ class EvaluationModels:
         self._networks: Any = None
         self._checked = False
         self._bases: dict[str, tuple[Any, Any]] = {}
-        self._preprocessings: dict[str, Callable[[UInt8], UInt8]] = {}
+        self._preprocessings: dict[str, Callable[[Pixels], Pixels]] = {}
 
     @property
     def networks(self) -> Any:
@@ -53,7 +53,7 @@ class EvaluationModels:
                 self.attack(name, base)
         self._checked = True
 
-    def attack(self, name: str, base: str) -> Callable[[list[UInt8], int], Images] | None:
+    def attack(self, name: str, base: str) -> Callable[[list[Pixels], int], Images] | None:
         """Return the attack as a function (crops, seed) of the pictures; None for `encoder_only`.
 
         Raises ModelError or ConfigError: weights are missing or a setting is unknown.
@@ -84,7 +84,7 @@ class EvaluationModels:
             self._bases[folder] = (load_base(folder, device), safety_checker(folder))
         return self._bases[folder]
 
-    def preprocessing(self, name: str) -> Callable[[UInt8], UInt8]:
+    def preprocessing(self, name: str) -> Callable[[Pixels], Pixels]:
         """Return a preprocessing's function of a photo. `name` is NAME, or NAME=FOLDER with a purifier's weights."""
         if name not in self._preprocessings:
             from dladiff.evaluation.evaluator import use_device
@@ -94,7 +94,7 @@ class EvaluationModels:
             self._preprocessings[name] = PREPROCESSINGS[record].prepare(folder, device)
         return self._preprocessings[name]
 
-    def crops(self, photos: list[UInt8], base: str) -> list[UInt8]:
+    def crops(self, photos: list[Pixels], base: str) -> list[Pixels]:
         """Return the attacker's training crops; photos without a detected face are dropped."""
         from dladiff.evaluation.crop import attacker_crop
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dladiff.core.arrays import Pixels as UInt8
+from dladiff.core.arrays import Pixels
 from dladiff.errors import NotFoundError, PhotoError
 from dladiff.evaluation.tables import Evaluation, Table
 from pipeline.records.output_format import PNG
@@ -60,7 +60,7 @@ def _sheet(results: Storage, rows: Sequence[tuple[str, Sequence[str]]]) -> bytes
     return out.getvalue()
 
 
-def read_face(results: Storage, key: str) -> UInt8:
+def read_face(results: Storage, key: str) -> Pixels:
     """Return a stored face, or a grey square if it is missing or damaged."""
     try:
         return decode(results.get(key), max_pixels=MAX_FACE_PIXELS, min_side=1).pixels

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.process.temporary import temporary_folder
 from pipeline.records.commit import INDEX, Index, Record, Recorded, load_many, read_index
-from pipeline.records.output_format import OUTPUT
+from pipeline.records.output_format import is_output_name
 from pipeline.records.schema import IDENTITIES, PHOTOS, RECORDS, table
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import escape
@@ -107,7 +107,7 @@ def sweep(storage: Storage, identity: str, current: list[Recorded], stale: list[
     removed = [row.place for row in stale]
     named = {photo.get("output_key") for record in records.values() for photo in record.get("photos", [])}
     folder = f"photos/{escape(identity)}/"
-    removed += [e.key for e in storage.list(folder) if e.key not in named and OUTPUT.names(e.key)]
+    removed += [e.key for e in storage.list(folder) if e.key not in named and is_output_name(e.key)]
     for key in removed:
         storage.delete(key)
     return removed

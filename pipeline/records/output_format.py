@@ -1,17 +1,18 @@
-"""The format of protected photos: one record, from which names, content types, encoding and checks derive."""
+"""The formats of protected photos: one record each, from which names, content types and checks derive."""
 
 import io
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from dladiff.core.arrays import Pixels
+from dladiff.core.codec import PNG as PNG_CODEC
+from dladiff.core.codec import Codec
 from dladiff.errors import PhotoError
 
-DIGITS = 12  # of the file's SHA-256 that its name holds: photos of one name do not meet
+DIGITS = 12  # of the file's SHA-256 in its name: photos of one name do not collide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,46 +20,48 @@ class OutputFormat:
     """A format of image files."""
 
     name: str
-    """As Pillow calls it."""
+    """As `method.output.format` and `Codec.format` call it."""
     suffix: str
     content_type: str
-    lossless: bool
-    """Whether the decoded pixels are those that were encoded; `encode_checked` holds it to that."""
-    encode: Callable[..., bytes]
-    """(pixels, ICC profile or None, alpha or None) to the file's bytes."""
 
     def file_name(self, stem: str, sha256: str) -> str:
         """Return the name of a protected photo whose bytes have this digest."""
         return f"{stem}.{sha256[:DIGITS]}{self.suffix}"
 
-    def names(self, key: str) -> bool:
-        """Return whether a key ends as the name of a protected photo."""
-        return re.search(rf"\.[0-9a-f]{{{DIGITS}}}{re.escape(self.suffix)}$", key) is not None
+
+PNG = OutputFormat(name="png", suffix=".png", content_type="image/png")
+JPEG = OutputFormat(name="jpeg", suffix=".jpg", content_type="image/jpeg")
+OUTPUTS = {kind.name: kind for kind in (PNG, JPEG)}
+"""Formats of protected photos by name."""
+_NAMES = re.compile(rf"\.[0-9a-f]{{{DIGITS}}}({'|'.join(re.escape(kind.suffix) for kind in OUTPUTS.values())})$")
+
+
+def is_output_name(key: str) -> bool:
+    """Return whether a key ends as the name of a protected photo."""
+    return _NAMES.search(key) is not None
+
+
+def is_lossy(key: str) -> bool:
+    """Return whether a stored photo's format changes the pixels that were encoded."""
+    return key.endswith(JPEG.suffix)
 
 
 def encode_png(pixels: Pixels, icc: bytes | None = None, alpha: Pixels | None = None) -> bytes:
-    """Encode uint8 (H, W, 3) RGB, with uint8 (H, W) alpha if any: the same input gives the same bytes.
-
-    The colour profile is the only metadata: EXIF and GPS of the source are dropped on purpose.
-    """
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"pixels must be uint8 (H, W, 3), not {pixels.dtype} {pixels.shape}")
-    stacked = pixels if alpha is None else np.dstack([pixels, alpha])
-    out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(stacked)).save(out, "PNG", compress_level=6, icc_profile=icc)
-    return out.getvalue()
+    """Return a PNG of h x w x 3 RGB bytes, with h x w alpha if any."""
+    return PNG_CODEC.encode(pixels, icc, alpha)
 
 
-PNG = OutputFormat(name="PNG", suffix=".png", content_type="image/png", lossless=True, encode=encode_png)
-OUTPUT = PNG
-"""The format of this version's protected photos."""
-
-
-def encode_checked(pixels: Pixels, icc: bytes | None = None, alpha: Pixels | None = None) -> bytes:
-    """Encode a protected photo and decode it again. Raises PhotoError: the pixels are not those that went in."""
-    data = OUTPUT.encode(pixels, icc, alpha)
+def encode_checked(
+    pixels: Pixels,
+    icc: bytes | None = None,
+    alpha: Pixels | None = None,
+    codec: Codec = PNG_CODEC,
+    opt_out: bool = False,
+) -> bytes:
+    """Encode a protected photo and decode it again. Raises PhotoError: the pixels are not those that were measured."""
+    data = codec.encode(pixels, icc, alpha, opt_out)
     with Image.open(io.BytesIO(data)) as image:
-        stored = np.asarray(image)[:, :, :3]
-    if OUTPUT.lossless and not np.array_equal(stored, pixels):
+        stored = np.asarray(image.convert("RGB"))
+    if not np.array_equal(stored, codec.stored(pixels)):
         raise PhotoError("the encoded photo differs from the protected pixels")
     return data

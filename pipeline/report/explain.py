@@ -25,6 +25,7 @@ from pipeline.records.pages import announce, mark
 from pipeline.records.schema import NO_PARQUET, PHOTOS, PhotoRow, parquet
 from pipeline.records.trace import Curve, curves_of
 from pipeline.report.page import asset, embedded, filled
+from pipeline.sources import shards
 from pipeline.sources.decode import decode
 from pipeline.sources.originals import CHANGED, MOST_PHOTO, Originals, originals, stored_limit, why
 from pipeline.storage.base import Storage
@@ -178,6 +179,8 @@ def _notes(row: Mapping[str, Any], others: int, settings: RunConfig) -> list[str
 
 def _bytes(photo: str) -> bytes:
     """Return the bytes of the photo that the operator names, from any address."""
+    if shards.split(photo):
+        return shards.read_address(photo, MOST_PHOTO)
     if re.match(r"[a-z0-9]+://", photo):
         return read_uri(photo, {}, limit=MOST_PHOTO)
     try:

@@ -23,11 +23,12 @@ from pipeline.process.private import private_process
 from pipeline.records import commit as records
 from pipeline.records.latest import unchanged
 from pipeline.records.manifest import GROUP
-from pipeline.records.output_format import OUTPUT, encode_checked
+from pipeline.records.output_format import OUTPUTS, encode_checked
 from pipeline.records.schema import PhotoRow, brief, finite, finite_similarity, reasons
 from pipeline.records.trace import write_trace
 from pipeline.run.grouped import together
 from pipeline.run.reading import STREAMS, PlannedPhoto, Reading, Source
+from pipeline.sources import shards
 from pipeline.sources.addresses import read_allowed, roots_of
 from pipeline.sources.decode import Decoded
 from pipeline.sources.decoder import PIXEL_BYTES
@@ -184,8 +185,17 @@ class ProtectIdentity:
         """Decode, protect and store the photos of one group; return [result without pixels], [] if none was decoded."""
         with _timed(seconds, "read"):
             decoded = reading.decode(group)
-        given = {source.photo["uri"]: source.photo.get("faces", ()) for source in group}
-        photos = [PhotoIn(key=uri, pixels=photo.pixels, faces=given[uri]) for uri, photo in decoded.items()]
+        sources = {source.photo["uri"]: source for source in group}
+        photos = [
+            PhotoIn(
+                key=uri,
+                pixels=photo.pixels,
+                faces=sources[uri].photo.get("faces", ()),
+                file_bytes=sources[uri].size,
+                transparent=photo.alpha is not None,
+            )
+            for uri, photo in decoded.items()
+        ]
         outs = []
         if photos:
             out = self.protector.protect_identity(identity, photos, clean)
@@ -218,10 +228,10 @@ class ProtectIdentity:
             raise PhotoError(f"the index names it by an address that is refused: {photo['refused']}")
         if is_index(self.config.input):
             roots = roots_of(self.config.input, self.config.allow_roots)
-            return read_allowed(photo["uri"], roots, self.opened, self._open, most)
+            return read_allowed(photo["uri"], roots, self.opened, self._open, most, photo.get("shard"))
         if "input" not in self.opened:
             self.opened["input"] = self._open(self.config.input)
-        return self.opened["input"].get(photo["key"], most)
+        return shards.read(self.opened["input"], photo["key"], most, photo.get("shard"))
 
     def _store(self, identity: str, photo: Any, source: Decoded, row: PhotoRow) -> None:
         """Encode and store a photo; fill its row."""
@@ -231,14 +241,16 @@ class ProtectIdentity:
         if photo.status == "failed":
             return
         try:
-            data = encode_checked(photo.pixels, source.icc, source.alpha)
+            opt_out = self.config.method_config().output.opt_out
+            data = encode_checked(photo.pixels, source.icc, source.alpha, photo.codec, opt_out)
         except Exception as error:  # the other photos are stored nevertheless
             row |= {"status": "failed", "reason": f"cannot be encoded: {_line(error)}"}
             return
         sha = hashlib.sha256(data).hexdigest()
-        key = f"photos/{escape(identity)}/{OUTPUT.file_name(stem(row['source_uri']), sha)}"
+        kind = OUTPUTS[photo.codec.format]
+        key = f"photos/{escape(identity)}/{kind.file_name(stem(row['source_uri']), sha)}"
         try:
-            self.target.put(key, data, OUTPUT.content_type)
+            self.target.put(key, data, kind.content_type)
         except RefusedError as error:  # this key or size; other storage errors end the run
             row |= {"status": "failed", "reason": str(error)}
             return

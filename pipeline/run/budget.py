@@ -9,6 +9,8 @@ from typing import TypeVar
 from pipeline.sources.decoder import FILE_BYTES, PIXEL_BYTES
 
 HELD_BYTES = 7  # bytes a pixel while a photo's group is processed: RGB before, RGB after, alpha
+FIELD_BYTES = 15  # bytes a cell of layer 1's field: RGB floats, RGB bytes
+FIELD_CELLS = 2**21  # most cells of a field (dladiff.core.field.MAX_CELLS, which needs torch)
 CLEAN_BYTES = 3  # bytes a pixel of a clean photo: RGB
 METHOD_BYTES = 190  # bytes a pixel of the one photo being protected: measured with the tiny profile on the CPU
 FILES = 8  # 1/FILES of the budget holds files between measuring and decoding
@@ -28,6 +30,11 @@ class Measured:
     def decoding(self) -> int:
         """Temporary bytes of decoding or encoding."""
         return PIXEL_BYTES * self.pixels + FILE_BYTES * self.size
+
+    @property
+    def held(self) -> int:
+        """Bytes while the photo's group is processed."""
+        return HELD_BYTES * self.pixels + FIELD_BYTES * min(self.pixels, FIELD_CELLS)
 
     @property
     def working(self) -> int:
@@ -88,7 +95,7 @@ def groups(photos: Sequence[T], free: int) -> tuple[list[list[T]], list[T]]:
     refused: list[T] = []
     held = working = 0
     for photo in photos:
-        own = HELD_BYTES * photo.pixels
+        own = photo.held
         if own + photo.working > free:
             refused.append(photo)
             continue

@@ -25,6 +25,7 @@ from pipeline.run.engine import TODO_FILES, results
 from pipeline.run.live import Actors
 from pipeline.run.plan import Plan, Retry, make_plan, write_plan
 from pipeline.run.progress import Progress
+from pipeline.sources.decode import is_lasting
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import shown
 from pipeline.storage.open import open_storage
@@ -56,6 +57,8 @@ class Summary:
     mixed_identities: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     """Files of the input that are no photos, hidden files, and what was not read, by name."""
+    reasons: tuple[str, ...] = ()
+    """Reasons of failures of earlier runs that are not tried again."""
     results: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -68,12 +71,21 @@ class Summary:
         """0 if all are protected, 1 if some failed or are left, or if a part of the input was not read."""
         return 1 if self.failed or self.quarantined or self.left or self.lost_photos or self.unread else 0
 
+    def _may_recover(self) -> bool:
+        """Return whether any failure may end otherwise with the same files."""
+        reasons = list(self.reasons)
+        for result in self.results:
+            rows = [row["reason"] for row in result.get("rows", ()) if row["status"] == "failed"]
+            reasons += rows or ([result["reason"]] if result["status"] in ("failed", "quarantined") else [])
+        return not reasons or not all(map(is_lasting, reasons))
+
     def advice(self, output: str) -> list[str]:
         """Return what to do next, one command a line."""
         address = shlex.quote(shown(output))
         lines = []
         if self.failed or self.quarantined or self.lost_photos:
-            lines.append(f"next: dladiff failed --output {address} says why; protect --retry-failed tries them again")
+            help_of = "protect --retry-failed tries them again" if self._may_recover() else "replace those files"
+            lines.append(f"next: dladiff failed --output {address} says why; {help_of}")
         if self.unread:
             lines.append(f"next: {self.unread} names or folders of the input were not read, the log names them")
         if self.left:
@@ -202,4 +214,5 @@ def _summary(plan: Plan) -> Summary:
         skipped=counts["skipped"],
         lost_photos=plan.lost_photos,
         left_out=plan.left_out.counts(),
+        reasons=tuple(plan.reasons),
     )

@@ -16,6 +16,7 @@ from pipeline.records.commit import Index, Recorded, Task, key_of, now, read_ind
 from pipeline.records.latest import LATEST as LATEST
 from pipeline.records.manifest import ParquetFile, write_rows
 from pipeline.records.schema import PLAN, TODO
+from pipeline.sources import shards
 from pipeline.sources.find import Identity, Photo, find_identities
 from pipeline.sources.given_faces import with_faces
 from pipeline.sources.index_file import MISSING, REFUSED, index_identities, is_index
@@ -29,8 +30,8 @@ log = logging.getLogger(__name__)
 CANDIDATES = 4  # candidates for the clean set, in units of clean_photos: the largest files; faces choose among them
 NO_PHOTOS = (
     "no photos found in {uri}; understood are: one folder an identity, photos side by side (each an identity, or "
-    "--one-identity), <identity>/set_A, set_B folders, CelebA-HQ, VGGFace2, and an index file (.csv, .parquet); "
-    "JPEG, PNG, WebP, HEIC, AVIF, BMP, TIFF"
+    "--one-identity), <identity>/set_A, set_B folders, CelebA-HQ, VGGFace2, Parquet and tar files of photos, and an "
+    "index file (.csv, .jsonl, .parquet); JPEG, PNG, WebP, HEIC, AVIF, BMP, TIFF"
 )
 
 
@@ -85,6 +86,8 @@ class Plan:
     """Identities without a clean set of their own: the photos to protect are it."""
     lost_photos: int = 0
     """Photos that failed in tasks that are done."""
+    reasons: set[str] = field(default_factory=set)
+    """Reasons of earlier failures that are not retried."""
     left_out: LeftOut = field(default_factory=LeftOut)
     """Files of the input that are no photos, and what of it was not read."""
     plan_hash: str = ""
@@ -183,7 +186,7 @@ def identities(
     skipped.
     """
     if is_index(config.input):
-        return with_faces(index_identities(config.input, config.allow_roots), config.input)
+        return with_faces(index_identities(config.input, config.allow_roots, left), config.input)
     source = open_storage(config.input)
     lists = open_storage(config.lists) if config.lists else None
     inside = _inside(source, target) if target else None
@@ -252,6 +255,7 @@ def _is_new(plan: Plan, task: Task, key: str, photos: int, retry: Retry | None) 
         if retry and retry.takes(failed.reason):
             plan.retried.append(task)
             return True, done.tag if done else None
+        plan.reasons.add(failed.reason)
         plan.kept[task[0]] = "quarantined" if "quarantined" in (failed.status, plan.kept.get(task[0])) else "failed"
         return False, None
     if done is None:
@@ -263,6 +267,7 @@ def _is_new(plan: Plan, task: Task, key: str, photos: int, retry: Retry | None) 
     if done.failed_photos and retry and any(retry.takes(reason) for reason in done.photo_reasons):
         return True, done.tag
     plan.lost_photos += done.failed_photos
+    plan.reasons.update(done.photo_reasons)
     return False, None
 
 
@@ -282,7 +287,12 @@ def _candidates(identity: Identity, clean_photos: int, most: int, *, split: bool
 
 def listed(photos: Sequence[Photo]) -> list[dict[str, Any]]:
     """Return photos as a task holds them."""
-    return [{"key": p.key, "uri": p.uri, "size": p.size} | _faces(p) | _fault(p.tag) for p in photos]
+    return [{"key": p.key, "uri": p.uri, "size": p.size} | _in_file(p) | _faces(p) | _fault(p.tag) for p in photos]
+
+
+def _in_file(photo: Photo) -> dict[str, Any]:
+    """Return the entry of a photo inside of a file, {} for any other."""
+    return {"shard": photo.tag} if shards.split(photo.uri) else {}
 
 
 def _faces(photo: Photo) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dladiff.core.arrays import Pixels
 from dladiff.errors import BusyError, NotFoundError, PhotoError, StorageError, TooLargeError
 from pipeline.config import RunConfig
 from pipeline.records.schema import PhotoRow
-from pipeline.run.budget import CLEAN_BYTES, FILES, HELD_BYTES, Budget, Measured, groups, smallest
+from pipeline.run.budget import CLEAN_BYTES, FILES, Budget, Measured, groups, smallest
 from pipeline.sources.decode import Decoded
 from pipeline.sources.decoder import FILE_BYTES, SPARE
 from pipeline.sources.decoders import Decoders
@@ -95,7 +95,7 @@ class Reading:
         found, refused = groups(sources, free)
         for source in refused:
             self._drop(source)
-            need = HELD_BYTES * source.pixels + source.working
+            need = source.held + source.working
             reason = (
                 f"too large: it takes {need} bytes and max_task_bytes leaves {free}; shrink it or raise max_task_bytes"
             )
@@ -104,7 +104,7 @@ class Reading:
 
     def decode(self, group: Sequence[Source]) -> dict[str, Decoded]:
         """Return the decoded photos of a group by URI; call `free` when they are no longer needed."""
-        self.budget.hold(sum(HELD_BYTES * source.pixels for source in group))
+        self.budget.hold(sum(source.held for source in group))
         try:
             return self._decode_all(group)
         finally:
@@ -112,7 +112,7 @@ class Reading:
 
     def free(self, group: Sequence[Source]) -> None:
         """Give the bytes of a group back to the budget."""
-        self.budget.hold(-sum(HELD_BYTES * source.pixels for source in group))
+        self.budget.hold(-sum(source.held for source in group))
 
     def _decode_all(self, sources: Sequence[Source]) -> dict[str, Decoded]:
         with ThreadPoolExecutor(STREAMS) as pool:

@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from dladiff.errors import StorageError
+from pipeline.sources import shards
 from pipeline.storage.base import Storage, bucket_fault
 from pipeline.storage.keys import key_fault, short
 from pipeline.storage.open import local_path, open_storage, read_uri
@@ -76,17 +77,24 @@ def read_allowed(
     opened: dict[str, Storage],
     opener: Callable[[str], Storage] = open_storage,
     limit: int | None = None,
+    tag: str | None = None,
 ) -> bytes:
-    """Return the bytes of an index's photo, at most `limit`; the path is checked again, since links may have changed.
+    """Return the bytes of an index's photo, at most `limit`; `tag` is that of a row or member in the plan.
 
+    The path is checked again, since links may have changed.
     The root is opened, not the photo's folder: its storage refuses links out of the root. Raises StorageError.
     """
     if uri.startswith(S3):
-        return read_uri(uri, opened, opener, limit)
+        if tag is None:
+            return read_uri(uri, opened, opener, limit)
+        bucket, _, key = uri.removeprefix(S3).partition("/")
+        if S3 + bucket not in opened:
+            opened[S3 + bucket] = opener(S3 + bucket)
+        return shards.read(opened[S3 + bucket], key, limit, tag)
     found = root_and_key(uri, roots)
     if found is None:
         raise StorageError(f"refused {short(uri)}: {OUTSIDE}")
     root, key = str(found[0]), found[1]
     if root not in opened:
         opened[root] = opener(root)
-    return opened[root].get(key, limit)
+    return shards.read(opened[root], key, limit, tag) if tag else opened[root].get(key, limit)

@@ -1,37 +1,44 @@
 """Photo bytes to RGB pixels and back; hostile files are refused with one line."""
 
 import contextlib
-import io
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image
 
 from dladiff.core.arrays import Pixels
 from dladiff.core.colour import grey_to_srgb, kind_of, profile_of, to_srgb
 from dladiff.errors import PhotoError
+from pipeline.sources import colour_tags, heif
+from pipeline.sources.opening import (
+    CONVERT,
+    JPEG_MAGIC,
+    MAX_SCANS,
+    SMALLER,
+    check_bytes,
+    check_header,
+    check_image,
+    open_image,
+)
 from pipeline.sources.structure import (
     BITS_PER_SAMPLE,
     MAX_TEXT,
     PNG_MAGIC,
-    jpeg_scans,
-    odd_tiff,
-    tile_pixels,
-    webp_size,
+    jpeg_lacks_end,
+    jpeg_scans_are_whole,
     without_texts,
 )
+from pipeline.storage.keys import short
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-JPEG_MAGIC = b"\xff\xd8\xff"
-MAGIC = (JPEG_MAGIC, b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")
-HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+TAIL = b"\x55" * 4096  # bits that change every block of a JPEG that misses its own
+END = b"\xff\xd9"  # JPEG marker EOI
 ORIENTATION = 0x0112  # EXIF tag; values 1 to 8
-MAX_SCANS = 100  # of a JPEG: encoders write about 10, and each is a pass over all pixels
-TILE_EXCESS = 4  # most pixels of a TIFF tile, in units of the image's: libtiff holds whole tiles in memory
-SMALL_TILE = 1024 * 1024  # pixels of a tile that any image may have
 TEXT_FAULT = "MAX_TEXT_"  # part of Pillow's error for a PNG with a large text or profile
+LASTING = ("damaged", "truncated", "not supported", "not an image", "animated", "is empty", "too small", "is refused")
+"""Parts of reasons that trying the same file again does not change."""
 THROUGH = "grey converted to sRGB through its profile"
 
 
@@ -56,10 +63,11 @@ def decode(data: bytes, *, max_pixels: int = 50_000_000, min_side: int = 64, max
     PhotoError for an empty, truncated, animated, too large, too small or unknown file. Files that were not decoded
     before belong in `pipeline.sources.decoders`, which also limits time and memory.
     """
-    with _faults():
-        _check_bytes(data, max_scans)
-        if size := webp_size(data):
-            _check_size(*size, max_pixels, min_side)
+    with _faults(max_pixels):
+        check_bytes(data, max_scans)
+        check_header(data, max_pixels, min_side)
+        if data.startswith(JPEG_MAGIC) and jpeg_lacks_end(data):
+            return _without_end(data, max_pixels, min_side)
         try:
             return _decoded(data, max_pixels, min_side)
         except ValueError as exc:
@@ -67,28 +75,38 @@ def decode(data: bytes, *, max_pixels: int = 50_000_000, min_side: int = 64, max
                 raise
         bare, lost = without_texts(data)  # Pillow refuses a PNG with a large text, even if its pixels are intact
         done = _decoded(bare, max_pixels, min_side)
-        note = f"its colour profile has more than {MAX_TEXT} bytes and was left out" if lost else ""
-        return replace(done, note="; ".join(text for text in (done.note, note) if text))
+        return _noted(done, f"its colour profile has more than {MAX_TEXT} bytes and was left out" if lost else "")
 
 
 def dimensions(
     data: bytes, *, max_pixels: int = 50_000_000, min_side: int = 64, max_scans: int = MAX_SCANS
 ) -> tuple[int, int]:
     """Return width and height, px (EXIF orientation is not applied), without decoding. Raises PhotoError."""
-    with _faults():
-        _check_bytes(data, max_scans)
-        if size := webp_size(data):
-            _check_size(*size, max_pixels, min_side)
+    with _faults(max_pixels):
+        check_bytes(data, max_scans)
+        if size := check_header(data, max_pixels, min_side):
             return size
         bare = without_texts(data)[0] if data.startswith(PNG_MAGIC) else data
-        with _open(bare, max_pixels) as image:
-            _check(image, max_pixels, min_side)
+        with open_image(bare) as image:
+            check_image(image, data, max_pixels, min_side)
             width, height = image.size
             return width, height
 
 
+def prepare(data: bytes) -> None:
+    """Load what decodes a file, outside of the limits that its decoding has."""
+    if heif.kind_of(data) == "HEIC":
+        with contextlib.suppress(PhotoError):
+            heif.register_heic()
+
+
+def is_lasting(reason: str) -> bool:
+    """Return whether a photo with this reason fails again until its file is replaced."""
+    return any(part in reason for part in LASTING)
+
+
 @contextlib.contextmanager
-def _faults() -> Iterator[None]:
+def _faults(max_pixels: int) -> Iterator[None]:
     """Raise every exception of Pillow as PhotoError, and ignore its warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd EXIF and large images; both are handled here
@@ -97,67 +115,58 @@ def _faults() -> Iterator[None]:
         except PhotoError:
             raise
         except Exception as exc:  # a hostile file can make Pillow raise any exception
-            raise PhotoError(_reason(exc)) from exc
-
-
-def _check_bytes(data: bytes, max_scans: int) -> None:
-    if not data:
-        raise PhotoError("the file is empty")
-    if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
-        raise PhotoError("HEIC is not supported; convert it to JPEG or PNG")
-    if data.startswith(JPEG_MAGIC) and jpeg_scans(data, max_scans) > max_scans:
-        raise PhotoError(f"a JPEG of more than max_scans = {max_scans} scans; save it again as JPEG or PNG")
+            raise PhotoError(_reason(exc, max_pixels)) from exc
 
 
 def _decoded(data: bytes, max_pixels: int, min_side: int) -> Decoded:
-    with _open(data, max_pixels) as image:
-        _check(image, max_pixels, min_side)
+    with open_image(data) as image:
+        check_image(image, data, max_pixels, min_side)
         image.load()
-        return _to_rgb(image, _deep(image, data))
+        done = _to_rgb(image, _depth(image, data))
+    tags = None
+    if data.startswith(PNG_MAGIC):
+        tags = colour_tags.of_png(data)
+    elif heif.kind_of(data) and (found := heif.header(data)) and found.colour:
+        tags = colour_tags.coded(*found.colour, "colr box")
+    if tags is not None:
+        done = _noted(done, tags.note) if tags.note else _tagged(done, tags)
+    gain = not data.startswith(PNG_MAGIC) and colour_tags.has_gain_map(data)
+    return _noted(done, "its HDR gain map was left out" if gain else "")
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        if what := odd_tiff(data):
-            raise PhotoError(f"a TIFF with {what} is not supported; save it as an 8-bit or 16-bit PNG") from None
-        if data.startswith(MAGIC):
-            raise PhotoError("the file is truncated or damaged; copy it again from its source") from None
-        raise PhotoError("not an image in a known format; convert it to JPEG or PNG") from None
-    except Image.DecompressionBombError:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own limit
-        limit = f"{most // 1_000_000} megapixels" if most < max_pixels else f"max_pixels = {max_pixels}"
-        raise PhotoError(f"too large: more than {limit}; make it smaller") from None
+def _tagged(done: Decoded, tags: colour_tags.Tags) -> Decoded:
+    pixels = colour_tags.converted(done.pixels, tags)
+    return _noted(replace(done, pixels=pixels, icc=None), "colour converted to sRGB from the values in the file")
 
 
-def _check_size(width: int, height: int, max_pixels: int, min_side: int) -> None:
-    if width * height > max_pixels:
-        raise PhotoError(f"too large: {width} x {height} px is more than max_pixels = {max_pixels}; make it smaller")
-    if min(width, height) < min_side:
-        raise PhotoError(f"too small: {width} x {height} px, each side needs at least {min_side} px")
+def _noted(done: Decoded, note: str) -> Decoded:
+    return replace(done, note="; ".join(text for text in (done.note, note) if text))
 
 
-def _check(image: Image.Image, max_pixels: int, min_side: int) -> None:
-    width, height = image.size
-    _check_size(width, height, max_pixels, min_side)
-    # In a phone's MPO the first picture is the photo; the others are previews or depth.
-    if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise PhotoError("animated or with several pages; save one frame as JPEG or PNG")
-    tile = tile_pixels(image.tag_v2) if isinstance(image, TiffImagePlugin.TiffImageFile) else 0
-    if tile > max(TILE_EXCESS * width * height, SMALL_TILE):
-        raise PhotoError(f"a TIFF with a tile of {tile} pixels for {width} x {height} px; save it again as PNG")
+def _without_end(data: bytes, max_pixels: int, min_side: int) -> Decoded:
+    """Decode a JPEG without its end marker. Raises PhotoError unless the bytes that are there decide every pixel.
+
+    Pixels that miss their bits take them from what follows: the picture is whole if two tails give the same pixels.
+    """
+    data = data.removesuffix(END[:1])
+    if jpeg_scans_are_whole(data):
+        done, other = (_decoded(data + tail + END, max_pixels, min_side) for tail in (b"", TAIL))
+        if np.array_equal(done.pixels, other.pixels):
+            return _noted(done, "its end marker is missing")
+    raise PhotoError("the file is truncated; copy it again from its source")
 
 
-def _deep(image: Image.Image, data: bytes) -> bool:
-    """Return whether a colour file has more than 8 bits a channel; Pillow keeps the upper eight."""
+def _depth(image: Image.Image, data: bytes) -> int:
+    """Return the bits a channel of a colour file, of which Pillow keeps the upper eight; 8 for grey files."""
     if image.format == "PNG":
-        return len(data) > 24 and data[24] == 16 and not image.mode.startswith("I")
+        return 16 if len(data) > 24 and data[24] == 16 and not image.mode.startswith("I") else 8
+    if found := heif.header(data) if heif.kind_of(data) else None:
+        return found.bits
     bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, ())
-    return image.mode in ("RGB", "RGBA") and max(bits if isinstance(bits, tuple) else (bits,), default=0) > 8
+    return max(bits if isinstance(bits, tuple) else (bits,), default=8) if image.mode in ("RGB", "RGBA") else 8
 
 
-def _to_rgb(image: Image.Image, deep: bool) -> Decoded:
+def _to_rgb(image: Image.Image, depth: int) -> Decoded:
     kind = kind_of(image.mode)
     icc, lost = profile_of(image)
     alpha: Pixels | None = None
@@ -169,12 +178,15 @@ def _to_rgb(image: Image.Image, deep: bool) -> Decoded:
     else:
         (pixels, alpha), note = _channels(image), "LAB converted" if kind == "LAB" else ""
     first = "first picture of a multi-picture JPEG" if image.format == "MPO" else ""
+    if image.format == "HEIF" and getattr(image, "is_animated", False):
+        first = "primary picture of a HEIC with several"
+    deep = f"{depth}-bit colour cut to 8 bits" if depth > 8 else ""
     turn = _orientation(image)
     return Decoded(
         pixels=_upright(pixels, turn),
         alpha=None if alpha is None else _upright(alpha, turn),
         icc=icc if kind == "RGB" else None,
-        note="; ".join(text for text in (first, note, lost, "16-bit colour cut to 8 bits" if deep else "") if text),
+        note="; ".join(text for text in (first, note, lost, deep) if text),
     )
 
 
@@ -217,10 +229,19 @@ def _upright(array: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(array)
 
 
-def _reason(exc: Exception) -> str:
+def _reason(exc: Exception, max_pixels: int) -> str:
     text = str(exc).lower()
+    if isinstance(exc, Image.DecompressionBombError):
+        found = re.search(r"(\d+) pixels", text)
+        size = f"{found[1]} pixels" if found else "it"
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own limit
+        if most < max_pixels:
+            return f"too large: {size} is more than the {most} pixels that the decoder reads; make it smaller"
+        return f"too large: {size} is more than max_pixels = {max_pixels}; {SMALLER}"
     if isinstance(exc, MemoryError):
         return "not enough memory to decode it; lower max_pixels or make it smaller"
     if isinstance(exc, EOFError) or "truncated" in text:
         return "the file is truncated; copy it again from its source"
+    if "unsupported" in text or "not supported" in text:
+        return f"its pixel format is not supported ({short(str(exc), 60)}); {CONVERT}"
     return f"the file is damaged ({type(exc).__name__}); copy it again from its source"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dladiff.errors import PhotoError
-from pipeline.sources.decode import decode, dimensions
+from pipeline.sources.decode import decode, dimensions, prepare
 
 PIXEL_BYTES = 32  # bytes a pixel allowed for decoding; measured 8 to 25 (docs/decisions/0012-bounded-photos.md)
 FILE_BYTES = 3  # bytes per byte of the file: the file and Pillow's copies
@@ -44,6 +44,7 @@ def serve() -> None:
 
 def _answer(request: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], list[Any]]:
     """Return the header and the arrays of the reply to one request."""
+    prepare(data)
     used = resource.getrusage(resource.RUSAGE_SELF)
     spent = used.ru_utime + used.ru_stime
     _limit(resource.RLIMIT_CPU, math.ceil(spent + request["seconds"]) + 1)  # the parent process may be dead

@@ -11,6 +11,7 @@ from pipeline.sources.kinds import IN_SHARD, LOOK, SHARDS, ending_of, is_left_al
 from pipeline.sources.layouts import LAYOUTS
 from pipeline.sources.layouts.record import Listing
 from pipeline.sources.left_out import LeftOut
+from pipeline.sources.shards import entry_of
 from pipeline.sources.spool import Listed, Spool
 from pipeline.storage.base import FOLDERS, Entry, Storage
 from pipeline.storage.keys import shown
@@ -62,7 +63,7 @@ def find_identities(
     if layout not in LAYOUTS:
         raise ConfigError([f"layout: {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}"])
     left = left or LeftOut()
-    return _find(storage, layout, _photos(storage, exclude_prefix, whole, left), lists)
+    return _find(storage, layout, _photos(storage, exclude_prefix, whole, left), lists, left)
 
 
 def identities(rows: Iterable[Listed], uri_of: Callable[[str], str]) -> Iterator[Identity]:
@@ -121,20 +122,35 @@ def _looked_at(storage: Storage, entries: list[Entry], left: LeftOut) -> Iterato
                     left.no_picture(entry.key)
 
 
-def _find(storage: Storage, layout: str, photos: Iterator[Entry], lists: Storage | None) -> Iterator[Identity]:
+def shard_identities(storage: Storage, key: str, left: LeftOut) -> Iterator[Identity]:
+    """Yield the identities of the photos in one Parquet or tar file. Raises like `find_identities`."""
+    left.shards = [entry_of(storage, key)]
+    return _find(storage, "webdataset" if key.lower().endswith(".tar") else "parquet", iter(()), None, left)
+
+
+def _find(
+    storage: Storage, layout: str, photos: Iterator[Entry], lists: Storage | None, left: LeftOut
+) -> Iterator[Identity]:
     lists_of = [lists, storage] if lists else [storage]
     root = storage.uri.rstrip("/").rpartition("/")[2] or "all"
     with Spool() as spool:
-        LAYOUTS[layout].group(Listing(spool, photos, root, storage, lists_of))
+        LAYOUTS[layout].group(Listing(spool, photos, root, storage, lists_of, left))
+        for shard in left.shards:
+            left.no_picture(shard.key)
+        left.log_all(storage.uri)
         yield from identities(spool.rows(), storage.uri_of)
 
 
 def _photos(storage: Storage, exclude_prefix: str | None, whole: bool, left: LeftOut) -> Iterator[Entry]:
-    """Yield the photos; log at the end what was left out."""
+    """Yield the photos."""
     skip = f"{exclude_prefix.strip('/')}/" if exclude_prefix and exclude_prefix.strip("/") else None
 
+    def note(key: str, why: str) -> None:
+        if not (skip and key.startswith(skip)):
+            left.skip(key, why)
+
     def outside() -> Iterator[Entry]:
-        for entry in storage.list(whole=whole, skip=left.skip):
+        for entry in storage.list(whole=whole, skip=note):
             if not (skip and entry.key.startswith(skip)):
                 yield entry
             elif _is_stray(entry.key, skip):
@@ -142,7 +158,6 @@ def _photos(storage: Storage, exclude_prefix: str | None, whole: bool, left: Lef
                 raise ConfigError([f"output: holds photos of the input ({address}); give another output"])
 
     yield from photos_of(storage, outside(), left)
-    left.log_all(storage.uri)
 
 
 def _is_stray(key: str, output: str) -> bool:

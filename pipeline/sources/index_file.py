@@ -1,4 +1,4 @@
-"""Index files: a CSV or Parquet table of photos and their identities, as the input of a run."""
+"""Index files: a CSV, JSONL or Parquet table of photos and their identities, as the input of a run."""
 
 import contextlib
 import functools
@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
 
-from dladiff.errors import BusyError, ConfigError, StorageError
+from dladiff.errors import BusyError, ConfigError, NotFoundError, StorageError
 from pipeline.sources.addresses import OUTSIDE, S3, address_of, root_and_key, root_faults, roots_of
-from pipeline.sources.find import Identity, identities
-from pipeline.sources.index_formats import IndexRow, csv_records, parquet_records
+from pipeline.sources.cells import ROLES, Refused, bare
+from pipeline.sources.find import Identity, identities, shard_identities
+from pipeline.sources.index_formats import IndexRow, csv_records, json_records, parquet_records
+from pipeline.sources.left_out import LeftOut
+from pipeline.sources.shards import entry_of, open_parquet, photo_column
 from pipeline.sources.spool import Listed, Spool, blob, text
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import is_utf8, short, shown
 from pipeline.storage.open import open_storage
 
-EXTENSIONS = (".csv", ".parquet")
-ROLES = {"": "B", "protect": "B", "clean": "A", "ignore": "C"}  # role to mark of the spool
+READERS = {".csv": csv_records, ".jsonl": json_records, ".ndjson": json_records, ".parquet": parquet_records}
+FILES = (*READERS, ".tar")  # an input that is one file
 MISSING = "missing"  # tag of a photo that does not exist; it fails when it is read
 REFUSED = "refused: "  # prefix of the tag of a photo whose address is refused; the reason follows
 SHOWN_FAULTS = 5  # faults of one file that are listed; the others are counted
@@ -32,11 +35,11 @@ log = logging.getLogger(__name__)
 
 
 def is_index(uri: str) -> bool:
-    """Return whether an input has the extension of an index file."""
-    return uri.lower().endswith(EXTENSIONS)
+    """Return whether an input is one file by its extension: an index, or a file that holds photos."""
+    return uri.lower().endswith(FILES)
 
 
-def index_identities(uri: str, allow_roots: Sequence[str] = ()) -> Iterator[Identity]:
+def index_identities(uri: str, allow_roots: Sequence[str] = (), left: LeftOut | None = None) -> Iterator[Identity]:
     """Yield the identities of an index file (a path, file:// or s3://), sorted by name, photos sorted by URI.
 
     Columns identity, uri (relative to the index's folder, or absolute) and, optional, role: protect, clean or
@@ -51,10 +54,13 @@ def index_identities(uri: str, allow_roots: Sequence[str] = ()) -> Iterator[Iden
     name = uri.rpartition("/")[2]
     storage = open_storage(uri.removesuffix(name) or ".")
     name = unquote(name) if uri.startswith("file://") else name
+    if name.lower().endswith(".tar") or _holds_photos(storage, name):
+        yield from shard_identities(storage, name, left or LeftOut())
+        return
     where = _Where(shown(storage.uri_of(name)), storage.uri, roots_of(uri, allow_roots))
     with Spool() as spool:
         with _opened(storage, name) as handle:
-            read = parquet_records if name.lower().endswith(".parquet") else csv_records
+            read = READERS[f".{name.lower().rpartition('.')[2]}"]
             _fill(spool, read(handle, where.index), where)
         spool.execute("DELETE FROM photo WHERE mark = 'C'")
         _look_up(spool, where)
@@ -121,7 +127,14 @@ def _rows(records: Iterator[IndexRow], where: _Where, faults: _Faults, refused: 
         return not folder.startswith(S3) and root_and_key(folder or "/", where.roots) is None
 
     for number, identity, uri, role in records:
-        if not identity.strip():
+        refused_cells = [
+            f"row {number}: column {column} {cell}"
+            for column, cell in (("identity", identity), ("uri", uri), ("role", role))
+            if isinstance(cell, Refused)
+        ]
+        if refused_cells:
+            faults.add(refused_cells[0])
+        elif not identity.strip():
             faults.add(f"row {number}: identity is empty")
         elif not is_utf8(identity):
             faults.add(f"row {number}: identity {short(identity)!r} is not UTF-8")
@@ -233,6 +246,17 @@ def _note(spool: Spool, uri: str, size: int, tag: str) -> int:
     """Set size and tag of a photo; return 0 if the index names no such photo, else 1."""
     found = "UPDATE photo SET size = ?, tag = ? WHERE uri = ? AND tag = ?"
     return spool.execute(found, size, blob(tag), blob(uri), blob(MISSING)).rowcount
+
+
+def _holds_photos(storage: Storage, name: str) -> bool:
+    """Return whether a Parquet file has a column of photos, and no column `uri`."""
+    if not name.lower().endswith(".parquet"):
+        return False
+    try:
+        file = open_parquet(storage, entry_of(storage, name))
+    except (ValueError, OSError, NotFoundError):  # the reader of an index says what is wrong
+        return False
+    return "uri" not in map(bare, file.schema_arrow.names) and photo_column(file) is not None
 
 
 def _opened(storage: Storage, name: str) -> BinaryIO:

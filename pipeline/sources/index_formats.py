@@ -1,12 +1,13 @@
-"""Read the rows of a CSV or Parquet index file one at a time, with their numbers."""
+"""Read the rows of a CSV, JSONL or Parquet index file one at a time, with their numbers."""
 
 import csv
 import io
-import math
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, TypeVar
 
 from dladiff.errors import ConfigError
+from pipeline.sources.cells import bare, text_of
 from pipeline.storage.keys import short
 
 T = TypeVar("T")
@@ -16,15 +17,18 @@ MAX_CELL = 2**24  # characters of one line or cell of a CSV file, held in memory
 BATCH = 1000  # rows of a Parquet file held at a time
 
 IndexRow = tuple[int, str, str, str]
-"""Row number, identity, uri, role."""
+"""Row number, identity, uri, role; a cell that is no text is `Refused`."""
 
 
-def _columns(found: Sequence[str], where: str) -> list[int | None]:
+def _columns(names: Sequence[str], where: str) -> list[int | None]:
     """Return the positions of the columns identity, uri and role; only role may be absent (None)."""
+    found = [bare(name) for name in names]
+    if twice := [name for name in (*COLUMNS, "role") if found.count(name) > 1]:
+        raise ConfigError([f"{where}: column {' and '.join(twice)} is there twice; keep one"])
     missing = [name for name in COLUMNS if name not in found]
     if missing:
-        names = ", ".join(short(name, 80) for name in found[:20]) or "none"
-        raise ConfigError([f"{where}: column {' and '.join(missing)} is missing; found: {names}"])
+        there = ", ".join(short(name, 80) for name in found[:20]) or "none"
+        raise ConfigError([f"{where}: column {' and '.join(missing)} is missing; found: {there}"])
     return [found.index(name) if name in found else None for name in (*COLUMNS, "role")]
 
 
@@ -34,16 +38,35 @@ def csv_records(handle: BinaryIO, where: str) -> Iterator[IndexRow]:
     with io.TextIOWrapper(handle, encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(_bounded(lines), strict=True)
         try:
-            positions = _columns([name.strip() for name in next(reader, [])], where)
+            positions = _columns(next(reader, []), where)
             for number, fields in enumerate(reader, 2):
                 if fields:
                     values = ["" if p is None or p >= len(fields) else fields[p] for p in positions]
-                    yield number, values[0], values[1], values[2]
+                    yield number, bare(values[0]), bare(values[1]), bare(values[2])
         except csv.Error as error:
             raise ConfigError([f"{where}, line {reader.line_num}: not CSV ({error}); save it as CSV UTF-8"]) from error
         except UnicodeDecodeError as error:
             line = f"{where}, after line {reader.line_num}"
             raise ConfigError([f"{line}: not UTF-8; save it as CSV UTF-8"]) from error
+
+
+def json_records(handle: BinaryIO, where: str) -> Iterator[IndexRow]:
+    """Yield the rows of a JSONL file, one object a line; the first line is row 1. Raises ConfigError."""
+    with io.TextIOWrapper(handle, encoding="utf-8-sig", newline="\n") as lines:
+        number = 0
+        try:
+            for number, line in enumerate(_bounded(lines), 1):
+                if bare(line):
+                    found = json.loads(line)
+                    if not isinstance(found, dict):
+                        raise ValueError("not an object")
+                    cells = {bare(name): value for name, value in found.items()}
+                    yield number, *(text_of(cells.get(name)) for name in (*COLUMNS, "role"))  # type: ignore[misc]
+        except (csv.Error, ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+            kind = "not UTF-8" if isinstance(error, UnicodeDecodeError) else f"not JSON ({short(str(error), 80)})"
+            raise ConfigError(
+                [f"{where}, line {number + (kind == 'not UTF-8')}: {kind}; write one object a line"]
+            ) from error
 
 
 def _bounded(lines: io.TextIOWrapper) -> Iterator[str]:
@@ -68,7 +91,7 @@ def parquet_records(handle: BinaryIO, where: str) -> Iterator[IndexRow]:
         values = [_cells(batch.column(name), where) if name else empty for name in columns]
         for identity, uri, role in zip(*values, strict=True):
             number += 1
-            yield number, _text(identity), _text(uri), _text(role)
+            yield number, text_of(identity), text_of(uri), text_of(role)
 
 
 def _cells(column: Any, where: str) -> list[Any]:
@@ -92,10 +115,3 @@ def _read(step: Callable[[], T], where: str) -> T:
     except (ValueError, OSError) as error:
         reason = short(" ".join(str(error).split()))
         raise ConfigError([f"{where}: not a Parquet file that can be read: {reason}; write it again"]) from error
-
-
-def _text(value: object) -> str:
-    """Return the text of a cell: numbers as text, None and NaN as ""."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return str(value)

@@ -90,7 +90,7 @@ def brands(head: bytes) -> frozenset[bytes]:
 
 def is_left_alone(key: str) -> bool:
     """Return whether a part of a key is hidden (".thumbs", "._a.jpg") or a system's own ("@eaDir")."""
-    return any(part.startswith(".") or part.lower() in SYSTEM for part in key.split("/"))
+    return any((part[:1] == "." and part.strip(".")) or part.lower() in SYSTEM for part in key.split("/"))
 
 
 def _endings(name: str) -> Iterator[str]:

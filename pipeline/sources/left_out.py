@@ -12,6 +12,7 @@ log = logging.getLogger(__name__)
 
 KINDS = 8  # most extensions named in a message
 NAMED = 5  # most files named in a message
+VANISHED = "it vanished"  # why a storage skips what was deleted during the listing: nothing stays unprotected
 UNREAD_NAMED = 20  # log lines about names and folders that are not read, about a screen
 
 
@@ -45,6 +46,9 @@ class LeftOut:
         """Count what is not read, and log it if it is among the first: at the level that --quiet shows too."""
         if is_left_alone(key.removesuffix("/")):
             self.hidden += 1
+            return
+        if why.startswith(VANISHED):
+            log.warning("skipped %s: %s", short(key), why)
             return
         self.unread += 1
         if self.unread <= UNREAD_NAMED:

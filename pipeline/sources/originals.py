@@ -6,6 +6,7 @@ from typing import Any
 
 from dladiff.errors import NotFoundError, StorageError
 from pipeline.records.latest import latest_plan
+from pipeline.sources import shards
 from pipeline.sources.find import photos_of
 from pipeline.sources.index_file import is_index
 from pipeline.sources.left_out import LeftOut
@@ -48,7 +49,7 @@ class Originals:
     def read(self, uri: str, limit: int = MOST_PHOTO) -> bytes:
         """Return the bytes at a full address. Raises OutsideError, and StorageError like `Storage.get`."""
         storage, key = self._found(uri)
-        return storage.get(key, limit)
+        return shards.read(storage, key, limit)
 
     def photos(self, uri: str) -> list[tuple[str, str]]:
         """Return (address, tag) of the photos below a folder or prefix that is a root or below one, sorted."""

@@ -3,7 +3,8 @@
 import io
 import re
 import zlib
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from PIL import TiffImagePlugin
 
@@ -11,9 +12,21 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 MAX_TEXT = 1_000_000  # bytes of one text or profile of a PNG; Pillow refuses files with more than 2**20
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")  # PNG chunks that hold text
 SOS, EOI = 0xDA, 0xD9  # JPEG markers: start of scan, end of image
+FRAMES = {
+    **dict.fromkeys((0xC0, 0xC1, 0xC2, 0xC9, 0xCA), ""),
+    **dict.fromkeys((0xC3, 0xCB), "lossless coding"),
+    **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical coding"),
+    0xF7: "the coding of JPEG-LS",
+}
+"""Markers of a JPEG's frame, and what no decoder here reads of it, "" for what it reads."""
 STANDALONE = {0x01, *range(0xD0, 0xD9)}  # JPEG markers without a length: TEM, RST0 to RST7, SOI
 MARKER = re.compile(rb"\xff[\x01-\xfe]")
 AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # FF00 is a data byte, FFD0 to FFD7 restart a scan
+MAX_PAGES = 64  # pages of a TIFF that are read: a pyramid of reduced pictures has about 10
+NEW_SUBFILE, OLD_SUBFILE = 254, 255  # TIFF tags
+REDUCED, MASK, RAW = 1, 4, 1 << 32  # bits of `tiff_pages`: a small version of another page, a mask, a camera raw
+SUB_PAGES = 330  # TIFF tag SubIFDs: pages that are in no chain
+RAW_TAGS = frozenset({50706, 50752})  # DNGVersion, and what Canon writes in a CR2
 TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
 BITS_PER_SAMPLE, COMPRESSION, SAMPLES_PER_PIXEL, SAMPLE_FORMAT = 258, 259, 277, 339  # TIFF tags
 STRIPS, TILES = (273, 279), (324, 325)  # TIFF tags: where the parts of the pixels begin, and their bytes
@@ -21,20 +34,62 @@ NUMBERS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}  # SAMP
 
 
 def jpeg_scans(data: bytes, most: int) -> int:
-    """Return the number of scans of a JPEG's first picture (ITU T.81, annex B), at most `most` + 1."""
-    count, at = 0, 2
+    """Return the number of scans of a JPEG's first picture, at most `most` + 1."""
+    count = 0
+    for code, _ in _jpeg_segments(data):
+        count += code == SOS
+        if count > most:
+            break
+    return count
+
+
+def odd_jpeg(data: bytes) -> str:
+    """Return what of a JPEG no decoder here reads ("12 bits a channel"), "" for nothing."""
+    for code, body in _jpeg_segments(data):
+        if code in FRAMES:
+            bits = body[0] if body else 8
+            return FRAMES[code] or (f"{bits} bits a channel" if bits != 8 else "")
+        if code == SOS:
+            break
+    return ""
+
+
+def jpeg_lacks_end(data: bytes) -> bool:
+    """Return whether a JPEG's first picture has a scan and no end marker."""
+    codes = {code for code, _ in _jpeg_segments(data)}
+    return SOS in codes and EOI not in codes
+
+
+def jpeg_scans_are_whole(data: bytes) -> bool:
+    """Return whether the scans give every bit of every coefficient (ITU T.81, G.1.1.1), by their headers."""
+    components: dict[int, list[int]] = {}
+    for code, body in _jpeg_segments(data):
+        if code in FRAMES and len(body) > 5:
+            components = {body[at]: [8] * 64 for at in range(6, min(len(body) - 2, 6 + 3 * body[5]), 3)}
+        elif code == SOS and len(body) > 3 and len(body) >= 4 + 2 * body[0]:
+            first, last, bits = body[-3], body[-2], body[-1] & 15
+            for at in range(1, 1 + 2 * body[0], 2):
+                for i in range(first, min(last, 63) + 1):
+                    components.setdefault(body[at], [8] * 64)[i] = bits
+    return bool(components) and not any(any(bits) for bits in components.values())
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield marker and content of the segments of a JPEG's first picture, EOI included (ITU T.81, annex B)."""
+    at = 2
     while found := MARKER.search(data, at):
         code, at = data[found.end() - 1], found.end()
-        if code == EOI or count > most:
-            break
         if code in STANDALONE:
             continue
-        at += max(2, int.from_bytes(data[at : at + 2], "big"))
+        if code == EOI:
+            yield code, b""
+            return
+        length = max(2, int.from_bytes(data[at : at + 2], "big"))
+        yield code, data[at + 2 : at + length]
+        at += length
         if code == SOS:
-            count += 1
             end = AFTER_SCAN.search(data, at)
             at = end.start() if end else len(data)
-    return count
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
@@ -67,6 +122,31 @@ def without_texts(png: bytes) -> tuple[bytes, bool]:
             kept.append(png[at:end])
         at = end
     return b"".join(kept), lost
+
+
+def tiff_pages(data: bytes) -> list[int]:
+    """Return NewSubfileType of each page of a TIFF, at most MAX_PAGES; [] for a file that is none, or is damaged."""
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+
+    def number(at: int, length: int) -> int:
+        return int.from_bytes(data[at : at + length], order)
+
+    big = number(2, 2) == 43  # BigTIFF has eight bytes where TIFF has four or two
+    count_bytes, entry, offset = (8, 20, 8) if big else (2, 12, 4)
+    at = number(8 if big else 4, offset)
+    found: list[int] = []
+    while at and len(found) < MAX_PAGES:
+        count = number(at, count_bytes)
+        end = at + count_bytes + count * entry
+        if not count or end + offset > len(data):
+            return found
+        kind = 0
+        for tag_at in range(at + count_bytes, end, entry):
+            tag, value = number(tag_at, 2), number(tag_at + (12 if big else 8), 4 if number(tag_at + 2, 2) == 4 else 2)
+            kind |= RAW if tag in RAW_TAGS else value if tag == NEW_SUBFILE else value == 2 if tag == OLD_SUBFILE else 0
+        found.append(kind)
+        at = number(end, offset)
+    return found
 
 
 def tile_pixels(tags: Any) -> int:

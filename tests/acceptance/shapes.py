@@ -2,8 +2,8 @@
 
 A portrait of 1024 x 1024 is cut to each aspect ratio, both ways, and scaled to each longer side. Layer 1 alone protects
 it in `region: photo` with the tiny model. The latent shift of a view is ||E(x + delta) - E(x)|| / ||E(x)||, of pixels
-cut from the stored photo by Pillow. It is compared with that of the square photo: the middle square of the same photo,
-protected as a photo of its own. What the log holds is not done again.
+cut from the stored photo by Pillow. It is compared with the shift of the same view protected as a square photo of its
+own. What the log holds is not done again.
 
     python -m tests.acceptance.shapes --assets DIR --log FILE [--photos 2] [--sides 512 1024 2048 4032]
     python -m tests.acceptance.shapes --log FILE --table
@@ -58,13 +58,11 @@ def shifts(protector: Protector, before: Pixels, after: Pixels, views: list[View
     return found
 
 
-def measure(protector: Protector, photo: Pixels) -> dict[str, Any]:
+def measure(protector: Protector, photo: Pixels, views: list[View]) -> dict[str, Any]:
     """Protect one photo by layer 1; return shifts by view, seconds, and the peak memory of this process so far."""
     start = time.process_time()
     (out,) = protect([PhotoIn(key="photo", pixels=photo)], [], protector.models, protector.config, SEED).photos
     spent = time.process_time() - start
-    faces = protector.models.detector.detect(photo)
-    views = attacker_views(photo.shape[0], photo.shape[1], [face.box for face in faces[:1]], 16)
     return {
         "shift": shifts(protector, photo, out.pixels, views),
         "retained": out.retained,
@@ -72,6 +70,13 @@ def measure(protector: Protector, photo: Pixels) -> dict[str, Any]:
         "seconds": spent,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+def alone(photo: Pixels, view: View) -> Pixels:
+    """Return a view as a square photo of its own; the whole photo is stretched to its shorter side."""
+    part = Image.fromarray(photo).crop((view.x, view.y, view.x + view.width, view.y + view.height))
+    side = min(view.width, view.height)
+    return np.array(part.resize((side, side), Image.Resampling.BILINEAR))
 
 
 def cases(given: argparse.Namespace) -> list[tuple[str, str, bool, int]]:
@@ -95,20 +100,29 @@ def run(given: argparse.Namespace) -> None:
         if (case := (Path(name).name, ratio, tall, side)) in done:
             continue
         photo = shaped(np.asarray(Image.open(name).convert("RGB")), RATIOS[ratio], tall, side)
-        whole = measure(protector, photo)
-        short = min(photo.shape[:2])
-        left, top = (photo.shape[1] - short) // 2, (photo.shape[0] - short) // 2
-        square = np.ascontiguousarray(photo[top : top + short, left : left + short])
-        alone = whole if ratio == "1:1" else measure(protector, square)
+        faces = protector.models.detector.detect(photo)
+        views = attacker_views(photo.shape[0], photo.shape[1], [face.box for face in faces[:1]], 16)
+        row: dict[str, Any] = {"case": case, "photo": measure(protector, photo, views), "alone": {}}
+        for view in views:
+            own = alone(photo, view)
+            middle = attacker_views(own.shape[0], own.shape[1], [], 1)
+            row["alone"][view.name] = measure(protector, own, middle) if ratio != "1:1" else row["photo"]
         with given.log.open("a") as file:
-            file.write(json.dumps({"case": case, "photo": whole, "square": alone}) + "\n")
-        print(case, {k: round(v, 3) for k, v in whole["shift"].items()}, "square", alone["shift"], flush=True)
+            file.write(json.dumps(row) + "\n")
+        print(case, {v: round(share, 2) for v, share in shares(row).items()}, flush=True)
+
+
+def shares(row: dict[str, Any]) -> dict[str, float]:
+    """Return each view's shift over that of the view as a photo of its own."""
+    return {view: shift / row["alone"][view]["shift"]["middle"] for view, shift in row["photo"]["shift"].items()}
 
 
 def table(log: Path) -> None:
-    """Print a Markdown row for each shape and side: shares of the square photo's shift, means over the photos."""
-    print("| shape | longer side | N | middle | face | whole | retained | seconds over the square's | peak MiB |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    """Print a Markdown row for each shape and side: shares of the shift of the view alone, means over the photos."""
+    print(
+        "| shape | longer side | N | middle | face | whole | other squares | retained | time over the square's | MiB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in map(json.loads, log.open()):
         _, ratio, tall, side = row["case"]
@@ -116,15 +130,11 @@ def table(log: Path) -> None:
         groups.setdefault((shape, side), []).append(row)
     for (shape, side), rows in groups.items():
         cells = []
-        for view, against in (("middle", "middle"), ("face 1", "face 1"), ("whole", "middle")):
-            shares = [
-                row["photo"]["shift"][view] / row["square"]["shift"][against]
-                for row in rows
-                if view in row["photo"]["shift"] and against in row["square"]["shift"]
-            ]
-            cells.append(f"{np.mean(shares):.2f}" if shares else "-")
+        for kind in ("middle", "face", "whole", "square"):
+            found = [share for row in rows for view, share in shares(row).items() if view.startswith(kind)]
+            cells.append(f"{np.mean(found):.2f}" if found else "-")
         kept = np.mean([row["photo"]["retained"] for row in rows])
-        times = np.mean([row["photo"]["seconds"] / row["square"]["seconds"] for row in rows])
+        times = np.mean([row["photo"]["seconds"] / row["alone"]["middle"]["seconds"] for row in rows])
         peak = max(row["photo"]["peak_mib"] for row in rows)
         print(f"| {shape} | {side} | {len(rows)} | {' | '.join(cells)} | {kept:.2f} | {times:.1f} | {peak:.0f} |")
 

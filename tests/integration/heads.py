@@ -15,7 +15,7 @@ import pytest
 from dladiff.errors import StorageError
 from pipeline.cluster import submit
 from pipeline.run.local_ray import CLUSTERS
-from tests.integration.ports import free_ports
+from tests.integration.ports import free_ports, is_free
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 240  # only a failure, or a very busy machine, waits as long
@@ -67,13 +67,13 @@ def started_head(folder: str, log: Path, environment: Mapping[str, str] | None =
     try:
         deadline = time.monotonic() + READY_S
         while True:
-            try:
+            with contextlib.suppress(StorageError):
                 submit.jobs(address)
-                break
-            except StorageError:
-                if head.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"the head did not start:\n{log.read_text()[-2000:]}")
-                time.sleep(0.5)
+                if not is_free(ports["dashboard-agent-listen-port"]):  # its agent starts the jobs
+                    break
+            if head.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the head did not start:\n{log.read_text()[-2000:]}")
+            time.sleep(0.5)
         yield Head(address, f"127.0.0.1:{ports['port']}", os.environ["RAY_AUTH_TOKEN"])
     finally:
         head.send_signal(signal.SIGTERM)  # `ray start --block` ends what it started

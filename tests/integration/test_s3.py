@@ -2,12 +2,15 @@
 
 import hashlib
 import io
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from botocore.response import StreamingBody
 
@@ -15,12 +18,16 @@ from dladiff.diffusion.bundle import damage, read_pins
 from dladiff.errors import ModelError, NotFoundError, StorageError
 from pipeline.models.fetch import mirror, on_this_machine
 from pipeline.models.fingerprint import fingerprint_model
-from pipeline.sources import index_file
+from pipeline.sources import index_file, shards
+from pipeline.sources.addresses import read_allowed
 from pipeline.sources.find import find_identities
 from pipeline.sources.index_file import index_identities
+from pipeline.sources.kinds import LOOK
+from pipeline.sources.left_out import LeftOut
 from pipeline.sources.originals import named
 from pipeline.storage import s3 as s3_storage
 from pipeline.storage.s3 import S3Storage
+from tests.support.photo_bytes import flat_photo
 
 pytestmark = pytest.mark.ray
 
@@ -188,6 +195,49 @@ def test_identities_from_a_bucket(s3: S3Storage) -> None:
     found = list(find_identities(s3))
     assert [(i.name, len(i.photos), len(i.clean)) for i in found] == [("103", 1, 1), ("ann", 1, 0), ("top", 1, 0)]
     assert found[1].photos[0].uri == f"{s3.uri}/ann/1.jpg"
+
+
+def test_only_a_part_of_an_object_is_read_to_see_what_it_is(s3: S3Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3.put("ann/photo", flat_photo(1) + bytes(100_000))
+    s3.put("ann/notes", b"text")
+    s3.put("ann/empty", b"")
+    s3.put("ann/1.jpg", flat_photo(2))
+    s3.put("ann/list.txt", b"text")
+    asked = []
+    s3._client().meta.events.register("before-call.s3.GetObject", lambda params, **_: asked.append(params["headers"]))
+    left = LeftOut()
+    (ann,) = find_identities(s3, left=left)
+    assert [photo.key for photo in ann.photos] == ["ann/1.jpg", "ann/photo"]
+    assert (left.counts(), left.unknown) == ({"not_photos": 3, "hidden": 0, "unread": 0}, 2)
+    assert [headers["Range"] for headers in asked] == [f"bytes=0-{LOOK - 1}"] * 2
+    assert s3.part("ann/photo", 4, 10) == flat_photo(1)[4:14]
+    with pytest.raises(NotFoundError):
+        s3.part("ann/2.jpg", 0, 10)
+
+
+def test_photos_inside_of_files_in_a_bucket(s3: S3Storage) -> None:
+    table, shard = io.BytesIO(), io.BytesIO()
+    pq.write_table(
+        pa.table({"image": [flat_photo(n) for n in range(6)], "person": [1, 2] * 3}), table, row_group_size=2
+    )
+    s3.put("data/a.parquet", table.getvalue())
+    with tarfile.open(fileobj=shard, mode="w") as tar:
+        for name, data in (("7.cls", b"2"), ("7.jpg", flat_photo(7)), ("8.jpg", flat_photo(8))):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    s3.put("data/b.tar", shard.getvalue())
+    found = {one.name: one for one in find_identities(s3)}
+    assert {name: len(one.photos) for name, one in found.items()} == {"1": 3, "2": 4, "8": 1}
+    sources = named([s3.uri])
+    for photo in (photo for one in found.values() for photo in one.photos):
+        data = shards.read(s3, photo.key, 100_000, photo.tag)
+        assert data == sources.read(photo.uri) and data.startswith(b"\x89PNG")
+    (last,) = found["8"].photos
+    assert last.uri == f"{s3.uri}/data/b.tar#member=8.jpg"
+    alone = f"{s3.uri}/data/a.parquet"
+    assert [one.name for one in index_identities(alone)] == ["1", "2"]
+    assert read_allowed(f"{alone}#row=3", (), {}, tag=found["2"].photos[1].tag) == flat_photo(3)
 
 
 def test_a_file_of_any_size_is_put_whole(s3: S3Storage, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from pipeline.sources import released
 from pipeline.sources.grouping import ALONE, add_with_sets, name_root, stem, tell_apart
+from pipeline.sources.layouts.parquet import add_rows
 from pipeline.sources.layouts.record import Layout, Listing
+from pipeline.sources.layouts.webdataset import add_members
 
 
 def auto(listing: Listing) -> None:
@@ -13,6 +15,10 @@ def auto(listing: Listing) -> None:
     _by_folder(listing)
     if released.is_vggface2(listing.spool):
         released.settle_vggface2(listing.spool, listing.places)
+    if not listing.spool.holds("SELECT 1 FROM photo"):
+        add_rows(listing)
+        add_members(listing)
+        tell_apart(listing.spool)
 
 
 def _by_folder(listing: Listing) -> None:
@@ -30,6 +36,6 @@ def _by_folder(listing: Listing) -> None:
 LAYOUT = Layout(
     name="auto",
     about="celeba_hq where its lists are at the top, sets where an identity has A and B, vggface2 where all folders "
-    "are named so, else folders, and flat for photos at the top",
+    "are named so, else folders, and flat for photos at the top; parquet and webdataset where those are all",
     group=auto,
 )

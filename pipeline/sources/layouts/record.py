@@ -1,8 +1,9 @@
 """What a layout says of itself, and what it groups."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from pipeline.sources.left_out import LeftOut
 from pipeline.sources.spool import Spool
 from pipeline.storage.base import Entry, Storage
 
@@ -19,6 +20,8 @@ class Listing:
     storage: Storage
     places: Sequence[Storage]
     """Where a released collection's own lists may be."""
+    left: LeftOut = field(default_factory=LeftOut)
+    """Counts what is no photo; its `shards` are complete after the last of `photos`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from PIL import Image
 from dladiff.core.field import MAX_CELLS, Field, Photos, Squares
 from dladiff.core.tiles import retained
 from dladiff.core.views import View, attacker_views
+from pipeline.run import budget
 
 ETA = 7 / 255
 
@@ -115,3 +116,10 @@ def test_several_photos_take_the_steps_that_each_takes_alone() -> None:
         part.ascend(own, 1e-3)
     assert torch.equal(both.views(), torch.cat([part.views() for part in alone]))
     assert retained(both.views(), both.views()) == pytest.approx(1)
+
+
+def test_the_budget_of_a_task_counts_what_a_field_holds() -> None:
+    photo = torch.rand(1, 3, 300, 200)
+    field = Field(photo, attacker_views(300, 200, [], 16), 64, ETA)
+    held = sum(t.numel() * t.element_size() for t in (field.cells, field.photo))
+    assert held <= budget.FIELD_BYTES * 300 * 200 and budget.FIELD_CELLS == MAX_CELLS

@@ -1,6 +1,7 @@
 """Cosines after re-detection against InsightFace's own, at the detector sizes that people use."""
 
 import warnings
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -20,14 +21,14 @@ from dladiff.settings.schema import ZeroShotConfig
 
 
 class Counting:
-    """A detector that counts calls of `passes`."""
+    """A detector that counts calls of `passes_near`."""
 
     def __init__(self, detector: ScrfdDetector) -> None:
         self.detector, self.calls = detector, 0
 
-    def passes(self, rgb: np.ndarray) -> list[list[Face]]:
+    def passes_near(self, rgb: np.ndarray, faces: Sequence[Face]) -> list[list[list[Face]]]:
         self.calls += 1
-        return self.detector.passes(rgb)
+        return self.detector.passes_near(rgb, faces)
 
 
 def photo() -> np.ndarray:
@@ -118,6 +119,27 @@ def test_rows_hold_the_highest_cosine(reader: FaceReader, detector: ScrfdDetecto
     assert row["encoder"] == encoder.name and row["optimised"] and row["before"] == pytest.approx(1, abs=1e-3)
     assert row["after"] == pytest.approx(reader.max_cosines(to_float(changed()), detector.passes(changed()))[0])
     assert similarity_rows([], 1, photo(), changed(), detector) == []
+
+
+@pytest.mark.networks
+def test_a_small_face_in_a_large_photo_is_detected_again(detector: ScrfdDetector, encoder: IdentityEncoder) -> None:
+    """Its alignments in the changed photo count, though no pass over the whole photo finds it."""
+    large = np.full((2000, 3000, 3), 90, np.uint8)
+    large[1300:1560, 2200:2460] = cv2.resize(photo(), (260, 260), interpolation=cv2.INTER_AREA)
+    after = large.copy()
+    after[1300:1560, 2200:2460] = cv2.resize(changed(), (260, 260), interpolation=cv2.INTER_AREA)
+    (face,) = detector.detect(large)
+    assert 80 < face.box[3] - face.box[1] < 140
+    (passes,) = detector.passes_near(large, [face])
+    found = FaceReader(to_float(large), face, passes, [encoder])
+    assert sum(base is not None for base in found._base_of_pass) >= 3
+    (again,) = detector.passes_near(after, [face])
+    assert any(again)
+    (with_detection,) = found.max_cosines(to_float(after), again)
+    (without,) = found.max_cosines(to_float(after), [[] for _ in again])
+    assert 1 > with_detection >= without
+    (row,) = similarity_rows([found], 1, large, after, detector)
+    assert row["before"] == pytest.approx(1, abs=1e-3) and row["after"] == pytest.approx(with_detection)
 
 
 def test_without_encoders_there_are_no_rows(detector: ScrfdDetector) -> None:

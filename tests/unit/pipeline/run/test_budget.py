@@ -7,7 +7,7 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.run.budget import CLEAN, CLEAN_BYTES, FILES, HELD_BYTES, Budget, Measured, groups, smallest
+from pipeline.run.budget import CLEAN, CLEAN_BYTES, FILES, Budget, Measured, groups, smallest
 
 PHOTOS = st.lists(st.builds(Measured, st.integers(4096, 50_000_000), st.integers(1, 200_000_000)), max_size=30)
 
@@ -17,13 +17,13 @@ def test_groups_fit_and_keep_the_order(photos: list[Measured], free: int) -> Non
     found, refused = groups(photos, free)
     assert [p for p in photos if p not in refused] == [p for group in found for p in group]
     for group in found:
-        held = HELD_BYTES * sum(p.pixels for p in group)
+        held = sum(p.held for p in group)
         assert group and held + max(p.working for p in group) <= free
     for photo in refused:
-        assert HELD_BYTES * photo.pixels + photo.working > free
+        assert photo.held + photo.working > free
     for group, after in itertools.pairwise(found):  # as many as fit
         both = [*group, after[0]]
-        assert HELD_BYTES * sum(p.pixels for p in both) + max(p.working for p in both) > free
+        assert sum(p.held for p in both) + max(p.working for p in both) > free
 
 
 def test_the_default_holds_what_its_text_says() -> None:

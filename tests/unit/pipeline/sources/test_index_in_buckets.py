@@ -26,6 +26,9 @@ class Bucket:
     def get(self, key: str, limit: int | None = None) -> bytes:
         return self.objects[self.uri_of(key)]
 
+    def part(self, key: str, start: int, length: int) -> bytes:
+        return self.get(key)[start : start + length]
+
     def uri_of(self, key: str) -> str:
         return f"{self.uri}/{key}"
 
@@ -58,7 +61,8 @@ def test_an_index_in_a_bucket_names_photos_of_several(
         Photo("3.jpg", "s3://other/3.jpg", "etag", 2),
     )
     assert bob.photos == (Photo("b.jpg", "s3://one/in/b.jpg", "etag", 3),)
-    assert listed == ["s3://one/in/", "s3://one/in/a/", "s3://other/"]
+    own = [f"s3://one/in/{name}"] if name.endswith(".parquet") else []  # its size, to see if it holds photos
+    assert listed == [*own, "s3://one/in/", "s3://one/in/a/", "s3://other/"]
 
 
 def in_buckets(
