@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from dladiff.errors import ConfigError, DladiffError, ModelError, StorageError
@@ -20,6 +21,7 @@ from pipeline.run.actor import ProtectIdentity
 from pipeline.run.local_ray import check_authenticated, local_ray
 from pipeline.storage.base import Storage
 
+REINSTALL_S = 0.005  # seconds between two settings of the handlers: how long a second SIGTERM could kill this process
 TODO_FILES = "plan/todo-"  # files of one run, deleted at its end
 IN_MEMORY = 10_000  # tasks; above it the actors read their work from storage, and the driver holds row numbers
 
@@ -130,7 +132,21 @@ def started() -> Iterator[Any]:
             logging.getLogger("ray.data").setLevel(logging.CRITICAL)
             yield ray
         finally:
-            ray.shutdown()
+            _shut_down(ray)
+
+
+def _shut_down(ray: Any) -> None:
+    """Shut Ray down. Its C++ code resets SIGTERM, so that one would kill this process: the handler is set again."""
+    if threading.current_thread() is not threading.main_thread():
+        ray.shutdown()
+        return
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(ray.shutdown)
+        while not done.done():
+            install()
+            wait([done], REINSTALL_S)
+        install()
+        done.result()
 
 
 def _options(joined: bool) -> contextlib.AbstractContextManager[dict[str, Any]]:

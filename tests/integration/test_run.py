@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -259,3 +260,23 @@ def test_a_run_that_is_told_to_end_says_so_in_one_line_and_goes_on_later(
     again = scene.run()
     assert (again.code, again.facts["done"] + again.facts["skipped"]) == (0, 3)
     assert check_storage(scene.output) == {"protected": 6}
+
+
+@pytest.mark.parametrize(("group", "times"), [(False, 2), (True, 1), (True, 2)])
+def test_a_second_signal_or_one_to_the_whole_group_leaves_one_line_and_no_lease(
+    tmp_path: Path, group: bool, times: int
+) -> None:
+    scene = Scene(str(tmp_path / "in"), str(tmp_path / "out"), tmp_path)
+    scene.fill("ann", "bob", "cleo")
+    process = scene.start()
+    until(scene.starts, "a start")
+    for _ in range(times):
+        (os.killpg if group else os.kill)(process.pid, signal.SIGTERM)
+        time.sleep(0.3)  # the second comes while the first is handled
+    ended = scene.end(process)
+    assert ended.code == 1, ended.errors
+    assert ended.errors.splitlines()[-1:] == ["stopped: what is done is kept; run the same command again to continue"]
+    assert "Traceback" not in ended.errors and "received at time" not in ended.errors, ended.errors
+    assert scene.output.tag("lock.json") is None
+    again = scene.run()
+    assert (again.code, again.facts["done"] + again.facts["skipped"]) == (0, 3)

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -104,15 +106,16 @@ def test_a_full_size_profile_without_encoders_is_reported_before_anything_begins
     (tmp_path / "run.yaml").write_text(f"profile: sd15\nmethod: {{model: {tmp_path / 'sd15'}}}\n")
     place = ["--input", str(photos), "--output", str(tmp_path / "out"), "--config", str(tmp_path / "run.yaml")]
     code, out, err = call(*command.split(), *place, "--json")
-    (line,) = err.splitlines()
+    line, *clean = err.splitlines()
+    assert all("clean set" in other for other in clean) and len(clean) == (ends == 0)
     assert code == ends and line.startswith(f"{word}: encoders: the profile sd15 has no identity encoders of its own; ")
     assert "buffalo_l" in line and "antelopev2" in line and "DLADIFF_FACES" in line
     if ends == 0:
-        assert json.loads(out)["notes"] == [line.removeprefix("note: ")]
+        assert json.loads(out)["notes"][0] == line.removeprefix("note: ")
         (tmp_path / "run.yaml").write_text(
             f"profile: sd15\nmethod: {{model: {tmp_path / 'sd15'}, layers: finetuning}}\n"
         )
-        assert call(*command.split(), *place)[2] == ""
+        assert "encoders" not in call(*command.split(), *place)[2]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +132,7 @@ def test_weights_that_are_not_here_are_reported_before_anything_begins(
     place = ["--input", str(photos), "--output", str(tmp_path / "out")]
     code, out, err = call(*command, *place, *config)
     assert (code, bool(out)) == (ends, ends == 0)
-    assert [line.split("; ")[0] for line in err.splitlines()] == [
+    assert [line.split("; ")[0] for line in err.splitlines() if "clean set" not in line] == [
         f"{word}: model: /nosuch: no folder of the diffusers layout here, and no model fetched",
         f"{word}: encoders, detector: nothing at /nosuch/pack: name an ONNX file, an InsightFace pack folder, "
         "or a pack (buffalo_l)",
@@ -261,3 +264,32 @@ def test_the_summary_advises_flat_for_an_identity_of_strangers() -> None:
     from pipeline.run.driver import Summary
 
     assert "--layout flat" in Summary(1, 1, 1, done=1, mixed_identities=1).advice("out")[0]
+
+
+def _commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield path
+    for name, command in group.commands.items():
+        yield from _commands(command, (*path, name)) if isinstance(command, click.Group) else [(*path, name)]
+
+
+@pytest.mark.parametrize("command", sorted(_commands(main)), ids=" ".join)
+def test_h_is_help_everywhere(command: tuple[str, ...]) -> None:
+    short, long = call(*command, "-h"), call(*command, "--help")
+    assert short == long and short[0] == 0 and short[1].startswith("Usage:")
+
+
+def test_version_is_an_option_too() -> None:
+    assert call("--version") == (0, f"dladiff {call('version')[1]}", "")
+
+
+def test_one_note_where_photos_are_their_own_clean_set(photos: Path, tmp_path: Path) -> None:
+    place = ["--input", str(photos), "--output", str(tmp_path / "out")]
+    _, out, err = call("plan", *place, "--json")
+    (note,) = json.loads(out)["notes"]
+    assert err == f"note: {note}\n" and note.startswith("2 of 2 identities have no clean set, so the surrogate learns")
+    (tmp_path / "run.yaml").write_text("method: {layers: zero_shot}")
+    assert json.loads(call("plan", *place, "--json", "--config", str(tmp_path / "run.yaml"))[1])["notes"] == []
+    for name in ("set_A_1.png", "set_B_1.png"):
+        (tmp_path / "sets" / "ann").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / "sets" / "ann" / name)
+    assert call("plan", "--input", str(tmp_path / "sets"), "--output", str(tmp_path / "out"))[2] == ""

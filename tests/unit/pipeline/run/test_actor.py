@@ -400,3 +400,13 @@ def test_a_photo_that_cannot_be_encoded_fails_alone(
     (reason,) = (row["reason"] for row in result["rows"] if row["status"] == "failed")
     assert reason.startswith(f"cannot be encoded: {type(error).__name__}")
     assert "\n" not in reason
+
+
+def test_where_photos_are_their_own_clean_set_only_their_own_rows_say_what_is_wrong(config: RunConfig) -> None:
+    open_storage(config.input).put("ann/1.png", png(1)[:60])
+    clean = [{"key": f"ann/{i}.png", "uri": f"{config.input}/ann/{i}.png"} for i in range(3)]
+    rows = call(config, clean=clean, own_clean=True)["rows"]
+    assert [row["status"] for row in rows] == ["protected", "failed", "protected"]
+    assert not any("clean set" in row["reason"] for row in rows)
+    rows = call(config, clean=clean, own_clean=False, key="k2")["rows"]
+    assert "1 of 3 photos of the clean set cannot be used" in rows[0]["reason"]
