@@ -4,11 +4,10 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any
 
 from dladiff.errors import ConfigError
 from pipeline.config import RunConfig
@@ -16,10 +15,10 @@ from pipeline.records.commit import Index, Recorded, Task, key_of, now, read_ind
 from pipeline.records.latest import LATEST as LATEST
 from pipeline.records.manifest import ParquetFile, write_rows
 from pipeline.records.schema import PLAN, TODO
-from pipeline.sources import shards
+from pipeline.run.listed import listed
 from pipeline.sources.find import Identity, Photo, find_identities
 from pipeline.sources.given_faces import with_faces
-from pipeline.sources.index_file import MISSING, REFUSED, index_identities, is_index
+from pipeline.sources.index_file import index_identities, is_index
 from pipeline.sources.left_out import LeftOut
 from pipeline.storage.base import FOLDERS, Storage
 from pipeline.storage.keys import shown
@@ -283,25 +282,3 @@ def _candidates(identity: Identity, clean_photos: int, most: int, *, split: bool
     among = identity.clean or (identity.photos if split or len(identity.photos) > clean_photos else ())
     largest = sorted(among, key=lambda p: (p.size > most, -p.size, p.uri))[: CANDIDATES * clean_photos]
     return tuple(sorted(largest, key=lambda p: p.uri))
-
-
-def listed(photos: Sequence[Photo]) -> list[dict[str, Any]]:
-    """Return photos as a task holds them."""
-    return [{"key": p.key, "uri": p.uri, "size": p.size} | _in_file(p) | _faces(p) | _fault(p.tag) for p in photos]
-
-
-def _in_file(photo: Photo) -> dict[str, Any]:
-    """Return the entry of a photo inside of a file, {} for any other."""
-    return {"shard": photo.tag} if shards.split(photo.uri) else {}
-
-
-def _faces(photo: Photo) -> dict[str, Any]:
-    """Return the entry of a photo whose index gives faces, {} for any other."""
-    return {"faces": json.loads(photo.faces)} if photo.faces else {}
-
-
-def _fault(tag: str) -> dict[str, Any]:
-    """Return the entries that mark a photo of an index as refused or missing, {} for any other."""
-    if tag.startswith(REFUSED):
-        return {"refused": tag.removeprefix(REFUSED)}
-    return {"missing": True} if tag == MISSING else {}
