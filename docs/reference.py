@@ -89,7 +89,7 @@ def commands() -> str:
     """Return the page of every command with its arguments and options, groups inside groups too."""
     head = "# Commands\n\nMade from the command line itself: what `dladiff COMMAND --help` prints."
     codes = "Exit codes: 0 all done; 1 some failed, the rest is there; 2 bad usage or settings; 3 storage out of reach."
-    found = contexts(click.Context(main, None, "dladiff"))
+    found = contexts(click.Context(main, None, "dladiff", **main.context_settings))
     return "\n\n".join([head, codes, *(_command(context) for context in found)])
 
 
@@ -98,7 +98,7 @@ def contexts(context: click.Context) -> Iterator[click.Context]:
     group = context.command
     assert isinstance(group, click.Group)
     for name, command in sorted(group.commands.items()):
-        inner = click.Context(command, context, name)
+        inner = click.Context(command, context, name, **command.context_settings)
         yield inner
         if isinstance(command, click.Group):
             yield from contexts(inner)

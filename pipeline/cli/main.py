@@ -58,7 +58,11 @@ def _print_version(context: click.Context, _option: click.Parameter, value: bool
         context.exit()
 
 
-@click.group(cls=_Redacting, context_settings={"help_option_names": ["-h", "--help"]})
+HELP = {"help_option_names": ["-h", "--help"]}
+"""Context settings of every command: click passes them on, but not to a command that is used on its own."""
+
+
+@click.group(cls=_Redacting, context_settings=HELP)
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print the version."
 )
@@ -114,7 +118,7 @@ def _guarded(function: Command, *, private: bool) -> Callable[..., None]:
     return run
 
 
-@main.command()
+@main.command(context_settings=HELP)
 def version() -> None:
     """Print the version."""
     from importlib.metadata import version as installed
@@ -122,7 +126,7 @@ def version() -> None:
     click.echo(installed("dladiff"))
 
 
-@main.command()
+@main.command(context_settings=HELP)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print a shell's completion script: eval "$(dladiff completion bash)"."""
@@ -133,7 +137,7 @@ def completion(shell: str) -> None:
     click.echo(kind(main, {}, "dladiff", "_DLADIFF_COMPLETE").source())
 
 
-@main.group()
+@main.group(context_settings=HELP)
 def models() -> None:
     """The Stable Diffusion models of the profiles: list, check, fetch, mirror."""
 
@@ -141,9 +145,9 @@ def models() -> None:
 def _add(function: Command, group: click.Group = main, *, private: bool = False) -> None:
     params: list[click.Parameter] = list(reversed(getattr(function, "__click_params__", [])))
     name = function.__name__.rstrip("_")
-    group.add_command(
-        click.Command(name, params=params, callback=_guarded(function, private=private), help=function.__doc__)
-    )
+    callback = _guarded(function, private=private)
+    command = click.Command(name, HELP, callback=callback, params=params, help=function.__doc__)
+    group.add_command(command)
 
 
 for _command in (

@@ -18,7 +18,7 @@ from pipeline.config import RunConfig
 from pipeline.process.interrupts import install, interrupted
 from pipeline.records.manifest import ParquetFile
 from pipeline.run.actor import ProtectIdentity
-from pipeline.run.local_ray import check_authenticated, local_ray
+from pipeline.run.local_ray import check_authenticated, local_ray, own_process_groups
 from pipeline.storage.base import Storage
 
 REINSTALL_S = 0.005  # seconds between two settings of the handlers: how long a second SIGTERM could kill this process
@@ -114,7 +114,7 @@ def started() -> Iterator[Any]:
 
         try:
             # messages while it waits for a cluster are shown at once
-            with contextlib.nullcontext() if joined else _without_log_level():
+            with contextlib.nullcontext() if joined else _quiet_start():
                 ray.init(**options, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
         except SystemExit as error:  # Ray's handler raises it on SIGTERM
             raise interrupted() from error
@@ -133,6 +133,12 @@ def started() -> Iterator[Any]:
             yield ray
         finally:
             _shut_down(ray)
+
+
+@contextlib.contextmanager
+def _quiet_start() -> Iterator[None]:
+    with _without_log_level(), own_process_groups():
+        yield
 
 
 def _shut_down(ray: Any) -> None:

@@ -46,6 +46,26 @@ def local_ray() -> Iterator[dict[str, Any]]:
         }
 
 
+@contextlib.contextmanager
+def own_process_groups() -> Iterator[None]:
+    """Start Ray's processes in process groups of their own; enter it around `ray.init`.
+
+    A SIGTERM to this process's group would end them first, and without its raylet Ray ends this process at once,
+    before the lease is released. The kernel ends them when this process dies (fate sharing).
+    """
+    services: Any = importlib.import_module("ray._private.services")
+    before = services.ConsolePopen
+
+    def apart(*args: Any, **kwargs: Any) -> Any:
+        return before(*args, **kwargs, process_group=0)
+
+    services.ConsolePopen = apart
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
+
+
 def check_authenticated() -> None:
     """Raise StorageError unless this process's Ray requires a token. Call it after Ray has started."""
     raylet: Any = importlib.import_module("ray._raylet")
