@@ -39,11 +39,13 @@ def test_sampled_are_identities_of_four_photos_and_eight_spread_photos_of_each(
     assert [photo.key for photo in module._spread(person)] == [str(i) for i in range(0, 16, 2)]
 
 
+@pytest.mark.networks
 def test_faces_are_compared_in_a_process_that_reads_the_photos(tmp_path: Path) -> None:
     config = run_config(None, folder(tmp_path, {"ann": 4}))
     assert look(config, 1) == [Look(identity="ann", photos=4, faces=0, median=None, mixed=False)]
 
 
+@pytest.mark.networks
 def test_without_encoders_or_weights_it_says_what_to_do(tmp_path: Path) -> None:
     given = folder(tmp_path, {"ann": 4})
     with pytest.raises(ConfigError, match="profile sd21 has no identity encoders of its own"):

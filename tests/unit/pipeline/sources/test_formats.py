@@ -48,6 +48,7 @@ def test_heic_and_avif_are_decoded_within_the_limits_of_the_process(mode: str) -
             assert (found.alpha is not None) == (mode == "RGBA")
 
 
+@pytest.mark.networks  # no network, but minutes of encoding on a busy machine
 def test_a_large_heic_and_a_grid_fit_the_memory_of_the_process() -> None:
     image = noise(4000, 3000)
     with Decoders(Limits(), 1) as decoders:
