@@ -25,6 +25,8 @@ class Measured:
 
     pixels: int
     size: int
+    whole: bool = False
+    """Layer 1 keeps a field over the whole photo (`region: photo`)."""
 
     @property
     def decoding(self) -> int:
@@ -34,7 +36,7 @@ class Measured:
     @property
     def held(self) -> int:
         """Bytes while the photo's group is processed."""
-        return HELD_BYTES * self.pixels + FIELD_BYTES * min(self.pixels, FIELD_CELLS)
+        return HELD_BYTES * self.pixels + self.whole * FIELD_BYTES * min(self.pixels, FIELD_CELLS)
 
     @property
     def working(self) -> int:

@@ -35,9 +35,9 @@ class _ChangedError(Exception):
 class Source(Measured):
     """A photo that was read and measured; its file's bytes are kept if they fit, else read again."""
 
-    photo: PlannedPhoto
-    row: PhotoRow
-    sha256: str
+    photo: PlannedPhoto = field(default_factory=dict)
+    row: PhotoRow = field(default_factory=dict)
+    sha256: str = ""
     kept: list[bytes] = field(default_factory=list)
     """The file's bytes, or empty; removed when they are decoded."""
 
@@ -54,6 +54,8 @@ class Reading:
         self._config = config
         self._get, self._count = get, read
         self.budget = Budget(config.max_task_bytes)
+        method = config.method_config()
+        self._whole = method.region == "photo" and method.layers != "zero_shot"
         self._clean = 0  # bytes of the clean photos
         self._decoders = Decoders(config, min(STREAMS, config.cpus_per_actor))  # one decoder a CPU
 
@@ -123,7 +125,8 @@ class Reading:
         with self.budget.of(FILE_BYTES * self._most(photo) + SPARE):
             data = self._bytes(photo)
             width, height = self._decoders.dimensions(data)
-            source = Source(width * height, len(data), photo, row, hashlib.sha256(data).hexdigest())
+            sha256 = hashlib.sha256(data).hexdigest()
+            source = Source(width * height, len(data), self._whole, photo, row, sha256)
             if self.budget.keep(len(data)):
                 source.kept.append(data)
             return source

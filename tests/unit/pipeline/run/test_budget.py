@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from pipeline.run.budget import CLEAN, CLEAN_BYTES, FILES, Budget, Measured, groups, smallest
 
-PHOTOS = st.lists(st.builds(Measured, st.integers(4096, 50_000_000), st.integers(1, 200_000_000)), max_size=30)
+PHOTOS = st.lists(
+    st.builds(Measured, st.integers(4096, 50_000_000), st.integers(1, 200_000_000), st.booleans()), max_size=30
+)
 
 
 @given(PHOTOS, st.integers(10**8, 2 * 10**10))

@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 from dladiff.errors import BusyError
 from pipeline.config import RunConfig
 from pipeline.records import commit as records
-from pipeline.run.budget import CLEAN, CLEAN_BYTES, FIELD_BYTES, FIELD_CELLS, FILES, HELD_BYTES, METHOD_BYTES
+from pipeline.run.budget import CLEAN, CLEAN_BYTES, FILES, HELD_BYTES, METHOD_BYTES
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
@@ -68,11 +68,7 @@ def large(config: RunConfig, count: int, side: int = 400) -> list[Row]:
 def budget_for(photos: int, side: int = 400, clean: int = 0) -> dict[str, Any]:
     """Settings whose budget holds so many photos at once, and so many clean ones, and not one more."""
     pixels = side * side
-    need = (
-        photos * (HELD_BYTES * pixels + FIELD_BYTES * min(pixels, FIELD_CELLS))
-        + METHOD_BYTES * pixels
-        + clean * CLEAN_BYTES * pixels
-    )
+    need = photos * HELD_BYTES * pixels + METHOD_BYTES * pixels + clean * CLEAN_BYTES * pixels
     return {"max_task_bytes": -(-need * FILES // (FILES - 1)), "max_photo_bytes": 10_000}
 
 
@@ -110,7 +106,7 @@ def test_a_photo_that_alone_exceeds_the_budget_is_refused(config: RunConfig) -> 
     result = call(config.replaced(**budget_for(1)), photos=photos)
     assert [row["status"] for row in result["rows"]] == ["protected", "failed"]
     assert re.match(
-        r"too large: it takes 171720000 bytes and max_task_bytes leaves \d+; shrink", result["rows"][1]["reason"]
+        r"too large: it takes 159570000 bytes and max_task_bytes leaves \d+; shrink", result["rows"][1]["reason"]
     )
 
 
