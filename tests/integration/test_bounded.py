@@ -35,10 +35,16 @@ def resident(pid):
     except (OSError, IndexError):
         return 0
 
+def children_of(task):
+    try:
+        return task.joinpath("children").read_text().split()
+    except OSError:  # the thread has ended since the listing
+        return []
+
 def watch():
     global most
     while True:
-        children = [c for f in Path("/proc/self/task").glob("*/children") for c in f.read_text().split()]
+        children = [child for task in Path("/proc/self/task").glob("*") for child in children_of(task)]
         most = max(most, resident("self") + sum(resident(c) for c in children if decodes(c)))
         time.sleep(0.01)
 
