@@ -4,6 +4,7 @@ Sneyers 2022 (github.com/cloudinary/ssimulacra2); the borders are those of the P
 identical, 90 not distinguishable side by side, 70 high quality, 50 medium, 30 low; it has no lower limit.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,8 @@ from torch.nn import functional
 
 from dladiff.core.pixels import Images
 
+Region = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in pixels."""
 SCALES = 6
 """Sizes at which the pictures are compared, each half of the one before."""
 SMALLEST = 8
@@ -57,20 +60,33 @@ WEIGHTS = """
 class _Scale:
     """The unchanged picture at one size: some of its channels `c 1 h w`, and what is compared of each."""
 
+    index: int
     channels: list[int]
+    down: Tensor
+    """Local means along columns, as a matrix `h h`; `across` along rows, `w w`, to be multiplied from the right."""
+    across: Tensor
     weights: Tensor
     """`c 2 3`: norm, term."""
     image: Tensor
     mean: Tensor
     variance: Tensor
 
+    def blur(self, images: Tensor) -> Tensor:
+        """Return the local means of pictures of this size."""
+        return self.down @ images @ self.across
+
 
 class Ssimulacra2:
     """Compares changed pictures with one unchanged picture."""
 
-    def __init__(self, original: Images, exact: bool = True) -> None:
-        """`original`: `1 3 h w`, sRGB in [0, 1]. `exact`: compute also terms whose weight is next to nothing."""
+    def __init__(self, original: Images, exact: bool = True, regions: Sequence[Region] = ()) -> None:
+        """`original`: `1 3 h w`, sRGB in [0, 1]. `exact`: compute also terms whose weight is next to nothing.
+
+        `regions`: parts of the picture to score; by default the whole picture alone. Their borders see their
+        surroundings, so that their scores differ slightly from those of the parts cut out.
+        """
         linear = _linear(original)
+        self.regions = list(regions) or [(0, 0, original.shape[-1], original.shape[-2])]
         pictures = _pyramid(linear)
         flat = torch.tensor([float(v) for v in WEIGHTS.split()], dtype=original.dtype, device=original.device)
         self.shape, self.scales = original.shape, []
@@ -82,33 +98,38 @@ class Ssimulacra2:
             if not channels:
                 continue
             image = _opponent(picture, channels)
-            mean = _blur(image)
-            self.scales.append(_Scale(channels, own[channels], image, mean, _blur(image * image) - mean * mean))
+            down, across = _window(image.shape[-2], True, image), _window(image.shape[-1], False, image).T
+            mean, square = (down @ values @ across for values in (image, image * image))
+            self.scales.append(_Scale(scale, channels, down, across, own[channels], image, mean, square - mean * mean))
 
     def __call__(self, changed: Images) -> Tensor:
-        """Return the score of a changed picture `1 3 h w`, a scalar."""
-        total = changed.new_zeros(())
+        """Return the score of each region of a changed picture `1 3 h w`: `len(regions)`."""
+        total = changed.new_zeros(len(self.regions))
         for scale, picture in zip(self.scales, _pyramid(_linear(changed), len(self.scales)), strict=True):
-            total = total + _distance(scale, _opponent(picture, scale.channels))
+            total = total + _distances(scale, _opponent(picture, scale.channels), self.regions)
         total = total * 0.9562382616834844
         total = 2.326765642916932 * total - 0.020884521182843837 * total**2 + 6.248496625763138e-05 * total**3
         return 100 - 10 * total.clamp_min(1e-12) ** 0.6276336467831387
 
 
-def _distance(scale: _Scale, image: Tensor) -> Tensor:
-    """Return the weighted sum of one scale's terms; `image`: its channels of the changed picture."""
-    mean, square, product = _blur(torch.cat([image, image * image, image * scale.image])).chunk(3)
+def _distances(scale: _Scale, image: Tensor, regions: Sequence[Region]) -> Tensor:
+    """Return the weighted sum of one scale's terms in each region; `image`: its channels of the changed picture."""
+    mean, square, product = scale.blur(torch.cat([image, image * image, image * scale.image])).chunk(3)
     variance, covariance = square - mean * mean, product - mean * scale.mean
     similarity = (1 - (scale.mean - mean) ** 2) * (2 * covariance + C2) / (scale.variance + variance + C2)
     edge = (1 + (image - mean).abs()) / (1 + (scale.image - scale.mean).abs()) - 1
-    total = image.new_zeros(())
+    totals = [image.new_zeros(()) for _ in regions]
     for term, values in enumerate((1 - similarity, edge, -edge)):
         weights = scale.weights[:, :, term]
-        if float(weights.max()) > 0:
-            values = values.clamp_min(0)
-            norms = (values.mean((1, 2, 3)), ((values**4).mean((1, 2, 3)) + 1e-30) ** 0.25)
-            total = total + (weights[:, 0] * norms[0] + weights[:, 1] * norms[1]).sum()
-    return total
+        if float(weights.max()) == 0:
+            continue
+        values = values.clamp_min(0)
+        for i, (x0, y0, x1, y1) in enumerate(regions):
+            half = 2**scale.index
+            own = values[..., y0 // half : -(-y1 // half), x0 // half : -(-x1 // half)]
+            norms = own.mean((1, 2, 3)), (own.square().square().mean((1, 2, 3)) + 1e-30) ** 0.25
+            totals[i] = totals[i] + (weights[:, 0] * norms[0] + weights[:, 1] * norms[1]).sum()
+    return torch.stack(totals)
 
 
 def _linear(images: Images) -> Tensor:
@@ -134,11 +155,15 @@ def _opponent(linear: Tensor, channels: list[int]) -> Tensor:
     return torch.stack([every[c] for c in channels])[:, None]
 
 
-def _blur(images: Tensor) -> Tensor:
-    """Return local means: zeros beside the picture, its mirror image above and below it, as the package has it."""
-    offsets = torch.arange(-RADIUS, RADIUS + 1, dtype=images.dtype, device=images.device)
-    window = torch.exp(-0.5 * (offsets / SIGMA) ** 2)
-    window = window / window.sum()
-    rows = functional.conv2d(images, window.view(1, 1, 1, -1), padding=(0, RADIUS))
-    above, below = rows[..., :RADIUS, :].flip(-2), rows[..., -RADIUS:, :].flip(-2)
-    return functional.conv2d(torch.cat([above, rows, below], -2), window.view(1, 1, -1, 1))
+def _window(length: int, mirrored: bool, like: Tensor) -> Tensor:
+    """Return the matrix `length length` of local means along one axis; outside are zeros, or the picture's mirror image.
+
+    Products with it are faster than a convolution up to about 1,000 pixels, and several times faster backwards.
+    """
+    offsets = torch.arange(-RADIUS, RADIUS + 1, dtype=like.dtype, device=like.device)
+    weights = torch.exp(-0.5 * (offsets / SIGMA) ** 2)
+    at = torch.arange(length, device=like.device)[:, None] + offsets.long()
+    inside = (at >= 0) & (at < length)
+    kept = torch.where(inside | mirrored, weights / weights.sum(), 0)
+    at = torch.where(at < 0, -1 - at, torch.where(at >= length, 2 * length - 1 - at, at)).clamp(0, length - 1)
+    return like.new_zeros(length, length).scatter_add_(1, at, kept)
