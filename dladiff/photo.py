@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dladiff.core import quality, tiles
+from dladiff.core import quality, tiles, visibility
 from dladiff.core.arrays import Pixels
 from dladiff.core.codec import Codec, fitting_quality, is_grey
 from dladiff.core.exchange import PhotoIn, PhotoOut
@@ -154,6 +154,8 @@ def measured(
         psnr=quality.psnr(original, final),
         psnr_face=quality.psnr(original, final, mask) if faces else float("inf"),
         ssim=quality.ssim(original, final),
+        ssimulacra2=visibility.ssimulacra2(original, final),
+        ssimulacra2_face=visibility.ssimulacra2_of_faces(original, final, [face.box for face in faces]),
         similarity=similarity,
         retained=work.retained(config),
         codec=work.codec,
