@@ -151,7 +151,7 @@ RECORDS = pa.schema(
         _column("seconds", pa.float64(), "of the actor's work"),
         _column("device", pa.string(), "cpu, or the name of the GPU"),
         _column(
-            "ssimulacra2", pa.float64(), "lowest `ssimulacra2` of its photos; null where none is measured", later=True
+            "ssimulacra2", pa.float64(), "lowest SSIMULACRA2 of its photos; null where none is measured", later=True
         ),
     ]
 )

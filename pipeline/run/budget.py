@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dladiff.core.visibility import SCREEN
 from pipeline.sources.decoder import FILE_BYTES, PIXEL_BYTES
 
 HELD_BYTES = 7  # bytes a pixel while a photo's group is processed: RGB before, RGB after, alpha
@@ -14,8 +13,6 @@ FIELD_BYTES = 15  # bytes a cell of layer 1's field: RGB floats, RGB bytes
 FIELD_CELLS = 2**21  # most cells of a field (dladiff.core.field.MAX_CELLS, which needs torch)
 CLEAN_BYTES = 3  # bytes a pixel of a clean photo: RGB
 METHOD_BYTES = 190  # bytes a pixel of the one photo being protected: measured with the tiny profile on the CPU
-SEEN_BYTES = 520  # bytes a pixel compared by SSIMULACRA2, after the method: measured 512
-SEEN_PIXELS = SCREEN**2  # most pixels compared
 FILES = 8  # 1/FILES of the budget holds files between measuring and decoding
 CLEAN = 3  # 1/CLEAN of the budget holds the clean photos
 
@@ -44,7 +41,7 @@ class Measured:
     @property
     def working(self) -> int:
         """Temporary bytes of the largest step."""
-        return max(self.decoding, METHOD_BYTES * self.pixels, SEEN_BYTES * min(self.pixels, SEEN_PIXELS))
+        return max(self.decoding, METHOD_BYTES * self.pixels)
 
 
 class Budget:

@@ -15,7 +15,7 @@ STEPS = ("read", "detect", "static_surrogate", "finetuning_layer", "zero_shot_la
 WORK = ("training", "perturbation")
 KINDS = ("optimised", "held_out")
 DEVICES = ("cpu", "gpu")
-AREAS = ("photo", "face")
+SEEN = {"photo": "ssimulacra2", "face": "ssimulacra2_face"}  # kind to column of the row
 MOST_ENCODERS = 16  # encoder names that one actor uses as labels
 OTHER = "other"  # label value for anything outside of these sets
 
@@ -77,7 +77,7 @@ PSNR = Metric(
     help="PSNR of a protected photo", buckets=(24, 26, 28, 30, 32, 34, 36, 38, 40, 45, 50),
 )  # fmt: skip
 SSIMULACRA2 = Metric(
-    name="dladiff_ssimulacra2", kind="histogram", unit="score", labels=("area",), **_actor,
+    name="dladiff_ssimulacra2", kind="histogram", unit="score", labels=("kind",), **_actor,
     help="SSIMULACRA2 of a protected photo and of its lowest face, below 0 counted as 0: 90 is not seen side by side",
     buckets=(10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 90, 95, 100),
 )  # fmt: skip
@@ -212,9 +212,9 @@ class ActorMetrics:
             self.meter.record(PHOTOS, 1, status=_of(PHOTO_STATUSES, row["status"]))
             if row.get("psnr") is not None:
                 self.meter.record(PSNR, row["psnr"])
-            for area, name in zip(AREAS, ("ssimulacra2", "ssimulacra2_face"), strict=True):
+            for kind, name in SEEN.items():
                 if row.get(name) is not None:
-                    self.meter.record(SSIMULACRA2, max(0.0, row[name]), area=area)
+                    self.meter.record(SSIMULACRA2, max(0.0, row[name]), kind=kind)
             for pair in row.get("similarity") or ():
                 if pair["after"] is not None:
                     labels = {"kind": KINDS[not pair["optimised"]], "encoder": self._encoder(pair["encoder"])}
