@@ -17,7 +17,7 @@ METRIC = Metric(
     name="butteraugli",
     heading="Butteraugli 3-norm",
     about="mean over photos at the size of a screen (longer side at most 1,080 px); 0 identical, about 1 just noticed; "
-    "null without `butteraugli_main` (libjxl) on PATH",
+    "null without the program butteraugli_main of libjxl on PATH",
     order=67,
     of="stored",
     better="lower",

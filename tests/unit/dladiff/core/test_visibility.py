@@ -71,7 +71,7 @@ def test_a_large_photo_is_compared_at_the_size_of_a_screen(size: tuple[int, int]
     reduced = [np.asarray(Image.fromarray(p).resize(screen, Image.Resampling.LANCZOS)) for p in (a, b)]
     assert max(reduced[0].shape) == 1080
     assert ssimulacra2(a, b) == pytest.approx(of_package(*reduced), abs=1e-6)
-    assert ssimulacra2(a, b) > of_package(a, b)
+    assert abs(ssimulacra2(a, b) - of_package(a, b)) > 0.1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 40), (7, 7), (2, 500)])
@@ -151,11 +151,11 @@ def test_the_program_reads_both_photos_from_memory(tmp_path: Path, monkeypatch: 
     stand_in(
         tmp_path, monkeypatch, f'cat "$1" >{seen}/a.ppm; cat "$2" >{seen}/b.ppm; echo 2.5; echo "3-norm: 1.250000"'
     )
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     assert butteraugli(a, b) == 1.25
     assert np.array_equal(np.asarray(Image.open(seen / "a.ppm")), a)
     assert np.array_equal(np.asarray(Image.open(seen / "b.ppm")), b)
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
     (seen / "a.ppm").unlink()
     assert butteraugli(a, a.copy()) == 0
     assert not (seen / "a.ppm").exists()
