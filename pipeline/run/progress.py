@@ -93,8 +93,8 @@ def closing_table(results: list[dict[str, Any]]) -> Table:
 
     Quality is mean PSNR (dB), and lowest and median SSIMULACRA2 of the photos and of their faces.
     """
-    names = ("identity", "photos", "status", "PSNR", "SSIMULACRA2", "face")
-    about = "SSIMULACRA2: lowest / median of the photos, 90 is not seen side by side\n"
+    names = ("identity", "photos", "status", "PSNR", "quality,\nin faces")
+    about = "quality: SSIMULACRA2, lowest / median of the photos; 90 is not seen side by side\n"
     about += "similarity: cosine to the original, before -> after"
     table = Table(*names, "optimised encoders", "held-out encoders", caption=about)
     for result in sorted(results, key=lambda r: r["identity"]):
@@ -106,8 +106,7 @@ def closing_table(results: list[dict[str, Any]]) -> Table:
             str(count) if not lost else f"{count - lost} of {count}",
             result["status"],
             f"{fmean(psnr):.1f} dB" if psnr else "-",
-            _visible(rows, "ssimulacra2"),
-            _visible(rows, "ssimulacra2_face"),
+            "\n".join(_visible(rows, name) for name in ("ssimulacra2", "ssimulacra2_face")),
             _moved(rows, optimised=True),
             _moved(rows, optimised=False),
         )

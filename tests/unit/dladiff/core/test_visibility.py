@@ -131,6 +131,20 @@ def test_a_large_face_is_compared_at_the_size_of_a_screen(monkeypatch: pytest.Mo
     assert found == pytest.approx(of_package(*reduced), abs=1e-6)
 
 
+def test_both_scores_at_once_compare_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    a = photo(120, 90)
+    b = noisy(a, 5)
+    large, small, corner = (10.0, 10.0, 80.0, 110.0), (30.0, 30.0, 50.0, 60.0), (70.0, 90.0, 90.0, 120.0)
+    assert around_face(large, 120, 90) == (0, 0, 90, 120)
+    for boxes in ([], [large], [small], [large, small], [corner, small, small]):
+        both = visibility.ssimulacra2_of_both(a, b, boxes)
+        assert both == pytest.approx((ssimulacra2(a, b), ssimulacra2_of_faces(a, b, boxes)), abs=1e-9, nan_ok=True)
+    shapes: list[tuple[int, ...]] = []
+    monkeypatch.setattr(visibility, "ssimulacra2", lambda a, b: shapes.append(a.shape) or 50.0)
+    visibility.ssimulacra2_of_both(a, b, [large, small, small])
+    assert shapes == [(120, 90, 3), (60, 60, 3)]
+
+
 def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     program = folder / visibility.PROGRAM
     program.write_text(f"#!/bin/sh\n{script}\n")
