@@ -48,6 +48,11 @@ class ProtectedPhoto:
     """PSNR, dB; infinite if nothing changed."""
     ssim: float
     """Structural similarity to the original."""
+    ssimulacra2: float
+    """How little the change is seen at the size of a screen: 100 identical, 90 not distinguishable side by side, 70
+    high quality, 50 medium, 30 low; no lower limit."""
+    ssimulacra2_face: float
+    """The same of the square around a face, the lowest of the faces; NaN without a face."""
     linf: float
     """Largest change of any channel, [0, 1] units."""
     similarity: list[Similarity]
@@ -156,6 +161,8 @@ def _result(photo: _DecodedPhoto, out: PhotoOut) -> ProtectedPhoto:
         reason="; ".join(text for text in (photo.profile_fault, out.reason) if text),
         psnr=out.psnr,
         ssim=out.ssim,
+        ssimulacra2=out.ssimulacra2,
+        ssimulacra2_face=out.ssimulacra2_face,
         linf=out.linf,
         similarity=[Similarity(**entry) for entry in out.similarity],
     )

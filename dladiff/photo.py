@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dladiff.core import quality, tiles
+from dladiff.core import quality, tiles, visibility
 from dladiff.core.arrays import Pixels
 from dladiff.core.codec import Codec, fitting_quality, is_grey
 from dladiff.core.exchange import PhotoIn, PhotoOut
@@ -140,6 +140,7 @@ def measured(
             status, reason = "failed", "no face found, and layers: zero_shot leaves layer 1 out: nothing protects it"
     if config.protection == "none":
         reason = "protection: none leaves the photo as it is"
+    seen, seen_in_faces = visibility.ssimulacra2_of_both(original, final, [face.box for face in faces])
     return PhotoOut(
         key=photo.key,
         pixels=encoded,
@@ -154,6 +155,8 @@ def measured(
         psnr=quality.psnr(original, final),
         psnr_face=quality.psnr(original, final, mask) if faces else float("inf"),
         ssim=quality.ssim(original, final),
+        ssimulacra2=seen,
+        ssimulacra2_face=seen_in_faces,
         similarity=similarity,
         retained=work.retained(config),
         codec=work.codec,

@@ -26,7 +26,10 @@ class PhotoIn:
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoOut:
-    """One protected photo and the measurements of its stored pixels (linf in [0, 1] units, psnr in dB)."""
+    """One protected photo and the measurements of its stored pixels (linf in [0, 1] units, psnr in dB).
+
+    `psnr_face` is infinite, `ssimulacra2_face` NaN without a face; the latter is the lowest of the faces.
+    """
 
     key: str
     pixels: NDArray[np.uint8]
@@ -39,6 +42,8 @@ class PhotoOut:
     psnr: float
     psnr_face: float
     ssim: float
+    ssimulacra2: float
+    ssimulacra2_face: float
     similarity: list[dict[str, Any]]
     retained: float
     codec: Codec = PNG

@@ -89,7 +89,8 @@ def quality_row(original: Pixels, protected: Pixels, boxes: Sequence[tuple[float
     faces = np.zeros(original.shape[:2], np.bool_)
     for x0, y0, x1, y1 in boxes:
         faces[int(y0) : math.ceil(y1), int(x0) : math.ceil(x1)] = True
-    return _measured("stored", Stored(original=original, protected=protected, faces=faces, networks=networks))
+    pair: dict[str, Pixels] = {"original": original, "protected": protected}
+    return _measured("stored", Stored(**pair, faces=faces, boxes=boxes, networks=networks))
 
 
 def _measured(of: str, subject: Generated | Preprocessed | Stored) -> Row:

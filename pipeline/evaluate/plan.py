@@ -13,7 +13,7 @@ from pipeline.evaluate.config import ENCODER_ONLY, EvaluateConfig
 from pipeline.models.fingerprint import fingerprint
 from pipeline.records.checked import photo_fault, stored_fault
 from pipeline.records.manifest import PHOTOS_KEY
-from pipeline.records.schema import NO_PARQUET, PHOTOS, parquet
+from pipeline.records.schema import NO_PARQUET, PHOTOS, parquet, with_later
 from pipeline.sources.grouping import SET_FILE, SET_FOLDER
 from pipeline.sources.originals import Originals, named, originals, stored_limit
 from pipeline.storage.keys import key_fault, shown
@@ -144,7 +144,7 @@ def _protected(uri: str, optimised: set[str], sources: Originals | None) -> dict
     try:
         file = parquet(storage.get(PHOTOS_KEY), PHOTOS)
         for batch in file.iter_batches(BATCH, columns=PHOTOS.names):
-            for row in batch.to_pylist():
+            for row in with_later(batch, PHOTOS).to_pylist():
                 if fault := _fault(row, sources):
                     left_out[fault] += 1
                     continue

@@ -20,13 +20,14 @@ from pipeline.records.loading import READERS as READERS  # re-exported: callers 
 from pipeline.records.loading import Record as Record
 from pipeline.records.loading import load as load
 from pipeline.records.loading import load_many as load_many
-from pipeline.records.schema import NO_PARQUET, RECORDS, TIME, parquet
+from pipeline.records.schema import NO_PARQUET, RECORDS, TIME, parquet, with_later
 from pipeline.storage.base import FOLDERS, Entry, Storage
 from pipeline.storage.keys import shown, task_name
 from pipeline.storage.open import open_storage
 
 JSON = "application/json"
 INDEX = "manifest/records.parquet"
+NULLABLE = ("started_at", "finished_at", "ssimulacra2")  # columns of the index that may be null
 RUNS_FACTOR = 3  # starts of other runs count 1/RUNS_FACTOR: their driver may have died
 
 RECORD = re.compile(r"(done|failed)/[^/.][^/]*\.json")  # excludes hidden files of file managers
@@ -165,6 +166,8 @@ class Recorded:
     finished_at: str | None
     seconds: float
     device: str
+    ssimulacra2: float | None = None
+    """Lowest of its photos."""
 
     @property
     def task(self) -> Task:
@@ -231,7 +234,8 @@ def stored_rows(storage: Storage) -> dict[str, Recorded]:
         return {}
     try:
         file = parquet(storage.get(INDEX), RECORDS)
-        rows = file.read().to_pylist() if file.schema_arrow.names == RECORDS.names else []
+        rows = with_later(file.read(), RECORDS).to_pylist()
+        rows = rows if set(file.schema_arrow.names) <= set(RECORDS.names) else []
     except NO_PARQUET:
         return {}
     return {row["place"]: Recorded(**row) for row in rows if _is_row(row)}
@@ -239,7 +243,7 @@ def stored_rows(storage: Storage) -> dict[str, Recorded]:
 
 def _is_row(row: Mapping[str, Any]) -> bool:
     """Return whether a row of the stored index is complete and belongs to the storage key that it names."""
-    if any(row[name] is None for name in RECORDS.names if name not in ("started_at", "finished_at")):
+    if any(row[name] is None for name in RECORDS.names if name not in NULLABLE):
         return False
     folder, _, name = row["place"].partition("/")
     whole = folder in ("done", "failed") and name == f"{task_name(row['identity'], row['part'])}.json"
@@ -251,6 +255,7 @@ def _is_row(row: Mapping[str, Any]) -> bool:
 def _row(place: str, tag: str, record: Record) -> Recorded:
     about, rows = record.get("identity_row") or {}, record.get("photos", [])
     lost = [p for p in rows if p["status"] == "failed"]
+    scores = (p["ssimulacra2"] for p in rows if p.get("output_key") and p.get("ssimulacra2") is not None)
     return Recorded(
         place=place,
         tag=tag,
@@ -269,6 +274,7 @@ def _row(place: str, tag: str, record: Record) -> Recorded:
         finished_at=about.get("finished_at"),
         seconds=float(sum((about.get("seconds") or {}).values())),
         device=about.get("device") or "",
+        ssimulacra2=min(scores, default=None),
     )
 
 

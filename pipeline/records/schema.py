@@ -15,6 +15,8 @@ PhotoRow = dict[str, Any]
 """A row of PHOTOS: column name to JSON value."""
 IdentityRow = dict[str, Any]
 """A row of IDENTITIES: column name to JSON value."""
+LATER = b"later"
+"""Key in the metadata of columns that files of earlier versions do not have."""
 TIME = pa.timestamp("us", tz="UTC")
 FACE = pa.struct(
     [
@@ -35,8 +37,10 @@ ATTACKED = pa.struct(
 MODEL = pa.struct([(name, pa.string()) for name in ("name", "role", "sha256", "licence", "source", "revision")])
 
 
-def _column(name: str, kind: pa.DataType, about: str) -> pa.Field:
-    return pa.field(name, kind, metadata={"about": about})
+def _column(name: str, kind: pa.DataType, about: str, *, later: bool = False) -> pa.Field:
+    """Return a column. `later`: files of earlier versions do not have it; its values are then null."""
+    metadata: dict[bytes, str] = {b"about": about}
+    return pa.field(name, kind, metadata=metadata | ({LATER: "true"} if later else {}))
 
 
 def _metric_columns() -> Iterator[pa.Field]:
@@ -83,6 +87,21 @@ PHOTOS = pa.schema(
         _column("psnr", pa.float64(), "dB; null when nothing changed"),
         _column("psnr_face", pa.float64(), "dB inside the face boxes; null when nothing changed"),
         _column("ssim", pa.float64(), "1"),
+        _column(
+            "ssimulacra2",
+            pa.float64(),
+            "how little the change is seen, at the size of a screen (longer side scaled down to 1,080 px): 100 "
+            "identical, 90 not distinguishable side by side, 70 high quality, 50 medium, 30 low, no lower limit; null "
+            "in photos of earlier versions",
+            later=True,
+        ),
+        _column(
+            "ssimulacra2_face",
+            pa.float64(),
+            "the same of the square around a face (twice the longer side of its box; scaled down likewise), the lowest "
+            "of the faces; null without a face",
+            later=True,
+        ),
         _column("similarity", pa.list_(SIMILARITY), "cosine to the original photo, by encoder"),
         _column("retained", pa.float64(), "share of layer 1 left in the stored photo"),
         _column("finetuning_layer", pa.string(), "JSON: settings of layer 1; null when it did not run"),
@@ -131,6 +150,9 @@ RECORDS = pa.schema(
         _column("finished_at", pa.string(), "ISO 8601"),
         _column("seconds", pa.float64(), "of the actor's work"),
         _column("device", pa.string(), "cpu, or the name of the GPU"),
+        _column(
+            "ssimulacra2", pa.float64(), "lowest SSIMULACRA2 of its photos; null where none is measured", later=True
+        ),
     ]
 )
 RESULTS = pa.schema(
@@ -168,6 +190,8 @@ NO_PARQUET = (pa.ArrowException, KeyError, ValueError, TypeError, OSError, Overf
 def parquet(data: bytes, schema: pa.Schema | None = None) -> pq.ParquetFile:
     """Open a Parquet file from bytes; with `schema`, its columns must have these types. Raises NO_PARQUET.
 
+    A file of an earlier version may lack the columns marked `later`; `with_later` adds them.
+
     Arrow reads its own copy: if one of its threads released Python's bytes while the process ends, the process would
     abort. For the same reason `pq.read_table` is not used.
     """
@@ -176,10 +200,20 @@ def parquet(data: bytes, schema: pa.Schema | None = None) -> pq.ParquetFile:
     file = pq.ParquetFile(pa.BufferReader(copy.getvalue()))
     own = file.schema_arrow if schema else pa.schema([])  # once: each access builds it anew
     for field in schema or ():
+        if LATER in field.metadata and field.name not in own.names:
+            continue
         found = own.field(field.name)
         if not found.type.equals(field.type):
             raise ValueError(f"column {field.name} is {found.type}, not {field.type}")
     return file
+
+
+def with_later(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Return rows of a file opened by `parquet`, with nulls in the columns that its version did not have."""
+    for field in schema:
+        if LATER in field.metadata and field.name not in rows.schema.names:
+            rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
+    return rows
 
 
 def columns(schema: pa.Schema, names: Iterable[str]) -> pa.Schema:
@@ -209,9 +243,12 @@ def reasons(rows: Iterable[PhotoRow]) -> str:
     return "; ".join(dict.fromkeys(row["reason"] for row in rows))
 
 
+BRIEF = ("source_uri", "status", "reason", "psnr", "ssimulacra2", "ssimulacra2_face", "similarity")
+
+
 def brief(row: PhotoRow) -> PhotoRow:
     """Return the columns of a photo's row that the driver shows."""
-    return {name: row.get(name) for name in ("source_uri", "status", "reason", "psnr", "similarity")}
+    return {name: row.get(name) for name in BRIEF}
 
 
 def finite(value: float) -> float | None:

@@ -13,7 +13,7 @@ import numpy as np
 from dladiff.errors import ConfigError, StorageError
 from pipeline.records.checked import identity_fault, layer_settings, photo_fault
 from pipeline.records.manifest import FILES, IDENTITIES_KEY, PHOTOS_KEY
-from pipeline.records.schema import NO_PARQUET, IdentityRow, PhotoRow, parquet
+from pipeline.records.schema import NO_PARQUET, IdentityRow, PhotoRow, parquet, with_later
 from pipeline.report.sample import Person, Sample, seconds_of
 from pipeline.storage.base import Storage
 
@@ -83,6 +83,8 @@ class Facts:
     psnr: Series = field(default_factory=Series)
     psnr_face: Series = field(default_factory=Series)
     ssim: Series = field(default_factory=Series)
+    ssimulacra2: Series = field(default_factory=Series)
+    ssimulacra2_face: Series = field(default_factory=Series)
     seconds: Series = field(default_factory=Series)
     encoders: dict[tuple[str, bool], Encoder] = field(default_factory=dict)
     setups: dict[str, Entry] = field(default_factory=dict)
@@ -133,7 +135,7 @@ def _stream(storage: Storage, key: str, facts: Facts, fault_of: Callable[[Entry]
     try:
         file = parquet(storage.get(key), FILES[key])
         for batch in file.iter_batches(batch_size=BATCH, columns=FILES[key].names):
-            for row in batch.to_pylist():
+            for row in with_later(batch, FILES[key]).to_pylist():
                 if fault_of(row):
                     facts.damaged += 1
                 else:
@@ -157,7 +159,7 @@ def _lose(facts: Facts, row: PhotoRow | IdentityRow, uri: str) -> None:
 
 def _measure(facts: Facts, row: PhotoRow) -> None:
     if row["output_key"]:
-        for name in ("psnr", "psnr_face", "ssim"):
+        for name in ("psnr", "psnr_face", "ssim", "ssimulacra2", "ssimulacra2_face"):
             getattr(facts, name).add(row[name])
     for entry in row["similarity"] or []:
         which = (entry["encoder"], entry["optimised"])

@@ -22,7 +22,7 @@ from pipeline.process.private import private_files
 from pipeline.records.checked import photo_fault, stored_fault
 from pipeline.records.manifest import GROUP, PHOTOS_KEY
 from pipeline.records.pages import announce, mark
-from pipeline.records.schema import NO_PARQUET, PHOTOS, PhotoRow, parquet
+from pipeline.records.schema import NO_PARQUET, PHOTOS, PhotoRow, parquet, with_later
 from pipeline.records.trace import Curve, curves_of
 from pipeline.report.page import asset, embedded, filled
 from pipeline.sources import shards
@@ -126,7 +126,8 @@ def _rows(storage: Storage, sha256: str, photo: str) -> tuple[list[PhotoRow], in
     def having(wanted: Callable[[pa.RecordBatch], pa.Array]) -> list[PhotoRow]:
         try:
             batches = (batch.filter(wanted(batch)) for batch in manifest.iter_batches(GROUP, columns=PHOTOS.names))
-            return [row for batch in batches for row in batch.to_pylist() if not photo_fault(row)]
+            found = (row for batch in batches for row in with_later(batch, PHOTOS).to_pylist())
+            return [row for row in found if not photo_fault(row)]
         except NO_PARQUET as error:
             raise _unreadable(storage) from error
 

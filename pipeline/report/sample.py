@@ -24,6 +24,8 @@ class Person:
     """The same for held-out encoders."""
     psnr: float | None = None
     """Lowest PSNR of its photos, dB."""
+    ssimulacra2: float | None = None
+    """Lowest SSIMULACRA2 of its photos, whole or face."""
 
     def add(self, row: PhotoRow) -> None:
         """Add the row of one of its photos."""
@@ -33,6 +35,7 @@ class Person:
         self.held_out = _largest(self.held_out, similarity(row, optimised=False))
         if row["psnr"] is not None:
             self.psnr = row["psnr"] if self.psnr is None else min(self.psnr, row["psnr"])
+        self.ssimulacra2 = _smallest(self.ssimulacra2, row.get("ssimulacra2"), row.get("ssimulacra2_face"))
 
 
 class Sample:
@@ -112,6 +115,10 @@ RANKINGS: tuple[Callable[[PhotoRow], float | None], ...] = (
 
 def _largest(*values: float | None) -> float | None:
     return max((value for value in values if value is not None), default=None)
+
+
+def _smallest(*values: float | None) -> float | None:
+    return min((value for value in values if value is not None), default=None)
 
 
 def or_least(value: float | None) -> float:

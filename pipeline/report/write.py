@@ -224,6 +224,8 @@ def _histograms(facts: Facts, kinds: list[Encoder]) -> list[dict[str, Any]]:
         _histogram("PSNR, whole photo", "dB", 1, {"after": facts.psnr}, 1),
         _histogram("PSNR, face", "dB", 1, {"after": facts.psnr_face}, 1),
         _histogram("SSIM", "", 3, {"after": facts.ssim}, 0.01),
+        _histogram("SSIMULACRA2, whole photo", "", 1, {"after": facts.ssimulacra2}, 5),
+        _histogram("SSIMULACRA2, face", "", 1, {"after": facts.ssimulacra2_face}, 5),
         _histogram("Time a photo", "s", 1, {"after": facts.seconds}, 1),
     ]
     return [plot for plot in plots if plot["count"]]

@@ -43,7 +43,7 @@ LATE = "late"  # status of a task that was not started before the deadline
 
 Payload = dict[str, Any]
 """JSON values: a row of Ray Data, the work of a task, or its result."""
-_METRICS = ("linf", "linf_face", "psnr", "psnr_face", "ssim", "retained")
+_METRICS = ("linf", "linf_face", "psnr", "psnr_face", "ssim", "ssimulacra2", "ssimulacra2_face", "retained")
 
 
 class ProtectIdentity:

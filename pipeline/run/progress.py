@@ -3,7 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Callable
 from datetime import timedelta
-from statistics import fmean
+from statistics import fmean, median
 from types import TracebackType
 from typing import Any, Self
 
@@ -89,9 +89,14 @@ class Progress:
 
 
 def closing_table(results: list[dict[str, Any]]) -> Table:
-    """Return the final table: identity, photos, status, PSNR (dB), mean cosine before and after by kind of encoder."""
-    names = ("identity", "photos", "status", "PSNR", "optimised encoders", "held-out encoders")
-    table = Table(*names, caption="similarity: cosine to the original, before -> after")
+    """Return the final table: identity, photos, status, quality, mean cosine before and after by kind of encoder.
+
+    Quality is mean PSNR (dB), and lowest and median SSIMULACRA2 of the photos and of their faces.
+    """
+    names = ("identity", "photos", "status", "PSNR", "quality,\nin faces")
+    about = "quality: SSIMULACRA2, lowest / median of the photos; 90 is not seen side by side\n"
+    about += "similarity: cosine to the original, before -> after"
+    table = Table(*names, "optimised encoders", "held-out encoders", caption=about)
     for result in sorted(results, key=lambda r: r["identity"]):
         rows = result["rows"]
         psnr = [row["psnr"] for row in rows if row["psnr"] is not None]
@@ -101,10 +106,17 @@ def closing_table(results: list[dict[str, Any]]) -> Table:
             str(count) if not lost else f"{count - lost} of {count}",
             result["status"],
             f"{fmean(psnr):.1f} dB" if psnr else "-",
+            "\n".join(_visible(rows, name) for name in ("ssimulacra2", "ssimulacra2_face")),
             _moved(rows, optimised=True),
             _moved(rows, optimised=False),
         )
     return table
+
+
+def _visible(rows: list[dict[str, Any]], name: str) -> str:
+    """Return lowest and median of a score."""
+    found = [row[name] for row in rows if row.get(name) is not None]
+    return f"{min(found):.0f} / {median(found):.0f}" if found else "-"
 
 
 def _moved(rows: list[dict[str, Any]], *, optimised: bool) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from statistics import median
 from typing import Any
 
 from rich.console import Console, Group
@@ -27,7 +28,8 @@ def status(storage: Storage, index: Index | None = None) -> dict[str, Any]:
 
     A task is an identity or a part of one. `left` counts tasks of the latest plan without a record, None when the plan
     is unreadable. `lost_photos` counts failed photos of done tasks, `unread` names and folders of the input that the
-    latest run could not read. Rates are of the latest run.
+    latest run could not read. Rates are of the latest run. `ssimulacra2_lowest` and `ssimulacra2_median` are of the
+    lowest score of each done task, None where no photo is measured.
     """
     index = index or read_index(storage)
     planned, since, unread = _planned(storage)
@@ -41,6 +43,7 @@ def status(storage: Storage, index: Index | None = None) -> dict[str, Any]:
     ends = [(datetime.fromisoformat(row.finished_at or ""), row.photos - row.failed_photos) for row in rows]
     starts = [datetime.fromisoformat(row.started_at or "") for row in rows]
     photos = sum(count for _, count in ends)
+    scores = [row.ssimulacra2 for row in done if row.ssimulacra2 is not None]
     span = (max(end for end, _ in ends) - min(starts)).total_seconds() / 3600 if ends else 0.0
     recent = sum(count for end, count in ends if end > datetime.now(UTC) - RECENT)
     rate = photos / span if span > 0 else 0.0
@@ -53,6 +56,8 @@ def status(storage: Storage, index: Index | None = None) -> dict[str, Any]:
         "photos": sum(row.photos - row.failed_photos for row in done),
         "lost_photos": sum(row.failed_photos for row in done),
         "unread": unread,
+        "ssimulacra2_lowest": round(min(scores), 1) if scores else None,
+        "ssimulacra2_median": round(median(scores), 1) if scores else None,
         "photos_per_hour": round(rate, 1),
         "photos_per_hour_recent": round(recent / (RECENT.total_seconds() / 3600), 1),
         "hours_left": None if hours is None else round(hours, 2),

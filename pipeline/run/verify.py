@@ -20,7 +20,7 @@ from pipeline.records.commit import INDEX, Index, load_many, read_index, stored_
 from pipeline.records.latest import latest_plan, planned_tasks
 from pipeline.records.manifest import FILES, GROUP, IDENTITIES_KEY, PHOTOS_KEY, merged
 from pipeline.records.output_format import is_lossy
-from pipeline.records.schema import NO_PARQUET, parquet, table
+from pipeline.records.schema import NO_PARQUET, parquet, table, with_later
 from pipeline.sources.decode import decode
 from pipeline.sources.originals import Originals, originals, stored_limit
 from pipeline.storage.base import Storage
@@ -172,7 +172,8 @@ def _manifest_faults(storage: Storage, index: Index) -> list[str]:
     for key, digests in wanted.items():
         try:
             file = parquet(storage.get(key), FILES[key])
-            found = set().union(*map(_digests, file.iter_batches(GROUP)))
+            batches = (with_later(batch, FILES[key]) for batch in file.iter_batches(GROUP))
+            found = set().union(*map(_digests, batches))
         except NotFoundError:
             faults += [f"{key}: is missing; run `dladiff finalise`"] if index.rows() else []
         except NO_PARQUET as error:

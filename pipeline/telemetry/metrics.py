@@ -15,6 +15,7 @@ STEPS = ("read", "detect", "static_surrogate", "finetuning_layer", "zero_shot_la
 WORK = ("training", "perturbation")
 KINDS = ("optimised", "held_out")
 DEVICES = ("cpu", "gpu")
+SEEN = {"photo": "ssimulacra2", "face": "ssimulacra2_face"}  # kind to column of the row
 MOST_ENCODERS = 16  # encoder names that one actor uses as labels
 OTHER = "other"  # label value for anything outside of these sets
 
@@ -74,6 +75,11 @@ SIMILARITY = Metric(
 PSNR = Metric(
     name="dladiff_psnr_db", kind="histogram", unit="decibels", **_actor,
     help="PSNR of a protected photo", buckets=(24, 26, 28, 30, 32, 34, 36, 38, 40, 45, 50),
+)  # fmt: skip
+SSIMULACRA2 = Metric(
+    name="dladiff_ssimulacra2", kind="histogram", unit="score", labels=("kind",), **_actor,
+    help="SSIMULACRA2 of a protected photo and of its lowest face, below 0 counted as 0: 90 is not seen side by side",
+    buckets=(10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 90, 95, 100),
 )  # fmt: skip
 RETRIES = Metric(
     name="dladiff_storage_retries_total", kind="counter", unit="tries", **_actor,
@@ -206,6 +212,9 @@ class ActorMetrics:
             self.meter.record(PHOTOS, 1, status=_of(PHOTO_STATUSES, row["status"]))
             if row.get("psnr") is not None:
                 self.meter.record(PSNR, row["psnr"])
+            for kind, name in SEEN.items():
+                if row.get(name) is not None:
+                    self.meter.record(SSIMULACRA2, max(0.0, row[name]), kind=kind)
             for pair in row.get("similarity") or ():
                 if pair["after"] is not None:
                     labels = {"kind": KINDS[not pair["optimised"]], "encoder": self._encoder(pair["encoder"])}

@@ -59,7 +59,8 @@ def test_actor_series_reach_the_node_agent(exported: int) -> None:
                 {"encoder": "a", "optimised": True, "after": 0.25},
                 {"encoder": "b", "optimised": False, "after": -0.5},
             ]
-            rows = [{"status": "protected", "psnr": 33.0, "similarity": similarity}, {"status": "failed"}]
+            protected = {"status": "protected", "psnr": 33.0, "ssimulacra2": 85.0, "ssimulacra2_face": 70.0}
+            rows = [protected | {"similarity": similarity}, {"status": "failed"}]
             for status in ("done", "done", "failed"):
                 actor.finished({"status": status, "rows": rows if status == "done" else []})
             steps = {"zero_shot_layer": {"perturbation": 50}}
@@ -88,6 +89,7 @@ def test_actor_series_reach_the_node_agent(exported: int) -> None:
     assert found[("ray_dladiff_similarity_after_count", "optimised")] == 2
     assert found[("ray_dladiff_similarity_after_bucket", "held_out")] == 2
     assert found[("ray_dladiff_psnr_db_count", "")] == 2
+    assert found[("ray_dladiff_ssimulacra2_count", "face")] == 2
     assert found[("ray_dladiff_peak_memory_bytes", "cpu")] == 3e9
     assert found[("ray_dladiff_written_bytes_total", "")] == 2000
     assert found[("ray_dladiff_storage_retries_total", "")] == 1

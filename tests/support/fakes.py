@@ -50,6 +50,8 @@ class AddNoise:
             psnr=20 * math.log10(255) - 10 * math.log10(changed) if changed else math.inf,
             psnr_face=float("inf"),
             ssim=0.99,
+            ssimulacra2=90.0,
+            ssimulacra2_face=80.0,
             similarity=[{"encoder": "fake", "optimised": True, "before": 1.0, "after": 0.1}],
             retained=1.0,
         )

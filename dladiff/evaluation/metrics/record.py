@@ -47,6 +47,8 @@ class Stored:
     protected: Pixels
     faces: NDArray[np.bool_]
     """h x w: True inside the face boxes."""
+    boxes: Sequence[tuple[float, ...]]
+    """The faces: x0, y0, x1, y1, px."""
     networks: Any
 
 

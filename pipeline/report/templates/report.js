@@ -59,6 +59,7 @@
     worst: by("worst", -1),
     held: by("held", -1),
     psnr: by("psnr", 1),
+    seen: by("seen", 1),
     slow: by("slow", -1),
     lost: by("lost", -1),
     name: (a, b) => names.compare(a.name, b.name),

@@ -54,6 +54,7 @@ def test_arrays_and_images_give_the_same(spy: type[Spy]) -> None:
     assert np.array_equal(np.asarray(one.image), pixels() + 1)
     assert np.array_equal(np.asarray(two.image), pixels() + 1)
     assert (one.status, one.psnr, one.image.mode) == ("protected", pytest.approx(20 * np.log10(255)), "RGB")
+    assert (one.ssimulacra2, one.ssimulacra2_face) == (90.0, 80.0)
     assert one.similarity == [api.Similarity(encoder="fake", optimised=True, before=1.0, after=0.1)]
 
 

@@ -8,6 +8,7 @@ import pytest
 import skimage.data
 import torch
 
+from dladiff.core import visibility
 from dladiff.core.exchange import PhotoIn
 from dladiff.core.pixels import whole_levels
 from dladiff.diffusion.trainer import Trainer
@@ -57,6 +58,11 @@ def test_same_seed_same_bytes_in_any_order(protector: Protector) -> None:
 
     faced, _, bare = forward.photos
     assert faced.status == "protected" and bare.status == "layer1_only"
+    for out, taken in zip(forward.photos, photos, strict=True):
+        boxes = [tuple(face["box"]) for face in out.faces]
+        assert out.ssimulacra2 == visibility.ssimulacra2(taken.pixels, out.pixels) < 100
+        found = visibility.ssimulacra2_of_faces(taken.pixels, out.pixels, boxes)
+        assert out.ssimulacra2_face == found if boxes else np.isnan(out.ssimulacra2_face)
     assert "no face" in bare.reason and bare.similarity == [] and bare.linf <= 7 / 255 + 1e-9
     assert faced.linf <= 18 / 255 + 1e-9 and faced.retained > 0.8
     assert {s["optimised"] for s in faced.similarity} == {True, False}

@@ -1,5 +1,6 @@
 """Metrics of pictures: against scikit-image, onnx graphs with known answers, and embeddings made by hand."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from skimage import metrics as reference
 
+from dladiff.core import visibility
 from dladiff.errors import ModelError
 from dladiff.evaluation.crop import attacker_crop
 from dladiff.evaluation.evaluator import (
@@ -103,12 +105,18 @@ def test_quality_agrees_with_scikit_image() -> None:
     assert row["ssim"] == pytest.approx(reference.structural_similarity(one, other, channel_axis=2))
     assert row["linf"] == 9 / 255
     assert row["lpips"] is None
+    assert row["ssimulacra2"] == visibility.ssimulacra2(one, other) < 100
+    square = (slice(0, 48), slice(0, 56))  # twice the face's 36 px is more than the photo
+    assert row["ssimulacra2_face"] == visibility.ssimulacra2(one[square], other[square])
     assert quality_row(one, one, [], networks()) == {
         "psnr": None,
         "psnr_face": None,
         "ssim": 1.0,
         "linf": 0.0,
         "lpips": None,
+        "ssimulacra2": 100.0,
+        "ssimulacra2_face": None,
+        "butteraugli": 0.0 if shutil.which(visibility.PROGRAM) else None,
     }
 
 

@@ -23,6 +23,7 @@ def image(ism: float | None) -> dict[str, Any]:
 
 def photo(pro: float, psnr: float | None) -> dict[str, Any]:
     quality = {"psnr": psnr, "psnr_face": psnr, "ssim": 0.9, "linf": 7 / 255, "lpips": None}
+    quality |= {"ssimulacra2": 81.54, "ssimulacra2_face": 62.17, "butteraugli": None}
     return {"original_face": True, "face": True, "pro": {"e": pro}, "quality": quality}
 
 
@@ -192,6 +193,9 @@ def test_other_tables() -> None:
     nine = by_title(tables, "Table 9")
     assert column(nine, "PSNR dB")["dladiff"].startswith("30.00")
     assert column(nine, "largest change, of 255")["aspl"] == "7"
+    assert column(nine, "SSIMULACRA2")["aspl"].startswith("81.5")
+    assert column(nine, "SSIMULACRA2 face")["aspl"].startswith("62.2")
+    assert column(nine, "Butteraugli 3-norm")["aspl"] == "-"  # the worker has no such program
     assert column(by_title(tables, "Table 10"), "dreambooth FID (mobile, not Inception)")["clean"].startswith("4.0")
     change = by_title(tables, "Change by protection: dreambooth")
     assert column(change, "ISM all e* from clean")["dladiff"] == "-0.200 (-0.200 to -0.200)"

@@ -24,7 +24,7 @@ from pipeline.config import run_config
 from pipeline.records.output_format import encode_png
 from pipeline.records.schema import PHOTOS
 from pipeline.records.trace import Trace, read_trace, trace_key, traces_of, write_trace
-from pipeline.report.explain import _rows, explain
+from pipeline.report.explain import _rows, explain, render
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import escape
 from pipeline.storage.open import open_storage
@@ -81,6 +81,16 @@ def test_page_shows_both_photos_under_three_weights_and_escapes_names(tmp_path: 
     assert "<b>a" not in page and "&lt;b&gt;a &amp; b" in page
     assert 'points="0.0,120.0 160.0,0.0 320.0,60.0"' in page
     assert "http" not in page.replace("file://", "").replace("http-equiv", "")
+
+
+def test_page_has_the_photo_s_scores() -> None:
+    row = {"source_uri": "a.png", "identity": "ann", "status": "protected", "psnr": 31.04, "ssimulacra2": 84.26}
+    page = render(row | {"ssimulacra2_face": 61.5}, [], [], [], "a photo", "m")
+    assert "SSIMULACRA2 84.3, face 61.5; PSNR 31.0 dB" in page
+    page = render(row | {"ssimulacra2_face": None, "psnr": None}, [], [], [], "a photo", "m")
+    assert "SSIMULACRA2 84.3</p>" in page
+    page = render(row | {"ssimulacra2_face": None, "ssimulacra2": None}, [], [], [], "a photo", "m")
+    assert "SSIMULACRA2" not in page
 
 
 def test_unknown_photo_is_refused(tmp_path: Path) -> None:

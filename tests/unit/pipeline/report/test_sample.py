@@ -64,8 +64,12 @@ def test_an_identity_has_the_worst_figures_of_its_photos() -> None:
     one = Person("ann", "done")
     for status, psnr, left in (("protected", 40.0, 0.2), ("protected", 30.0, None), ("failed", None, 0.5)):
         scores = [{"optimised": True, "after": left}, {"optimised": False, "after": 0.7}]
-        one.add({"status": status, "psnr": psnr, "similarity": scores})
+        seen = {"ssimulacra2": psnr and 2 * psnr, "ssimulacra2_face": 71.5 if psnr else None}
+        one.add({"status": status, "psnr": psnr, "similarity": scores} | seen)
     assert (one.photos, one.unprotected, one.optimised, one.held_out, one.psnr) == (3, 1, 0.5, 0.7, 30.0)
+    assert one.ssimulacra2 == 60.0
+    one.add({"status": "protected", "psnr": 30.0, "similarity": [], "ssimulacra2": 90.0, "ssimulacra2_face": -5.0})
+    assert one.ssimulacra2 == -5.0
 
 
 def test_reservoir_is_fair() -> None:

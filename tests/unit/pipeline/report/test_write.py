@@ -65,12 +65,15 @@ def test_card_says_what_the_manifest_says(tmp_path: Path) -> None:
         ("protected", "ann / 2.png"),
         ("failed", "bob / broken.png"),
     ]
-    keys = ("name", "status", "worst", "held", "psnr", "lost")
+    keys = ("name", "status", "worst", "held", "psnr", "seen", "lost")
     assert [tuple(str(p[f"data-{key}"])[:4] for key in keys) for p in page.people()] == [
-        ("ann", "done", "0.1", "", "48.1", "0"),
-        ("bob", "fail", "", "", "", "1"),
+        ("ann", "done", "0.1", "", "48.1", "80.0", "0"),
+        ("bob", "fail", "", "", "", "", "1"),
     ]
     assert all("open" in p for p in page.people())
+    for words in ("SSIMULACRA2, whole photo", "SSIMULACRA2, face", "90 not distinguishable", "Lowest SSIMULACRA2"):
+        assert words in page.text
+    assert "SSIMULACRA290.0" in page.text and "SSIMULACRA2, face80.0" in page.text
     for words in ("2 of 3 photos of 2 identities are protected.", "1.00 → 0.10", "1 / 255", "80", "Change \u00d7 7"):
         assert words in page.text
     assert "no photo can be used: not an image in a known format" in page.text

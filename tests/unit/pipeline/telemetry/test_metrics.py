@@ -32,8 +32,8 @@ RESULT = {
     "failed_photos": 1,
     "seconds": 36.0,
     "rows": [
-        row("protected", 33.5, (True, 0.1), (False, 0.6)),
-        row("layer1_only", 34.0, (True, -0.2), (True, None)),
+        row("protected", 33.5, (True, 0.1), (False, 0.6)) | {"ssimulacra2": 88.5, "ssimulacra2_face": -3.0},
+        row("layer1_only", 34.0, (True, -0.2), (True, None)) | {"ssimulacra2": 70.0, "ssimulacra2_face": None},
         row("failed", None),
     ],
 }
@@ -58,6 +58,8 @@ def test_actor_counts_by_status_and_kind() -> None:
     assert tally.of(metrics.TASKS, status="storage") == [1]
     assert [tally.of(metrics.PHOTOS, status=s) for s in metrics.PHOTO_STATUSES] == [[1], [1], [1], []]
     assert tally.of(metrics.PSNR) == [33.5, 34.0]
+    assert tally.of(metrics.SSIMULACRA2, kind="photo") == [88.5, 70.0]
+    assert tally.of(metrics.SSIMULACRA2, kind="face") == [0.0]
     assert tally.of(metrics.SIMILARITY, kind="optimised", encoder="a") == [0.1, 0.0]
     assert tally.of(metrics.SIMILARITY, kind="held_out", encoder="b") == [0.6]
 
