@@ -42,14 +42,48 @@ PROFILES: dict[str, dict[str, Any]] = {
 need the user's `encoders` (`schema.encoder_fault`). Their attention maps have 1/32 of the photo's side, as in the
 paper."""
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"finetuning": {"iter_ft": 400, "iter_opt": 50, "iter_1": 3, "iter_2": 3, "iter_3": 3}},
-    "strong": {"finetuning": {"iter_ft": 400, "iter_opt": 50, "iter_1": 6, "iter_2": 6, "iter_3": 3}},
-    "without_dsur": {"finetuning": {"iter_ft": 0, "iter_1": 0, "iter_2": 6}},
-    "without_adft": {"finetuning": {"iter_1": 6, "iter_2": 0, "iter_3": 0}},
-    "without_layer2": {"layers": "finetuning"},
+STRENGTHS: dict[str, dict[str, Any]] = {
+    "faint": {"visibility": 85.0, "zero_shot": {"threshold": 0.3}},
+    "balanced": {"visibility": 75.0, "zero_shot": {"threshold": 0.1}},
+    "strong": {"visibility": 60.0, "zero_shot": {"threshold": 0.1}},
 }
-"""Changes to a profile: schedules, and the ablations of the paper's Table 5.
+"""How strong and how visible, as a person chooses it; docs/evaluation.md has what each protects."""
+
+SIGN_STEPS: dict[str, Any] = {"visibility": 0.0}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    **STRENGTHS,
+    "paper": {
+        **SIGN_STEPS,
+        "finetuning": {
+            "eta": 7 / 255,
+            "step_size": 2.5e-3,
+            "iter_ft": 400,
+            "iter_opt": 50,
+            "iter_1": 3,
+            "iter_2": 3,
+            "iter_3": 3,
+        },
+        "zero_shot": {
+            "eta": 11 / 255,
+            "step_size": 4e-4,
+            "max_steps": 200,
+            "check_every": 1,
+            "threshold": 0.1,
+            "margin": 3.0,
+            "draws": 1,
+            "linear_noise": 1e-3,
+            "shift_noise": 0.5,
+            "space": "aligned",
+        },
+    },
+    "without_dsur": {**SIGN_STEPS, "finetuning": {"iter_ft": 0, "iter_1": 0, "iter_2": 6}},
+    "without_adft": {**SIGN_STEPS, "finetuning": {"iter_1": 6, "iter_2": 0, "iter_3": 0}},
+    "without_layer2": {**SIGN_STEPS, "layers": "finetuning"},
+}
+"""Changes to a profile: strengths, the paper's method, and the ablations of the paper's Table 5.
+
+`paper`: sign steps, L-inf balls of 7 and 11 levels, Algorithm 2's own noise and space; a margin of 3 means no hinge.
 
 The paper names its modules without details. DSUR alone (`without_adft`): attention steps against two frozen surrogates.
 ADFT alone (`without_dsur`): denoising steps and training of one surrogate. Each takes as many perturbation steps as

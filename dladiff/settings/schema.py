@@ -112,6 +112,22 @@ class ZeroShotConfig(Settings):
     """Expectation over transformation: draw a JPEG, a resize, a blur or nothing, and a mirror image, in every step."""
 
 
+class JointConfig(Settings):
+    """Both layers under one visibility budget: one perturbation, optimised by Adam. Used where `visibility` is set."""
+
+    eta: float = Field(default=18 / 255, ge=0, le=0.25)
+    """Outer bound of the perturbation, L-inf, [0, 1] units."""
+    steps: int = Field(default=150, ge=0, le=100_000)
+    """Steps for each face, or for the whole photo in `region: photo`."""
+    step_size: float = Field(default=1 / 255, ge=0, le=0.25)
+    """Adam's learning rate at the first step, [0, 1] units; it falls linearly."""
+    latent_weight: float = Field(default=0.3, ge=0, le=1000)
+    """Weight of the logarithm of the latent shift, relative to the identity loss."""
+    colour: float = Field(default=1.5, ge=0, le=100)
+    """Largest shift of areas' colours (4-norm of CIE76 differences of means over 8, 16 and 32 cells), which
+    SSIMULACRA2 hardly counts."""
+
+
 class OutputConfig(Settings):
     """The file of a protected photo."""
 
@@ -157,6 +173,10 @@ class MethodConfig(Settings):
     `any`: sets none."""
     layers: Literal["both", "finetuning", "zero_shot"] = "both"
     """Which layers run (the ablations of the paper's Table 5)."""
+    visibility: float = Field(default=75.0, ge=0, le=100)
+    """Lowest SSIMULACRA2 of the stored photo, of the whole and around each face: 90 is not distinguishable side by
+    side, 70 high quality, 50 medium. Layer 1 then pushes the VAE's latents, and both layers share one perturbation
+    (`joint`). 0: no such budget; Algorithms 1 and 2 with sign steps inside the bounds of `finetuning` and `zero_shot`."""
     protection: Protection = "dladiff"
     """Method of layer 1: this package's, or a compared one (dladiff/baselines), which uses its own schedule and has no
     layer 2. `finetuning.eta` overrides its bound."""
@@ -166,6 +186,8 @@ class MethodConfig(Settings):
     """Layer 1."""
     zero_shot: ZeroShotConfig = ZeroShotConfig()
     """Layer 2."""
+    joint: JointConfig = JointConfig()
+    """Both layers under the visibility budget."""
 
     @field_validator("held_out")
     @classmethod
