@@ -1,6 +1,8 @@
 """One photo: its views and layer 1 at its own size, and the check and measurement of its protected pixels."""
 
 import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,13 +16,34 @@ from dladiff.core import quality, tiles, visibility
 from dladiff.core.arrays import Pixels
 from dladiff.core.codec import Codec, fitting_quality, is_grey
 from dladiff.core.exchange import PhotoIn, PhotoOut
-from dladiff.core.field import Encoded, Field, Perturbation, Squares
+from dladiff.core.field import MAX_CELLS, Encoded, Field, Perturbation, Squares
 from dladiff.core.pixels import Images, content_digest, to_float, to_uint8, whole_levels
+from dladiff.core.ssimulacra2 import Ssimulacra2
 from dladiff.core.views import View, attacker_views
-from dladiff.faces.detect import Detector, Face
+from dladiff.core.visibility import Rectangle, around_face, cut, shown
+from dladiff.faces.detect import Detector, Face, alignment_matrix
 from dladiff.faces.given import with_given
-from dladiff.layers.zero_shot import Box
+from dladiff.layers.zero_shot import Box, half_crop_pixel
 from dladiff.settings.schema import MethodConfig
+
+SCORE_MARGIN = 0.05
+"""How far SSIMULACRA2 in torch may differ from the package's, which the manifest holds."""
+HALVINGS = 6
+"""Halvings of the interval in which the scale of a perturbation is searched."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a photo that is optimised at once, under the visibility budget."""
+
+    box: Box
+    pitch: int
+    """Pixels from cell to cell of its perturbation."""
+    views: list[View]
+    face: int | None
+    """The face that layer 2 protects here."""
+    squares: list[Rectangle]
+    """Where its visibility is measured, beside the whole part."""
 
 
 @dataclass
@@ -39,8 +62,10 @@ class Work:
     codec: Codec
     perturbation: Squares | Field | None = None
     """Layer 1; None where it did not run."""
+    delta: Tensor | None = None
+    """Both layers under the visibility budget, `1 3 h w`; None without it."""
     steps: int = 0
-    """Steps of layer 2, summed over the faces."""
+    """Steps of layer 2, or of both layers under the budget, summed over the faces."""
     cosines: list[list[float]] = field(default_factory=list)
     """Cosine of each optimised encoder at each of these steps."""
 
@@ -84,6 +109,39 @@ class Work:
         both = [view.name for view in self.views[:2]] == ["middle", "face 1"]
         return self.crops[: 2 if both else 1]
 
+    def parts(self, config: MethodConfig) -> list["Part"]:
+        """Return the parts of the photo whose perturbations are optimised one after the other, under the budget.
+
+        In `region: face`, one around each face, for both layers. Else the whole photo for layer 1, then one around
+        each face for both.
+        """
+        height, width = self.photo.pixels.shape[:2]
+        views = [] if config.layers == "zero_shot" else self.views
+        by_name = {view.name: view for view in views}
+        parts = []
+        if views and not (config.region == "face" and self.faces):
+            finest = min(min(view.width, view.height) for view in views) // config.resolution
+            pitch = max(1, finest, math.ceil((height * width / MAX_CELLS) ** 0.5))
+            squares = [around_face(face.box, height, width) for face in self.faces]
+            parts.append(Part(Box(0, 0, width, height), pitch, views, None, squares))
+        for i, face in enumerate(self.faces, start=1):
+            own = [by_name[name] for name in (f"face {i}",) if name in by_name]
+            if config.layers == "finetuning" and (parts or not own):
+                continue
+            square = around_face(face.box, height, width)
+            x0, y0, x1, y1 = square
+            for view in own:
+                x0, y0 = max(0, min(x0, view.x)), max(0, min(y0, view.y))
+                x1, y1 = min(width, max(x1, view.x + view.width)), min(height, max(y1, view.y + view.height))
+            matrix = alignment_matrix(face.landmarks)
+            index = None if config.layers == "finetuning" else i - 1
+            parts.append(Part(Box(x0, y0, x1, y1), half_crop_pixel(matrix), own, index, [square]))
+        return parts
+
+    def perturbed(self, delta: Tensor) -> Pixels:
+        """Return the pixels of the photo with a perturbation `1 3 h w`."""
+        return to_uint8(self.original() + delta)
+
     def layer1(self, config: MethodConfig) -> Tensor:
         """Return layer 1 at the photo's size, `1 3 h w`, within its bound: the field, or the enlarged squares.
 
@@ -111,10 +169,45 @@ class Work:
         What was optimised in a view is compared with the change of that view's pixels: cut from the decoded file and
         resized, as an attacker does.
         """
-        if not self.perturbation:
+        if self.delta is not None and config.layers != "zero_shot":
+            x, stored = self.original(), to_float(self.codec.stored(self.perturbed(self.delta)))
+            optimised, found = (
+                torch.cat([view.read(image, config.resolution) for view in self.views]) - self.crops
+                for image in (x + self.delta, stored.to(x.device))
+            )
+        elif self.perturbation:
+            found, optimised = self.seen(config), self.perturbation.views()
+        else:
             return 1.0
-        found, optimised = self.seen(config), self.perturbation.views()
         return min(tiles.retained(a, b) for a, b in zip(optimised, found, strict=True))
+
+
+def lowest_score(work: Work, squares: Sequence[Rectangle], delta: Tensor) -> float:
+    """Return the lowest SSIMULACRA2 of the stored photo with a perturbation: of the whole, and of each square."""
+    before, after = work.photo.pixels, work.codec.stored(work.perturbed(delta))
+    height, width = before.shape[:2]
+    found = []
+    for square in dict.fromkeys([(0, 0, width, height), *squares]):
+        a, b = (to_float(shown(cut(pixels, square))).to(delta.device) for pixels in (before, after))
+        found.append(float(Ssimulacra2(a, exact=False)(b)))
+    return min(found)
+
+
+def within_budget(work: Work, delta: Tensor, visibility: float) -> Tensor:
+    """Return a perturbation scaled down until the photo and each face score `visibility` or more."""
+    height, width = work.photo.pixels.shape[:2]
+    squares = [around_face(face.box, height, width) for face in work.faces]
+
+    def allowed(scale: float) -> bool:
+        return lowest_score(work, squares, scale * delta) >= visibility + SCORE_MARGIN
+
+    if allowed(1.0):
+        return delta
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if allowed(middle) else (low, middle)
+    return low * delta
 
 
 def measured(
@@ -127,9 +220,10 @@ def measured(
     """
     photo, faces, original, final = work.photo, work.faces, work.photo.pixels, stored
     mask = _face_mask(faces, original.shape[0], original.shape[1])
-    bound = config.finetuning.eta + config.zero_shot.eta
+    outer = config.finetuning.eta if work.delta is None else config.joint.eta
+    bound = outer + config.zero_shot.eta if work.delta is None else outer
     outside, inside = quality.linf(original, encoded, ~mask), quality.linf(original, encoded, mask)
-    if outside > config.finetuning.eta + 1e-6 or inside > bound + 1e-6:
+    if outside > outer + 1e-6 or inside > bound + 1e-6:
         raise AssertionError(
             f"perturbation outside its bound: {outside * 255:.1f} outside faces, {inside * 255:.1f} inside"
         )

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from dladiff.diffusion.surrogate import Surrogate
 from dladiff.faces.detect import Detector
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers import finetuning as finetuning_layer
+from dladiff.layers import joint
 from dladiff.layers import zero_shot as zero_shot_layer
 from dladiff.layers.stop_rule import FaceReader, StopRule, similarity_rows
-from dladiff.photo import Work, measured
+from dladiff.photo import Work, lowest_score, measured, within_budget
 from dladiff.settings.schema import MethodConfig, ZeroShotConfig
 
 
@@ -72,10 +74,11 @@ def protect(
 
     works = _prepared(photos, models, config)
     lap("detect")
+    together = config.protection == "dladiff" and config.visibility > 0
     if config.protection != "dladiff":
         _compared_layer(works, clean, models, config, seed)
         lap("finetuning_layer")
-    elif config.layers != "zero_shot":
+    elif config.layers != "zero_shot" and not together:
         static = _static(works, clean, models, config, seed, losses)
         lap("static_surrogate")
         x, streams = _views(works, seed)
@@ -84,9 +87,14 @@ def protect(
         lap("finetuning_layer")
         steps["static_surrogate"] = {"training": config.finetuning.iter_ft}
         steps["finetuning_layer"] = finetuning_layer.iterations(config.finetuning, len(x))
-    outs = {work.photo.key: _second_layer(work, models, config, seed) for work in works}
-    lap("zero_shot_layer")
-    steps["zero_shot_layer"] = {"perturbation": sum(work.steps for work in works)}
+    if together:
+        outs = {work.photo.key: _joint_layers(work, models, config, seed) for work in works}
+        lap("joint_layers")
+        steps["joint_layers"] = {"perturbation": sum(work.steps for work in works)}
+    else:
+        outs = {work.photo.key: _second_layer(work, models, config, seed) for work in works}
+        lap("zero_shot_layer")
+        steps["zero_shot_layer"] = {"perturbation": sum(work.steps for work in works)}
     charts = {} if losses is None else _charts(losses, works, models.encoders)
     return Protected([outs[p.key] for p in photos], seconds, steps, charts)
 
@@ -152,7 +160,10 @@ def _views(works: list[Work], seed: int) -> tuple[Images, list[torch.Generator]]
 
 def _second_layer(work: Work, models: Models, config: MethodConfig, seed: int) -> PhotoOut:
     x = work.original()
-    after_layer1 = (x + work.layer1(config)).clamp(0, 1)
+    layer1 = work.layer1(config)
+    if config.visibility:  # a compared method, held to the same visibility
+        layer1 = within_budget(work, layer1, config.visibility)
+    after_layer1 = (x + layer1).clamp(0, 1)
     passes = models.detector.passes_near(work.photo.pixels, work.faces)
     all_encoders = [*models.encoders, *models.held_out]
     readers = [FaceReader(x, face, near, all_encoders) for face, near in zip(work.faces, passes, strict=True)]
@@ -183,16 +194,63 @@ def _second_layer(work: Work, models: Models, config: MethodConfig, seed: int) -
             current = (after_layer1 + layer2).clamp(0, 1)
             optimised.append((rule, box, steps))
     reasons = _still_above(optimised, current, config.zero_shot)
-    if (
-        config.layers != "zero_shot"
-        and config.region == "face"
-        and (skipped := len(work.faces) - config.max_squares) > 0
-    ):
+    return _stored(work, to_uint8(current), to_uint8(after_layer1), readers, models, config, reasons)
+
+
+def _joint_layers(work: Work, models: Models, config: MethodConfig, seed: int) -> PhotoOut:
+    """Optimise both layers together, under the visibility budget."""
+    x = work.original()
+    passes = models.detector.passes_near(work.photo.pixels, work.faces)
+    networks = joint.Networks(models.surrogate, models.encoders, config.resolution, config.finetuning.batch_photos)
+    delta, tasks = torch.zeros_like(x), {}
+    for number, part in enumerate(work.parts(config)):
+        faces = []
+        if (i := part.face) is not None:
+            reader = FaceReader(x, work.faces[i], passes[i], models.encoders)
+            rule = StopRule(
+                reader, models.detector, config.zero_shot, stream(seed, "views", work.name, str(i)), work.codec
+            )
+            own = stream(seed, "layer2", work.name, str(i))
+            tasks[i] = joint.FaceTask(reader.bases, reader.targets, rule, own)
+            faces = [tasks[i]]
+        score = partial(lowest_score, work, part.squares)
+        canvas = joint.Canvas(part.box, part.pitch, part.views, faces, part.squares, config.visibility, score)
+        generator = stream(seed, "joint", work.name, str(number))
+        delta = joint.optimise(x, delta, canvas, networks, (config.joint, config.zero_shot), generator, work.codec)
+        work.steps += config.joint.steps
+    delta = within_budget(work, delta, config.visibility)
+    work.delta = delta
+    reasons = []
+    for i, task in tasks.items():
+        work.cosines += task.history
+        if (worst := max(task.rule(x + delta))) > config.zero_shot.threshold:
+            reasons.append(
+                f"face {i + 1}: similarity {worst:.2f}, above {config.zero_shot.threshold}: visibility "
+                f"{config.visibility:g} allows no more"
+            )
+    readers = [
+        FaceReader(x, face, near, [*models.encoders, *models.held_out])
+        for face, near in zip(work.faces, passes, strict=True)
+    ]
+    return _stored(work, work.perturbed(delta), work.photo.pixels, readers, models, config, reasons)
+
+
+def _stored(
+    work: Work,
+    encoded: Pixels,
+    before: Pixels,
+    readers: Sequence[FaceReader],
+    models: Models,
+    config: MethodConfig,
+    reasons: list[str],
+) -> PhotoOut:
+    """Return the measured photo. `before`: the photo that the manifest's similarities before layer 2 are of."""
+    skipped = len(work.faces) - config.max_squares
+    if config.layers != "zero_shot" and config.region == "face" and skipped > 0:
         reasons.append(f"{skipped} of {len(work.faces)} faces got no layer 1: max_squares is {config.max_squares}")
     if config.output.format == "jpeg" and work.photo.transparent:
         reasons.append("stored as PNG: JPEG holds no transparency")
-    encoded = to_uint8(current)
-    before, after = (work.codec.stored(pixels) for pixels in (to_uint8(after_layer1), encoded))
+    before, after = (work.codec.stored(pixels) for pixels in (before, encoded))
     rows = similarity_rows(readers, len(models.encoders), before, after, models.detector)
     return measured(work, encoded, after, config, rows, "; ".join(reasons))
 

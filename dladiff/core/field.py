@@ -80,16 +80,15 @@ class Field:
         self.photo = (small.clamp(0, 1) * 255).round().to(torch.uint8)  # bytes: many photos wait on the device
         self.cells = torch.zeros_like(small)
         self.maps = [
-            (
-                _Map(height, shape[0], view.y, view.height, resolution, photo.device),
-                _Map(width, shape[1], view.x, view.width, resolution, photo.device),
+            ViewMap(
+                (height, shape[0], view.y, view.height), (width, shape[1], view.x, view.width), resolution, photo.device
             )
             for view in views
         ]
 
     def views(self) -> Tensor:
         """Return the perturbation in every view, `n 3 r r`."""
-        return torch.cat([down(across(self.cells, -1), -2) for down, across in self.maps])
+        return torch.cat([seen(self.cells) for seen in self.maps])
 
     def ascend(self, gradient: Tensor, step_size: float) -> None:
         """Take one sign step along the sum of the views' gradients, each over its L1 mean in its part of the field.
@@ -97,9 +96,9 @@ class Field:
         Over its L1 mean, a view has the same weight as any other where they overlap, whatever its size.
         """
         total = torch.zeros_like(self.cells)
-        for (down, across), own in zip(self.maps, torch.split(gradient, 1), strict=True):
-            back = down.transposed(across.transposed(own, -1), -2)
-            total[..., down.cells, across.cells] += back / back.abs().mean().clamp_min(1e-20)
+        for seen, own in zip(self.maps, torch.split(gradient, 1), strict=True):
+            back = seen.transposed(own)
+            total[..., seen.down.cells, seen.across.cells] += back / back.abs().mean().clamp_min(1e-20)
         total = _grey(total) if self.grey else total
         self.cells = project(self.cells + step_size * total.sign(), self.photo / 255, self.eta, self.min_psnr)
 
@@ -163,6 +162,25 @@ class Encoded:
 def _grey(gradient: Tensor) -> Tensor:
     """Return the gradient for a perturbation with equal channels."""
     return gradient.mean(1, keepdim=True).expand_as(gradient)
+
+
+Axis = tuple[int, int, int, int]
+"""Pixels, cells, first pixel of a view and its number of pixels, along one axis."""
+
+
+class ViewMap:
+    """The linear map from a field's cells to a view's pixels: enlarge, cut, resize."""
+
+    def __init__(self, rows: Axis, columns: Axis, resolution: int, device: torch.device) -> None:
+        self.down, self.across = (_Map(*axis, resolution, device) for axis in (rows, columns))
+
+    def __call__(self, field: Tensor) -> Tensor:
+        """Return the view `1 3 r r` of a field `1 3 rows columns`."""
+        return self.down(self.across(field, -1), -2)
+
+    def transposed(self, view: Tensor) -> Tensor:
+        """Return the gradient at the cells that the view uses."""
+        return self.down.transposed(self.across.transposed(view, -1), -2)
 
 
 class _Map:

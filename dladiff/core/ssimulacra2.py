@@ -33,7 +33,7 @@ ABSORBANCE = (
 )
 """Linear RGB to the eye's receptors, as in JPEG XL's XYB."""
 
-# Weights by channel (X: red-green, Y: lightness, B: blue), scale, norm (mean, L4) and term (SSIM, artefact, lost detail).
+# Weights by channel (X red-green, Y lightness, B blue), scale, norm (mean, L4), term (SSIM, artefact, lost detail).
 WEIGHTS = """
 0 .0007376606707406586 0 0 .0007793481682867309 0
 0 .0004371155730107379 0 1.1041726426657346 .00066284834129271 .00015231632783718752
@@ -156,7 +156,7 @@ def _opponent(linear: Tensor, channels: list[int]) -> Tensor:
 
 
 def _window(length: int, mirrored: bool, like: Tensor) -> Tensor:
-    """Return the matrix `length length` of local means along one axis; outside are zeros, or the picture's mirror image.
+    """Return the matrix `length length` of local means along an axis; outside are zeros, or the picture's mirror image.
 
     Products with it are faster than a convolution up to about 1,000 pixels, and several times faster backwards.
     """

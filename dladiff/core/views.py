@@ -9,8 +9,9 @@ from torch import Tensor
 
 from dladiff.core.pixels import Images
 from dladiff.core.tiles import Square, covering_squares, shrink
-from dladiff.core.visibility import FACE_MARGIN
 
+FACE_MARGIN = 2.0
+"""Side of a face's view over the longer side of its box, as dataset crops of portraits have it."""
 SAME_VIEW = 0.9
 """Views whose intersection over union is above this count as one."""
 

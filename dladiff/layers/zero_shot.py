@@ -65,9 +65,9 @@ class ImageGrid:
     On a coarser grid hard faces stay above the threshold; the alignment's sampling skips the detail of a finer one.
     """
 
-    def __init__(self, box: Box, matrix: Matrix) -> None:
+    def __init__(self, box: Box, pitch: int) -> None:
+        """`pitch`: pixels from cell to cell."""
         height, width = box.y1 - box.y0, box.x1 - box.x0
-        pitch = max(1, int(0.5 / np.sqrt(abs(np.linalg.det(matrix[:, :2])))))
         self.box, self.size = box, (height, width)
         self.shape = (-(-height // pitch), -(-width // pitch))
         spacing = np.array([width / self.shape[1], height / self.shape[0]])
@@ -86,6 +86,11 @@ class ImageGrid:
     def bounds(self, face: Images) -> tuple[Tensor, Tensor]:
         """Return minus the brightest and one minus the darkest pixel of each cell, each channel by itself."""
         return -functional.adaptive_max_pool2d(face, self.shape), 1 + functional.adaptive_max_pool2d(-face, self.shape)
+
+
+def half_crop_pixel(matrix: Matrix) -> int:
+    """Return half a pixel of an aligned crop in whole pixels of the photo, at least 1."""
+    return max(1, int(0.5 / np.sqrt(abs(np.linalg.det(matrix[:, :2])))))
 
 
 class AlignedGrid:
@@ -135,7 +140,8 @@ def perturb_face(  # noqa: PLR0913 - the inputs of Algorithm 2
     photo gives every encoder a cosine of at most `config.threshold`. The loss is of the pixels that `codec` stores.
     Also returns the number of steps and each encoder's mean cosine at each of them.
     """
-    grid: DeltaGrid = (ImageGrid if config.space == "image" else AlignedGrid)(box, bases[0])
+    image_grid = config.space == "image"
+    grid: DeltaGrid = ImageGrid(box, half_crop_pixel(bases[0])) if image_grid else AlignedGrid(box, bases[0])
     weights = config.encoder_weights or (1 / len(encoders),) * len(encoders)
     delta = torch.zeros(1, 3, *grid.shape, device=photo.device)
     view = FaceView(photo, bases, box, grid, BLOCK if codec.lossy else 1)
@@ -146,7 +152,7 @@ def perturb_face(  # noqa: PLR0913 - the inputs of Algorithm 2
     for step in range(config.max_steps):
         chosen = (step * config.draws + np.arange(config.draws)) % len(bases)  # each base in turn
         matrices = jitter(bases[chosen], config.linear_noise, config.shift_noise, generator)
-        augmentation = _draw_augmentation(config.eot, generator, codec)
+        augmentation = draw_augmentation(config.eot, generator, codec)
         point = delta.detach().requires_grad_(True)
         crops = {side: augmentation(view, point, matrices, side) for side in {encoder.crop for encoder in encoders}}
         cosines = [
@@ -160,7 +166,7 @@ def perturb_face(  # noqa: PLR0913 - the inputs of Algorithm 2
             measured = redetection(pasted(photo, patch, box))
             if max(measured) <= config.threshold:
                 return patch, step, history
-            floors = [_floor(worst, mean, config) for worst, mean in zip(measured, recent, strict=True)]
+            floors = [floor(worst, mean, config) for worst, mean in zip(measured, recent, strict=True)]
         (gradient,) = torch.autograd.grad(objective(cosines, floors, weights), point)
         if codec.grey:
             gradient = gradient.mean(1, keepdim=True).expand_as(gradient)
@@ -174,7 +180,7 @@ def objective(cosines: Sequence[Tensor], floors: Sequence[float], weights: Seque
     return 1 - torch.stack([w * c for w, c in zip(weights, floored, strict=True)]).sum()
 
 
-def _floor(worst: float, mean: float, config: ZeroShotConfig) -> float:
+def floor(worst: float, mean: float, config: ZeroShotConfig) -> float:
     """Return the cosine below which an encoder gets no gradient: threshold - margin - (worst re-detection - mean)."""
     return config.threshold - config.margin - max(0.0, worst - mean)
 
@@ -236,7 +242,7 @@ class FaceView:
         return functional.pad(self.grid.paste(delta), margins)  # a negative margin crops
 
 
-def _draw_augmentation(
+def draw_augmentation(
     eot: bool, generator: Generator, codec: Codec = PNG
 ) -> Callable[[FaceView, Tensor, Matrix, int], Images]:
     """Return the augmentation of one step: none, or (`eot`) a random transform, mirrored with probability 1/2.

@@ -115,7 +115,7 @@ class ZeroShotConfig(Settings):
 class JointConfig(Settings):
     """Both layers under one visibility budget: one perturbation, optimised by Adam. Used where `visibility` is set."""
 
-    eta: float = Field(default=18 / 255, ge=0, le=0.25)
+    eta: float = Field(default=12 / 255, ge=0, le=0.25)
     """Outer bound of the perturbation, L-inf, [0, 1] units."""
     steps: int = Field(default=150, ge=0, le=100_000)
     """Steps for each face, or for the whole photo in `region: photo`."""
@@ -123,7 +123,7 @@ class JointConfig(Settings):
     """Adam's learning rate at the first step, [0, 1] units; it falls linearly."""
     latent_weight: float = Field(default=0.3, ge=0, le=1000)
     """Weight of the logarithm of the latent shift, relative to the identity loss."""
-    colour: float = Field(default=1.5, ge=0, le=100)
+    colour: float = Field(default=1.0, ge=0, le=100)
     """Largest shift of areas' colours (4-norm of CIE76 differences of means over 8, 16 and 32 cells), which
     SSIMULACRA2 hardly counts."""
 
@@ -176,7 +176,8 @@ class MethodConfig(Settings):
     visibility: float = Field(default=75.0, ge=0, le=100)
     """Lowest SSIMULACRA2 of the stored photo, of the whole and around each face: 90 is not distinguishable side by
     side, 70 high quality, 50 medium. Layer 1 then pushes the VAE's latents, and both layers share one perturbation
-    (`joint`). 0: no such budget; Algorithms 1 and 2 with sign steps inside the bounds of `finetuning` and `zero_shot`."""
+    (`joint`). 0: no such budget, but Algorithms 1 and 2: sign steps inside the bounds of `finetuning` and
+    `zero_shot`."""
     protection: Protection = "dladiff"
     """Method of layer 1: this package's, or a compared one (dladiff/baselines), which uses its own schedule and has no
     layer 2. `finetuning.eta` overrides its bound."""

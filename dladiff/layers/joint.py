@@ -1,0 +1,290 @@
+"""Both layers under one visibility budget: one perturbation of a part of a photo, optimised by Adam.
+
+It raises the latent shift of the views that fine-tuning would learn from, and lowers the cosines of the identity
+encoders, as far as SSIMULACRA2 of the changed part stays above a target.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from dladiff.core.codec import BLOCK, Codec
+from dladiff.core.field import ViewMap
+from dladiff.core.pixels import Images
+from dladiff.core.ssimulacra2 import Region
+from dladiff.core.transforms import blur, to_range
+from dladiff.core.views import View
+from dladiff.diffusion.surrogate import Surrogate
+from dladiff.faces.detect import Matrix
+from dladiff.faces.encoder import IdentityEncoder
+from dladiff.layers.budget import Budget
+from dladiff.layers.stop_rule import JITTER_SHARE, StopRule
+from dladiff.layers.zero_shot import Box, FaceView, ImageGrid, draw_augmentation, floor, jitter
+from dladiff.settings.schema import JointConfig, ZeroShotConfig
+
+BETAS = (0.9, 0.99)
+"""Adam's decay rates."""
+SPREAD = 0.3
+"""Added to Adam's denominator, relative to its mean: cells of next to no gradient, such as a plain background, hardly
+move."""
+SMOOTHING = 1.0
+"""Standard deviation of the blur of each step, cells. Encoders and VAEs hardly see finer detail; the eye does."""
+FADE = 0.12
+"""Share of the canvas's side in which the perturbation fades out towards an edge inside the photo."""
+FIRST_NOISE = 0.5 / 255
+"""Largest value of the first perturbation: at zero, the latent shift has no gradient."""
+RATE, HINGE_WEIGHTS = 1.15, (0.2, 1.0, 50.0)
+"""Largest factor of the identity weight's change in one step, and its lowest, first and highest value."""
+COSINE_SPREAD = 0.03
+"""Distance from the floor at which the identity weight changes by the full factor."""
+CHECK_EVERY = 30
+"""Steps between two checks of the rounded photo: its exact visibility, and the stop rule."""
+HOMING = 2.0
+"""Points by which the target rises at a check that finds the stop rule met, where nothing else uses the budget."""
+
+
+@dataclass
+class FaceTask:
+    """One face of a canvas, and what layer 2 optimises there."""
+
+    bases: Matrix
+    targets: Sequence[Tensor]
+    rule: StopRule
+    generator: Generator
+    floors: list[float] = field(default_factory=list)
+    history: list[list[float]] = field(default_factory=list)
+    """Highest cosine of each encoder at each step."""
+    worst: list[float] = field(default_factory=list)
+    """Each encoder's highest cosine at the last check."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A rectangle of a photo with a perturbation of its own, and what is optimised there."""
+
+    box: Box
+    pitch: int
+    """Pixels from cell to cell of the perturbation."""
+    views: Sequence[View]
+    """The views whose latents it pushes."""
+    faces: Sequence[FaceTask]
+    regions: Sequence[Region]
+    """The squares in which visibility is measured beside the whole canvas, in the photo's pixels."""
+    target: float
+    """Lowest SSIMULACRA2 of these and of the whole canvas."""
+    score: Callable[[Tensor], float]
+    """Returns the lowest of these in the stored file, for a perturbation of the photo `1 3 h w`."""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What the losses are of."""
+
+    surrogate: Surrogate
+    encoders: Sequence[IdentityEncoder]
+    resolution: int
+    batch_views: int
+
+
+class LatentShift:
+    """How far the VAE's posterior means of views are from those of the unchanged photo, over these means' variance."""
+
+    def __init__(self, original: Images, canvas: Canvas, grid: ImageGrid, networks: Networks) -> None:
+        box, (rows, columns) = canvas.box, grid.shape
+        self.networks, resolution = networks, networks.resolution
+        self.maps = [
+            ViewMap(
+                (box.y1 - box.y0, rows, view.y - box.y0, view.height),
+                (box.x1 - box.x0, columns, view.x - box.x0, view.width),
+                resolution,
+                original.device,
+            )
+            for view in canvas.views
+        ]
+        self.clean = torch.cat([view.read(original, resolution) for view in canvas.views])
+        self.means = networks.surrogate.encode_fixed(self.clean, networks.batch_views).mean
+        centred = self.means - self.means.mean((1, 2, 3), keepdim=True)
+        self.scale = centred.square().mean((1, 2, 3)).clamp_min(1e-12)
+
+    def loss(self, delta: Tensor, step: int) -> Tensor:
+        """Return minus the mean logarithm of the squared shift of some views, all of them in turn."""
+        count = self.networks.batch_views
+        start = step * count % (-(-len(self.maps) // count) * count)
+        part = slice(start, start + count)
+        views = to_range(self.clean[part] + torch.cat([seen(delta) for seen in self.maps[part]]))
+        with self.networks.surrogate.autocast():
+            means = self.networks.surrogate.encode(views).mean
+        shift = (means - self.means[part]).square().mean((1, 2, 3)) / self.scale[part]
+        return -torch.log(shift + 1e-4).mean()
+
+
+def optimise(
+    original: Images,
+    start: Tensor,
+    canvas: Canvas,
+    networks: Networks,
+    configs: tuple[JointConfig, ZeroShotConfig],
+    generator: Generator,
+    codec: Codec,
+) -> Tensor:
+    """Return the perturbation `1 3 h w` of a photo after the optimisation of one canvas.
+
+    `original`: the photo `1 3 h w`; `start`: the perturbation so far.
+    """
+    config, zero_shot = configs
+    run = _Run(original, start, canvas, networks, configs, codec)
+    delta = run.first(generator)
+    moments = (torch.zeros_like(delta), torch.zeros_like(delta))
+    best = None
+    for step in range(config.steps):
+        gradient = run.gradient(delta, step)
+        rate = config.step_size * (1 - step / config.steps)
+        delta = run.moved(delta, rate * _adam(gradient, moments, step))
+        if (step + 1) % CHECK_EVERY == 0 or step + 1 == config.steps:
+            whole = run.pasted(delta)
+            run.correct(canvas.score(whole))
+            for face in canvas.faces:
+                face.worst = face.rule(original + whole)
+                recent = np.mean(face.history[-CHECK_EVERY // 3 :], axis=0)
+                face.floors = [floor(w, float(m), zero_shot) for w, m in zip(face.worst, recent, strict=True)]
+            if not canvas.views and all(max(face.worst) <= zero_shot.threshold for face in canvas.faces):
+                best = whole  # visible at most as the one before: the target only rises
+                run.budget.target = min(99.0, run.budget.target + HOMING)
+    return run.pasted(delta) if best is None else best
+
+
+class _Run:
+    """The losses of one canvas, and its perturbation's grid."""
+
+    def __init__(
+        self,
+        original: Images,
+        start: Tensor,
+        canvas: Canvas,
+        networks: Networks,
+        configs: tuple[JointConfig, ZeroShotConfig],
+        codec: Codec,
+    ) -> None:
+        self.config, self.zero_shot = configs
+        self.canvas, self.networks, self.codec, self.start = canvas, networks, codec, start
+        box = canvas.box
+        self.inside = (..., slice(box.y0, box.y1), slice(box.x0, box.x1))
+        self.grid = ImageGrid(box, canvas.pitch)
+        self.clean, self.before = (_resized(image[self.inside], self.grid.shape) for image in (original, start))
+        scale = [self.grid.shape[0] / (box.y1 - box.y0), self.grid.shape[1] / (box.x1 - box.x0)]
+        regions = [
+            (
+                int((x0 - box.x0) * scale[1]),
+                int((y0 - box.y0) * scale[0]),
+                int((x1 - box.x0) * scale[1]),
+                int((y1 - box.y0) * scale[0]),
+            )
+            for x0, y0, x1, y1 in canvas.regions
+        ]
+        self.budget = Budget(self.clean, regions, canvas.target, self.config.colour)
+        block = BLOCK if codec.lossy else 1
+        self.views = [FaceView(original, face.bases, box, self.grid, block) for face in canvas.faces]
+        self.latents = LatentShift(original, canvas, self.grid, networks) if canvas.views else None
+        self.fade = _fade(box, self.grid.shape, original)
+        self.hinge = HINGE_WEIGHTS[1]
+        for face in canvas.faces:
+            face.floors = [self.zero_shot.threshold - self.zero_shot.margin] * len(networks.encoders)
+
+    def first(self, generator: Generator) -> Tensor:
+        """Return the first perturbation of the grid: the one so far, and noise."""
+        noise = torch.rand(self.before.shape, generator=generator).to(self.before) * 2 - 1
+        return self.moved(self.before, FIRST_NOISE * noise)
+
+    def moved(self, delta: Tensor, change: Tensor) -> Tensor:
+        """Return the perturbation after a step, within its outer bound."""
+        if self.codec.grey:
+            change = change.mean(1, keepdim=True).expand_as(change)
+        return (delta + self.fade * blur(change, SMOOTHING)).clamp(-self.config.eta, self.config.eta)
+
+    def pasted(self, delta: Tensor) -> Tensor:
+        """Return the perturbation of the photo `1 3 h w`: the one so far, and what the grid adds to it."""
+        out = self.start.clone()
+        out[self.inside] += self.grid.paste(delta - self.before)
+        return out.clamp_(-self.config.eta, self.config.eta)
+
+    def gradient(self, delta: Tensor, step: int) -> Tensor:
+        """Return the gradient of all losses at the grid."""
+        point = delta.detach().requires_grad_(True)
+        loss = point.new_zeros(())
+        for face, view in zip(self.canvas.faces, self.views, strict=True):
+            loss = loss + self.hinge * self._identity(face, view, point, step)
+        if self.latents:
+            loss = loss + self.config.latent_weight * self.latents.loss(point, step)
+        gradient = self.budget.gradient(self.clean + delta, step)
+        if loss.requires_grad:
+            gradient = gradient + torch.autograd.grad(loss, point)[0]
+        self._adapt()
+        return gradient
+
+    def correct(self, found: float) -> None:
+        """Raise the target of the loop where the stored file scores too low; its pixels are rounded, and finer."""
+        self.budget.target += max(-1.0, min(1.0, (self.canvas.target + 0.5 - found) / 2))
+
+    def _identity(self, face: FaceTask, view: FaceView, point: Tensor, step: int) -> Tensor:
+        """Return the encoders' cosines above their floors, at the detector's alignments and at some with noise.
+
+        Noise alone lowers a cosine: at noisy alignments only, those of the detector would stay the highest.
+        """
+        config, encoders = self.zero_shot, self.networks.encoders
+        chosen = (step * config.draws + np.arange(config.draws)) % len(face.bases)
+        matrices = face.bases[chosen].copy()
+        noise = (JITTER_SHARE * config.linear_noise, JITTER_SHARE * config.shift_noise)
+        matrices[1::2] = jitter(matrices[1::2], *noise, face.generator)
+        augmentation = draw_augmentation(config.eot, face.generator, self.codec)
+        crops = {side: augmentation(view, point, matrices, side) for side in {e.crop for e in encoders}}
+        cosines = [
+            (encoder(crops[encoder.crop]) * target[chosen]).sum(1)
+            for encoder, target in zip(encoders, face.targets, strict=True)
+        ]
+        face.history.append([float(c.detach().max()) for c in cosines])
+        weights = config.encoder_weights or (1.0,) * len(encoders)
+        above = [w * (c - low).clamp_min(0).mean() for w, c, low in zip(weights, cosines, face.floors, strict=True)]
+        return torch.stack(above).sum()
+
+    def _adapt(self) -> None:
+        """Change the identity weight: up while an encoder is above its floor, down while none is."""
+        if not self.canvas.faces:
+            return
+        above = max(c - low for f in self.canvas.faces for c, low in zip(f.history[-1], f.floors, strict=True))
+        factor = RATE ** max(-1.0, min(1.0, (above - COSINE_SPREAD / 2) / COSINE_SPREAD))
+        self.hinge = min(max(self.hinge * factor**0.5, HINGE_WEIGHTS[0]), HINGE_WEIGHTS[2])
+
+
+def _adam(gradient: Tensor, moments: tuple[Tensor, Tensor], step: int) -> Tensor:
+    """Return Adam's direction (Kingma and Ba 2015), and update its moments in place."""
+    mean, square = moments
+    mean.lerp_(gradient, 1 - BETAS[0])
+    square.lerp_(gradient.square(), 1 - BETAS[1])
+    spread = (square / (1 - BETAS[1] ** (step + 1))).sqrt()
+    return -(mean / (1 - BETAS[0] ** (step + 1))) / (spread + SPREAD * spread.mean() + 1e-20)
+
+
+def _resized(image: Tensor, shape: tuple[int, int]) -> Tensor:
+    if image.shape[-2:] == shape:
+        return image
+    return functional.interpolate(image, shape, mode="bilinear", antialias=True)
+
+
+def _fade(box: Box, shape: tuple[int, int], photo: Images) -> Tensor:
+    """Return the factor of each cell `1 1 rows columns`: from 1 down to 0 at edges that lie inside the photo."""
+    height, width = photo.shape[-2:]
+    axes = []
+    for count, ends in ((shape[0], (box.y0 > 0, box.y1 < height)), (shape[1], (box.x0 > 0, box.x1 < width))):
+        length = max(1, round(FADE * count))
+        ramp = torch.linspace(0, 1, length + 2, device=photo.device)[1:-1]
+        factor, smooth = torch.ones(count, device=photo.device), ramp.square() * (3 - 2 * ramp)
+        if ends[0]:
+            factor[:length] *= smooth
+        if ends[1]:
+            factor[-length:] *= smooth.flip(0)
+        axes.append(factor)
+    return (axes[0][:, None] * axes[1])[None, None]
