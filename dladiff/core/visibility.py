@@ -27,6 +27,9 @@ MARGIN = 1.25
 
 A wider square averages over background that no layer changes: the same picture scored 48 with 1 and 75 with 1.5.
 """
+SMALLEST_SQUARE = 256
+"""Shortest side of the compared square around a face, px: below 225 px SSIMULACRA2 leaves out its coarsest scale and
+gives the weights of the others to other terms."""
 IDENTICAL = 100.0
 """SSIMULACRA2 of equal pictures."""
 PROGRAM = "butteraugli_main"
@@ -69,10 +72,11 @@ def ssimulacra2_of_both(a: Pixels, b: Pixels, boxes: Iterable[Box]) -> tuple[flo
 def around_face(box: Box, height: int, width: int) -> Rectangle:
     """Return the square around a face, centred, moved into the photo and cut to it.
 
-    Its side is MARGIN times the longer side of the face's box. `height`, `width`: of the photo, px.
+    Its side is MARGIN times the longer side of the face's box, at least SMALLEST_SQUARE. `height`, `width`: of the
+    photo, px.
     """
     x0, y0, x1, y1 = box
-    side = max(SMALLEST, round(MARGIN * max(x1 - x0, y1 - y0)))
+    side = max(SMALLEST_SQUARE, round(MARGIN * max(x1 - x0, y1 - y0)))
     across, down = min(side, width), min(side, height)
     left = int(np.clip(round((x0 + x1 - across) / 2), 0, width - across))
     top = int(np.clip(round((y0 + y1 - down) / 2), 0, height - down))

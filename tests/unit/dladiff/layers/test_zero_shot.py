@@ -14,7 +14,7 @@ from dladiff.layers.zero_shot import (
     Box,
     FaceView,
     ImageGrid,
-    _draw_augmentation,
+    draw_augmentation,
     objective,
     pasted,
     perturb_face,
@@ -45,7 +45,7 @@ def test_an_augmentation_without_a_transform_gives_the_plain_crops() -> None:
     assert torch.equal(view.plain(torch.zeros_like(delta), bases, 112), view.align(view.window, bases, 112))
     mirrored = {
         torch.allclose(
-            _draw_augmentation(True, torch.Generator().manual_seed(s))(view, delta, bases, 112), plain, atol=0.1
+            draw_augmentation(True, torch.Generator().manual_seed(s))(view, delta, bases, 112), plain, atol=0.1
         )
         for s in range(6)
     }

@@ -1,0 +1,54 @@
+"""The visibility budget: what it penalises, and how its weights follow what is missed."""
+
+import torch
+
+from dladiff.core.pixels import to_float
+from dladiff.layers.budget import COLOUR_WEIGHTS, SCORE_WEIGHTS, Budget
+from tests.golden.make_tiny import photo
+
+
+def noisy(x: torch.Tensor, levels: float) -> torch.Tensor:
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
+    return (x + levels / 255 * noise).clamp(0, 1)
+
+
+def test_a_picture_within_the_budget_has_no_penalty() -> None:
+    x = to_float(photo())
+    budget = Budget(x, [], target=75, colour=1.0)
+    assert budget.gradient(noisy(x, 1), 0).abs().max() == 0
+    assert budget.weights[0] < SCORE_WEIGHTS[1] and budget.weights[1] < COLOUR_WEIGHTS[1]
+
+
+def test_descending_the_penalty_makes_a_picture_less_visible() -> None:
+    x = to_float(photo())
+    budget, changed = Budget(x, [(60, 60, 190, 190)], target=90, colour=1.0), noisy(x, 12)
+    scores = []
+    for step in range(24):
+        gradient = budget.gradient(changed, step)
+        scores.append(budget.score)
+        changed = changed - 0.5 / 255 * gradient.sign()
+    assert scores[0] < 50 and scores[-1] > scores[0] + 15
+    assert budget.weights[0] > SCORE_WEIGHTS[1]
+
+
+def test_weights_stay_within_their_limits() -> None:
+    x = to_float(photo())
+    budget, changed = Budget(x, [], target=99, colour=0.01), noisy(x, 20)
+    for step in range(200):
+        budget.gradient(changed if step % 2 else x, 2 * step)
+    for weight, limits in zip(budget.weights, (SCORE_WEIGHTS, COLOUR_WEIGHTS), strict=True):
+        assert limits[0] <= weight <= limits[2]
+
+
+def test_one_gradient_serves_two_steps() -> None:
+    x = to_float(photo())
+    budget = Budget(x, [], target=99, colour=1.0)
+    first = budget.gradient(noisy(x, 8), 0)
+    assert budget.gradient(noisy(x, 20), 1) is first and budget.gradient(noisy(x, 20), 2) is not first
+
+
+def test_a_small_face_and_a_large_photo_fit() -> None:
+    for side in (24, 1500):
+        x = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+        gradient = Budget(x, [(2, 2, 20, 20)], target=95, colour=1.0).gradient(noisy(x, 20), 0)
+        assert gradient.shape == x.shape and bool(gradient.isfinite().all()) and gradient.abs().max() > 0
