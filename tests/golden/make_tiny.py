@@ -19,7 +19,11 @@ from dladiff.service import IdentityOut, Protector
 GOLDEN = Path(__file__).with_name("tiny.json")
 SETTINGS: dict[str, Any] = {
     "profile": "tiny",
-    "overrides": {"finetuning": {"iter_ft": 4, "iter_opt": 3}, "zero_shot": {"max_steps": 30}},
+    "overrides": {
+        "visibility": 0,  # Algorithms 1 and 2
+        "finetuning": {"iter_ft": 4, "iter_opt": 3},
+        "zero_shot": {"max_steps": 30},
+    },
 }
 
 

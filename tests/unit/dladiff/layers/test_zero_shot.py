@@ -15,6 +15,7 @@ from dladiff.layers.zero_shot import (
     FaceView,
     ImageGrid,
     draw_augmentation,
+    half_crop_pixel,
     objective,
     pasted,
     perturb_face,
@@ -37,7 +38,7 @@ def test_an_augmentation_without_a_transform_gives_the_plain_crops() -> None:
     landmarks = np.array([[90.0, 100], [150, 98], [122, 135], [98, 165], [146, 163]])
     bases = alignment_matrix(landmarks)[None]
     box = Box(40, 30, 190, 200)
-    view = FaceView(x, bases, box, grid := ImageGrid(box, bases[0]))
+    view = FaceView(x, bases, box, grid := ImageGrid(box, half_crop_pixel(bases[0])))
     delta = (torch.rand(1, 3, *grid.shape, generator=torch.Generator().manual_seed(0)) - 0.5) * 0.1
     plain = view.plain(delta, bases, 112)
     pasted = view.transformed(delta, lambda images: images, bases, 112)
@@ -106,7 +107,7 @@ def test_a_face_at_the_limits_of_the_pixel_range_is_perturbed_as_far_as_it_can_b
     x = board() if face == "contrast" else torch.full((1, 3, 160, 160), levels[face])
     base = np.array([[[scale, 0.0, 56 - 80 * scale], [0.0, scale, 56 - 80 * scale]]])
     box, eta = Box(5, 5, 155, 155), 11 / 255
-    view = FaceView(x, base, box, ImageGrid(box, base[0]))
+    view = FaceView(x, base, box, ImageGrid(box, half_crop_pixel(base[0])))
     turned = Brightness(-0.3 if face == "black" else 0.3)  # away from the target is darker, for black brighter
     target, encoder = turned(view.align(view.window, base, 112)), Brightness(0)
     config = ZeroShotConfig(max_steps=40, step_size=2e-3, draws=1, threshold=-1, margin=0, space=space,
@@ -117,7 +118,7 @@ def test_a_face_at_the_limits_of_the_pixel_range_is_perturbed_as_far_as_it_can_b
     assert after.min() >= 0 and after.max() <= 1
     moved = float((after - x).abs()[..., 74:86, 74:86].mean())
     assert moved > 0.8 * (eta / 2 if face == "contrast" else eta)  # half of the board's pixels cannot get darker
-    done = FaceView(after, base, box, ImageGrid(box, base[0]))
+    done = FaceView(after, base, box, ImageGrid(box, half_crop_pixel(base[0])))
     cosine = float((encoder(done.align(done.window, base, 112)) * target).sum())
     assert history[0][0] > 0.9 and cosine < 0.5
     assert cosine == pytest.approx(history[-1][0], abs=0.06)
