@@ -1,6 +1,7 @@
 """Command `preview`: parse, call one function, return its code."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ def preview(photo: str, html: Path | None, config: Path | None, as_json: bool, *
     from pipeline.config import run_config
     from pipeline.report.preview import preview as call
 
+    if sys.stderr.isatty():
+        click.echo("protecting the photo at three strengths; the tiny profile takes about a minute", err=True)
     settings = run_config(config, options | {"input": ".", "output": "."})  # neither is read or written
     found = call(photo, settings, html)
     for note in found.notes:

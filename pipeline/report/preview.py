@@ -23,7 +23,7 @@ from pipeline.storage.open import local_path, open_storage
 END = "-preview.html"
 LONGEST = 200  # bytes of a photo's name that the page's name keeps: with END it stays below the 255 of a file name
 LOOK = 4096  # bytes at the beginning of a page that hold MARK
-WORKING_BYTES = 200  # bytes a pixel of the photo being protected, by one process (docs/decisions/0012-bounded-photos.md)
+WORKING_BYTES = 200  # bytes a pixel that one process takes at most: 190 were measured (pipeline/run/budget.py)
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ def preview(photo: str, settings: RunConfig, html: Path | None = None) -> Previe
     done = _protected(decoded, len(data), settings, shown(file.name))
     notes += [decoded.note] if decoded.note else []
     notes += list(dict.fromkeys(one.note for one in done.values() if one.note))
-    if not any(one.photo.faces for one in done.values()):
-        notes.append("no face found: only layer 1 protects this photo, at every strength")
     text = render(Picture(file.name, decoded), done, settings.profile, notes)
     _check_page(page, file)  # again, since a minute has passed
     open_storage(page.absolute().parent, create=True).put(page.name, text.encode(), "text/html; charset=utf-8")
+    if not any(one.photo.faces for one in done.values()):
+        notes.append(next(iter(done.values())).photo.reason or "no face found")
     return Previewed(str(page), {name: _facts(one) for name, one in done.items()}, notes)
 
 
@@ -90,7 +90,9 @@ def _check_page(page: Path, photo: Path) -> None:
         if page.is_symlink() or not page.is_file() or (photo.exists() and page.samefile(photo)) or not _is_page(page):
             raise ConfigError([f"{shown(str(page))}: exists and is no preview page; name another file with --output"])
     except OSError as error:
-        raise ConfigError([f"{shown(str(page))}: {error.strerror or error}; name another file with --output"]) from error
+        raise ConfigError(
+            [f"{shown(str(page))}: {error.strerror or error}; name another file with --output"]
+        ) from error
 
 
 def _is_page(file: Path) -> bool:
@@ -150,7 +152,9 @@ def _protected(decoded: Decoded, size: int, settings: RunConfig, name: str) -> d
         with workers(_count(settings, decoded.pixels.size // 3)) as pool:
             return dict(zip(STRENGTHS, pool.map(protected, jobs), strict=True))
     except BrokenProcessPool as error:
-        why = "a process that protected it was ended, probably for lack of memory; free memory or make the photo smaller"
+        why = (
+            "a process that protected it was ended, probably for lack of memory; free memory or make the photo smaller"
+        )
         raise ModelError(f"{name}: {why}") from error
 
 
