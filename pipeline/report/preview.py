@@ -83,16 +83,26 @@ def _local(photo: str) -> Path:
 
 
 def _check_page(page: Path, photo: Path) -> None:
-    """Raise ConfigError if the page would replace something other than an earlier preview."""
+    """Raise ConfigError if the page cannot be written, or would replace something other than an earlier preview."""
     try:
-        if not os.path.lexists(page):
-            return
-        if page.is_symlink() or not page.is_file() or (photo.exists() and page.samefile(photo)) or not _is_page(page):
-            raise ConfigError([f"{shown(str(page))}: exists and is no preview page; name another file with --output"])
+        fault = _page_fault(page.absolute(), photo)
     except OSError as error:
-        raise ConfigError(
-            [f"{shown(str(page))}: {error.strerror or error}; name another file with --output"]
-        ) from error
+        fault = error.strerror or str(error)
+    if fault:
+        raise ConfigError([f"{shown(str(page))}: {fault}; name another file with --output"])
+
+
+def _page_fault(page: Path, photo: Path) -> str | None:
+    if key_fault(page.name):
+        return "its name holds a backslash, or is not UTF-8"
+    try:
+        kind = page.lstat().st_mode
+    except FileNotFoundError:
+        folder = next(parent for parent in page.parents if parent.exists())
+        writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+        return None if writable else f"{shown(str(folder))} is no folder that you can write"
+    mine = stat.S_ISREG(kind) and _is_page(page) and not (photo.exists() and page.samefile(photo))
+    return None if mine else "exists and is no preview page"
 
 
 def _is_page(file: Path) -> bool:
