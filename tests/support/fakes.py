@@ -113,7 +113,7 @@ class NoFace(AddNoise):
     def protect_identity(self, identity: str, photos: Sequence[PhotoIn], clean: Sequence[Any]) -> IdentityOut:
         done = super().protect_identity(identity, photos, clean)
         none: dict[str, Any] = {"faces": [], "similarity": [], "ssimulacra2_face": math.nan}
-        failed = {"status": "failed", "reason": "no face found: nothing protects it"}
+        failed: dict[str, Any] = {"status": "failed", "reason": "no face found: nothing protects it"}
         return replace(done, photos=[replace(photo, **none, **failed) for photo in done.photos])
 
 

@@ -163,7 +163,8 @@ def _runs(pid: str) -> bool:
 
 
 @pytest.mark.networks
-def test_the_method_itself_on_a_small_portrait(folder: Path) -> None:
+def test_the_method_itself_on_a_small_portrait(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # one process, which imports the networks once
     quick = "{finetuning: {iter_ft: 1, iter_opt: 1}, zero_shot: {max_steps: 4}, joint: {steps: 4}}"
     (folder / "quick.yaml").write_text(f"method: {quick}\n")
     Image.fromarray(skimage.data.astronaut()[:256, 96:352]).save(folder / "astronaut.png")
