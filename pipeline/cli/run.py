@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Command = Callable[..., int]
 STRENGTH_HELP = (
     "How visible the protection may be. faint: hardly seen side by side, weakest. balanced: seen when compared. "
-    "strong: plainly seen, protects most. What each protects: docs/evaluation.md (Strength)."
+    "strong: seen without a comparison, protects most. What each protects: docs/evaluation.md (Strength)."
 )
 
 

@@ -25,7 +25,7 @@ CHOSEN = "balanced"  # the strength that the page shows first
 MEANING = {
     "faint": "Hardly seen, even side by side. Protects least.",
     "balanced": "Seen in a close comparison. The default.",
-    "strong": "Plainly seen. Protects most.",
+    "strong": "Seen without a comparison. Protects most.",
 }
 SCALE = {
     90.0: "not distinguishable side by side",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image, ImageCms
 
@@ -22,7 +23,7 @@ from pipeline.report import preview as command
 from pipeline.report.preview import page_of, preview
 from pipeline.report.preview_page import CHOSEN, LEAST, MARK, MEANING, SIDE, Picture, detail, render, words
 from pipeline.report.preview_worker import Done
-from pipeline.sources.decode import Decoded
+from pipeline.sources.decode import Decoded, decode
 from tests.support.fakes import AddNoise
 from tests.support.pages import Page
 from tests.support.photo_bytes import smooth
@@ -249,3 +250,18 @@ def test_memory_and_cores_limit_how_many_run_at_a_time(monkeypatch: pytest.Monke
     assert command._count(settings.replaced(method={"model": "/models/sd15"}), 512 * 512) == 1
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     assert command._count(settings, 512 * 512) == 1
+
+
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF", "JPEG", "WEBP"])
+def test_photos_are_read_as_by_a_run(photo: Path, settings: RunConfig, kind: str) -> None:
+    if kind == "HEIF":
+        pillow_heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    image = Image.fromarray(smooth(96, 70))
+    image.save(photo, kind, exif=exif, quality=95)
+    found = preview(str(photo), settings)
+    page = Page(Path(found.page).read_text())
+    original, *versions = embedded(page)
+    assert len(versions) == 3 and np.array_equal(original, decode(photo.read_bytes()).pixels)
+    assert original.shape == (96, 70, 3) or kind == "HEIF"  # whose writer turns the pixels itself
