@@ -16,6 +16,7 @@ from dladiff.core.arrays import Pixels
 from dladiff.core.colour import GREY, grey_to_srgb, profile_of
 from dladiff.errors import ConfigError, PhotoError
 from dladiff.service import PhotoIn, PhotoOut, Protector
+from dladiff.settings.presets import STRENGTHS
 
 __all__ = ["Photo", "ProtectedPhoto", "Similarity", "protect_photos"]
 
@@ -64,6 +65,7 @@ def protect_photos(
     *,
     clean: Iterable[Photo] = (),
     profile: str = "tiny",
+    strength: str | None = None,
     preset: str | None = None,
     seed: int = 0,
     encoders: Sequence[str] = (),
@@ -75,7 +77,8 @@ def protect_photos(
     `encoders`: the encoders of layer 2 (`embedded:residual`, an ONNX file, an InsightFace pack's name or folder,
     `clip:FOLDER`); by default the profile's. `settings`: fields of MethodConfig that differ from the profile. The same
     photos, settings and seed give the same pixels on the CPU. Models stay in memory for later calls with the same
-    settings and seed.
+    settings and seed. `strength`: how visible the protection may be (`faint`, `balanced` or `strong`), the preset of
+    this name; give it or `preset`.
 
     Raises PhotoError (it names the photo), ConfigError or ModelError: one line that says what to do.
     """
@@ -84,13 +87,24 @@ def protect_photos(
         raise PhotoError("photos: is empty; give at least one photo")
     cleaned = [photo.pixels for photo in _read_all("clean", clean)]
     overrides = dict(settings or {}) | ({"encoders": list(encoders)} if encoders else {})
+    chosen = {"profile": profile, "preset": _preset(strength, preset), "overrides": overrides}
     try:
-        request = json.dumps({"profile": profile, "preset": preset, "overrides": overrides}, sort_keys=True)
+        request = json.dumps(chosen, sort_keys=True)
     except TypeError as error:
         raise ConfigError([f"settings: {error}; give numbers, text, lists and dicts"]) from error
     inputs = [PhotoIn(key=str(i), pixels=photo.pixels) for i, photo in enumerate(read)]
     done = _protector(request, seed).protect_identity("", inputs, cleaned)
     return [_result(photo, out) for photo, out in zip(read, done.photos, strict=True)]
+
+
+def _preset(strength: str | None, preset: str | None) -> str | None:
+    if strength is None:
+        return preset
+    if preset is not None:
+        raise ConfigError([f"strength: {strength!r} and preset: {preset!r} contradict; give one of them"])
+    if not isinstance(strength, str) or strength not in STRENGTHS:
+        raise ConfigError([f"strength: {strength!r} is unknown; known: {', '.join(STRENGTHS)}"])
+    return strength
 
 
 @lru_cache(maxsize=1)

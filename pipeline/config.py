@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, field_validator
@@ -42,6 +42,10 @@ Umask = Annotated[
     str, BeforeValidator(lambda given: octal(given) if type(given) is int else given), unless(umask_fault)
 ]
 """Two octal digits. A number is converted, because YAML reads 027 without quotes as one."""
+Strength = Literal["faint", "balanced", "strong"]
+"""The presets of dladiff.settings.presets.STRENGTHS."""
+SAME_CHOICE = ("strength", "preset")
+"""Settings that choose a preset. One on a higher layer (an option, a tenant) replaces the other on a lower one."""
 
 
 class RunConfig(Settings):
@@ -55,7 +59,10 @@ class RunConfig(Settings):
     profile: str = "tiny"
     """Profile of the method."""
     preset: str | None = None
-    """Schedule of the method; None: the profile's schedule."""
+    """Changes to the profile: the paper's method, an ablation, or a strength; None: the profile as it is."""
+    strength: Strength | None = None
+    """How visible the protection may be: the preset of this name. `docs/evaluation.md` ("Strength") has what each
+    protects. Give `strength` or `preset`, not both."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seed of every random stream."""
     layout: LayoutName = "auto"
@@ -125,6 +132,8 @@ class RunConfig(Settings):
             yield f"max_task_bytes: {self.max_task_bytes} is less than {FILES_AT_ONCE} x max_photo_bytes = {minimum}"
         if self.one_identity and self.layout not in ("auto", "one"):
             yield f"one_identity: contradicts layout: {self.layout}; give one of them"
+        if self.strength is not None and self.preset is not None:
+            yield f"strength: {self.strength} and preset: {shown(self.preset)} contradict; give one of them"
 
     def method_settings(self) -> dict[str, Any]:
         """Return the arguments of the protector as plain JSON values: profile, preset, overrides, trace, gpu."""
@@ -132,7 +141,12 @@ class RunConfig(Settings):
         if self.faces:
             overrides.setdefault("encoders", list(self.faces))
             overrides.setdefault("detector", self.faces[0])
-        settings = {"profile": self.profile, "preset": self.preset, "overrides": overrides, "trace": self.trace}
+        settings = {
+            "profile": self.profile,
+            "preset": self.strength or self.preset,
+            "overrides": overrides,
+            "trace": self.trace,
+        }
         return settings | {"gpu": self.gpus_per_actor > 0}
 
     def method_config(self) -> MethodConfig:
@@ -180,7 +194,7 @@ def run_config(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
     if isinstance(values.get("output"), dict):  # in YAML, `output` may also hold the file format
         output = values.pop("output") | {name: value for name, value in output.items() if value is not None}
     method["output"] = {name: value for name, value in output.items() if value is not None} or None
-    values |= overrides
+    values = without_replaced(values, overrides) | overrides
     if isinstance(values.get("method") or {}, dict) and any(method.values()):
         values["method"] = dict(values.get("method") or {})
         merge(values["method"], {name: value for name, value in method.items() if value})
@@ -191,12 +205,18 @@ def run_config(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
     return config
 
 
+def without_replaced(values: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without those that `above` replaces under another name (SAME_CHOICE)."""
+    replaced = SAME_CHOICE if any(above.get(name) is not None for name in SAME_CHOICE) else ()
+    return {name: value for name, value in values.items() if name not in replaced}
+
+
 def load_run(values: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
     """Return the configuration of plain values, or None and one line per fault. An empty address counts as missing."""
     values = {key: value for key, value in values.items() if value or key not in ("input", "output", "lists")}
     config, faults = RunConfig.load(values)
     wrong = {re.split(r"[.\[:]", fault)[0] for fault in faults}
-    parts = {key: values[key] for key in ("profile", "preset", "method", "faces") if key in values.keys() - wrong}
+    parts = {key: values[key] for key in ("profile", *SAME_CHOICE, "method", "faces") if key in values.keys() - wrong}
     try:  # check the method even if other settings are wrong
         method = (config or RunConfig.model_construct(None, **parts)).method_config()
     except ConfigError as error:

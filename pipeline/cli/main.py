@@ -19,6 +19,7 @@ from pipeline.cli import jobs as job_commands
 from pipeline.cli import models as model_commands
 from pipeline.cli import operator as operator_commands
 from pipeline.cli import output as output_commands
+from pipeline.cli import preview as preview_commands
 from pipeline.cli import run as run_commands
 from pipeline.process.interrupts import interruptible
 from pipeline.process.private import chosen_umask, private_process
@@ -152,6 +153,7 @@ def _add(function: Command, group: click.Group = main, *, private: bool = False)
 
 for _command in (
     *run_commands.COMMANDS,
+    *preview_commands.COMMANDS,
     *output_commands.COMMANDS,
     *operator_commands.COMMANDS,
     *evaluation_commands.COMMANDS,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dladiff.errors import ConfigError
+from dladiff.settings.presets import STRENGTHS
 from pipeline.cli.options import AS_JSON, METRICS, PRICE, print_facts
 from pipeline.sources.layouts import LAYOUTS
 from pipeline.storage.keys import shown
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from pipeline.run.plan import Retry
 
 Command = Callable[..., int]
+STRENGTH_HELP = (
+    "How visible the protection may be. faint: hardly seen side by side, weakest. balanced: seen when compared. "
+    "strong: seen without a comparison, protects most. What each protects: docs/evaluation.md (Strength)."
+)
 
 
 def _settings(function: Command) -> Command:
@@ -27,7 +32,8 @@ def _settings(function: Command) -> Command:
         click.option("--input", help="Folder or s3://bucket/prefix of the photos."),
         click.option("--output", help="Folder or s3://bucket/prefix for the result."),
         click.option("--profile", help="tiny (embedded, the default), sd21, sd21-768, sd15 or sdxl."),
-        click.option("--preset", help="paper, strong, or an ablation (without_dsur ...); default: the profile's own."),
+        click.option("--strength", type=click.Choice(list(STRENGTHS)), help=STRENGTH_HELP),
+        click.option("--preset", help="paper, without_dsur, without_adft or without_layer2; default: none."),
         click.option("--method", "protection", help="A compared method: fsmg, aspl, mist ...; default: dladiff."),
         click.option("--config", type=click.Path(path_type=Path), help="YAML file; options override it."),
         click.option("--limit", type=int, help="Protect at most so many identities."),

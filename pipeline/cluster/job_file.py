@@ -15,7 +15,7 @@ from dladiff.settings.merge import digest, merge
 from dladiff.settings.schema import encoder_fault
 from dladiff.settings.validate import Items, Settings, unless
 from pipeline.cluster.schedule import Schedule
-from pipeline.config import RunConfig, load_run, read_yaml
+from pipeline.config import RunConfig, load_run, read_yaml, without_replaced
 from pipeline.retention.retain import Retention
 from pipeline.storage.open import local_path
 
@@ -227,7 +227,7 @@ def _unnamed(run: RunConfig | None) -> list[str]:
 
 
 def _layered(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    out = copy.deepcopy(dict(below))
+    out = copy.deepcopy(without_replaced(below, above))
     merge(out, above)
     return out
 

@@ -1,1 +1,1 @@
-"""HTML pages: `dladiff report` and `dladiff explain`."""
+"""HTML pages: `dladiff report`, `dladiff explain` and `dladiff preview`."""

@@ -90,12 +90,31 @@ class Slow(AddNoise):
 
 
 class WaitsAtGate(AddNoise):
-    """Works once the file DLADIFF_FAKE_GATE is there."""
+    """Works once the file DLADIFF_FAKE_GATE is there; creates DLADIFF_FAKE_BEGUN, if that is set, before it waits."""
 
     def protect_identity(self, identity: str, photos: Sequence[PhotoIn], clean: Sequence[Any]) -> IdentityOut:
+        if begun := os.environ.get("DLADIFF_FAKE_BEGUN"):
+            Path(begun).touch()
         while not Path(os.environ["DLADIFF_FAKE_GATE"]).exists():
             time.sleep(0.05)
         return super().protect_identity(identity, photos, clean)
+
+
+class Dies(AddNoise):
+    """Ends its process, as the kernel does without memory."""
+
+    def protect_identity(self, identity: str, photos: Sequence[PhotoIn], clean: Sequence[Any]) -> IdentityOut:
+        os._exit(1)
+
+
+class NoFace(AddNoise):
+    """Finds no face, and protects nothing."""
+
+    def protect_identity(self, identity: str, photos: Sequence[PhotoIn], clean: Sequence[Any]) -> IdentityOut:
+        done = super().protect_identity(identity, photos, clean)
+        none: dict[str, Any] = {"faces": [], "similarity": [], "ssimulacra2_face": math.nan}
+        failed: dict[str, Any] = {"status": "failed", "reason": "no face found: nothing protects it"}
+        return replace(done, photos=[replace(photo, **none, **failed) for photo in done.photos])
 
 
 class Hungry(AddNoise):

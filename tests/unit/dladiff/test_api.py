@@ -72,6 +72,17 @@ def test_settings_reach_the_protector_and_models_stay(spy: type[Spy]) -> None:
     assert spy.calls == [built, ("", 1, 2), ("", 1, 2)]
 
 
+def test_a_strength_is_a_preset_and_two_are_refused(spy: type[Spy]) -> None:
+    protect_photos([pixels()], strength="faint")
+    assert spy.calls[0][0]["preset"] == "faint"
+    wrong: Any
+    for wrong in ("fain", "paper", ["faint"], 3):
+        with pytest.raises(ConfigError, match=r"strength: .* is unknown; known: faint, balanced, strong"):
+            protect_photos([pixels()], strength=wrong)
+    with pytest.raises(ConfigError, match="strength: 'faint' and preset: 'paper' contradict"):
+        protect_photos([pixels()], strength="faint", preset="paper")
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied_as_in_the_batch(spy: type[Spy], orientation: int) -> None:
     exif = Image.Exif()

@@ -1,11 +1,13 @@
 """RunConfig: every fault at once, YAML under the options, and a digest of what decides the output."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from dladiff.errors import ConfigError
-from pipeline.config import RunConfig, read_yaml, run_config
+from dladiff.settings.presets import STRENGTHS
+from pipeline.config import RunConfig, Strength, read_yaml, run_config
 
 GIVEN = {"input": "in", "output": "out"}
 
@@ -129,3 +131,34 @@ def test_a_number_too_long_to_write_is_one_line(tmp_path: Path) -> None:
 def test_faces_are_optimised_encoders() -> None:
     config = RunConfig(input="in", output="out").replaced(faces=("a", "b")).method_config()
     assert (config.encoders, config.detector) == (("a", "b"), "a")
+
+
+def test_a_strength_is_the_preset_of_its_name(tmp_path: Path) -> None:
+    assert get_args(Strength) == tuple(STRENGTHS)
+    file = tmp_path / "run.yaml"
+    file.write_text("strength: faint\n")
+    digests = {run_config(None, GIVEN | {"preset": name}).config_digest() for name in STRENGTHS}
+    assert len(digests) == len(STRENGTHS)
+    for name, values in STRENGTHS.items():
+        chosen = run_config(None, GIVEN | {"strength": name})
+        assert chosen.method_config().visibility == values["visibility"]
+        assert chosen.config_digest() == run_config(None, GIVEN | {"preset": name}).config_digest()
+    assert run_config(file, GIVEN).method_settings()["preset"] == "faint"
+
+
+def test_an_option_replaces_the_files_strength_or_preset_and_two_together_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("preset: paper\n")
+    assert run_config(file, GIVEN | {"strength": "faint"}).method_settings()["preset"] == "faint"
+    assert run_config(file, GIVEN | {"strength": None}).method_settings()["preset"] == "paper"
+    file.write_text("strength: strong\n")
+    assert run_config(file, GIVEN | {"preset": "paper"}).method_settings()["preset"] == "paper"
+    assert run_config(file, GIVEN | {"strength": "faint"}).method_settings()["preset"] == "faint"
+    both = {"strength": "faint", "preset": "paper"}
+    file.write_text("strength: faint\npreset: paper\n")
+    for source, options in ((file, {}), (None, both), (file, both)):
+        with pytest.raises(ConfigError) as caught:
+            run_config(source, GIVEN | options)
+        assert caught.value.faults == ["strength: faint and preset: paper contradict; give one of them"]
+    with pytest.raises(ConfigError, match="strength: "):
+        run_config(None, GIVEN | {"strength": "fain"})

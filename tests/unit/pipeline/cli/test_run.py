@@ -46,6 +46,16 @@ def test_plan_counts_and_writes_nothing(photos: Path, tmp_path: Path, command: l
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", ["plan", "protect"])
+def test_strength_and_preset_together_are_one_line(photos: Path, tmp_path: Path, command: str) -> None:
+    place = ["--input", str(photos), "--output", str(tmp_path / "out")]
+    code, out, err = call(command, *place, "--strength", "faint", "--preset", "paper")
+    assert (code, out) == (2, "")
+    assert err == "error: strength: faint and preset: paper contradict; give one of them\n"
+    code, _, err = call(command, *place, "--strength", "fain")
+    assert code == 2 and "'faint', 'balanced', 'strong'" in err
+
+
 def test_every_fault_is_a_line(photos: Path) -> None:
     code, _, err = call("protect", "--input", str(photos), "--profile", "tny", "--layout", "flt")
     assert code == 2

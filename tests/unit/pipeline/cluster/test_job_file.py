@@ -98,6 +98,14 @@ def test_tenants_layer_over_what_they_share(tmp_path: Path) -> None:
     assert "cluster" not in found.settings()
 
 
+def test_a_tenants_strength_replaces_the_shared_preset(tmp_path: Path) -> None:
+    own = {"name": "a", **RUN, "overrides": {"strength": "faint"}}
+    (tenant,) = job(tmp_path, run={"preset": "paper"}, schedule=SCHEDULE, tenants=[own]).tenants
+    assert (tenant.run.strength, tenant.run.preset) == ("faint", None)
+    found = faults(tmp_path, run=RUN | {"preset": "paper", "strength": "faint"})
+    assert found == ["run.strength: faint and preset: paper contradict; give one of them"]
+
+
 def test_faults_of_tenants(tmp_path: Path) -> None:
     found = faults(
         tmp_path,
