@@ -157,6 +157,9 @@ class RunConfig(Settings):
     def layer_settings(self, *, faces: bool) -> dict[str, str]:
         """Return the settings of the layers that run on a photo, as JSON by manifest column; layer 2 needs `faces`."""
         method = self.method_config().to_dict()
+        if method["visibility"] and method["protection"] == "dladiff":
+            used = {"visibility": method["visibility"], "layers": method["layers"], **method["joint"]}
+            return {"joint_layers": json.dumps(used | ({"zero_shot": method["zero_shot"]} if faces else {}))}
         runs = {"finetuning": method["layers"] != "zero_shot", "zero_shot": method["layers"] != "finetuning" and faces}
         return {f"{layer}_layer": json.dumps(method[layer]) for layer, applies in runs.items() if applies}
 

@@ -16,7 +16,7 @@ PHOTO_STATUSES = ("protected", "layer1_only", "failed", "skipped")
 IDENTITY_STATUSES = (*STATUSES, "partial")
 NO_PHOTO = ("failed", "skipped")  # photo statuses without a stored photo
 DELETED = "as retention asks"  # part of the reason of a photo that retention deleted
-LAYERS = ("finetuning_layer", "zero_shot_layer")
+LAYERS = ("finetuning_layer", "zero_shot_layer", "joint_layers")
 MOST_NUMBER = 1e12  # largest measurement, in any unit: sums stay finite and hundredths exact
 HEAD: dict[str, pa.DataType] = {
     **dict.fromkeys(("identity", "key", "status", "reason"), pa.string()),

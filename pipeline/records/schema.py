@@ -98,14 +98,20 @@ PHOTOS = pa.schema(
         _column(
             "ssimulacra2_face",
             pa.float64(),
-            "the same of the square around a face (twice the longer side of its box; scaled down likewise), the lowest "
-            "of the faces; null without a face",
+            "the same of the square around a face (1.25 times the longer side of its box, at least 256 px; scaled down "
+            "likewise), the lowest of the faces; null without a face",
             later=True,
         ),
         _column("similarity", pa.list_(SIMILARITY), "cosine to the original photo, by encoder"),
-        _column("retained", pa.float64(), "share of layer 1 left in the stored photo"),
+        _column("retained", pa.float64(), "smallest share of layer 1 left in any of the stored photo's views"),
         _column("finetuning_layer", pa.string(), "JSON: settings of layer 1; null when it did not run"),
         _column("zero_shot_layer", pa.string(), "JSON: settings of layer 2; null when it did not run"),
+        _column(
+            "joint_layers",
+            pa.string(),
+            "JSON: settings of both layers under one visibility budget; null without one",
+            later=True,
+        ),
         *_HOW,
     ]
 )

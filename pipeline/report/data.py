@@ -21,7 +21,11 @@ BATCH = 500  # manifest rows held at a time
 BINS = (8, 24)  # fewest and most bars of a histogram
 LISTED = 200  # most failures listed; `dladiff failed` lists all
 SETUPS = 20  # most settings, models and versions listed each; outputs rarely have more
-LAYERS = {"finetuning_layer": "Layer 1, against fine-tuning", "zero_shot_layer": "Layer 2, against identity encoders"}
+LAYERS = {
+    "finetuning_layer": "Layer 1, against fine-tuning",
+    "zero_shot_layer": "Layer 2, against identity encoders",
+    "joint_layers": "Both layers, under one visibility budget",
+}
 
 Entry = dict[str, Any]
 """Template values of a failure, or of settings, a model or versions with their count."""
@@ -191,5 +195,5 @@ def _setup(row: PhotoRow) -> Entry:
 def _add_layers(setup: Entry | None, row: PhotoRow) -> None:
     """Add the settings of the layers that ran on this photo; layer 2 runs only on faces."""
     for name, title in LAYERS.items():
-        if setup is not None and row[name] and title not in setup["layers"]:
+        if setup is not None and row.get(name) and title not in setup["layers"]:
             setup["layers"][title] = layer_settings(row[name])

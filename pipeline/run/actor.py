@@ -259,7 +259,7 @@ class ProtectIdentity:
         row |= self.config.layer_settings(faces=bool(photo.faces))
 
     def _photo_row(self, work: Payload, photo: PlannedPhoto) -> PhotoRow:
-        layers = {"finetuning_layer": None, "zero_shot_layer": None}
+        layers = {"finetuning_layer": None, "zero_shot_layer": None, "joint_layers": None}
         return self._of_run(work) | {"source_uri": photo["uri"], "status": "failed", "reason": ""} | layers
 
     def _identity_row(self, work: Payload, status: str, reason: str, lost: int) -> Payload:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 TASK_STATUSES = ("done", "failed", "quarantined", "skipped", "late", "fatal", "storage")
 PHOTO_STATUSES = ("protected", "layer1_only", "failed", "skipped")
-STEPS = ("read", "detect", "static_surrogate", "finetuning_layer", "zero_shot_layer", "store")
+STEPS = ("read", "detect", "static_surrogate", "finetuning_layer", "zero_shot_layer", "joint_layers", "store")
 WORK = ("training", "perturbation")
 KINDS = ("optimised", "held_out")
 DEVICES = ("cpu", "gpu")

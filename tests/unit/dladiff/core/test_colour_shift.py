@@ -12,7 +12,7 @@ from tests.golden.make_tiny import photo
 
 @pytest.mark.parametrize(("before", "after"), [((200, 160, 140), (196, 162, 140)), ((8, 9, 20), (10, 9, 12))])
 def test_flat_areas_differ_as_scikit_image_says(before: tuple[int, ...], after: tuple[int, ...]) -> None:
-    a, b = (np.tile(np.uint8(colour), (64, 64, 1)) for colour in (before, after))
+    a, b = (np.tile(np.array(colour, np.uint8), (64, 64, 1)) for colour in (before, after))
     found = float(ColourShift(to_float(a))(to_float(b)))
     expected = float(np.linalg.norm(rgb2lab(a)[0, 0] - rgb2lab(b)[0, 0]))
     assert found == pytest.approx(expected, rel=0.02)
