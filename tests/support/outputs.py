@@ -24,10 +24,11 @@ def portrait(shade: int) -> bytes:
     return saved(rgb().resize((96, 80)).point(lambda value: max(value - shade, 0)), "PNG")
 
 
-def protected_output(folder: Path, people: Mapping[str, Sequence[str]]) -> Storage:
+def protected_output(folder: Path, people: Mapping[str, Sequence[str]], visibility: float = 75.0) -> Storage:
     """Protect `people` (identity to file names) with one grey level of noise, as a run does; build the manifest."""
     source, target = open_storage(folder / "in", create=True), open_storage(folder / "out", create=True)
     config = RunConfig(input=source.uri, output=target.uri, protector="tests.support.fakes:AddNoise")
+    config = config.replaced(method={"visibility": visibility})
     plan = Plan(Index(), inputs=(source.uri,), plan_file=ParquetFile(folder, PLAN))
     assert plan.plan_file is not None
     actor = ProtectIdentity(config.to_dict(), "r", "d")

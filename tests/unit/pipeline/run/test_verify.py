@@ -73,7 +73,22 @@ def test_a_pixel_outside_its_bound_is_reported_with_its_position(output: Storage
     data = encode_png(pixels)
     output.put(row["output_key"], data)
     recorded(output, output_sha256=hashlib.sha256(data).hexdigest(), faces=[])
+    assert "at x 5, y 3, bound 12.0/255" in verify(output).faults[0]
+
+
+def test_two_layers_of_sign_steps_have_two_bounds(tmp_path: Path) -> None:
+    output = protected_output(tmp_path, {"ann": ["1.png"]}, visibility=0)
+    row = first_photo(output)
+    pixels = np.array(decode(output.get(row["output_key"]), max_pixels=10**6).pixels)
+    pixels[3, 5] = np.where(pixels[3, 5] > 127, 0, 255)
+    data = encode_png(pixels)
+    output.put(row["output_key"], data)
+    digest = hashlib.sha256(data).hexdigest()
+    recorded(output, output_sha256=digest, faces=[])
     assert "at x 5, y 3, bound 7.0/255" in verify(output).faults[0]
+    face = {"box": [0.0, 0.0, 20.0, 20.0], "landmarks": [[1.0, 1.0]] * 5, "score": 1.0}
+    recorded(output, output_sha256=digest, faces=[face], zero_shot_layer=json.dumps({"eta": 11 / 255}))
+    assert "at x 5, y 3, bound 18.0/255" in verify(output).faults[0]
 
 
 def test_figures_that_are_not_the_files(output: Storage) -> None:
