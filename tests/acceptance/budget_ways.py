@@ -1,0 +1,142 @@
+"""How a perturbation may be kept within a visibility budget: the ways compared, on real portraits.
+
+Each way protects the same photos at the same budget with the tiny profile. The table has what a reader of the stored
+file sees: SSIMULACRA2 of the photo, of the face, and of the photo without its first rows and columns; Butteraugli,
+which nothing optimises; the shift of areas' colours; the cosine of the optimised encoder and of one that took no part.
+
+    python -m tests.acceptance.budget_ways PHOTO... [--visibility 75] [--way NAME]... [--save DIR]
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from dladiff.core import visibility
+from dladiff.core.arrays import Pixels
+from dladiff.core.colour_shift import ColourShift
+from dladiff.core.exchange import PhotoIn
+from dladiff.core.pixels import to_float
+from dladiff.core.transforms import blur
+from dladiff.layers import budget, joint
+from dladiff.protect import protect
+from dladiff.service import Protector
+
+SEED = 0
+ROWS, COLUMNS = 3, 5
+"""Cut away before the photo is scored again."""
+LUMA = (0.299, 0.587, 0.114)
+
+
+def contrast(picture: Tensor) -> Tensor:
+    """Return the local standard deviation of lightness in 7 x 7 cells, `1 1 h w`."""
+    luma = torch.einsum("c,bchw->bhw", picture.new_tensor(LUMA), picture)[:, None]
+    padded = functional.pad(luma, (3, 3, 3, 3), mode="replicate")
+    mean, square = (functional.avg_pool2d(values, 7, 1) for values in (padded, padded * padded))
+    return (square - mean * mean).clamp_min(0).sqrt()
+
+
+def steepest(run: Any, delta: Tensor, change: Tensor) -> Tensor:
+    """Steepest ascent under a perceptual norm: the step is scaled by what local contrast masks, and blurred.
+
+    The norm's inverse: masking by local contrast, and contrast sensitivity as a blur, wider for colour than for
+    lightness.
+    """
+    masked = change * (0.2 + contrast(run.clean) / 0.03).clamp_max(3)
+    luma = torch.einsum("c,bchw->bhw", change.new_tensor(LUMA), masked)[:, None].expand_as(masked)
+    moved = blur(luma, 0.7) + blur(masked - luma, 1.5)
+    return (delta + run.fade * moved).clamp(-run.config.eta, run.config.eta)
+
+
+def regional(run: Any, delta: Tensor, change: Tensor) -> Tensor:
+    """Blur-guided (after BlurGuard, arXiv 2511.00143): smooth regions get a wide blur, textured ones a narrow one."""
+    share = (contrast(run.clean) / 0.05).clamp(0, 1)
+    moved = share * blur(change, 0.7) + (1 - share) * blur(change, 2.0)
+    return (delta + run.fade * moved).clamp(-run.config.eta, run.config.eta)
+
+
+def settings(**joint_settings: Any) -> dict[str, Any]:
+    """Return overrides of the method."""
+    return {"joint": joint_settings}
+
+
+WAYS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[..., Tensor] | None]] = {
+    "as it is": ({}, {}, None),
+    "one position of the metric": ({"OFFSETS": budget.OFFSETS[:1]}, {}, None),
+    "no bound on colours": ({}, settings(colour=100.0), None),
+    "one position, no bound on colours": ({"OFFSETS": budget.OFFSETS[:1]}, settings(colour=100.0), None),
+    "no blur of the steps": ({"SMOOTHING": 0.0}, {}, None),
+    "wider blur, 1.5 cells": ({"SMOOTHING": 1.5}, {}, None),
+    "perceptual norm": ({}, {}, steepest),
+    "regional blur": ({}, {}, regional),
+    "the metric in every step": ({"EVERY": 1}, {}, None),
+    "twice the steps": ({}, settings(steps=300), None),
+}
+"""Name to constants of the modules, settings, and the step that takes the place of `_Run.moved`."""
+
+
+def measure(pixels: Pixels, way: str, wanted: float) -> tuple[dict[str, float], Pixels]:
+    """Protect one photo in one way; return its figures and its pixels."""
+    constants, overrides, moved = WAYS[way]
+    kept = [
+        (module, name, getattr(module, name))
+        for module in (budget, joint)
+        for name in constants
+        if hasattr(module, name)
+    ]
+    plain = joint._Run.moved
+    for module, name, _ in kept:
+        setattr(module, name, constants[name])
+    if moved:
+        joint._Run.moved = moved  # type: ignore[method-assign]
+    try:
+        protector = Protector({"profile": "tiny", "overrides": {"visibility": wanted, **overrides}}, SEED, threads=1)
+        start = time.process_time()
+        (out,) = protect([PhotoIn(key="a", pixels=pixels)], [], protector.models, protector.config, SEED).photos
+        spent = time.process_time() - start
+    finally:
+        joint._Run.moved = plain  # type: ignore[method-assign]
+        for module, name, value in kept:
+            setattr(module, name, value)
+    shifted = visibility.ssimulacra2(pixels[ROWS:, COLUMNS:], out.pixels[ROWS:, COLUMNS:])
+    cosines = {row["optimised"]: row["after"] for row in out.similarity}
+    seen = visibility.butteraugli(pixels, out.pixels)
+    colours = float(ColourShift(to_float(pixels))(to_float(out.pixels)))
+    row = {"SSIMULACRA2": out.ssimulacra2, "face": out.ssimulacra2_face, "shifted": shifted}
+    row |= {"Butteraugli": float("nan") if seen is None else seen, "colours": colours, "PSNR": out.psnr}
+    return row | {"optimised": cosines[True], "held out": cosines[False], "seconds": spent}, out.pixels
+
+
+def main() -> None:
+    """Print a Markdown row for each way: means over the photos."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path, nargs="+")
+    parser.add_argument("--visibility", type=float, default=75.0)
+    parser.add_argument("--way", action="append", choices=list(WAYS))
+    parser.add_argument("--save", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    photos = {path: np.array(Image.open(path).convert("RGB")) for path in given.photos}
+    for number, way in enumerate(given.way or WAYS):
+        rows = []
+        for path, pixels in photos.items():
+            row, out = measure(pixels, way, given.visibility)
+            rows.append(row)
+            if given.save:
+                given.save.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(out).save(given.save / f"{path.stem}-{way.replace(' ', '-')}.png")
+        if number == 0:
+            print("| way | " + " | ".join(rows[0]) + " |\n|---" * 1 + "|---" * len(rows[0]) + "|")
+        means = {name: np.mean([row[name] for row in rows]) for name in rows[0]}
+        print(f"| {way} | " + " | ".join(f"{value:.2f}" for value in means.values()) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
