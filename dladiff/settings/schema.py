@@ -180,7 +180,8 @@ class MethodConfig(Settings):
     `zero_shot`."""
     protection: Protection = "dladiff"
     """Method of layer 1: this package's, or a compared one (dladiff/baselines), which uses its own schedule and has no
-    layer 2. `finetuning.eta` overrides its bound."""
+    layer 2. `finetuning.eta` overrides its bound; with `visibility`, 0 for these, its perturbation is scaled down to
+    that score."""
     output: OutputConfig = OutputConfig()
     """File format."""
     finetuning: FinetuningConfig = FinetuningConfig()
@@ -225,7 +226,7 @@ def method_config(profile: str, preset: str | None, overrides: Mapping[str, Any]
     if isinstance(memory := overrides.get("gpu_memory"), str) and memory in GPU_MEMORY:
         layered.append(GPU_MEMORY[memory])
     if isinstance(method := overrides.get("protection"), str) and method in SCHEDULES:
-        layered.append({"layers": "finetuning", "finetuning": {"eta": SCHEDULES[method].eta}})
+        layered.append({"visibility": 0.0, "layers": "finetuning", "finetuning": {"eta": SCHEDULES[method].eta}})
     if "profile" in overrides:
         faults.append("profile: is no setting of the method; name it beside it")
     layered.append({key: value for key, value in overrides.items() if key != "profile"})

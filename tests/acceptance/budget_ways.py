@@ -77,6 +77,7 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[..., Tensor] | No
     "perceptual norm": ({}, {}, steepest),
     "regional blur": ({}, {}, regional),
     "the metric in every step": ({"EVERY": 1}, {}, None),
+    "the metric once": ({"EVERY": 10**9}, {}, None),
     "twice the steps": ({}, settings(steps=300), None),
 }
 """Name to constants of the modules, settings, and the step that takes the place of `_Run.moved`."""

@@ -207,9 +207,8 @@ def show(results: list[Result], packs: list[Pack], held_out: list[Path]) -> None
     for r in results:
         values = [*r.cosines, *r.held_out] or [None] * len(names)
         texts = [("-" if v is None else f"{v:.3f}").rjust(len(n)) for v, n in zip(values, names, strict=True)]
-        print(
-            f"{r.name:<44} {r.linf_face:>4} {r.linf:>4} {r.psnr:>6.2f} {min(r.seen, default=float('nan')):>6.1f}  {'  '.join(texts)}"
-        )
+        seen = min(r.seen, default=float("nan"))
+        print(f"{r.name:<44} {r.linf_face:>4} {r.linf:>4} {r.psnr:>6.2f} {seen:>6.1f}  {'  '.join(texts)}")
         for fault in r.faults:
             print(f"    FAULT: {fault}")
 

@@ -99,3 +99,28 @@ def test_digest_ignores_order_and_sees_values() -> None:
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
     one = method_config("tiny", None, {}).to_dict()
     assert one["finetuning"]["eta"] == 7 / 255 and isinstance(one["encoders"], list)
+
+
+@pytest.mark.parametrize("profile", ["tiny", "sd21"])
+def test_the_preset_paper_is_the_paper_s_method(profile: str) -> None:
+    """Sign steps in L-inf balls of 7 and 11 levels, Algorithm 2's own noise and space, whatever the profile changes."""
+    config = method_config(profile, "paper", {})
+    assert (config.visibility, config.layers, config.protection) == (0, "both", "dladiff")
+    layer1, layer2 = config.finetuning, config.zero_shot
+    assert (round(layer1.eta * 255, 6), layer1.step_size, layer1.min_psnr) == (7, 2.5e-3, 0)
+    assert (layer1.iter_ft, layer1.iter_opt, layer1.iter_1, layer1.iter_2, layer1.iter_3) == (400, 50, 3, 3, 3)
+    assert (round(layer2.eta * 255, 6), layer2.step_size, layer2.max_steps, layer2.check_every) == (11, 4e-4, 200, 1)
+    assert (layer2.threshold, layer2.space, layer2.draws, layer2.eot) == (0.1, "aligned", 1, False)
+    assert (layer2.linear_noise, layer2.shift_noise, layer2.encoder_weights) == (1e-3, 0.5, ())
+    assert layer2.threshold - layer2.margin < -1  # no hinge: every encoder has a gradient until the stop rule ends
+
+
+def test_strengths_differ_in_visibility_and_balanced_is_the_default() -> None:
+    faint, balanced, strong = (method_config("tiny", name, {}) for name in ("faint", "balanced", "strong"))
+    assert faint.visibility > balanced.visibility > strong.visibility > 0
+    assert balanced == method_config("tiny", None, {})
+
+
+def test_a_compared_method_keeps_its_own_bound_unless_a_visibility_is_given() -> None:
+    assert method_config("tiny", None, {"protection": "aspl"}).visibility == 0
+    assert method_config("tiny", None, {"protection": "aspl", "visibility": 75}).visibility == 75
