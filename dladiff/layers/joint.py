@@ -235,10 +235,11 @@ class _Run:
         Noise alone lowers a cosine: at noisy alignments only, those of the detector would stay the highest.
         """
         config, encoders = self.zero_shot, self.networks.encoders
-        chosen = (step * config.draws + np.arange(config.draws)) % len(face.bases)
+        turn, chosen = np.divmod(step * config.draws + np.arange(config.draws), len(face.bases))
         matrices = face.bases[chosen].copy()
         noise = (JITTER_SHARE * config.linear_noise, JITTER_SHARE * config.shift_noise)
-        matrices[1::2] = jitter(matrices[1::2], *noise, face.generator)
+        if (noisy := turn % 2 == 1).any():
+            matrices[noisy] = jitter(matrices[noisy], *noise, face.generator)
         augmentation = draw_augmentation(config.eot, face.generator, self.codec)
         crops = {side: augmentation(view, point, matrices, side) for side in {e.crop for e in encoders}}
         cosines = [
