@@ -13,8 +13,11 @@ from dladiff.core.ssimulacra2 import Region, Ssimulacra2
 LONGEST = 720
 """Longer side of the compared pictures in the loop, pixels; larger ones are halved, or divided further."""
 OFFSETS = ((0, 0), (5, 11), (10, 3), (15, 14), (3, 8), (8, 1), (13, 6), (6, 15))
-"""Columns and rows cut away before a comparison, in turn. SSIMULACRA2 halves pictures by means of 2 x 2 pixels: at one
-position alone, a perturbation learns to cancel in these means: it scores 75, and 58 once the picture is shifted."""
+"""Columns and rows cut away before a comparison, in turn.
+
+SSIMULACRA2 halves pictures by means of 2 x 2 pixels, and colours are compared as means of cells. At one position alone,
+a perturbation learns to cancel in these means: it scores 75, and 58 once the picture is shifted.
+"""
 RATE = 1.15
 """Largest factor of a weight's change in one step."""
 SCORE_SPREAD, COLOUR_SPREAD = 1.0, 0.05
@@ -42,8 +45,8 @@ class Budget:
             left, top = x * (4 * x <= width // 2), y * (4 * y <= height // 2)
             own = [(max(0, a - left), max(0, b - top), c - left, d - top) for a, b, c, d in scaled]
             picture = small[..., top:, left:].contiguous()
-            self.compared.append((left, top, Ssimulacra2(picture, exact=False, regions=own)))
-        self.shift = ColourShift(small)
+            metric = Ssimulacra2(picture, exact=False, regions=own)
+            self.compared.append((left, top, metric, ColourShift(picture)))
         self.target, self.colour = target, colour
         self.weights = [SCORE_WEIGHTS[1], COLOUR_WEIGHTS[1]]
         self.score = self.smoothed = target
@@ -54,8 +57,9 @@ class Budget:
         if step % EVERY == 0 or self.cached is None:
             picture = changed.detach().requires_grad_(True)
             small = self._small(picture)
-            left, top, metric = self.compared[step // EVERY % len(self.compared)]
-            scores, moved = metric(small[..., top:, left:]), self.shift(small)
+            left, top, metric, shift = self.compared[step // EVERY % len(self.compared)]
+            part = small[..., top:, left:]
+            scores, moved = metric(part), shift(part)
             short, beyond = (self.target - scores).clamp_min(0), (moved - self.colour).clamp_min(0)
             penalty = self.weights[0] * short.square().sum() + self.weights[1] * beyond.square()
             (self.cached,) = torch.autograd.grad(penalty, picture)

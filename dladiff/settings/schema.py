@@ -123,7 +123,7 @@ class JointConfig(Settings):
     """Adam's learning rate at the first step, [0, 1] units; it falls linearly."""
     latent_weight: float = Field(default=0.3, ge=0, le=1000)
     """Weight of the logarithm of the latent shift, relative to the identity loss."""
-    colour: float = Field(default=1.0, ge=0, le=100)
+    colour: float = Field(default=1.5, ge=0, le=100)
     """Largest shift of areas' colours (4-norm of CIE76 differences of means over 8, 16 and 32 cells), which
     SSIMULACRA2 hardly counts."""
 
