@@ -201,7 +201,8 @@ def _joint_layers(work: Work, models: Models, config: MethodConfig, seed: int) -
     """Optimise both layers together, under the visibility budget."""
     x = work.original()
     passes = models.detector.passes_near(work.photo.pixels, work.faces)
-    networks = joint.Networks(models.surrogate, models.encoders, config.resolution, config.finetuning.batch_photos)
+    size, recompute = config.finetuning.batch_photos, config.finetuning.recompute
+    networks = joint.Networks(models.surrogate, models.encoders, config.resolution, size, recompute)
     delta, tasks = torch.zeros_like(x), {}
     for number, part in enumerate(work.parts(config)):
         faces = []

@@ -30,7 +30,7 @@ def static_surrogate(
 ) -> UNet2DConditionModel:
     """Algorithm 1, lines 1-9: return a frozen copy of the UNet fine-tuned on the clean set `m 3 r r`."""
     unet = surrogate.fresh_unet()
-    _recompute(unet, config.recompute)
+    recompute(unet, config.recompute)
     prompt = surrogate.prompt(config.prompt)
     host, graphs = surrogate.host if config.offload else None, _graphs(surrogate, config)
     trainer = Trainer(unet, config.lr_static, config.weight_decay, host, graphs)
@@ -66,8 +66,8 @@ def perturb(
     """
     prompt = surrogate.prompt(config.prompt)
     dynamic = surrogate.fresh_unet()
-    _recompute(dynamic, config.recompute)
-    _recompute(surrogate.vae, config.recompute)
+    recompute(dynamic, config.recompute)
+    recompute(surrogate.vae, config.recompute)
     host, graphs = surrogate.host if config.offload else None, _graphs(surrogate, config)
     trainer = Trainer(dynamic, config.lr_dynamic, config.weight_decay, host, graphs)
     size = min(config.batch_photos, len(x))
@@ -115,7 +115,8 @@ def _keep(losses: Losses | None, stage: str, loss: Tensor) -> None:
         losses.setdefault(stage, []).append(loss.detach())
 
 
-def _recompute(network: ModelMixin, on: bool) -> None:
+def recompute(network: ModelMixin, on: bool) -> None:
+    """Switch gradient checkpointing of a network on or off."""
     if on != network.is_gradient_checkpointing:
         (network.enable_gradient_checkpointing if on else network.disable_gradient_checkpointing)()
 

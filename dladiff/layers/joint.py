@@ -22,6 +22,7 @@ from dladiff.diffusion.surrogate import Surrogate
 from dladiff.faces.detect import Matrix
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers.budget import Budget
+from dladiff.layers.finetuning import recompute
 from dladiff.layers.stop_rule import JITTER_SHARE, StopRule
 from dladiff.layers.zero_shot import Box, FaceView, ImageGrid, draw_augmentation, floor, jitter
 from dladiff.settings.schema import JointConfig, ZeroShotConfig
@@ -88,6 +89,9 @@ class Networks:
     encoders: Sequence[IdentityEncoder]
     resolution: int
     batch_views: int
+    """Views encoded in one step."""
+    recompute: bool = False
+    """Gradient checkpointing in the VAE."""
 
 
 class LatentShift:
@@ -96,6 +100,7 @@ class LatentShift:
     def __init__(self, original: Images, canvas: Canvas, grid: ImageGrid, networks: Networks) -> None:
         box, (rows, columns) = canvas.box, grid.shape
         self.networks, resolution = networks, networks.resolution
+        recompute(networks.surrogate.vae, networks.recompute)
         self.maps = [
             ViewMap(
                 (box.y1 - box.y0, rows, view.y - box.y0, view.height),
