@@ -5,7 +5,7 @@ it in `region: photo` with the tiny model. The latent shift of a view is ||E(x +
 cut from the stored photo by Pillow. It is compared with the shift of the same view protected as a square photo of its
 own. What the log holds is not done again.
 
-    python -m tests.acceptance.shapes --assets DIR --log FILE [--photos 2] [--sides 512 1024 2048 4032]
+    python -m tests.acceptance.shapes --assets DIR --log FILE [--photos 2] [--sides 512 1024 2048 4032] [--visibility 75]
     python -m tests.acceptance.shapes --log FILE --table
 """
 
@@ -28,7 +28,7 @@ from dladiff.protect import protect
 from dladiff.service import Protector
 
 RATIOS = {"1:1": (1, 1), "4:5": (4, 5), "3:4": (3, 4), "2:3": (2, 3), "9:16": (9, 16)}
-SETTINGS = {"profile": "tiny", "overrides": {"layers": "finetuning", "region": "photo"}}
+OVERRIDES = {"layers": "finetuning", "region": "photo"}
 SEED = 0
 
 
@@ -95,7 +95,8 @@ def run(given: argparse.Namespace) -> None:
     """Measure every case that the log lacks."""
     torch.set_num_threads(1)
     done = {tuple(json.loads(line)["case"]) for line in given.log.open()} if given.log.exists() else set()
-    protector = Protector(SETTINGS, seed=SEED, threads=1)
+    overrides = {**OVERRIDES, "visibility": given.visibility}
+    protector = Protector({"profile": "tiny", "overrides": overrides}, seed=SEED, threads=1)
     for name, ratio, tall, side in cases(given):
         if (case := (Path(name).name, ratio, tall, side)) in done:
             continue
@@ -146,6 +147,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--photos", type=int, default=2)
     parser.add_argument("--sides", type=int, nargs="+", default=[512, 1024, 2048, 4032])
+    parser.add_argument("--visibility", type=float, default=0.0, help="0: Algorithm 1; else both layers' budget")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     if not given.table:

@@ -164,3 +164,13 @@ def test_a_trace_holds_the_cosine_of_each_step(protector: Protector) -> None:
     (line,) = traced.trace["Layer 2, a"].values()
     assert len(line) == 40 == traced.steps["joint_layers"]["perturbation"]
     assert traced.steps.keys() == traced.seconds.keys() - {"detect"}
+
+
+def test_recomputing_activations_changes_no_byte(protector: Protector) -> None:
+    config = protector.config.replaced(joint=protector.config.joint.replaced(steps=3))
+    plain, recomputed = (
+        protected(protector, photo(), config.replaced(finetuning=config.finetuning.replaced(recompute=on)))
+        for on in (False, True)
+    )
+    assert np.array_equal(plain.pixels, recomputed.pixels)
+    protector.models.surrogate.vae.disable_gradient_checkpointing()
