@@ -5,7 +5,7 @@ it in `region: photo` with the tiny model. The latent shift of a view is ||E(x +
 cut from the stored photo by Pillow. It is compared with the shift of the same view protected as a square photo of its
 own. What the log holds is not done again.
 
-    python -m tests.acceptance.shapes --assets DIR --log FILE [--photos 2] [--sides 512 1024 2048 4032] [--visibility 75]
+    python -m tests.acceptance.shapes --assets DIR --log FILE [--sides 512 1024 2048 4032] [--visibility 75]
     python -m tests.acceptance.shapes --log FILE --table
 """
 
