@@ -258,7 +258,8 @@ def test_a_run_that_is_told_to_end_says_so_in_one_line_and_goes_on_later(
     assert "received at time" not in ended.errors and "Traceback" not in ended.errors, ended.errors
     assert scene.output.tag("lock.json") is None
     again = scene.run()
-    assert (again.code, again.facts["done"] + again.facts["skipped"]) == (0, 3)
+    assert again.code == 0, again.errors
+    assert again.facts["done"] + again.facts["skipped"] == 3
     assert check_storage(scene.output) == {"protected": 6}
 
 
@@ -279,4 +280,5 @@ def test_a_second_signal_or_one_to_the_whole_group_leaves_one_line_and_no_lease(
     assert "Traceback" not in ended.errors and "received at time" not in ended.errors, ended.errors
     assert scene.output.tag("lock.json") is None
     again = scene.run()
-    assert (again.code, again.facts["done"] + again.facts["skipped"]) == (0, 3)
+    assert again.code == 0, again.errors
+    assert again.facts["done"] + again.facts["skipped"] == 3
