@@ -100,7 +100,8 @@ class Plan:
     def note(self, config: RunConfig) -> str:
         """Return what is to be known of the clean sets, "" where there is nothing."""
         method = config.method_config()
-        if not self.without_clean or method.layers == "zero_shot" or not method.finetuning.iter_ft:
+        latents = method.visibility > 0 and method.protection == "dladiff"  # no surrogate is trained
+        if not self.without_clean or latents or method.layers == "zero_shot" or not method.finetuning.iter_ft:
             return ""
         return (
             f"{self.without_clean} of {self.identities} identities have no clean set, so the surrogate learns from the "

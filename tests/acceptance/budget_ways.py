@@ -72,6 +72,7 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[..., Tensor] | No
     "one position of the metric": ({"OFFSETS": budget.OFFSETS[:1]}, {}, None),
     "no bound on colours": ({}, settings(colour=100.0), None),
     "one position, no bound on colours": ({"OFFSETS": budget.OFFSETS[:1]}, settings(colour=100.0), None),
+    "one position, no blur of the steps": ({"OFFSETS": budget.OFFSETS[:1], "SMOOTHING": 0.0}, {}, None),
     "no blur of the steps": ({"SMOOTHING": 0.0}, {}, None),
     "wider blur, 1.5 cells": ({"SMOOTHING": 1.5}, {}, None),
     "perceptual norm": ({}, {}, steepest),

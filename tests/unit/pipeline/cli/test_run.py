@@ -294,11 +294,12 @@ def test_version_is_an_option_too() -> None:
 
 def test_one_note_where_photos_are_their_own_clean_set(photos: Path, tmp_path: Path) -> None:
     place = ["--input", str(photos), "--output", str(tmp_path / "out")]
-    _, out, err = call("plan", *place, "--json")
+    _, out, err = call("plan", *place, "--json", "--preset", "paper")
     (note,) = json.loads(out)["notes"]
     assert err == f"note: {note}\n" and note.startswith("2 of 2 identities have no clean set, so the surrogate learns")
-    (tmp_path / "run.yaml").write_text("method: {layers: zero_shot}")
-    assert json.loads(call("plan", *place, "--json", "--config", str(tmp_path / "run.yaml"))[1])["notes"] == []
+    for trains_none in ("layers: zero_shot, visibility: 0", "visibility: 75"):
+        (tmp_path / "run.yaml").write_text(f"method: {{{trains_none}}}")
+        assert json.loads(call("plan", *place, "--json", "--config", str(tmp_path / "run.yaml"))[1])["notes"] == []
     for name in ("set_A_1.png", "set_B_1.png"):
         (tmp_path / "sets" / "ann").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (64, 64)).save(tmp_path / "sets" / "ann" / name)
