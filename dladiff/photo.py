@@ -37,6 +37,8 @@ class Part:
     """A part of a photo that is optimised at once, under the visibility budget."""
 
     box: Box
+    inner: Box
+    """Where its perturbation lies; it fades out towards edges that are not the photo's."""
     pitch: int
     """Pixels from cell to cell of its perturbation."""
     views: list[View]
@@ -123,19 +125,22 @@ class Work:
             finest = min(min(view.width, view.height) for view in views) // config.resolution
             pitch = max(1, finest, math.ceil((height * width / MAX_CELLS) ** 0.5))
             squares = [around_face(face.box, height, width) for face in self.faces]
-            parts.append(Part(Box(0, 0, width, height), pitch, views, None, squares))
+            everywhere = Box(0, 0, width, height)
+            parts.append(Part(everywhere, everywhere, pitch, views, None, squares))
         for i, face in enumerate(self.faces, start=1):
             own = [by_name[name] for name in (f"face {i}",) if name in by_name]
             if config.layers == "finetuning" and (parts or not own):
                 continue
             square = around_face(face.box, height, width)
-            x0, y0, x1, y1 = square
+            inner = Box(*square)
             for view in own:
-                x0, y0 = max(0, min(x0, view.x)), max(0, min(y0, view.y))
-                x1, y1 = min(width, max(x1, view.x + view.width)), min(height, max(y1, view.y + view.height))
-            matrix = alignment_matrix(face.landmarks)
+                right, bottom = min(width, view.x + view.width), min(height, view.y + view.height)
+                inner = Box(max(0, view.x), max(0, view.y), right, bottom)
+            low = (min(a, b) for a, b in zip(square[:2], (inner.x0, inner.y0), strict=True))
+            high = (max(a, b) for a, b in zip(square[2:], (inner.x1, inner.y1), strict=True))
+            pitch = half_crop_pixel(alignment_matrix(face.landmarks))
             index = None if config.layers == "finetuning" else i - 1
-            parts.append(Part(Box(x0, y0, x1, y1), half_crop_pixel(matrix), own, index, [square]))
+            parts.append(Part(Box(*low, *high), inner, pitch, own, index, [square]))
         return parts
 
     def perturbed(self, delta: Tensor) -> Pixels:
@@ -187,8 +192,8 @@ def lowest_score(work: Work, squares: Sequence[Rectangle], delta: Tensor) -> flo
     before, after = work.photo.pixels, work.codec.stored(work.perturbed(delta))
     height, width = before.shape[:2]
     found = []
-    for square in dict.fromkeys([(0, 0, width, height), *squares]):
-        a, b = (to_float(shown(cut(pixels, square))).to(delta.device) for pixels in (before, after))
+    for square, face in dict.fromkeys([((0, 0, width, height), False), *((square, True) for square in squares)]):
+        a, b = (to_float(shown(cut(pixels, square), face)).to(delta.device) for pixels in (before, after))
         found.append(float(Ssimulacra2(a, exact=False)(b)))
     return min(found)
 

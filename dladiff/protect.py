@@ -215,7 +215,9 @@ def _joint_layers(work: Work, models: Models, config: MethodConfig, seed: int) -
             tasks[i] = joint.FaceTask(reader.bases, reader.targets, rule, own)
             faces = [tasks[i]]
         score = partial(lowest_score, work, part.squares)
-        canvas = joint.Canvas(part.box, part.pitch, part.views, faces, part.squares, config.visibility, score)
+        canvas = joint.Canvas(
+            part.box, part.inner, part.pitch, part.views, faces, part.squares, config.visibility, score
+        )
         generator = stream(seed, "joint", work.name, str(number))
         delta = joint.optimise(x, delta, canvas, networks, (config.joint, config.zero_shot), generator, work.codec)
         work.steps += config.joint.steps

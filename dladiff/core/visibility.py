@@ -27,9 +27,9 @@ MARGIN = 1.25
 
 A wider square averages over background that no layer changes: the same picture scored 48 with 1 and 75 with 1.5.
 """
-SMALLEST_SQUARE = 256
-"""Shortest side of the compared square around a face, px: below 225 px SSIMULACRA2 leaves out its coarsest scale and
-gives the weights of the others to other terms."""
+SIX_SCALES = 256
+"""Sides to which smaller squares around faces are continued by their mirror image, px. Below 225 px SSIMULACRA2 leaves
+out its coarsest scale and gives the weights of the others to other terms; background instead would hide the change."""
 IDENTICAL = 100.0
 """SSIMULACRA2 of equal pictures."""
 PROGRAM = "butteraugli_main"
@@ -42,29 +42,31 @@ Rectangle = tuple[int, int, int, int]
 """Left, top, right and bottom edge, whole px; right and bottom lie outside."""
 
 
-def ssimulacra2(a: Pixels, b: Pixels) -> float:
+def ssimulacra2(a: Pixels, b: Pixels, face: bool = False) -> float:
     """Return how little the change from `a` to `b` is seen: SSIMULACRA2 (Sneyers 2022) as the package computes it.
 
     100: identical, 90: not distinguishable side by side, 70: high quality, 50: medium, 30: low; there is no lower
-    limit. Both photos have the same shape. Memory: 512 bytes a pixel of the compared pictures, at most 0.6 GB.
+    limit. Both photos have the same shape. `face`: they are squares around a face; small ones are continued by their
+    mirror image. Memory: 512 bytes a pixel of the compared pictures, at most 0.6 GB.
     """
     if np.array_equal(a, b):
         return IDENTICAL
-    return float(compute_ssimulacra2(*(_bitmap(shown(pixels)) for pixels in (a, b))))
+    return float(compute_ssimulacra2(*(_bitmap(shown(pixels, face)) for pixels in (a, b))))
 
 
 def ssimulacra2_of_faces(a: Pixels, b: Pixels, boxes: Iterable[Box]) -> float:
     """Return the lowest SSIMULACRA2 of the squares around the faces; NaN without a face."""
     height, width = a.shape[:2]
     squares = dict.fromkeys(around_face(box, height, width) for box in boxes)
-    return min((ssimulacra2(cut(a, square), cut(b, square)) for square in squares), default=float("nan"))
+    return min((ssimulacra2(cut(a, square), cut(b, square), face=True) for square in squares), default=float("nan"))
 
 
 def ssimulacra2_of_both(a: Pixels, b: Pixels, boxes: Iterable[Box]) -> tuple[float, float]:
     """Return `ssimulacra2` and `ssimulacra2_of_faces`; a face whose square is the whole photo takes no further time."""
     height, width = a.shape[:2]
     whole, squares = ssimulacra2(a, b), {box: around_face(box, height, width) for box in boxes}
-    parts = [box for box, square in squares.items() if square != (0, 0, width, height)]
+    same = (0, 0, width, height) if min(height, width) >= SIX_SCALES else None
+    parts = [box for box, square in squares.items() if square != same]
     scores = [ssimulacra2_of_faces(a, b, parts)] * bool(parts) + [whole] * (len(parts) < len(squares))
     return whole, min(scores, default=float("nan"))
 
@@ -72,11 +74,11 @@ def ssimulacra2_of_both(a: Pixels, b: Pixels, boxes: Iterable[Box]) -> tuple[flo
 def around_face(box: Box, height: int, width: int) -> Rectangle:
     """Return the square around a face, centred, moved into the photo and cut to it.
 
-    Its side is MARGIN times the longer side of the face's box, at least SMALLEST_SQUARE. `height`, `width`: of the
-    photo, px.
+    Its side is MARGIN times the longer side of the face's box, and it is at least SMALLEST. `height`, `width`:
+    of the photo, px.
     """
     x0, y0, x1, y1 = box
-    side = max(SMALLEST_SQUARE, round(MARGIN * max(x1 - x0, y1 - y0)))
+    side = max(SMALLEST, round(MARGIN * max(x1 - x0, y1 - y0)))
     across, down = min(side, width), min(side, height)
     left = int(np.clip(round((x0 + x1 - across) / 2), 0, width - across))
     top = int(np.clip(round((y0 + y1 - down) / 2), 0, height - down))
@@ -118,14 +120,17 @@ def butteraugli(a: Pixels, b: Pixels) -> float | None:
     return float(found[1])
 
 
-def shown(pixels: Pixels) -> Pixels:
-    """Return a picture as it is compared: scaled down to SCREEN, each side at least SMALLEST."""
+def shown(pixels: Pixels, face: bool = False) -> Pixels:
+    """Return a picture as it is compared: scaled down to SCREEN, each side at least SMALLEST, of a face SIX_SCALES."""
     height, width = pixels.shape[:2]
     scale = SCREEN / max(height, width)
     if scale < 1:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         image = Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.LANCZOS)
         pixels = np.asarray(image)
+    if face:
+        short = [(0, max(0, SIX_SCALES - side)) for side in pixels.shape[:2]]
+        pixels = np.pad(pixels, [*short, (0, 0)], mode="symmetric")
     missing = [(0, max(0, SMALLEST - side)) for side in pixels.shape[:2]]
     return np.ascontiguousarray(np.pad(pixels, [*missing, (0, 0)], mode="edge") if np.any(missing) else pixels)
 

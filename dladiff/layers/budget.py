@@ -9,6 +9,7 @@ from torch.nn import functional
 from dladiff.core.colour_shift import ColourShift
 from dladiff.core.pixels import Images
 from dladiff.core.ssimulacra2 import Region, Ssimulacra2
+from dladiff.core.visibility import SIX_SCALES
 
 LONGEST = 720
 """Longer side of the compared pictures in the loop, pixels; larger ones are halved, or divided further."""
@@ -36,9 +37,9 @@ class Budget:
 
     def __init__(self, original: Images, regions: Sequence[Region], target: float, colour: float) -> None:
         """`original`: `1 3 h w`; `regions`: parts of it to score beside the whole, pixels."""
-        self.factor = max(1, -(-max(original.shape[-2:]) // LONGEST))
+        self.factor, self.faces = max(1, -(-max(original.shape[-2:]) // LONGEST)), bool(regions)
         small = self._small(original)
-        height, width = small.shape[-2:]
+        height, width = (-(-side // self.factor) for side in original.shape[-2:])
         scaled = [(0, 0, width, height), *(self._scaled(region, height, width) for region in regions)]
         self.compared = []
         for x, y in OFFSETS:
@@ -74,8 +75,18 @@ class Budget:
         self.weights[index] = min(max(self.weights[index] * factor, limits[0]), limits[2])
 
     def _small(self, picture: Tensor) -> Tensor:
-        return functional.avg_pool2d(picture, self.factor, ceil_mode=True) if self.factor > 1 else picture
+        small = functional.avg_pool2d(picture, self.factor, ceil_mode=True) if self.factor > 1 else picture
+        return mirrored(mirrored(small, -1), -2) if self.faces else small
 
     def _scaled(self, region: Region, height: int, width: int) -> Region:
         x0, y0, x1, y1 = (v // self.factor for v in region)
         return x0, y0, max(x0 + 1, min(width, x1)), max(y0 + 1, min(height, y1))
+
+
+def mirrored(picture: Tensor, axis: int) -> Tensor:
+    """Return a picture with a face, continued by its mirror image as `core.visibility` does where it is small."""
+    start = picture
+    while picture.shape[axis] < SIX_SCALES:
+        start = start.flip(axis)
+        picture = torch.cat([picture, start], axis)
+    return picture.narrow(axis, 0, SIX_SCALES) if picture.shape[axis] > start.shape[axis] else picture

@@ -35,7 +35,7 @@ move."""
 SMOOTHING = 1.0
 """Standard deviation of the blur of each step, cells. Encoders and VAEs hardly see finer detail; the eye does."""
 FADE = 0.12
-"""Share of the canvas's side in which the perturbation fades out towards an edge inside the photo."""
+"""Share of the perturbed side in which the perturbation fades out towards an edge inside the photo."""
 FIRST_NOISE = 0.5 / 255
 """Largest value of the first perturbation: at zero, the latent shift has no gradient."""
 RATE, HINGE_WEIGHTS = 1.15, (0.2, 1.0, 50.0)
@@ -68,6 +68,8 @@ class Canvas:
     """A rectangle of a photo with a perturbation of its own, and what is optimised there."""
 
     box: Box
+    inner: Box
+    """Where the perturbation lies; it fades out towards edges that are not the photo's."""
     pitch: int
     """Pixels from cell to cell of the perturbation."""
     views: Sequence[View]
@@ -194,7 +196,7 @@ class _Run:
         block = BLOCK if codec.lossy else 1
         self.views = [FaceView(original, face.bases, box, self.grid, block) for face in canvas.faces]
         self.latents = LatentShift(original, canvas, self.grid, networks) if canvas.views else None
-        self.fade = _fade(box, self.grid.shape, original)
+        self.fade = _fade(canvas, self.grid.shape, original)
         self.hinge = HINGE_WEIGHTS[1]
         for face in canvas.faces:
             face.floors = [self.zero_shot.threshold - self.zero_shot.margin] * len(networks.encoders)
@@ -280,17 +282,20 @@ def _resized(image: Tensor, shape: tuple[int, int]) -> Tensor:
     return functional.interpolate(image, shape, mode="bilinear", antialias=True)
 
 
-def _fade(box: Box, shape: tuple[int, int], photo: Images) -> Tensor:
-    """Return the factor of each cell `1 1 rows columns`: from 1 down to 0 at edges that lie inside the photo."""
-    height, width = photo.shape[-2:]
-    axes = []
-    for count, ends in ((shape[0], (box.y0 > 0, box.y1 < height)), (shape[1], (box.x0 > 0, box.x1 < width))):
-        length = max(1, round(FADE * count))
-        ramp = torch.linspace(0, 1, length + 2, device=photo.device)[1:-1]
-        factor, smooth = torch.ones(count, device=photo.device), ramp.square() * (3 - 2 * ramp)
-        if ends[0]:
-            factor[:length] *= smooth
-        if ends[1]:
-            factor[-length:] *= smooth.flip(0)
-        axes.append(factor)
-    return (axes[0][:, None] * axes[1])[None, None]
+def _fade(canvas: Canvas, shape: tuple[int, int], photo: Images) -> Tensor:
+    """Return the factor of each cell `1 1 rows columns`: 1 inside, falling to 0 at edges that are not the photo's."""
+    box, inner, (height, width) = canvas.box, canvas.inner, photo.shape[-2:]
+    rows = _ramp(shape[0], (box.y0, box.y1), (inner.y0, inner.y1), height, photo.device)
+    columns = _ramp(shape[1], (box.x0, box.x1), (inner.x0, inner.x1), width, photo.device)
+    return (rows[:, None] * columns)[None, None]
+
+
+def _ramp(cells: int, ends: tuple[int, int], inner: tuple[int, int], length: int, device: torch.device) -> Tensor:
+    """Return the factor of each cell of one axis; `ends`, `inner`: of the canvas and of what is perturbed, pixels."""
+    places = ends[0] + (torch.arange(cells, device=device) + 0.5) * (ends[1] - ends[0]) / cells
+    width = FADE * (inner[1] - inner[0])
+    below, above = (places - inner[0]) / width, (inner[1] - places) / width
+    below = below.clamp(0, 1) if inner[0] > 0 else torch.ones_like(below)
+    above = above.clamp(0, 1) if inner[1] < length else torch.ones_like(above)
+    factor = torch.minimum(below, above)
+    return factor.square() * (3 - 2 * factor)

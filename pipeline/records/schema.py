@@ -98,8 +98,8 @@ PHOTOS = pa.schema(
         _column(
             "ssimulacra2_face",
             pa.float64(),
-            "the same of the square around a face (1.25 times the longer side of its box, at least 256 px; scaled down "
-            "likewise), the lowest of the faces; null without a face",
+            "the same of the square around a face (1.25 times the longer side of its box; scaled down likewise, "
+            "below 256 px continued by its mirror image), the lowest of the faces; null without a face",
             later=True,
         ),
         _column("similarity", pa.list_(SIMILARITY), "cosine to the original photo, by encoder"),

@@ -115,6 +115,11 @@ def ssimulacra2(before: Pixels, after: Pixels) -> float:
     return float(compute_ssimulacra2(*files))
 
 
+def continued(square: Pixels) -> Pixels:
+    """Return a square continued by its mirror image up to 256 px."""
+    return np.pad(square, [*((0, max(0, 256 - side)) for side in square.shape[:2]), (0, 0)], mode="symmetric")
+
+
 def check_visibility(
     result: Result, before: Pixels, after: Pixels, faces: list[dict[str, Any]], visibility: float
 ) -> None:
@@ -122,12 +127,13 @@ def check_visibility(
     parts = [(0, 0, width, height)]
     for face in faces:
         x0, y0, x1, y1 = face["box"]
-        side = max(256, round(1.25 * max(x1 - x0, y1 - y0)))
+        side = max(8, round(1.25 * max(x1 - x0, y1 - y0)))
         across, down = min(side, width), min(side, height)
         left = min(max(0, round((x0 + x1 - across) / 2)), width - across)
         top = min(max(0, round((y0 + y1 - down) / 2)), height - down)
         parts.append((left, top, left + across, top + down))
-    result.seen = [ssimulacra2(before[b:d, a:c], after[b:d, a:c]) for a, b, c, d in parts]
+    whole, *squares = [(before[b:d, a:c], after[b:d, a:c]) for a, b, c, d in parts]
+    result.seen = [ssimulacra2(*whole), *(ssimulacra2(continued(p), continued(q)) for p, q in squares)]
     if min(result.seen) < visibility:
         result.faults.append(f"SSIMULACRA2 {min(result.seen):.1f}")
     if max(result.linf, result.linf_face) > JOINT:

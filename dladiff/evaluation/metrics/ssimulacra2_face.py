@@ -7,7 +7,7 @@ METRIC = Metric(
     name="ssimulacra2_face",
     heading="SSIMULACRA2 face",
     about="mean over photos; of each photo the lowest of its faces, each with a margin: a square of 1.25 times the "
-    "longer side of its box, at least 256 px; scale as of the whole photo; null without a face",
+    "longer side of its box; scale as of the whole photo; null without a face",
     order=66,
     of="stored",
     better="higher",

@@ -93,18 +93,19 @@ def test_a_long_strip_scaled_below_8_px_can_be_compared() -> None:
 def test_the_square_around_a_face_is_moved_into_the_photo_and_cut_to_it() -> None:
     assert around_face((440.0, 450.0, 840.0, 750.0), 900, 1300) == (390, 350, 890, 850)
     assert around_face((0.0, 0.0, 320.0, 310.0), 900, 1300) == (0, 0, 400, 400)
-    assert around_face((1290.0, 800.0, 1320.0, 850.0), 900, 1300) == (1044, 644, 1300, 900)
+    assert around_face((1290.0, 800.0, 1320.0, 850.0), 900, 1300) == (1238, 794, 1300, 856)
     assert around_face((10.0, 10.0, 150.0, 850.0), 900, 1000) == (0, 0, 1000, 900)
-    assert around_face((5.0, 5.0, 6.0, 6.0), 200, 300) == (0, 0, 256, 200)
+    assert around_face((5.0, 5.0, 6.0, 6.0), 200, 300) == (2, 2, 10, 10)
     assert around_face((1.0, 1.0, 3.0, 3.0), 4, 6) == (0, 0, 6, 4)
 
 
 def test_a_face_s_score_is_of_its_square_and_the_lowest_counts() -> None:
     a = photo(600, 600)
     b = a.copy()
-    b[344:, 344:] = noisy(a, 4)[344:, 344:]
+    b[538:, 538:] = noisy(a, 4)[538:, 538:]
     corner, clean = (550.0, 550.0, 600.0, 600.0), (10.0, 10.0, 40.0, 40.0)
-    expected = of_package(a[344:, 344:], b[344:, 344:])
+    pad = [(0, 194), (0, 194), (0, 0)]  # the mirror image of 62 px, up to 256
+    expected = of_package(*(np.pad(p[538:, 538:], pad, mode="symmetric") for p in (a, b)))
     assert ssimulacra2_of_faces(a, b, [corner]) == pytest.approx(expected, abs=1e-6)
     assert ssimulacra2_of_faces(a, b, [clean]) == 100
     assert ssimulacra2_of_faces(a, b, [clean, corner]) == pytest.approx(expected, abs=1e-6)
@@ -114,6 +115,7 @@ def test_a_face_s_score_is_of_its_square_and_the_lowest_counts() -> None:
 
 def test_a_large_face_is_compared_at_the_size_of_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(visibility, "SCREEN", 108)
+    monkeypatch.setattr(visibility, "SIX_SCALES", 100)
     a = photo(330, 325)
     b = noisy(a, 8)
     square = cut(a, around_face((10.0, 10.0, 250.0, 250.0), 330, 325)), cut(b, (0, 0, 300, 300))
@@ -132,9 +134,9 @@ def test_both_scores_at_once_compare_nothing_twice(monkeypatch: pytest.MonkeyPat
         both = visibility.ssimulacra2_of_both(a, b, boxes)
         assert both == pytest.approx((ssimulacra2(a, b), ssimulacra2_of_faces(a, b, boxes)), abs=1e-9, nan_ok=True)
     shapes: list[tuple[int, ...]] = []
-    monkeypatch.setattr(visibility, "ssimulacra2", lambda a, b: shapes.append(a.shape) or 50.0)
+    monkeypatch.setattr(visibility, "ssimulacra2", lambda a, b, face=False: shapes.append(a.shape) or 50.0)
     visibility.ssimulacra2_of_both(a, b, [large, small, small])
-    assert shapes == [(320, 290, 3), (256, 256, 3)]
+    assert shapes == [(320, 290, 3), (38, 38, 3)]
 
 
 def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:

@@ -106,7 +106,7 @@ def test_quality_agrees_with_scikit_image() -> None:
     assert row["linf"] == 9 / 255
     assert row["lpips"] is None
     assert row["ssimulacra2"] == visibility.ssimulacra2(one, other) < 100
-    assert row["ssimulacra2_face"] == row["ssimulacra2"]  # the square has at least 256 px, more than the photo
+    assert row["ssimulacra2_face"] < 100
     assert quality_row(one, one, [], networks()) == {
         "psnr": None,
         "psnr_face": None,

@@ -1,9 +1,12 @@
 """The visibility budget: what it penalises, and how its weights follow what is missed."""
 
+import numpy as np
+import pytest
 import torch
 
-from dladiff.core.pixels import to_float
-from dladiff.layers.budget import COLOUR_WEIGHTS, SCORE_WEIGHTS, Budget
+from dladiff.core import visibility
+from dladiff.core.pixels import to_float, to_uint8
+from dladiff.layers.budget import COLOUR_WEIGHTS, SCORE_WEIGHTS, Budget, mirrored
 from tests.golden.make_tiny import photo
 
 
@@ -52,3 +55,10 @@ def test_a_small_face_and_a_large_photo_fit() -> None:
         x = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
         gradient = Budget(x, [(2, 2, 20, 20)], target=95, colour=1.0).gradient(noisy(x, 20), 0)
         assert gradient.shape == x.shape and bool(gradient.isfinite().all()) and gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("size", [(100, 70), (256, 300), (90, 400)])
+def test_small_pictures_with_a_face_are_continued_as_the_measure_continues_them(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    found = mirrored(mirrored(to_float(pixels), -1), -2)
+    assert np.array_equal(to_uint8(found), visibility.shown(pixels, face=True))
