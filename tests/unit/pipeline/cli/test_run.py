@@ -116,8 +116,7 @@ def test_a_full_size_profile_without_encoders_is_reported_before_anything_begins
     (tmp_path / "run.yaml").write_text(f"profile: sd15\nmethod: {{model: {tmp_path / 'sd15'}}}\n")
     place = ["--input", str(photos), "--output", str(tmp_path / "out"), "--config", str(tmp_path / "run.yaml")]
     code, out, err = call(*command.split(), *place, "--json")
-    line, *clean = err.splitlines()
-    assert all("clean set" in other for other in clean) and len(clean) == (ends == 0)
+    (line,) = err.splitlines()
     assert code == ends and line.startswith(f"{word}: encoders: the profile sd15 has no identity encoders of its own; ")
     assert "buffalo_l" in line and "antelopev2" in line and "DLADIFF_FACES" in line
     if ends == 0:

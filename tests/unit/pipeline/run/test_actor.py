@@ -75,8 +75,8 @@ def test_a_photo_that_is_gone_is_skipped_and_one_that_is_damaged_fails(config: R
     assert "gone since it was planned" in result["rows"][0]["reason"]
     record = records.load(output, "done/ann.json")
     assert [p["status"] for p in record["photos"]] == ["skipped", "failed", "protected"]
-    for layer in ("finetuning_layer", "zero_shot_layer"):  # null where it did not run
-        assert [p[layer] is None for p in record["photos"]] == [True, True, False]
+    for layer, ran in (("finetuning_layer", False), ("zero_shot_layer", False), ("joint_layers", True)):
+        assert [p[layer] is None for p in record["photos"]] == [True, True, not ran]  # null where it did not run
     assert len(list(output.list("photos/"))) == 1
     assert list(output.list("starts/")) == []
 
@@ -146,7 +146,10 @@ def test_layer_two_did_not_run_where_there_is_no_face(
     bare: dict[str, Any] = {"faces": [], "status": "layer1_only", "similarity": []}
     monkeypatch.setattr(AddNoise, "_one", staticmethod(lambda photo, clean: replace(one(photo, clean), **bare)))
     assert call(config)["status"] == "done"
-    rows = records.load(output, "done/ann.json")["photos"]
+    settings = [json.loads(row["joint_layers"]) for row in records.load(output, "done/ann.json")["photos"]]
+    assert all("zero_shot" not in found and found["visibility"] == 75 for found in settings)
+    assert call(config.replaced(method={"visibility": 0}), "bob")["status"] == "done"
+    rows = records.load(output, "done/bob.json")["photos"]
     assert {(row["finetuning_layer"] is None, row["zero_shot_layer"] is None) for row in rows} == {(False, True)}
 
 
