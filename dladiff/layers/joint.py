@@ -13,16 +13,16 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from dladiff.core.codec import BLOCK, Codec
-from dladiff.core.field import ViewMap
 from dladiff.core.pixels import Images
 from dladiff.core.ssimulacra2 import Region
-from dladiff.core.transforms import blur, to_range
+from dladiff.core.transforms import blur
 from dladiff.core.views import View
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.faces.detect import Matrix
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers.budget import Budget
 from dladiff.layers.finetuning import recompute
+from dladiff.layers.latents import LatentShift
 from dladiff.layers.stop_rule import JITTER_SHARE, StopRule
 from dladiff.layers.zero_shot import Box, FaceView, ImageGrid, draw_augmentation, floor, jitter
 from dladiff.settings.schema import JointConfig, ZeroShotConfig
@@ -96,39 +96,6 @@ class Networks:
     """Gradient checkpointing in the VAE."""
 
 
-class LatentShift:
-    """How far the VAE's posterior means of views are from those of the unchanged photo, over these means' variance."""
-
-    def __init__(self, original: Images, canvas: Canvas, grid: ImageGrid, networks: Networks) -> None:
-        box, (rows, columns) = canvas.box, grid.shape
-        self.networks, resolution = networks, networks.resolution
-        recompute(networks.surrogate.vae, networks.recompute)
-        self.maps = [
-            ViewMap(
-                (box.y1 - box.y0, rows, view.y - box.y0, view.height),
-                (box.x1 - box.x0, columns, view.x - box.x0, view.width),
-                resolution,
-                original.device,
-            )
-            for view in canvas.views
-        ]
-        self.clean = torch.cat([view.read(original, resolution) for view in canvas.views])
-        self.means = networks.surrogate.encode_fixed(self.clean, networks.batch_views).mean
-        centred = self.means - self.means.mean((1, 2, 3), keepdim=True)
-        self.scale = centred.square().mean((1, 2, 3)).clamp_min(1e-12)
-
-    def loss(self, delta: Tensor, step: int) -> Tensor:
-        """Return minus the mean logarithm of the squared shift of some views, all of them in turn."""
-        count = self.networks.batch_views
-        start = step * count % (-(-len(self.maps) // count) * count)
-        part = slice(start, start + count)
-        views = to_range(self.clean[part] + torch.cat([seen(delta) for seen in self.maps[part]]))
-        with self.networks.surrogate.autocast():
-            means = self.networks.surrogate.encode(views).mean
-        shift = (means - self.means[part]).square().mean((1, 2, 3)) / self.scale[part]
-        return -torch.log(shift + 1e-4).mean()
-
-
 def optimise(
     original: Images,
     start: Tensor,
@@ -195,7 +162,11 @@ class _Run:
         self.budget = Budget(self.clean, regions, canvas.target, self.config.colour)
         block = BLOCK if codec.lossy else 1
         self.views = [FaceView(original, face.bases, box, self.grid, block) for face in canvas.faces]
-        self.latents = LatentShift(original, canvas, self.grid, networks) if canvas.views else None
+        recompute(networks.surrogate.vae, networks.recompute)
+        sizes = (networks.resolution, networks.batch_views)
+        self.latents = (
+            LatentShift(original, canvas.views, (box, self.grid), networks.surrogate, sizes) if canvas.views else None
+        )
         self.fade = _fade(canvas, self.grid.shape, original)
         self.hinge = HINGE_WEIGHTS[1]
         for face in canvas.faces:
