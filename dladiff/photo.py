@@ -70,6 +70,10 @@ class Work:
     """Steps of layer 2, or of both layers under the budget, summed over the faces."""
     cosines: list[list[float]] = field(default_factory=list)
     """Cosine of each optimised encoder at each of these steps."""
+    scores: list[float] = field(default_factory=list)
+    """SSIMULACRA2 in the loop at each step under the visibility budget."""
+    shifts: list[float] = field(default_factory=list)
+    """Relative squared latent shift at each of its steps with a latent push."""
 
     @classmethod
     def of(cls, photo: PhotoIn, detector: Detector, device: torch.device, config: MethodConfig) -> "Work":

@@ -102,11 +102,15 @@ def protect(
 def _charts(
     losses: finetuning_layer.Losses, works: list[Work], encoders: Sequence[IdentityEncoder]
 ) -> dict[str, dict[str, list[float]]]:
-    """Return a chart for each stage of layer 1, and for each photo with a series for each encoder, faces in order."""
+    """Return a chart for each stage of layer 1, and for each photo charts of what its steps reached, faces in order."""
     charts = {f"Layer 1, {stage}": {"loss": torch.stack(values).tolist()} for stage, values in losses.items()}
     for work in works:
-        lines = zip(*work.cosines, strict=True)
-        charts[f"Layer 2, {work.photo.key}"] = {e.name: list(line) for e, line in zip(encoders, lines, strict=False)}
+        lines, key = zip(*work.cosines, strict=True), work.photo.key
+        charts[f"Layer 2, {key}"] = {e.name: list(line) for e, line in zip(encoders, lines, strict=False)}
+        if work.shifts:
+            charts[f"Layer 1, {key}"] = {"latent shift": work.shifts}
+        if work.scores:
+            charts[f"Visibility, {key}"] = {"SSIMULACRA2 in the loop": work.scores}
     return charts
 
 
@@ -219,8 +223,11 @@ def _joint_layers(work: Work, models: Models, config: MethodConfig, seed: int) -
             part.box, part.inner, part.pitch, part.views, faces, part.squares, config.visibility, score
         )
         generator = stream(seed, "joint", work.name, str(number))
-        delta = joint.optimise(x, delta, canvas, networks, (config.joint, config.zero_shot), generator, work.codec)
+        settings = (config.joint, config.zero_shot)
+        delta, course = joint.optimise(x, delta, canvas, networks, settings, generator, work.codec)
         work.steps += config.joint.steps
+        work.scores += course.scores
+        work.shifts += course.shifts
     delta = within_budget(work, delta, config.visibility)
     work.delta = delta
     reasons = []

@@ -4,6 +4,7 @@ It raises the latent shift of the views that fine-tuning would learn from, and l
 encoders, as far as SSIMULACRA2 of the changed part stays above a target.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -64,6 +65,16 @@ class FaceTask:
 
 
 @dataclass(frozen=True)
+class Course:
+    """What the steps of one canvas reached, for a trace."""
+
+    scores: list[float] = field(default_factory=list)
+    """Lowest SSIMULACRA2 of the whole canvas and its regions, as the loop compares them."""
+    shifts: list[float] = field(default_factory=list)
+    """Squared latent shift relative to the latents' variance, geometric mean over the step's views."""
+
+
+@dataclass(frozen=True)
 class Canvas:
     """A rectangle of a photo with a perturbation of its own, and what is optimised there."""
 
@@ -104,8 +115,8 @@ def optimise(
     configs: tuple[JointConfig, ZeroShotConfig],
     generator: Generator,
     codec: Codec,
-) -> Tensor:
-    """Return the perturbation `1 3 h w` of a photo after the optimisation of one canvas.
+) -> tuple[Tensor, Course]:
+    """Return the perturbation `1 3 h w` of a photo after the optimisation of one canvas, and the steps' course.
 
     `original`: the photo `1 3 h w`; `start`: the perturbation so far.
     """
@@ -128,7 +139,7 @@ def optimise(
             if not canvas.views and all(max(face.worst) <= zero_shot.threshold for face in canvas.faces):
                 best = whole  # visible at most as the one before: the target only rises
                 run.budget.target = min(99.0, run.budget.target + HOMING)
-    return run.pasted(delta) if best is None else best
+    return run.pasted(delta) if best is None else best, run.course
 
 
 class _Run:
@@ -168,7 +179,7 @@ class _Run:
             LatentShift(original, canvas.views, (box, self.grid), networks.surrogate, sizes) if canvas.views else None
         )
         self.fade = _fade(canvas, self.grid.shape, original)
-        self.hinge = HINGE_WEIGHTS[1]
+        self.hinge, self.course = HINGE_WEIGHTS[1], Course()
         for face in canvas.faces:
             face.floors = [self.zero_shot.threshold - self.zero_shot.margin] * len(networks.encoders)
 
@@ -196,8 +207,11 @@ class _Run:
         for face, view in zip(self.canvas.faces, self.views, strict=True):
             loss = loss + self.hinge * self._identity(face, view, point, step)
         if self.latents:
-            loss = loss + self.config.latent_weight * self.latents.loss(point, step)
+            push = self.latents.loss(point, step)
+            self.course.shifts.append(math.exp(-float(push.detach())))
+            loss = loss + self.config.latent_weight * push
         gradient = self.budget.gradient(self.clean + delta, step)
+        self.course.scores.append(self.budget.score)
         if loss.requires_grad:
             gradient = gradient + torch.autograd.grad(loss, point)[0]
         self._adapt()

@@ -158,11 +158,17 @@ def test_a_compared_method_is_held_to_the_same_visibility(protector: Protector) 
     assert 85 <= min(out.ssimulacra2, out.ssimulacra2_face) < 92
 
 
-def test_a_trace_holds_the_cosine_of_each_step(protector: Protector) -> None:
+def test_a_trace_holds_the_cosine_the_latent_shift_and_the_visibility_of_each_step(protector: Protector) -> None:
     photos = [PhotoIn(key="a", pixels=photo())]
     traced = protect(photos, [], protector.models, protector.config, seed=0, trace=True)
     (line,) = traced.trace["Layer 2, a"].values()
     assert len(line) == 40 == traced.steps["joint_layers"]["perturbation"]
+    shifts, scores = (
+        traced.trace["Layer 1, a"]["latent shift"],
+        traced.trace["Visibility, a"]["SSIMULACRA2 in the loop"],
+    )
+    assert len(shifts) == len(scores) == 40 and shifts[-1] > 10 * shifts[0]
+    assert scores[0] > 90 and 70 < scores[-1] < 90
     assert traced.steps.keys() == traced.seconds.keys() - {"detect"}
 
 
