@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from dladiff.errors import ConfigError
 from dladiff.settings.merge import merge, nearest
-from dladiff.settings.presets import GPU_MEMORY, PRESETS, PROFILES
+from dladiff.settings.presets import GPU_MEMORY, LOW_RANK, PRESETS, PROFILES
 from dladiff.settings.schedules import SCHEDULES, Protection
 from dladiff.settings.validate import Items, Settings
 
@@ -42,6 +42,11 @@ class FinetuningConfig(Settings):
     """Denoising-loss steps an epoch."""
     iter_3: int = Field(default=3, ge=0, le=100)
     """Training steps of the dynamic surrogate an epoch."""
+    surrogate: Literal["full", "lora"] = "full"
+    """What of the UNet is trained: all weights, or low-rank matrices on its attention layers (LoRA). `lora` keeps one
+    copy of the UNet instead of two and no moments of its weights."""
+    rank: int = Field(default=16, ge=1, le=1024)
+    """Rank of these matrices."""
     lr_static: float = Field(default=5e-6, ge=0, le=1)
     """AdamW learning rate of the static surrogate."""
     lr_dynamic: float = Field(default=5e-6, ge=0, le=1)
@@ -69,6 +74,11 @@ class FinetuningConfig(Settings):
     """Prompt of the class images."""
     prior_weight: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the prior term."""
+
+    @property
+    def low_rank(self) -> int:
+        """The rank of the surrogates' matrices; 0: all weights are trained."""
+        return self.rank if self.surrogate == "lora" else 0
 
 
 class ZeroShotConfig(Settings):
@@ -225,6 +235,9 @@ def method_config(profile: str, preset: str | None, overrides: Mapping[str, Any]
         layered.append(_pick("preset", preset, PRESETS, faults))
     if isinstance(memory := overrides.get("gpu_memory"), str) and memory in GPU_MEMORY:
         layered.append(GPU_MEMORY[memory])
+    own = overrides.get("finetuning")
+    if isinstance(own, Mapping) and own.get("surrogate") == "lora":
+        layered.append(LOW_RANK["tiny" if profile == "tiny" else "full size"])
     if isinstance(method := overrides.get("protection"), str) and method in SCHEDULES:
         layered.append({"visibility": 0.0, "layers": "finetuning", "finetuning": {"eta": SCHEDULES[method].eta}})
     if "profile" in overrides:
