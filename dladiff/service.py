@@ -18,7 +18,7 @@ from dladiff.core.exchange import IdentityOut, PhotoIn, PhotoOut
 from dladiff.core.pixels import Images, to_float
 from dladiff.diffusion.catalogue import locate, profile_fault
 from dladiff.diffusion.surrogate import Surrogate
-from dladiff.diffusion.vae import BaseVae, load_vaes
+from dladiff.diffusion.vae import Vae, load_vaes
 from dladiff.diffusion.vae_catalogue import resolution_fault, vae_profile_fault
 from dladiff.errors import ConfigError, ModelError
 from dladiff.faces import packs
@@ -167,7 +167,7 @@ class Protector:
     def _described(self) -> list[dict[str, str]]:
         models = self.models
         rows = []
-        bases: list[tuple[str, Surrogate | BaseVae]] = [("vae", weighted.vae) for weighted in models.vaes]
+        bases: list[tuple[str, Surrogate | Vae]] = [("vae", weighted.vae) for weighted in models.vaes]
         for role, base in [("surrogate", models.surrogate), *bases] if models.surrogate else bases:
             pinned = {"licence": base.licence, "source": base.source, "revision": base.revision}
             rows.append({"name": base.name, "role": role, "sha256": base.sha256} | pinned)

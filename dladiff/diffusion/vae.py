@@ -37,9 +37,16 @@ class Vae(Protocol):
     name: str
     factor: int
     """Side of a latent cell, pixels; sides of the pictures must be multiples of it."""
+    sha256: str
+    licence: str
+    source: str
+    revision: str
 
     def encode(self, images: Images) -> Latents:
         """Return the posterior of [0, 1] pictures `b 3 h w`, in the pictures' dtype, with a gradient."""
+
+    def encode_fixed(self, images: Images, size: int) -> Latents:
+        """Return the posterior, computed for `size` pictures at a time, without a gradient."""
 
     def recompute(self, on: bool) -> None:
         """Switch gradient checkpointing on or off, where the network has it."""
@@ -109,7 +116,7 @@ class BaseVae:
 class WeightedVae:
     """A VAE whose latents are pushed, and its share of the loss."""
 
-    vae: BaseVae
+    vae: Vae
     weight: float
 
 
