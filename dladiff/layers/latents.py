@@ -56,11 +56,21 @@ class LatentShift:
         start = step * self.count % (-(-len(self.maps) // self.count) * self.count)
         part = slice(start, start + self.count)
         views = to_range(self.clean[part] + torch.cat([seen(delta) for seen in self.maps[part]]))
-        total = views.new_zeros(())
-        for number, weighted in enumerate(self.vaes):
-            shift = self.shift(weighted.vae.encode(views), number, part)
-            total = total - weighted.weight * torch.log(shift + SMALLEST).mean()
-        return total
+        if len(self.vaes) == 1:
+            return self._loss(views, 0, part)
+        value, gradient = views.new_zeros(()), torch.zeros_like(views)
+        for number in range(len(self.vaes)):  # one after the other: the memory of one VAE's activations
+            point = views.detach().requires_grad_(True)
+            loss = self._loss(point, number, part)
+            gradient += torch.autograd.grad(loss, point)[0]
+            value += loss.detach()
+        return value + ((views - views.detach()) * gradient).sum()
+
+    def _loss(self, views: Images, number: int, part: slice) -> Tensor:
+        """Return a VAE's share of the loss of the views of `part`."""
+        weighted = self.vaes[number]
+        shift = self.shift(weighted.vae.encode(views), number, part)
+        return -weighted.weight * torch.log(shift + SMALLEST).mean()
 
     def shift(self, latents: Latents, number: int, part: slice) -> Tensor:
         """Return the squared shift of each view of `part` in a VAE, relative to its latents' variance."""

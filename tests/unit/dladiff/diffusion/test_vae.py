@@ -68,9 +68,7 @@ def with_mode(encode: Callable[..., Any]) -> Callable[..., Any]:
 
 def noiseless(kind: Any, pipe: Any, images: Tensor) -> Tensor:
     """Latents of an image-to-image pipeline, from a scheduler that adds no noise."""
-    pipe.scheduler = SimpleNamespace(
-        scale_noise=lambda latents, *_: latents, add_noise=lambda latents, *_: latents
-    )
+    pipe.scheduler = SimpleNamespace(scale_noise=lambda latents, *_: latents, add_noise=lambda latents, *_: latents)
     out: Tensor = kind.prepare_latents(pipe, images, torch.tensor([1]), len(images), 1, torch.float32, CPU, None)
     return out
 
