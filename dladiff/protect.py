@@ -15,6 +15,7 @@ from dladiff.core.field import Photos, Squares
 from dladiff.core.pixels import Images, to_uint8, whole_levels
 from dladiff.core.randomness import stream
 from dladiff.diffusion.surrogate import Surrogate
+from dladiff.diffusion.vae import WeightedVae
 from dladiff.faces.detect import Detector
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers import finetuning as finetuning_layer
@@ -29,11 +30,20 @@ from dladiff.settings.schema import MethodConfig, ZeroShotConfig
 class Models:
     """The networks of one run, on one device."""
 
-    surrogate: Surrogate
+    surrogate: Surrogate | None
+    """The whole base model; None where no layer needs more than VAEs."""
     encoders: Sequence[IdentityEncoder]
     held_out: Sequence[IdentityEncoder]
     detector: Detector
     device: torch.device
+    vaes: Sequence[WeightedVae] = ()
+    """The VAEs whose latents are pushed."""
+
+    @property
+    def whole(self) -> Surrogate:
+        """The whole base model. Raises AssertionError where it was not loaded, which is a bug."""
+        assert self.surrogate is not None, "this configuration loads no base model"
+        return self.surrogate
 
 
 @dataclass(frozen=True)
@@ -78,12 +88,12 @@ def protect(
     if config.protection != "dladiff":
         _compared_layer(works, clean, models, config, seed)
         lap("finetuning_layer")
-    elif config.layers != "zero_shot" and not together:
+    elif config.trains_surrogate:
         static = _static(works, clean, models, config, seed, losses)
         lap("static_surrogate")
         x, streams = _views(works, seed)
         perturbation = Photos([work.start(config) for work in works], [len(work.views) for work in works])
-        finetuning_layer.perturb(models.surrogate, static, x, config.finetuning, streams, losses, perturbation)
+        finetuning_layer.perturb(models.whole, static, x, config.finetuning, streams, losses, perturbation)
         lap("finetuning_layer")
         steps["static_surrogate"] = {"training": config.finetuning.iter_ft}
         steps["finetuning_layer"] = finetuning_layer.iterations(config.finetuning, len(x))
@@ -139,7 +149,7 @@ def _static(
     """Return the static surrogate, fine-tuned on the clean photos."""
     views, names = _clean_views(works, clean, models, config)
     return finetuning_layer.static_surrogate(
-        models.surrogate, views, config.finetuning, stream(seed, "static", *names), losses
+        models.whole, views, config.finetuning, stream(seed, "static", *names), losses
     )
 
 
@@ -150,7 +160,7 @@ def _compared_layer(
     views, names = _clean_views(works, clean, models, config)
     x, streams = _views(works, seed)
     shared_generator = stream(seed, "compared", *names)
-    deltas = compared_layer(models.surrogate, views, x, config, streams, shared_generator)
+    deltas = compared_layer(models.whole, views, x, config, streams, shared_generator)
     for work, own in zip(works, torch.split(deltas, [len(work.views) for work in works]), strict=True):
         work.perturbation = Squares(work.crops, config.finetuning.eta)
         work.perturbation.delta = own.mean(1, keepdim=True).expand_as(own) if work.codec.grey else own
@@ -206,8 +216,11 @@ def _joint_layers(work: Work, models: Models, config: MethodConfig, seed: int) -
     x = work.original()
     passes = models.detector.passes_near(work.photo.pixels, work.faces)
     size, recompute = config.finetuning.batch_photos, config.finetuning.recompute
-    networks = joint.Networks(models.surrogate, models.encoders, config.resolution, size, recompute)
+    networks = joint.Networks(models.vaes, models.encoders, config.resolution, size, recompute)
     delta, tasks = torch.zeros_like(x), {}
+    if work.perturbation:  # Algorithm 1 came first
+        outer = whole_levels(config.joint.eta)
+        delta = within_budget(work, work.layer1(config).clamp(-outer, outer), config.visibility)
     for number, part in enumerate(work.parts(config)):
         faces = []
         if (i := part.face) is not None:
@@ -219,9 +232,8 @@ def _joint_layers(work: Work, models: Models, config: MethodConfig, seed: int) -
             tasks[i] = joint.FaceTask(reader.bases, reader.targets, rule, own)
             faces = [tasks[i]]
         score = partial(lowest_score, work, part.squares)
-        canvas = joint.Canvas(
-            part.box, part.inner, part.pitch, part.views, faces, part.squares, config.visibility, score
-        )
+        shown = (part.squares, config.visibility, score, config.layers == "zero_shot")
+        canvas = joint.Canvas(part.box, part.inner, part.pitch, part.views, faces, *shown)
         generator = stream(seed, "joint", work.name, str(number))
         settings = (config.joint, config.zero_shot)
         delta, course = joint.optimise(x, delta, canvas, networks, settings, generator, work.codec)

@@ -18,11 +18,10 @@ from dladiff.core.pixels import Images
 from dladiff.core.ssimulacra2 import Region
 from dladiff.core.transforms import blur
 from dladiff.core.views import View
-from dladiff.diffusion.surrogate import Surrogate
+from dladiff.diffusion.vae import WeightedVae
 from dladiff.faces.detect import Matrix
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers.budget import Budget
-from dladiff.layers.finetuning import recompute
 from dladiff.layers.latents import LatentShift
 from dladiff.layers.stop_rule import JITTER_SHARE, StopRule
 from dladiff.layers.zero_shot import Box, FaceView, ImageGrid, draw_augmentation, floor, jitter
@@ -92,19 +91,21 @@ class Canvas:
     """Lowest SSIMULACRA2 of these and of the whole canvas."""
     score: Callable[[Tensor], float]
     """Returns the lowest of these in the stored file, for a perturbation of the photo `1 3 h w`."""
+    alone: bool = False
+    """Whether layer 2 alone uses the budget: what the stop rule does not need is given back."""
 
 
 @dataclass(frozen=True)
 class Networks:
     """What the losses are of."""
 
-    surrogate: Surrogate
+    vaes: Sequence[WeightedVae]
     encoders: Sequence[IdentityEncoder]
     resolution: int
     batch_views: int
     """Views encoded in one step."""
     recompute: bool = False
-    """Gradient checkpointing in the VAE."""
+    """Gradient checkpointing in the VAEs."""
 
 
 def optimise(
@@ -136,7 +137,7 @@ def optimise(
                 face.worst = face.rule(original + whole)
                 recent = np.mean(face.history[-CHECK_EVERY // 3 :], axis=0)
                 face.floors = [floor(w, float(m), zero_shot) for w, m in zip(face.worst, recent, strict=True)]
-            if not canvas.views and all(max(face.worst) <= zero_shot.threshold for face in canvas.faces):
+            if canvas.alone and all(max(face.worst) <= zero_shot.threshold for face in canvas.faces):
                 best = whole  # visible at most as the one before: the target only rises
                 run.budget.target = min(99.0, run.budget.target + HOMING)
     return run.pasted(delta) if best is None else best, run.course
@@ -173,10 +174,13 @@ class _Run:
         self.budget = Budget(self.clean, regions, canvas.target, self.config.colour)
         block = BLOCK if codec.lossy else 1
         self.views = [FaceView(original, face.bases, box, self.grid, block) for face in canvas.faces]
-        recompute(networks.surrogate.vae, networks.recompute)
-        sizes = (networks.resolution, networks.batch_views)
+        for weighted in networks.vaes:
+            weighted.vae.recompute(networks.recompute)
+        sizes, part = (networks.resolution, networks.batch_views), (box, self.grid)
         self.latents = (
-            LatentShift(original, canvas.views, (box, self.grid), networks.surrogate, sizes) if canvas.views else None
+            LatentShift(original, canvas.views, part, networks.vaes, sizes, self.config.log_variance)
+            if canvas.views
+            else None
         )
         self.fade = _fade(canvas, self.grid.shape, original)
         self.hinge, self.course = HINGE_WEIGHTS[1], Course()

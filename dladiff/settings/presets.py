@@ -37,8 +37,17 @@ PROFILES: dict[str, dict[str, Any]] = {
         **NO_ENCODERS,
         "finetuning": {"attention_resolution": 32, "batch_photos": 1},
     },
+    "latent": {
+        "model": "sd21",
+        "region": "photo",
+        "resolution": 512,
+        **NO_ENCODERS,
+        "finetuning": {"batch_photos": 2},
+        "joint": {"vaes": ("fetched",)},
+    },
 }
-"""Overrides of MethodConfig by profile; dladiff/diffusion/catalogue.py knows the models. Profiles of Stable Diffusion
+"""Overrides of MethodConfig by profile; dladiff/diffusion/catalogue.py knows the models. `latent` pushes the latents of
+all known VAEs on this machine, and needs nothing else of a model. Profiles of Stable Diffusion
 need the user's `encoders` (`schema.encoder_fault`). Their attention maps have 1/32 of the photo's side, as in the
 paper."""
 

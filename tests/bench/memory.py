@@ -109,6 +109,20 @@ def peaks(config: FinetuningConfig, photos: int) -> tuple[float, float]:
         return first / GIB, counter.peak / GIB
 
 
+def latent_peak(views: int) -> float:
+    """Return the most memory, GiB, that a step of the latent push holds with a VAE of SD's size, at 512 px."""
+    with ExitStack() as stack:
+        stack.enter_context(FakeTensorMode())
+        stack.enter_context(mock.patch.object(nn.Module, "_apply", replaced))
+        counter = stack.enter_context(Counter())
+        vae = AutoencoderKL(**VAE).eval().requires_grad_(False).bfloat16()
+        vae.decoder = nn.Identity()
+        counter.peak = counter.now
+        point = torch.zeros(views, 3, 512, 512).requires_grad_(True)
+        torch.autograd.grad(vae.encode(point.bfloat16()).latent_dist.mean.float().square().sum(), point)
+        return counter.peak / GIB
+
+
 def shortened(config: FinetuningConfig) -> FinetuningConfig:
     """Return as few steps as reach the peaks: a second training step meets the moments of the first."""
     return config.replaced(iter_ft=2, iter_opt=2, iter_1=1, iter_2=1, iter_3=2)
@@ -124,6 +138,10 @@ def main() -> None:
         settings = ", ".join(f"{k} {v}" for k, v in layer["finetuning"].items())
         table.add_row(gpu_memory or "-", "4", settings or "-", *(f"{peak:.1f}" for peak in peaks(config, 4)))
     Console(width=120).print(table)
+    latent = Table("latent push, views in a step", "GiB")
+    for views in (1, 2, 4):
+        latent.add_row(str(views), f"{latent_peak(views):.1f}")
+    Console(width=120).print(latent)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def test_layer_1_alone_moves_the_latents_and_needs_no_encoder(protector: Protect
     out = protected(protector, photo(), config)
     with torch.no_grad():
         before, after = (
-            protector.models.surrogate.encode(work.views[0].read(x, config.resolution)).mean
+            protector.models.vaes[0].vae.encode(work.views[0].read(x, config.resolution)).mean
             for x in (work.original(), torch.from_numpy(out.pixels.copy()).permute(2, 0, 1)[None].float() / 255)
         )
     assert float((after - before).square().mean() / before.var()) > 0.01
@@ -179,4 +179,4 @@ def test_recomputing_activations_changes_no_byte(protector: Protector) -> None:
         for on in (False, True)
     )
     assert np.array_equal(plain.pixels, recomputed.pixels)
-    protector.models.surrogate.vae.disable_gradient_checkpointing()
+    protector.models.vaes[0].vae.recompute(False)
