@@ -81,6 +81,8 @@ class Canvas:
     """Lowest SSIMULACRA2 of these and of the whole canvas."""
     score: Callable[[Tensor], float]
     """Returns the lowest of these in the stored file, for a perturbation of the photo `1 3 h w`."""
+    learnt: Images | None = None
+    """The photo `1 3 h w` whose latents the push moves away from; None: the one that is perturbed."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,9 @@ class _Run:
         recompute(networks.surrogate.vae, networks.recompute)
         sizes = (networks.resolution, networks.batch_views)
         self.latents = (
-            LatentShift(original, canvas.views, (box, self.grid), networks.surrogate, sizes) if canvas.views else None
+            LatentShift(original, canvas.views, (box, self.grid), networks.surrogate, sizes, canvas.learnt)
+            if canvas.views
+            else None
         )
         self.fade = _fade(canvas, self.grid.shape, original)
         self.hinge = HINGE_WEIGHTS[1]

@@ -26,8 +26,12 @@ class LatentShift:
         grid: tuple[Box, ImageGrid],
         surrogate: Surrogate,
         sizes: tuple[int, int],
+        learnt: Images | None = None,
     ) -> None:
-        """`grid`: the optimised rectangle of the photo and its cells; `sizes`: side and number of views in a step."""
+        """`grid`: the optimised rectangle of the photo and its cells; `sizes`: side and number of views in a step.
+
+        `learnt`: the unchanged photo, where `original` is not it.
+        """
         (box, cells), (resolution, self.count) = grid, sizes
         self.surrogate, (rows, columns) = surrogate, cells.shape
         self.maps = [
@@ -40,7 +44,8 @@ class LatentShift:
             for view in views
         ]
         self.clean = torch.cat([view.read(original, resolution) for view in views])
-        self.means = surrogate.encode_fixed(self.clean, self.count).mean
+        unchanged = self.clean if learnt is None else torch.cat([view.read(learnt, resolution) for view in views])
+        self.means = surrogate.encode_fixed(unchanged, self.count).mean
         centred = self.means - self.means.mean((1, 2, 3), keepdim=True)
         self.scale = centred.square().mean((1, 2, 3)).clamp_min(1e-12)
 
