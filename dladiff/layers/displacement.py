@@ -24,7 +24,7 @@ PITCH = 8.0
 """Distance of control points, pixels of the crop: fields of 16 px hardly change a cosine."""
 MARGIN = 2
 """Control points beyond the crop's edge on each side, so that every point of the crop has four in each direction."""
-BORDER = 16.0
+BORDER = 10.0
 """Width of the fall-off to zero at the crop's edge, pixels of the crop."""
 STIFFNESS = 0.3
 """Share of the bound that is left at the centre of an eye, a brow and a corner of the mouth: people look there."""
@@ -132,13 +132,13 @@ def shifts(field: Field, points: Tensor, frame: Matrix) -> Tensor:
 
 def allowed(points: Tensor) -> Tensor:
     """Return the share of the bound that points `... 2` of the crop may move: 0 at its edge and beyond, 1 at most."""
-    inside = torch.minimum(points + 0.5, CROP - 0.5 - points).amin(-1) / BORDER
-    inside = inside.clamp(0, 1)
-    stiff = torch.zeros_like(inside)
+    inside = (torch.minimum(points + 0.5, CROP - 0.5 - points) / BORDER).clamp(0, 1)
+    inside = (inside.square() * (3 - 2 * inside)).prod(-1)
+    soft = torch.ones_like(inside)
     for x, y, across, down in STIFF:
         distance = ((points[..., 0] - x) / across).square() + ((points[..., 1] - y) / down).square()
-        stiff = torch.maximum(stiff, torch.exp(-distance / 2))
-    return inside.square() * (3 - 2 * inside) * (1 - (1 - STIFFNESS) * stiff)
+        soft = soft * (1 - torch.exp(-distance / 2))
+    return inside * (STIFFNESS + (1 - STIFFNESS) * soft)
 
 
 def _spline(t: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from dladiff.layers.stop_rule import JITTER_SHARE, FaceReader
 from dladiff.layers.zero_shot import enlarged, jitter
 from dladiff.settings.schema import ZeroShotConfig
 
-STEPS, RATE = 100, 0.15
+STEPS, RATE = 150, 0.2
 """Steps of Adam, and its first rate in units of the bound; the rate falls linearly."""
 BETAS = (0.9, 0.99)
 """Adam's decay rates."""
@@ -155,9 +155,10 @@ def objective(
     for turn in range(step * count, (step + 1) * count):
         round_, number = divmod(turn, len(portraits))
         portrait = portraits[number]
-        chosen = [round_ % len(portrait.bases)] * 2
-        plain = portrait.bases[chosen]
-        matrices = np.concatenate([plain[:1], jitter(plain[1:], *noise, generator)])
+        chosen = [round_ // 2 % len(portrait.bases)]
+        matrices = portrait.bases[chosen]
+        if round_ % 2:
+            matrices = jitter(matrices, *noise, generator)
         crops = {side: portrait.crops(field, matrices, side) for side in {encoder.crop for encoder in encoders}}
         for found, encoder, target in zip(cosines, encoders, portrait.targets, strict=True):
             found.append((encoder(crops[encoder.crop]) * target[chosen]).sum(1))
