@@ -123,6 +123,14 @@ class ZeroShotConfig(Settings):
     """Expectation over transformation: draw a JPEG, a resize, a blur or nothing, and a mirror image, in every step."""
 
 
+class ExperimentalConfig(Settings):
+    """What is tried out; it may change or go without notice."""
+
+    geometry: float = Field(default=0.0, ge=0, le=3)
+    """Largest displacement of the face, per cent of the distance between the eyes: one smooth field a person, the same
+    in all photos, optimised against the encoders before the pixels. It changes the face. 0: off."""
+
+
 class OutputConfig(Settings):
     """The file of a protected photo."""
 
@@ -188,6 +196,8 @@ class MethodConfig(Settings):
     """Layer 2."""
     joint: JointConfig = JointConfig()
     """Both layers under the visibility budget."""
+    experimental: ExperimentalConfig = ExperimentalConfig()
+    """Options that are tried out, off by default."""
 
     @field_validator("held_out")
     @classmethod
@@ -217,6 +227,12 @@ class MethodConfig(Settings):
             yield "encoders: layer 2 needs at least one optimised encoder"
         if (weights := len(self.zero_shot.encoder_weights)) not in (0, len(self.encoders)):
             yield f"zero_shot.encoder_weights: {weights} weights for {len(self.encoders)} encoders"
+        together = self.protection == "dladiff" and self.visibility > 0
+        if self.experimental.geometry and not (together and self.layers != "finetuning" and self.encoders):
+            yield (
+                "experimental.geometry: needs visibility above 0, protection: dladiff, an encoder, and layers: both or "
+                "zero_shot"
+            )
         if not self.model:
             yield (
                 "model: is empty; set method.model to a known model (dladiff models list), a folder in the diffusers "
