@@ -59,18 +59,18 @@ def residual(dimensions: int) -> Network:
 
 
 def irse(dimensions: int) -> Network:
-    """Build a residual network with PReLU and squeeze-and-excite, after ArcFace's IR-SE: 0.6 million parameters.
+    """Build a residual network with squeeze-and-excite, after ArcFace's IR-SE: 0.5 million parameters.
 
     The activations of all 7 x 7 places go into the linear layer.
     """
     body: list[nn.Module] = [Unit(3, 16, 3, 2, activation="relu")]
     into = 16
     for width in (32, 64, 96):
-        body.append(Unit(into, width, 3, 2, activation="prelu"))
-        inner = [Unit(width, width, activation="prelu"), Unit(width, width), SqueezeExcite(width)]
+        body.append(Unit(into, width, 3, 2, activation="relu"))
+        inner = [Unit(width, width, activation="relu"), Unit(width, width), SqueezeExcite(width)]
         body.append(Block(inner, relu=False))
         into = width
-    return Network([*body, Unit(into, 32, 1, activation="prelu"), Flatten()], 32 * 7 * 7, dimensions)
+    return Network([*body, Unit(into, 32, 1, activation="relu"), Flatten()], 32 * 7 * 7, dimensions)
 
 
 def vgg(dimensions: int) -> Network:

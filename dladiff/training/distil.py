@@ -53,9 +53,9 @@ def load_teacher(assets: Path, name: str) -> Teacher:
 
     def embed(crops: Tensor) -> Tensor:
         spare = (crops.shape[-1] - pre["size"][1]) // 2
-        with torch.inference_mode():
-            result: Tensor = module.embed(net, pre, crops[..., spare : crops.shape[-1] - spare])
-        return result
+        part = crops[..., spare : crops.shape[-1] - spare].contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            return functional.normalize(module.embed(net, pre, part).float(), dim=1)
 
     return embed
 
@@ -114,10 +114,17 @@ def check_export(net: Network, path: Path, crops: Pixels) -> float:
         return float(functional.cosine_similarity(exported, net(torch.from_numpy(x)), dim=1).min())
 
 
+def half(net: Network, x: Tensor) -> Tensor:
+    """Return the embeddings, computed in bfloat16: two or three times faster on processors that have it."""
+    with torch.autocast("cpu", torch.bfloat16):
+        result: Tensor = net(x)
+    return result.float()
+
+
 def attacked(net: Network, x: Tensor, loss: Callable[[Tensor], Tensor], eps: float) -> Tensor:
     """Return the inputs `b 3 112 112` after one ascending sign step of `eps` / 255 (FGSM, Goodfellow et al. 2015)."""
     point = x.detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(loss(net(point)), point)
+    (gradient,) = torch.autograd.grad(loss(half(net, point)), point)
     return (x + eps / 127.5 * gradient.sign()).clamp_(-1, 1)
 
 
@@ -158,7 +165,7 @@ def train(net: Network, mean: Network | None, pool: Pool, options: argparse.Name
             x = _batch(pool, index, rng)
             if options.adversarial and steps % 2:
                 x = attacked(net, x, loss_at, options.adversarial)
-            loss = loss_at(net(x))
+            loss = loss_at(half(net, x))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
