@@ -3,7 +3,9 @@
 Layer 2 alone protects one photo each of several people at one SSIMULACRA2, as `dladiff protect` does. The protected
 photo is evaluated as an attacker would use it: detected and aligned again by SCRFD, embedded, compared with the clean
 photo. Conditions are chosen on CHOOSING and reported on REPORTED; none of these is optimised, and none taught an
-optimised one. The log has one JSON line per photo, seed and condition; what is in the log is not run again.
+optimised one. The log has one JSON line per photo, seed and condition; what is in the log is not run again. `--zoo` is
+a folder of NAME.onnx: students of `dladiff.training.distil`, and for the conditions with y1 the recognition model of
+the test pack `mini_y1`, a full-size network.
 
     python -m tests.acceptance.encoder_zoo --assets DIR --zoo DIR --log FILE [--condition NAME]... [--people 8]
     python -m tests.acceptance.encoder_zoo --log FILE --table
@@ -38,7 +40,9 @@ from tests.acceptance.dreambooth import FaceEmbedder, read
 from tests.acceptance.evaluation_people import held_out
 
 CHOOSING = ("mobile",)
-REPORTED = ("mobilefacenet_casia", "mobileface_v1", "mobilefacenet_y1")
+REPORTED = ("mobilefacenet_casia", "mobileface_v1")
+ANOTHER = "mobilefacenet_y1"
+"""Reported in a column of its own, because two conditions optimise it."""
 VISIBILITY = 75.0
 WHOLE_BUDGET = -1.0
 """A threshold that no face meets, so that every condition uses the whole budget."""
@@ -74,7 +78,7 @@ class Condition:
 
 TODAY = "residual (the default)"
 BASE = "residual, whole budget"
-ZOO = ("irse", "vgg", "vit")
+ZOO = ("irse", "vgg", "vit", "shuffle")
 WIDE = {"zero_shot": {"linear_noise": 0.1, "shift_noise": 4.0}}
 MEF = Loss(radius=3.0, inner=1.5)
 CONDITIONS: dict[str, Condition] = {
@@ -85,7 +89,9 @@ CONDITIONS: dict[str, Condition] = {
     "cut-outs": Condition(loss=Loss(cut=28)),
     "neighbourhood (MEF)": Condition(loss=MEF),
     "twice the steps": Condition(settings={"joint": {"steps": 300}}),
-    **{f"+ {name}": Condition(more=(name,)) for name in (*ZOO, "shuffle")},
+    **{f"+ {name}": Condition(more=(name,)) for name in ZOO},
+    "+ y1": Condition(more=("y1",)),
+    "+ y1, 1 a step": Condition(more=("y1",), loss=Loss(encoders=1)),
     "+ all": Condition(more=ZOO),
     "+ all, 2 a step": Condition(more=ZOO, loss=Loss(encoders=2)),
     "+ all, warps, cut-outs": Condition(more=ZOO, loss=Loss(warp=2.5, cut=28)),
@@ -165,7 +171,7 @@ class Evaluator(FaceEmbedder):
 
     def __init__(self, assets: Path) -> None:
         super().__init__(assets)
-        self.nets = {n: self.graphnet.load(str(assets / "encoders" / f"{n}.safetensors")) for n in REPORTED}
+        self.nets = {n: self.graphnet.load(str(assets / "encoders" / f"{n}.safetensors")) for n in (*REPORTED, ANOTHER)}
         self.own = {n: named_encoder(f"embedded:{n}") for n in ("mobile", "residual")}
 
     def embed(self, rgb: Pixels) -> dict[str, np.ndarray] | None:
@@ -182,7 +188,7 @@ class Evaluator(FaceEmbedder):
 
 
 def people(assets: Path, count: int) -> Iterator[tuple[str, Pixels]]:
-    """Yield one photo of each person, of four a portrait and three 128 px crops of LFW's held-out people, and the name."""
+    """Yield each person's name and one photo: three 128 px crops of LFW's held-out people to each portrait."""
     folder = assets / "photos"
     portraits = []
     for name in ("celebahq_103", "vggface2_n000050", "celebahq_1972", "metacloak_s1"):
@@ -260,7 +266,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     for row in found:
         if row["cosine"] is not None:
             own.setdefault(row["condition"], {})[row["person"], row["seed"]] = row
-    columns = ("residual", *CHOOSING, *REPORTED)
+    columns = ("residual", *CHOOSING, *REPORTED, ANOTHER)
     lines = [
         f"| condition | people | {' | '.join(columns)} | SSIMULACRA2, lowest | time | change on mobile (95 %) "
         "| change on the reported (95 %) |",
