@@ -44,8 +44,6 @@ REPORTED = ("mobilefacenet_casia", "mobileface_v1")
 ANOTHER = "mobilefacenet_y1"
 """Reported in a column of its own, because two conditions optimise it."""
 VISIBILITY = 75.0
-WHOLE_BUDGET = -1.0
-"""A threshold that no face meets, so that every condition uses the whole budget."""
 SIDE = 512
 """Longer photos are downscaled to it, pixels."""
 
@@ -73,27 +71,36 @@ class Condition:
     more: tuple[str, ...] = ()
     loss: Loss = Loss()
     settings: dict[str, Any] = field(default_factory=dict)
-    threshold: float | None = WHOLE_BUDGET
+    hinge: float = joint.HINGE_WEIGHTS[2]
+    """Highest weight of the identity loss."""
 
 
 TODAY = "residual (the default)"
-BASE = "residual, whole budget"
 ZOO = ("irse", "vgg", "vit", "shuffle")
 WIDE = {"zero_shot": {"linear_noise": 0.1, "shift_noise": 4.0}}
 MEF = Loss(radius=3.0, inner=1.5)
 CONDITIONS: dict[str, Condition] = {
-    TODAY: Condition(threshold=None),
-    BASE: Condition(),
+    TODAY: Condition(),
+    "threshold -1": Condition(settings={"zero_shot": {"threshold": -1.0}}),
+    "identity weight at most 3": Condition(hinge=3.0),
+    "identity weight 1": Condition(hinge=1.0),
     "jitter x 2": Condition(settings=WIDE),
     "warps": Condition(loss=Loss(warp=2.5)),
     "cut-outs": Condition(loss=Loss(cut=28)),
     "neighbourhood (MEF)": Condition(loss=MEF),
+    "noise of 3": Condition(loss=Loss(radius=3.0)),
+    "noise of 6": Condition(loss=Loss(radius=6.0)),
+    "MEF of 6": Condition(loss=Loss(radius=6.0, inner=3.0)),
+    "MEF, identity weight 1": Condition(loss=MEF, hinge=1.0),
+    "MEF of 6, identity weight 1": Condition(loss=Loss(radius=6.0, inner=3.0), hinge=1.0),
+    "MEF, + y1, 1 a step": Condition(more=("y1",), loss=Loss(encoders=1, radius=3.0, inner=1.5)),
     "twice the steps": Condition(settings={"joint": {"steps": 300}}),
     **{f"+ {name}": Condition(more=(name,)) for name in ZOO},
     "+ y1": Condition(more=("y1",)),
     "+ y1, 1 a step": Condition(more=("y1",), loss=Loss(encoders=1)),
     "+ all": Condition(more=ZOO),
     "+ all, 2 a step": Condition(more=ZOO, loss=Loss(encoders=2)),
+    **{f"MEF, + {name}": Condition(more=(name,), loss=MEF) for name in ZOO},
     "+ all, warps, cut-outs": Condition(more=ZOO, loss=Loss(warp=2.5, cut=28)),
     "+ all, MEF": Condition(more=ZOO, loss=MEF),
 }
@@ -209,22 +216,22 @@ def protector(label: str, zoo: Path, seed: int) -> Protector:
     overrides: dict[str, Any] = {"layers": "zero_shot", "visibility": VISIBILITY}
     overrides["encoders"] = ["embedded:residual", *(str(zoo / f"{name}.onnx") for name in condition.more)]
     overrides |= condition.settings
-    if condition.threshold is not None:
-        overrides["zero_shot"] = {**overrides.get("zero_shot", {}), "threshold": condition.threshold}
     return Protector({"profile": "tiny", "overrides": overrides}, seed, threads=1)
 
 
 def run(label: str, pixels: Pixels, zoo: Path, seed: int) -> tuple[Any, float]:
     """Protect a photo; return what the product returns for it, and the processor time, s."""
-    own, plain = protector(label, zoo, seed), joint._Run
+    own, plain, weights = protector(label, zoo, seed), joint._Run, joint.HINGE_WEIGHTS
     Changed.loss = CONDITIONS[label].loss
     joint._Run = Changed  # type: ignore[misc]
+    joint.HINGE_WEIGHTS = (*weights[:2], CONDITIONS[label].hinge)
     try:
         start = time.process_time()
         (out,) = protect([PhotoIn(key="a", pixels=pixels)], [], own.models, own.config, seed).photos
         return out, time.process_time() - start
     finally:
         joint._Run = plain  # type: ignore[misc]
+        joint.HINGE_WEIGHTS = weights
 
 
 def measure(options: argparse.Namespace) -> None:
