@@ -31,7 +31,7 @@ from dladiff.core.arrays import Pixels
 from dladiff.core.exchange import PhotoIn
 from dladiff.evaluation.intervals import paired_change
 from dladiff.faces.detect import ARCFACE_TEMPLATE, CROP
-from dladiff.layers import joint
+from dladiff.layers import budget, joint
 from dladiff.layers.stop_rule import JITTER_SHARE
 from dladiff.layers.zero_shot import draw_augmentation, jitter
 from dladiff.protect import protect
@@ -73,6 +73,8 @@ class Condition:
     settings: dict[str, Any] = field(default_factory=dict)
     hinge: float = joint.HINGE_WEIGHTS[2]
     """Highest weight of the identity loss."""
+    plain: bool = False
+    """Score small pictures in the loop as they are, without continuing them by their mirror images."""
 
 
 TODAY = "residual (the default)"
@@ -88,6 +90,8 @@ CONDITIONS: dict[str, Condition] = {
     "warps": Condition(loss=Loss(warp=2.5)),
     "cut-outs": Condition(loss=Loss(cut=28)),
     "neighbourhood (MEF)": Condition(loss=MEF),
+    "small photos scored twice": Condition(),
+    "small photos scored as they are": Condition(plain=True),
     "noise of 3": Condition(loss=Loss(radius=3.0)),
     "noise of 6": Condition(loss=Loss(radius=6.0)),
     "MEF of 6": Condition(loss=Loss(radius=6.0, inner=3.0)),
@@ -96,6 +100,8 @@ CONDITIONS: dict[str, Condition] = {
     "MEF, + y1, 1 a step": Condition(more=("y1",), loss=Loss(encoders=1, radius=3.0, inner=1.5)),
     "twice the steps": Condition(settings={"joint": {"steps": 300}}),
     **{f"+ {name}": Condition(more=(name,)) for name in ZOO},
+    "+ mobile": Condition(more=("mobile",)),
+    "+ mobile, 1 a step": Condition(more=("mobile",), loss=Loss(encoders=1)),
     "+ y1": Condition(more=("y1",)),
     "+ y1, 1 a step": Condition(more=("y1",), loss=Loss(encoders=1)),
     "+ all": Condition(more=ZOO),
@@ -214,24 +220,28 @@ def protector(label: str, zoo: Path, seed: int) -> Protector:
     """Return the product with a condition's encoders and settings."""
     condition = CONDITIONS[label]
     overrides: dict[str, Any] = {"layers": "zero_shot", "visibility": VISIBILITY}
-    overrides["encoders"] = ["embedded:residual", *(str(zoo / f"{name}.onnx") for name in condition.more)]
+    more = ["embedded:mobile" if name == "mobile" else str(zoo / f"{name}.onnx") for name in condition.more]
+    overrides |= {"encoders": ["embedded:residual", *more], "held_out": []}
     overrides |= condition.settings
     return Protector({"profile": "tiny", "overrides": overrides}, seed, threads=1)
 
 
 def run(label: str, pixels: Pixels, zoo: Path, seed: int) -> tuple[Any, float]:
     """Protect a photo; return what the product returns for it, and the processor time, s."""
-    own, plain, weights = protector(label, zoo, seed), joint._Run, joint.HINGE_WEIGHTS
-    Changed.loss = CONDITIONS[label].loss
+    own, condition = protector(label, zoo, seed), CONDITIONS[label]
+    plain, weights, mirrored = joint._Run, joint.HINGE_WEIGHTS, budget.mirrored
+    Changed.loss = condition.loss
     joint._Run = Changed  # type: ignore[misc]
-    joint.HINGE_WEIGHTS = (*weights[:2], CONDITIONS[label].hinge)
+    joint.HINGE_WEIGHTS = (*weights[:2], condition.hinge)
+    if condition.plain:
+        budget.mirrored = lambda picture, axis: picture
     try:
         start = time.process_time()
         (out,) = protect([PhotoIn(key="a", pixels=pixels)], [], own.models, own.config, seed).photos
         return out, time.process_time() - start
     finally:
         joint._Run = plain  # type: ignore[misc]
-        joint.HINGE_WEIGHTS = weights
+        joint.HINGE_WEIGHTS, budget.mirrored = weights, mirrored
 
 
 def measure(options: argparse.Namespace) -> None:
