@@ -27,11 +27,12 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from dladiff import photo
 from dladiff.core.arrays import Pixels
 from dladiff.core.exchange import PhotoIn
 from dladiff.evaluation.intervals import paired_change
 from dladiff.faces.detect import ARCFACE_TEMPLATE, CROP
-from dladiff.layers import budget, joint
+from dladiff.layers import joint
 from dladiff.layers.stop_rule import JITTER_SHARE
 from dladiff.layers.zero_shot import draw_augmentation, jitter
 from dladiff.protect import protect
@@ -73,8 +74,8 @@ class Condition:
     settings: dict[str, Any] = field(default_factory=dict)
     hinge: float = joint.HINGE_WEIGHTS[2]
     """Highest weight of the identity loss."""
-    plain: bool = False
-    """Score small pictures in the loop as they are, without continuing them by their mirror images."""
+    once: bool = False
+    """Score a small photo in the loop only as its face is scored (as before 0019's last change)."""
 
 
 TODAY = "residual (the default)"
@@ -83,6 +84,7 @@ WIDE = {"zero_shot": {"linear_noise": 0.1, "shift_noise": 4.0}}
 MEF = Loss(radius=3.0, inner=1.5)
 CONDITIONS: dict[str, Condition] = {
     TODAY: Condition(),
+    "before: small photos scored once": Condition(once=True),
     "threshold -1": Condition(settings={"zero_shot": {"threshold": -1.0}}),
     "identity weight at most 3": Condition(hinge=3.0),
     "identity weight 1": Condition(hinge=1.0),
@@ -90,8 +92,6 @@ CONDITIONS: dict[str, Condition] = {
     "warps": Condition(loss=Loss(warp=2.5)),
     "cut-outs": Condition(loss=Loss(cut=28)),
     "neighbourhood (MEF)": Condition(loss=MEF),
-    "small photos scored twice": Condition(),
-    "small photos scored as they are": Condition(plain=True),
     "noise of 3": Condition(loss=Loss(radius=3.0)),
     "noise of 6": Condition(loss=Loss(radius=6.0)),
     "MEF of 6": Condition(loss=Loss(radius=6.0, inner=3.0)),
@@ -205,10 +205,10 @@ def people(assets: Path, count: int) -> Iterator[tuple[str, Pixels]]:
     folder = assets / "photos"
     portraits = []
     for name in ("celebahq_103", "vggface2_n000050", "celebahq_1972", "metacloak_s1"):
-        photo = read(sorted(p for p in (folder / name).iterdir() if p.suffix in {".jpg", ".png"})[0])
-        if (longer := max(photo.shape[:2])) > SIDE:
-            photo = cv2.resize(photo, None, fx=SIDE / longer, fy=SIDE / longer, interpolation=cv2.INTER_AREA)
-        portraits.append((name, photo))
+        pixels = read(sorted(p for p in (folder / name).iterdir() if p.suffix in {".jpg", ".png"})[0])
+        if (longer := max(pixels.shape[:2])) > SIDE:
+            pixels = cv2.resize(pixels, None, fx=SIDE / longer, fy=SIDE / longer, interpolation=cv2.INTER_AREA)
+        portraits.append((name, pixels))
     small = [(name, crops[0].pixels()) for name, crops in held_out(assets, 12).items()]
     left = iter(small)
     ordered = [one for portrait in portraits for one in (next(left), portrait, next(left), next(left))]
@@ -229,19 +229,18 @@ def protector(label: str, zoo: Path, seed: int) -> Protector:
 def run(label: str, pixels: Pixels, zoo: Path, seed: int) -> tuple[Any, float]:
     """Protect a photo; return what the product returns for it, and the processor time, s."""
     own, condition = protector(label, zoo, seed), CONDITIONS[label]
-    plain, weights, mirrored = joint._Run, joint.HINGE_WEIGHTS, budget.mirrored
+    plain, weights, small = joint._Run, joint.HINGE_WEIGHTS, photo.SMALL
     Changed.loss = condition.loss
     joint._Run = Changed  # type: ignore[misc]
     joint.HINGE_WEIGHTS = (*weights[:2], condition.hinge)
-    if condition.plain:
-        budget.mirrored = lambda picture, axis: picture
+    photo.SMALL = 0 if condition.once else small
     try:
         start = time.process_time()
         (out,) = protect([PhotoIn(key="a", pixels=pixels)], [], own.models, own.config, seed).photos
         return out, time.process_time() - start
     finally:
         joint._Run = plain  # type: ignore[misc]
-        joint.HINGE_WEIGHTS, budget.mirrored = weights, mirrored
+        joint.HINGE_WEIGHTS, photo.SMALL = weights, small
 
 
 def measure(options: argparse.Namespace) -> None:
