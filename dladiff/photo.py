@@ -141,11 +141,11 @@ class Work:
                 inner = Box(max(0, view.x), max(0, view.y), right, bottom)
             low = (min(a, b) for a, b in zip(square[:2], (inner.x0, inner.y0), strict=True))
             high = (max(a, b) for a, b in zip(square[2:], (inner.x1, inner.y1), strict=True))
-            if min(height, width) < SIX_SCALES and max(height, width) <= SMALL:
-                low, high = (0, 0), (width, height)
+            small = min(height, width) < SIX_SCALES and max(height, width) <= SMALL
+            box = Box(0, 0, width, height) if small else Box(*low, *high)
             pitch = half_crop_pixel(alignment_matrix(face.landmarks))
             index = None if config.layers == "finetuning" else i - 1
-            parts.append(Part(Box(*low, *high), inner, pitch, own, index, [square]))
+            parts.append(Part(box, inner, pitch, own, index, [square]))
         return parts
 
     def perturbed(self, delta: Tensor) -> Pixels:

@@ -75,7 +75,7 @@ class Condition:
     hinge: float = joint.HINGE_WEIGHTS[2]
     """Highest weight of the identity loss."""
     once: bool = False
-    """Score a small photo in the loop only as its face is scored (as before 0019's last change)."""
+    """Score a small photo in the loop only as its face is scored."""
 
 
 TODAY = "residual (the default)"
@@ -288,7 +288,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         "| change on the reported (95 %) |",
         "|---" * (len(columns) + 6) + "|",
     ]
-    for label in own:
+    for label in (label for label in CONDITIONS if label in own):
         kept = sorted(own[label].keys() & own[TODAY].keys())
         mine, usual = ([own[name][k] for k in kept] for name in (label, TODAY))
         means = [f"{np.mean([r['cosine'][e] for r in mine]):.3f}" for e in columns]
