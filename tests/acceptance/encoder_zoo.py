@@ -30,9 +30,11 @@ from torch.nn import functional
 from dladiff import photo
 from dladiff.core.arrays import Pixels
 from dladiff.core.exchange import PhotoIn
+from dladiff.core.ssimulacra2 import Region
 from dladiff.evaluation.intervals import paired_change
 from dladiff.faces.detect import ARCFACE_TEMPLATE, CROP
 from dladiff.layers import joint
+from dladiff.layers.budget import Budget
 from dladiff.layers.stop_rule import JITTER_SHARE
 from dladiff.layers.zero_shot import draw_augmentation, jitter
 from dladiff.protect import protect
@@ -179,6 +181,15 @@ class Changed(joint._Run):
         self.last = gradient.mean(0, keepdim=True).detach()
 
 
+class ScoredOnce(Budget):
+    """The budget without the second score of a small photo."""
+
+    def __init__(
+        self, original: Tensor, regions: Sequence[Region], target: float, colour: float, whole: bool = False
+    ) -> None:
+        super().__init__(original, regions, target, colour)
+
+
 class Evaluator(FaceEmbedder):
     """The held-out encoders, each with its own crop."""
 
@@ -230,6 +241,7 @@ def run(label: str, pixels: Pixels, zoo: Path, seed: int) -> tuple[Any, float]:
     """Protect a photo; return what the product returns for it, and the processor time, s."""
     own, condition = protector(label, zoo, seed), CONDITIONS[label]
     plain, weights, small = joint._Run, joint.HINGE_WEIGHTS, photo.SMALL
+    joint.Budget = ScoredOnce if condition.once else Budget  # type: ignore[attr-defined]
     Changed.loss = condition.loss
     joint._Run = Changed  # type: ignore[misc]
     joint.HINGE_WEIGHTS = (*weights[:2], condition.hinge)
@@ -241,6 +253,7 @@ def run(label: str, pixels: Pixels, zoo: Path, seed: int) -> tuple[Any, float]:
     finally:
         joint._Run = plain  # type: ignore[misc]
         joint.HINGE_WEIGHTS, photo.SMALL = weights, small
+        joint.Budget = Budget  # type: ignore[attr-defined]
 
 
 def measure(options: argparse.Namespace) -> None:
