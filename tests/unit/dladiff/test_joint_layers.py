@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from PIL import Image
 
 from dladiff.core import visibility
 from dladiff.core.arrays import Pixels
 from dladiff.core.exchange import PhotoIn, PhotoOut
+from dladiff.layers.zero_shot import Box
 from dladiff.photo import Work
 from dladiff.protect import protect
 from dladiff.service import Protector
@@ -87,6 +89,19 @@ def test_the_perturbation_fades_out_towards_its_edges_inside_the_photo(protector
     assert edge.mean() < 0.15 * change[height // 4 : -height // 4, width // 4 : -width // 4].mean()
     outside = np.abs(out.pixels.astype(int) - wide).sum() - np.abs(change * 3).sum()
     assert len(work.faces) > 1 or abs(outside) < 1
+
+
+def test_a_small_photo_is_one_canvas(protector: Protector) -> None:
+    small = np.array(Image.fromarray(photo()).resize((128, 128), Image.Resampling.LANCZOS))
+    strip = np.concatenate([small, np.tile(small, (1, 4, 1))], 1)
+    for pixels, whole in ((small, True), (strip, False)):
+        work = Work.of(
+            PhotoIn(key="a", pixels=pixels), protector.models.detector, torch.device("cpu"), protector.config
+        )
+        for part in work.parts(protector.config):
+            assert (part.box == Box(0, 0, pixels.shape[1], 128)) is whole
+    out = protected(protector, small, protector.config.replaced(layers="zero_shot"))
+    assert 75 <= min(out.ssimulacra2, out.ssimulacra2_face) < 78
 
 
 def test_every_face_is_protected_and_the_budget_holds_for_each(protector: Protector) -> None:
