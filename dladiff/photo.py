@@ -23,6 +23,7 @@ from dladiff.core.views import View, attacker_views
 from dladiff.core.visibility import Rectangle, around_face, cut, shown
 from dladiff.faces.detect import Detector, Face, alignment_matrix
 from dladiff.faces.given import with_given
+from dladiff.layers.displacement import Displaced
 from dladiff.layers.zero_shot import Box, half_crop_pixel
 from dladiff.settings.schema import MethodConfig
 
@@ -64,6 +65,8 @@ class Work:
     codec: Codec
     perturbation: Squares | Field | None = None
     """Layer 1; None where it did not run."""
+    moved: Displaced | None = None
+    """The photo with its displaced face, to which the perturbation is added; None where nothing is displaced."""
     delta: Tensor | None = None
     """Both layers under the visibility budget, `1 3 h w`; None without it."""
     steps: int = 0
@@ -107,6 +110,15 @@ class Work:
         """Return the photo, `1 3 h w`."""
         return to_float(self.photo.pixels).to(self.crops.device)
 
+    @property
+    def base(self) -> Pixels:
+        """The photo to which the perturbation is added: the original, or the one with its displaced face."""
+        return self.moved.pixels if self.moved else self.photo.pixels
+
+    def unperturbed(self) -> Images:
+        """Return this photo, `1 3 h w`."""
+        return to_float(self.base).to(self.crops.device)
+
     def learnt(self) -> Images:
         """Return the views of a clean photo that fine-tuning learns from, `1 3 r r` or `2 3 r r`.
 
@@ -149,7 +161,7 @@ class Work:
 
     def perturbed(self, delta: Tensor) -> Pixels:
         """Return the pixels of the photo with a perturbation `1 3 h w`."""
-        return to_uint8(self.original() + delta)
+        return to_uint8(self.unperturbed() + delta)
 
     def layer1(self, config: MethodConfig) -> Tensor:
         """Return layer 1 at the photo's size, `1 3 h w`, within its bound: the field, or the enlarged squares.
@@ -179,9 +191,11 @@ class Work:
         resized, as an attacker does.
         """
         if self.delta is not None and config.layers != "zero_shot":
-            x, stored = self.original(), to_float(self.codec.stored(self.perturbed(self.delta)))
+            x, stored = self.unperturbed(), to_float(self.codec.stored(self.perturbed(self.delta)))
             optimised, found = (
-                torch.cat([view.read(image, config.resolution) for view in self.views]) - self.crops
+                torch.cat(
+                    [view.read(image, config.resolution) - view.read(x, config.resolution) for view in self.views]
+                )
                 for image in (x + self.delta, stored.to(x.device))
             )
         elif self.perturbation:
@@ -193,7 +207,7 @@ class Work:
 
 def lowest_score(work: Work, squares: Sequence[Rectangle], delta: Tensor) -> float:
     """Return the lowest SSIMULACRA2 of the stored photo with a perturbation: of the whole, and of each square."""
-    before, after = work.photo.pixels, work.codec.stored(work.perturbed(delta))
+    before, after = work.base, work.codec.stored(work.perturbed(delta))
     height, width = before.shape[:2]
     found = []
     for square, face in dict.fromkeys([((0, 0, width, height), False), *((square, True) for square in squares)]):
@@ -231,7 +245,7 @@ def measured(
     mask = _face_mask(faces, original.shape[0], original.shape[1])
     outer = config.finetuning.eta if work.delta is None else config.joint.eta
     bound = outer + config.zero_shot.eta if work.delta is None else outer
-    outside, inside = quality.linf(original, encoded, ~mask), quality.linf(original, encoded, mask)
+    outside, inside = quality.linf(work.base, encoded, ~mask), quality.linf(work.base, encoded, mask)
     if outside > outer + 1e-6 or inside > bound + 1e-6:
         raise AssertionError(
             f"perturbation outside its bound: {outside * 255:.1f} outside faces, {inside * 255:.1f} inside"
@@ -243,7 +257,10 @@ def measured(
             status, reason = "failed", "no face found, and layers: zero_shot leaves layer 1 out: nothing protects it"
     if config.protection == "none":
         reason = "protection: none leaves the photo as it is"
-    seen, seen_in_faces = visibility.ssimulacra2_of_both(original, final, [face.box for face in faces])
+    boxes = [face.box for face in faces]
+    seen, seen_in_faces = visibility.ssimulacra2_of_both(original, final, boxes)
+    if work.moved:
+        reason = "; ".join(filter(None, (work.moved.note(final, boxes), reason)))
     return PhotoOut(
         key=photo.key,
         pixels=encoded,
@@ -263,6 +280,7 @@ def measured(
         similarity=similarity,
         retained=work.retained(config),
         codec=work.codec,
+        geometry=work.moved.row() if work.moved else None,
     )
 
 

@@ -19,7 +19,7 @@ from dladiff.diffusion.vae import WeightedVae
 from dladiff.faces.detect import Detector
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers import finetuning as finetuning_layer
-from dladiff.layers import joint
+from dladiff.layers import geometry, joint
 from dladiff.layers import zero_shot as zero_shot_layer
 from dladiff.layers.stop_rule import FaceReader, StopRule, similarity_rows
 from dladiff.photo import Work, lowest_score, measured, within_budget
@@ -85,6 +85,10 @@ def protect(
     works = _prepared(photos, models, config)
     lap("detect")
     together = config.protection == "dladiff" and config.visibility > 0
+    if config.experimental.geometry:
+        _displace(works, clean, models, config, seed)
+        lap("geometry")
+        steps["geometry"] = {"perturbation": geometry.STEPS}
     if config.protection != "dladiff":
         _compared_layer(works, clean, models, config, seed)
         lap("finetuning_layer")
@@ -211,9 +215,23 @@ def _second_layer(work: Work, models: Models, config: MethodConfig, seed: int) -
     return _stored(work, to_uint8(current), to_uint8(after_layer1), readers, models, config, reasons)
 
 
+def _displace(works: list[Work], clean: Sequence[Pixels], models: Models, config: MethodConfig, seed: int) -> None:
+    """Displace the person's face in each photo by one field, optimised on the clean set, else on the photos.
+
+    So all tasks of an identity that share a clean set get the same field.
+    """
+    photos = [(work.photo.pixels, work.faces) for work in works]
+    learnt = [(pixels, models.detector.detect(pixels)) for pixels in clean] or photos
+    networks = geometry.Networks(models.encoders, models.detector, models.device)
+    moved = geometry.displace(photos, learnt, networks, config.zero_shot, config.experimental.geometry, seed)
+    for work, photo in zip(works, moved, strict=True):
+        work.moved = photo
+
+
 def _joint_layers(work: Work, models: Models, config: MethodConfig, seed: int) -> PhotoOut:
     """Optimise both layers together, under the visibility budget."""
-    x = work.original()
+    x, base = work.original(), work.unperturbed()
+    learnt = x if work.moved else None
     passes = models.detector.passes_near(work.photo.pixels, work.faces)
     size, recompute = config.finetuning.batch_photos, config.finetuning.recompute
     networks = joint.Networks(models.vaes, models.encoders, config.resolution, size, recompute)
@@ -232,11 +250,11 @@ def _joint_layers(work: Work, models: Models, config: MethodConfig, seed: int) -
             tasks[i] = joint.FaceTask(reader.bases, reader.targets, rule, own)
             faces = [tasks[i]]
         score = partial(lowest_score, work, part.squares)
-        shown = (part.squares, config.visibility, score, config.layers == "zero_shot")
+        shown = (part.squares, config.visibility, score, config.layers == "zero_shot", learnt)
         canvas = joint.Canvas(part.box, part.inner, part.pitch, part.views, faces, *shown)
         generator = stream(seed, "joint", work.name, str(number))
         settings = (config.joint, config.zero_shot)
-        delta, course = joint.optimise(x, delta, canvas, networks, settings, generator, work.codec)
+        delta, course = joint.optimise(base, delta, canvas, networks, settings, generator, work.codec)
         work.steps += config.joint.steps
         work.scores += course.scores
         work.shifts += course.shifts
@@ -245,7 +263,7 @@ def _joint_layers(work: Work, models: Models, config: MethodConfig, seed: int) -
     reasons = []
     for i, task in tasks.items():
         work.cosines += task.history
-        if (worst := max(task.rule(x + delta))) > config.zero_shot.threshold:
+        if (worst := max(task.rule(base + delta))) > config.zero_shot.threshold:
             reasons.append(
                 f"face {i + 1}: similarity {worst:.2f}, above {config.zero_shot.threshold}: visibility "
                 f"{config.visibility:g} allows no more"

@@ -47,6 +47,9 @@ class PhotoOut:
     similarity: list[dict[str, Any]]
     retained: float
     codec: Codec = PNG
+    geometry: dict[str, Any] | None = None
+    """Where the face was displaced before the pixels were changed: `largest`, per cent of the distance between the
+    eyes, and `box`, the rectangle (x0, y0, x1, y1) around the displaced pixels; None: nowhere."""
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,8 @@ class Canvas:
     """Returns the lowest of these in the stored file, for a perturbation of the photo `1 3 h w`."""
     alone: bool = False
     """Whether layer 2 alone uses the budget: what the stop rule does not need is given back."""
+    learnt: Images | None = None
+    """The photo `1 3 h w` whose latents the push moves away from; None: the one that is perturbed."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ class _Run:
             weighted.vae.recompute(networks.recompute)
         sizes, part = (networks.resolution, networks.batch_views), (box, self.grid)
         self.latents = (
-            LatentShift(original, canvas.views, part, networks.vaes, sizes, self.config.log_variance)
+            LatentShift(original, canvas.views, part, networks.vaes, sizes, self.config.log_variance, canvas.learnt)
             if canvas.views
             else None
         )

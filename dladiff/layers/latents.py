@@ -30,10 +30,12 @@ class LatentShift:
         vaes: Sequence[WeightedVae],
         sizes: tuple[int, int],
         log_variance: float = 0.0,
+        learnt: Images | None = None,
     ) -> None:
         """`grid`: the optimised rectangle of the photo and its cells; `sizes`: side and number of views in a step.
 
-        `log_variance`: weight of the shift of the posterior's log variance beside that of its mean.
+        `log_variance`: weight of the shift of the posterior's log variance beside that of its mean. `learnt`: the
+        unchanged photo, where `original` is not it.
         """
         (box, cells), (resolution, self.count) = grid, sizes
         self.vaes, (rows, columns) = vaes, cells.shape
@@ -48,7 +50,8 @@ class LatentShift:
         ]
         self.log_variance = log_variance
         self.clean = torch.cat([view.read(original, resolution) for view in views])
-        self.posteriors = [weighted.vae.encode_fixed(self.clean, self.count) for weighted in vaes]
+        unchanged = self.clean if learnt is None else torch.cat([view.read(learnt, resolution) for view in views])
+        self.posteriors = [weighted.vae.encode_fixed(unchanged, self.count) for weighted in vaes]
         self.scales = [(_variance(p.mean), _variance(p.log_variance)) for p in self.posteriors]
 
     def loss(self, delta: Tensor, step: int) -> Tensor:

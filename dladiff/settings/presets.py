@@ -105,3 +105,10 @@ GPU_MEMORY: dict[str, dict[str, Any]] = {
     "12GB": {"finetuning": {"offload": True, "recompute": True, "batch_photos": 2}},
 }
 """Settings of each value of `gpu_memory`; tests/bench/memory.py counts the memory of each."""
+
+LOW_RANK: dict[str, dict[str, Any]] = {
+    "tiny": {"finetuning": {"lr_static": 5e-3, "lr_dynamic": 2e-3}},
+    "full size": {"finetuning": {"lr_static": 1e-4, "lr_dynamic": 1e-4}},
+}
+"""Learning rates of `surrogate: lora`: low-rank matrices learn at higher rates than whole weights. Those of the LoRA
+attack (diffusers' train_dreambooth_lora, and its tiny schedule)."""

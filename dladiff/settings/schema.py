@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from dladiff.errors import ConfigError
 from dladiff.settings.joint import JointConfig
 from dladiff.settings.merge import merge, nearest
-from dladiff.settings.presets import GPU_MEMORY, PRESETS, PROFILES
+from dladiff.settings.presets import GPU_MEMORY, LOW_RANK, PRESETS, PROFILES
 from dladiff.settings.schedules import SCHEDULES, Protection
 from dladiff.settings.validate import Items, Settings
 
@@ -43,6 +43,11 @@ class FinetuningConfig(Settings):
     """Denoising-loss steps an epoch."""
     iter_3: int = Field(default=3, ge=0, le=100)
     """Training steps of the dynamic surrogate an epoch."""
+    surrogate: Literal["full", "lora"] = "full"
+    """What of the UNet is trained: all weights, or low-rank matrices on its attention layers (LoRA). `lora` keeps one
+    copy of the UNet instead of two and no moments of its weights."""
+    rank: int = Field(default=16, ge=1, le=1024)
+    """Rank of these matrices."""
     lr_static: float = Field(default=5e-6, ge=0, le=1)
     """AdamW learning rate of the static surrogate."""
     lr_dynamic: float = Field(default=5e-6, ge=0, le=1)
@@ -70,6 +75,11 @@ class FinetuningConfig(Settings):
     """Prompt of the class images."""
     prior_weight: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the prior term."""
+
+    @property
+    def low_rank(self) -> int:
+        """The rank of the surrogates' matrices; 0: all weights are trained."""
+        return self.rank if self.surrogate == "lora" else 0
 
 
 class ZeroShotConfig(Settings):
@@ -111,6 +121,14 @@ class ZeroShotConfig(Settings):
     """Weight of each optimised encoder; empty: equal weights."""
     eot: bool = False
     """Expectation over transformation: draw a JPEG, a resize, a blur or nothing, and a mirror image, in every step."""
+
+
+class ExperimentalConfig(Settings):
+    """What is tried out; it may change or go without notice."""
+
+    geometry: float = Field(default=0.0, ge=0, le=3)
+    """Largest displacement of the face, per cent of the distance between the eyes: one smooth field a person, the same
+    in all photos, optimised against the encoders before the pixels. It changes the face. 0: off."""
 
 
 class OutputConfig(Settings):
@@ -178,6 +196,8 @@ class MethodConfig(Settings):
     """Layer 2."""
     joint: JointConfig = JointConfig()
     """Both layers under the visibility budget."""
+    experimental: ExperimentalConfig = ExperimentalConfig()
+    """Options that are tried out, off by default."""
 
     @field_validator("held_out")
     @classmethod
@@ -207,6 +227,12 @@ class MethodConfig(Settings):
             yield "encoders: layer 2 needs at least one optimised encoder"
         if (weights := len(self.zero_shot.encoder_weights)) not in (0, len(self.encoders)):
             yield f"zero_shot.encoder_weights: {weights} weights for {len(self.encoders)} encoders"
+        together = self.protection == "dladiff" and self.visibility > 0
+        if self.experimental.geometry and not (together and self.layers != "finetuning" and self.encoders):
+            yield (
+                "experimental.geometry: needs visibility above 0, protection: dladiff, an encoder, and layers: both or "
+                "zero_shot"
+            )
         if not self.model:
             yield (
                 "model: is empty; set method.model to a known model (dladiff models list), a folder in the diffusers "
@@ -238,6 +264,9 @@ def method_config(profile: str, preset: str | None, overrides: Mapping[str, Any]
         layered.append(_pick("preset", preset, PRESETS, faults))
     if isinstance(memory := overrides.get("gpu_memory"), str) and memory in GPU_MEMORY:
         layered.append(GPU_MEMORY[memory])
+    own = overrides.get("finetuning")
+    if isinstance(own, Mapping) and own.get("surrogate") == "lora":
+        layered.append(LOW_RANK["tiny" if profile == "tiny" else "full size"])
     if isinstance(method := overrides.get("protection"), str) and method in SCHEDULES:
         layered.append({"visibility": 0.0, "layers": "finetuning", "finetuning": {"eta": SCHEDULES[method].eta}})
     if "profile" in overrides:

@@ -144,6 +144,8 @@ def _parts_fault(row: StoredRow) -> str:
         return "a similarity of a photo has no encoder"
     if any(len(face.get("box") or ()) != 4 for face in row.get("faces") or []):
         return "a face of a photo has no box of four numbers"
+    if row.get("geometry") is not None and len(row["geometry"].get("box") or ()) != 4:
+        return "the geometry of a photo has no box of four numbers"
     if any(row.get(layer) is not None and layer_settings(row[layer]) is None for layer in LAYERS):
         return "the settings of a photo's layers cannot be read"
     return ""

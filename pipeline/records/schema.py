@@ -28,6 +28,7 @@ FACE = pa.struct(
 SIMILARITY = pa.struct(
     [("encoder", pa.string()), ("optimised", pa.bool_()), ("before", pa.float64()), ("after", pa.float64())]
 )
+GEOMETRY = pa.struct([("largest", pa.float64()), ("box", pa.list_(pa.int32()))])
 ATTACKED = pa.struct(
     [
         ("encoder", pa.string()),
@@ -110,6 +111,13 @@ PHOTOS = pa.schema(
             "joint_layers",
             pa.string(),
             "JSON: settings of both layers under one visibility budget; null without one",
+            later=True,
+        ),
+        _column(
+            "geometry",
+            GEOMETRY,
+            "the displacement of a face (experimental): largest, per cent of the distance between the eyes; box, px: "
+            "inside, bounds hold against the displaced photo, which is not stored; null without one",
             later=True,
         ),
         *_HOW,

@@ -236,7 +236,7 @@ class ProtectIdentity:
     def _store(self, identity: str, photo: Any, source: Decoded, row: PhotoRow) -> None:
         """Encode and store a photo; fill its row."""
         row |= {"status": photo.status, "faces": photo.faces, "similarity": finite_similarity(photo.similarity)}
-        row |= {name: finite(getattr(photo, name)) for name in _METRICS}
+        row |= {name: finite(getattr(photo, name)) for name in _METRICS} | {"geometry": photo.geometry}
         row["reason"] = "; ".join(text for text in (photo.reason, row["reason"]) if text)
         if photo.status == "failed":
             return

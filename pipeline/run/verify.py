@@ -151,7 +151,8 @@ def _other_figure(row: dict[str, Any], stored: Pixels, source: Pixels) -> str:
 def _excess(row: dict[str, Any], change: Any) -> Iterator[str]:
     """Yield the largest change above the bound: both layers' bounds inside the face boxes, layer 1's elsewhere.
 
-    Both layers under one visibility budget have one bound everywhere.
+    Both layers under one visibility budget have one bound everywhere. Where a face was displaced there is none: the
+    bound holds against the displaced photo, which is not stored.
     """
     settings = (layer_settings(row[name]) if row.get(name) else None for name in LAYERS)
     first, second, joint = (found["eta"] if found else 0.0 for found in settings)
@@ -159,6 +160,9 @@ def _excess(row: dict[str, Any], change: Any) -> Iterator[str]:
     for face in row.get("faces") or []:
         x0, y0, x1, y1 = (max(0.0, v) for v in face["box"])
         bound[int(y0) : int(np.ceil(y1)) + 1, int(x0) : int(np.ceil(x1)) + 1] = max(first + second, joint)
+    if row.get("geometry"):
+        x0, y0, x1, y1 = (max(0, v) for v in row["geometry"]["box"])
+        bound[y0:y1, x0:x1] = 1.0
     over = change / 255 - bound
     if over.max(initial=0) > SLACK:
         y, x = np.unravel_index(int(over.argmax()), over.shape)

@@ -69,7 +69,8 @@ class Flux2Small(BaseVae):
     """The small autoencoder of FLUX.2, which no class of diffusers describes; it takes [0, 1]."""
 
     def __init__(self, file: Path) -> None:
-        weights, layers = load_file(file), []
+        weights = load_file(file)
+        layers: list[nn.Module] = []
         for number in range(1 + max(int(name.partition(".")[0]) for name in weights)):
             kernel, bias = weights.get(f"{number}.weight"), weights.get(f"{number}.bias")
             if kernel is None:

@@ -87,7 +87,7 @@ def weightless() -> Surrogate:
     surrogate.use_bf16, surrogate.use_cuda_graphs = True, False
     surrogate.unet = UNet2DConditionModel(**UNET).eval().requires_grad_(False).to(ELSEWHERE)
     surrogate.vae = AutoencoderKL(**VAE).eval().requires_grad_(False).bfloat16()
-    surrogate.trainable = surrogate.frozen_copy = surrogate.prior = None
+    surrogate.trainable = surrogate.frozen_copy = surrogate.low_rank = surrogate.prior = None
     surrogate.prompts = {FinetuningConfig().prompt: Prompt(torch.zeros(1, 77, UNET["cross_attention_dim"]), 4)}
     surrogate.alphas = torch.linspace(1, 0, 1000)
     surrogate.prediction = "epsilon"
@@ -129,9 +129,11 @@ def shortened(config: FinetuningConfig) -> FinetuningConfig:
 
 
 def main() -> None:
-    """Print a table: each `gpu_memory`, and none."""
+    """Print a table: each `gpu_memory` and none, with whole weights and with low-rank surrogates."""
     table = Table("gpu_memory", "photos", "settings", "static surrogate GiB", "perturbation GiB")
-    for gpu_memory, layer in {"": {"finetuning": {}}, **GPU_MEMORY}.items():
+    layers = {"": {"finetuning": {}}, **GPU_MEMORY}
+    layers |= {f"{name} ": {"finetuning": {**layers[name]["finetuning"], "surrogate": "lora"}} for name in ("", "24GB")}
+    for gpu_memory, layer in layers.items():
         config = shortened(FinetuningConfig(**layer["finetuning"]))
         settings = ", ".join(f"{k} {v}" for k, v in layer["finetuning"].items())
         table.add_row(gpu_memory or "-", "4", settings or "-", *(f"{peak:.1f}" for peak in peaks(config, 4)))

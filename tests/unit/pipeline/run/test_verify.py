@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dladiff.core import quality
 from dladiff.errors import StorageError
 from pipeline.records import commit as records
 from pipeline.records.lease import Lease
@@ -170,3 +171,28 @@ def test_failures_of_a_reason_are_forgotten_with_their_starts(output: Storage) -
     assert failures.forget(output, Retry(("memory",))) == 1
     assert [row["identity"] for row in failures.listed(output, Retry(()))] == ["eve"]
     assert [entry.key.split("/")[1] for entry in output.list("starts/")] == ["eve"]
+
+
+def test_a_displaced_face_has_no_bound_and_everything_else_has(output: Storage) -> None:
+    """The bound holds against the displaced photo, which is not stored; figures are of the original."""
+    row = first_photo(output)
+    pixels = np.array(decode(output.get(row["output_key"]), max_pixels=10**6).pixels)
+    pixels[3, 5] = np.where(pixels[3, 5] > 127, 0, 255)
+    data = encode_png(pixels)
+    output.put(row["output_key"], data)
+    source = decode(open_storage(row["source_uri"].rpartition("/")[0]).get("1.png"), max_pixels=10**6).pixels
+    figures = {"linf": quality.linf(pixels, source), "psnr": quality.psnr(pixels, source)}
+    changes = figures | {"output_sha256": hashlib.sha256(data).hexdigest(), "faces": []}
+    for box, fault in (([4, 2, 8, 6], ""), ([-3, -3, 10**6, 10**6], ""), ([6, 2, 8, 6], "at x 5, y 3, bound 12.0/255")):
+        recorded(output, **changes, geometry={"largest": 1.0, "box": box})
+        faults = [line for line in verify(output).faults if line.startswith("photos/")]
+        assert bool(faults) == bool(fault) and fault in "".join(faults)
+    for forged in (
+        {"largest": 1.0, "box": [1, 2, 3]},
+        {"largest": 1.0},
+        {"box": [0.5] * 4},
+        "all",
+        {"box": [None] * 4},
+    ):
+        recorded(output, **changes, geometry=forged)
+        assert "geometry" in verify(output).faults[0]
