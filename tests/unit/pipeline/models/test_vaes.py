@@ -163,7 +163,8 @@ def photos(folder: Path) -> Path:
 
 def test_profile_latent_uses_those_that_are_here_and_names_the_others(hub: Hub, tmp_path: Path) -> None:
     given = ["plan", "--input", str(photos(tmp_path / "in")), "--output", str(tmp_path / "out"), "--profile", "latent"]
-    given += ["--set", "method.layers=finetuning"]
+    (tmp_path / "run.yaml").write_text("method: {layers: finetuning}")
+    given += ["--config", str(tmp_path / "run.yaml")]
     found = CliRunner().invoke(main, given)
     every = " ".join(VAES)
     assert f"joint.vaes: none of the known VAEs is on this machine: dladiff models fetch {every}" in found.output
