@@ -247,8 +247,7 @@ def main() -> None:
         return log_variance(photos, given.steps)
     joint.SMOOTHING = given.smoothing
     settings: dict[str, Any] = {"layers": "finetuning", "resolution": given.side, "finetuning": {"batch_photos": 1}}
-    settings["joint"] = {"steps": given.steps, "step_size": given.step_size}
-    config = method_config("sd21", None, settings)
+    config = method_config("sd21", None, settings | {"joint": {"steps": given.steps, "step_size": given.step_size}})
     models = Models(None, [], [], CenterFaceDetector(), CPU)
     home = Path(os.environ.get("DLADIFF_ASSETS", "../shared/assets")) / "taesd"
     with tempfile.TemporaryDirectory() as folder:
