@@ -21,9 +21,9 @@ from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers import finetuning as finetuning_layer
 from dladiff.layers import geometry, joint
 from dladiff.layers import zero_shot as zero_shot_layer
-from dladiff.layers.stop_rule import FaceReader, StopRule, similarity_rows
+from dladiff.layers.stop_rule import FaceReader, StopRule, similarity_rows, still_above
 from dladiff.photo import Work, lowest_score, measured, within_budget
-from dladiff.settings.schema import MethodConfig, ZeroShotConfig
+from dladiff.settings.schema import MethodConfig
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _second_layer(work: Work, models: Models, config: MethodConfig, seed: int) -
             layer2.clamp_(-bound, bound)
             current = (after_layer1 + layer2).clamp(0, 1)
             optimised.append((rule, box, steps))
-    reasons = _still_above(optimised, current, config.zero_shot)
+    reasons = still_above(optimised, current, config.zero_shot)
     return _stored(work, to_uint8(current), to_uint8(after_layer1), readers, models, config, reasons)
 
 
@@ -293,20 +293,3 @@ def _stored(
     before, after = (work.codec.stored(pixels) for pixels in (before, encoded))
     rows = similarity_rows(readers, len(models.encoders), before, after, models.detector)
     return measured(work, encoded, after, config, rows, "; ".join(reasons))
-
-
-def _still_above(
-    optimised: Sequence[tuple[StopRule, zero_shot_layer.Box, int]], photo: Images, config: ZeroShotConfig
-) -> list[str]:
-    """Return a message for each face whose similarity is above the threshold in the final photo.
-
-    A face that stopped below the threshold is checked again if another face's box overlaps its own, because the sum of
-    their perturbations is clipped to the bound.
-    """
-    lines = []
-    for i, (rule, box, steps) in enumerate(optimised):
-        overlapped = any(box.overlaps(other) for j, (_, other, _) in enumerate(optimised) if j != i)
-        if (overlapped or steps >= config.max_steps) and max(rule(photo)) > config.threshold:
-            after = f"{steps} steps" + " and those of a face that overlaps it" * overlapped
-            lines.append(f"face {i + 1}: similarity still above {config.threshold} after {after}")
-    return lines

@@ -13,7 +13,7 @@ from dladiff.core.pixels import Images, to_float, to_uint8
 from dladiff.faces.boxes import SAME_FACE, Face, iou
 from dladiff.faces.detect import Detector, Matrix, alignment_matrix, face_quad, warp
 from dladiff.faces.encoder import IdentityEncoder
-from dladiff.layers.zero_shot import enlarged, jitter
+from dladiff.layers.zero_shot import Box, enlarged, jitter
 from dladiff.settings.schema import ZeroShotConfig
 
 JITTERED_ALIGNMENTS = 8
@@ -136,3 +136,18 @@ def _distinct(matrices: Sequence[Matrix]) -> tuple[Matrix, list[int]]:
             kept.append(matrix)
         kept_index.append(near)
     return np.stack(kept), kept_index
+
+
+def still_above(optimised: Sequence[tuple[StopRule, Box, int]], photo: Images, config: ZeroShotConfig) -> list[str]:
+    """Return a message for each face whose similarity is above the threshold in the final photo.
+
+    A face that stopped below the threshold is checked again if another face's box overlaps its own, because the sum of
+    their perturbations is clipped to the bound.
+    """
+    lines = []
+    for i, (rule, box, steps) in enumerate(optimised):
+        overlapped = any(box.overlaps(other) for j, (_, other, _) in enumerate(optimised) if j != i)
+        if (overlapped or steps >= config.max_steps) and max(rule(photo)) > config.threshold:
+            after = f"{steps} steps" + " and those of a face that overlaps it" * overlapped
+            lines.append(f"face {i + 1}: similarity still above {config.threshold} after {after}")
+    return lines

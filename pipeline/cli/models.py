@@ -28,7 +28,7 @@ def list_(as_json: bool) -> int:
         for hub_id in row["withdrawn"]:
             click.echo(f"  {hub_id} (withdrawn)")
     for row in vaes:
-        click.echo(shown(f"{row['vae']}: VAE of {row['models']}, {row['licence']}, {_folder(row)}"))
+        click.echo(shown(f"{row['profile']}: VAE of {row['models']}, {row['licence']}, {_folder(row)}"))
         for hub_id in row["ids"]:
             click.echo(f"  {hub_id}" + " (asks for consent to its licence)" * (hub_id in row["gated"]))
     return 0
@@ -95,7 +95,7 @@ def mirror(model: str, uri: str) -> int:
 
 def _folder(row: dict[str, Any]) -> str:
     if row["folder"] is None:
-        return f"not here: dladiff models fetch {row.get('profile') or row['vae']}"
+        return f"not here: dladiff models fetch {row['profile']}"
     origin = f" from {row['source']}@{row['revision'][:12]}" if row["source"] else ""
     return f"in {row['folder']}{origin}"
 

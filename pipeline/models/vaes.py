@@ -19,7 +19,7 @@ def is_vae(name: str) -> bool:
 
 
 def listed_vaes() -> list[dict[str, Any]]:
-    """Return a row for each known VAE: its name, models, ids, licence, gated ids, and its local folder or None."""
+    """Return a row for each known VAE: name (`profile`), models, ids, licence, gated ids, local folder or None."""
     rows = []
     for name, known in VAES.items():
         try:
@@ -29,7 +29,7 @@ def listed_vaes() -> list[dict[str, Any]]:
             folder = pins = None
         rows.append(
             {
-                "vae": name,
+                "profile": name,
                 "models": known.models,
                 "ids": [*known.ids],
                 "gated": [*known.gated],

@@ -219,12 +219,19 @@ def log_variance(photos: Sequence[Pixels], steps: int) -> None:
         print(f"| {weight} | " + " | ".join(f"{value:.3f}" for value in np.mean(found, 0)) + " |", flush=True)
 
 
+def default_pushes() -> list[tuple[str, ...]]:
+    """Return each space alone, all of them, and all but each."""
+    names = (*SPACES,)
+    return [*((name,) for name in names), names, *(tuple(n for n in names if n != name) for name in names)]
+
+
 def main() -> None:
     """Print a Markdown row for each push: means over the photos."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, nargs="+")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--step-size", type=float, default=1 / 255)
+    parser.add_argument("--smoothing", type=float, default=joint.SMOOTHING, help="blur of each step, cells")
     parser.add_argument("--side", type=int, default=512, help="photos are shrunk to it; it is the working resolution")
     parser.add_argument("--push", action="append", help="spaces with commas between; default: each, all but each, all")
     parser.add_argument("--variants", action="store_true", help="compare the losses, on the spaces of --push")
@@ -238,17 +245,14 @@ def main() -> None:
     ]
     if given.log_variance:
         return log_variance(photos, given.steps)
+    joint.SMOOTHING = given.smoothing
     settings: dict[str, Any] = {"layers": "finetuning", "resolution": given.side, "finetuning": {"batch_photos": 1}}
-    settings["joint"] = {"steps": given.steps, "step_size": given.step_size}
-    config = method_config("sd21", None, settings)
+    config = method_config("sd21", None, settings | {"joint": {"steps": given.steps, "step_size": given.step_size}})
     models = Models(None, [], [], CenterFaceDetector(), CPU)
     home = Path(os.environ.get("DLADIFF_ASSETS", "../shared/assets")) / "taesd"
     with tempfile.TemporaryDirectory() as folder:
         known = spaces(Path(folder), home)
-    names = [*SPACES]
-    pushes = [tuple(text.split(",")) for text in given.push or ()] or [
-        *((name,) for name in names), tuple(names), *(tuple(n for n in names if n != name) for name in names),
-    ]  # fmt: skip
+    pushes = [tuple(text.split(",")) for text in given.push or ()] or default_pushes()
     if not given.variants:
         rows = [figures(photo, noise(photo, config, models), known, config, models) for photo in photos]
         printed("noise", rows)

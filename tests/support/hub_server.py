@@ -23,6 +23,8 @@ class Hub:
     asked: list[str] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
     changed: set[str] = field(default_factory=set)
+    gated: set[str] = field(default_factory=set)
+    """Models that state what they hold, and give a file to nobody."""
 
     def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
         """Return status, headers and body of a GET."""
@@ -40,6 +42,8 @@ class Hub:
                 tree = [self.entry("path", name, file) | {"type": "file"} for name, file in files.items()]
                 return 200, {}, json.dumps(tree).encode()
             start = f"/{hub_id}/resolve/{COMMIT}/"
+            if path.startswith(start) and hub_id in self.gated:
+                return 403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}, b""
             if path.startswith(start) and (name := path.removeprefix(start)) in files:
                 data = files[name].read_bytes()
                 if name in self.changed:

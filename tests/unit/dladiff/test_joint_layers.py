@@ -195,3 +195,21 @@ def test_recomputing_activations_changes_no_byte(protector: Protector) -> None:
     )
     assert np.array_equal(plain.pixels, recomputed.pixels)
     protector.models.vaes[0].vae.recompute(False)
+
+
+@pytest.mark.parametrize("layers", ["both", "finetuning"])
+def test_algorithm_1_under_the_budget_alone_and_as_the_start_of_the_latent_push(layers: Any) -> None:
+    """What layer 1 does, by its choice: each keeps the budget, and they differ."""
+    short = {"layers": layers, "finetuning": {"iter_ft": 2, "iter_opt": 2}, "joint": {"steps": 6}}
+    photos, found = [PhotoIn(key="a", pixels=photo())], {}
+    for layer_1 in ("latent", "adft", "both"):
+        made = Protector({"profile": "tiny", "overrides": short | {"layer_1": layer_1}}, 0, 1)
+        assert (made.models.surrogate is None, len(made.models.vaes)) == (layer_1 == "latent", layer_1 != "adft")
+        out = protect(photos, [], made.models, made.config, seed=0, trace=True)
+        found[layer_1] = out.photos[0]
+        assert min(out.photos[0].ssimulacra2, out.photos[0].ssimulacra2_face) >= made.config.visibility
+        assert ("finetuning_layer" in out.steps) == (layer_1 != "latent")
+        assert ("Layer 1, a" in out.trace) == (layer_1 != "adft")
+        assert not np.array_equal(out.photos[0].pixels, photo()) and out.photos[0].linf <= made.config.joint.eta + 1e-9
+    pairs = [("latent", "adft"), ("latent", "both"), ("adft", "both")]
+    assert not any(np.array_equal(found[a].pixels, found[b].pixels) for a, b in pairs)

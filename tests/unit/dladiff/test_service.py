@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from dladiff import service
 from dladiff.core.exchange import PhotoIn
 from dladiff.diffusion.bundle import CHECKSUMS, make_pins
 from dladiff.diffusion.surrogate import EMBEDDED, Surrogate
+from dladiff.diffusion.vae_catalogue import resolution_fault
 from dladiff.errors import ConfigError, ModelError
 from dladiff.protect import Protected
 from dladiff.service import Protector
@@ -21,6 +23,7 @@ from dladiff.settings.schema import method_config
 from pipeline.records.schema import PHOTOS as COLUMNS
 from pipeline.records.schema import table
 from tests.support.model_layouts import write_layout
+from tests.support.vae_layouts import write_vae
 
 
 @pytest.fixture
@@ -140,7 +143,7 @@ def test_source_and_revision_of_the_model_reach_the_manifest(protector: Protecto
     (folder / CHECKSUMS).write_text(pins.text())
     held = SimpleNamespace(name="d", sha256="0", licence="none")
     protector.models = SimpleNamespace(  # type: ignore[assignment]
-        surrogate=Surrogate(folder, torch.device("cpu")), encoders=[], held_out=[], detector=held
+        surrogate=Surrogate(folder, torch.device("cpu")), encoders=[], held_out=[], detector=held, vaes=[]
     )
     rows = Protector._described(protector)
     assert rows[0] == {
@@ -170,3 +173,28 @@ def test_a_full_size_profile_without_encoders_is_refused(tmp_path: Path) -> None
         Protector({"profile": "tiny", "overrides": {"model": folder}}, 0, 1)
     made = Protector({"profile": "sd15", "overrides": {"model": folder, "layers": "finetuning"}}, 0, 1)
     assert (made.models.encoders, made.models.held_out) == ([], [])
+
+
+def test_the_latent_push_loads_and_needs_only_the_vae(tmp_path: Path) -> None:
+    shutil.copytree(EMBEDDED / "vae", tmp_path / "model" / "vae")
+    model = str(tmp_path / "model")
+    made = Protector({"profile": "tiny", "overrides": {"model": model}}, 0, 1)
+    assert made.models.surrogate is None and [w.vae.name for w in made.models.vaes] == ["model"]
+    assert [row["role"] for row in Protector._described(made)] == ["vae", "encoder", "held_out", "detector"]
+    with pytest.raises(ModelError, match="expected model_index"):
+        Protector({"profile": "tiny", "overrides": {"model": model, "visibility": 0}}, 0, 1)
+    assert Protector({"profile": "tiny", "overrides": {"layers": "zero_shot"}}, 0, 1).models.vaes == []
+
+
+def test_several_vaes_with_their_weights_and_a_resolution_that_one_cannot_take(tmp_path: Path) -> None:
+    other = str(write_vae(tmp_path / "other", "vae:flux2"))
+    joint = {"vaes": ["embedded", other], "vae_weights": [3.0, 1.0]}
+    made = Protector({"profile": "tiny", "overrides": {"joint": joint}}, 0, 1)
+    assert [(w.vae.name, w.weight, w.vae.factor) for w in made.models.vaes] == [("tiny", 0.75, 8), ("other", 0.25, 16)]
+    deep = {"block_out_channels": (8,) * 6, "down_block_types": ("DownEncoderBlock2D",) * 6}
+    AutoencoderKL(**deep, up_block_types=("UpDecoderBlock2D",) * 6, norm_num_groups=4).save_pretrained(
+        tmp_path / "deep"
+    )
+    config = {"resolution": 96, "joint": {"vaes": [str(tmp_path / "deep")]}}
+    assert Protector({"profile": "tiny", "overrides": config}, 0, 1).models.vaes[0].vae.factor == 32
+    assert resolution_fault("x", 64, 96) == "resolution: 96 px is no multiple of 64 px, a latent cell of x"

@@ -130,11 +130,11 @@ def tool(folder: Path, text: str, code: int = 0) -> None:
 def test_gpu(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_version", lambda _: "2.13.0")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    wants = with_(config, gpus_per_actor=1, profile="sd21", method={"model": "x", "encoders": ["y"]})
+    wants = with_(config, gpus_per_actor=1, profile="sd21", method={"model": "x", "encoders": ["y"], "visibility": 0})
     tool(tmp_path, "NVIDIA L4, 23034, 10, 580.1\nNVIDIA L4, 23034, 0, 580.1")
     assert module._gpu(wants).line() == "ok    gpu: NVIDIA L4, 22 GiB, 10 MiB in use; NVIDIA L4, 22 GiB, 0 MiB in use"
     tool(tmp_path, "Tesla T4, 15360, 0, 580.1")
-    assert "has less than 22.0 GiB: set method.gpu_memory" in module._gpu(wants).text
+    assert "has less than 22 GiB: set method.gpu_memory" in module._gpu(wants).text
     assert module._gpu(with_(wants, method={**wants.method, "gpu_memory": "16GB"})).ok
     tool(tmp_path, "NVIDIA GB10, [N/A], [N/A], 580.1")
     assert module._gpu(wants).line() == "ok    gpu: NVIDIA GB10; nvidia-smi does not report its memory"

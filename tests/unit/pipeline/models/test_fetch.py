@@ -15,11 +15,13 @@ from click.testing import CliRunner
 from dladiff.diffusion.architecture import Architecture
 from dladiff.diffusion.bundle import CHECKSUMS, read_pins
 from dladiff.diffusion.catalogue import EMBEDDED, MODELS, KnownModel, fetched_folder, locate
+from dladiff.diffusion.vae_catalogue import VAES
 from dladiff.errors import ConfigError, ModelError, StorageError
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
 from pipeline.models import fetch as models
 from pipeline.models.fetch import check, fetch, listed, mirror, on_this_machine
+from pipeline.models.vaes import listed_vaes
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
 from tests.support.hub_server import COMMIT, Hub, serving
@@ -156,7 +158,7 @@ def test_a_mirror_is_whole_or_none(tmp_path: Path, origin: Path, monkeypatch: py
 
 
 def settings(model: str) -> dict[str, Any]:
-    return {"profile": "tiny", "preset": None, "overrides": {"model": model}}
+    return {"profile": "tiny", "preset": None, "overrides": {"model": model, "visibility": 0}}
 
 
 def test_a_bucket_is_copied_once_and_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +178,10 @@ def test_a_bucket_is_copied_once_and_by_content(tmp_path: Path, monkeypatch: pyt
     assert files(folder) == files(EMBEDDED) | {CHECKSUMS} and set(read) == files(EMBEDDED)
     assert on_this_machine(settings("s3://elsewhere/tiny"), opened) == found and len(read) == len(files(EMBEDDED))
     monkeypatch.setattr("pipeline.models.fingerprint.open_storage", lambda _: open_storage(bucket))
-    digests = {RunConfig(input="a", output="b", method={"model": m}).config_digest() for m in ("s3://b/x", str(folder))}
+    digests = {
+        RunConfig(input="a", output="b", method={"model": m, "visibility": 0}).config_digest()
+        for m in ("s3://b/x", str(folder))
+    }
     assert len(digests) == 1
     (bucket / CHECKSUMS).unlink()
     with pytest.raises(ModelError, match="dladiff models mirror MODEL"):
@@ -220,8 +225,10 @@ def test_list_and_fetch_commands(origin: Path, tmp_path: Path) -> None:
     assert runner.invoke(main, ["models", "fetch", "sd21", "--from", str(origin)]).exit_code == 0
     assert runner.invoke(main, ["models", "mirror", "sd21", str(tmp_path / "there")]).exit_code == 0
     rows = json.loads(runner.invoke(main, ["models", "list", "--json"]).output)
-    assert {row["profile"]: bool(row["folder"]) for row in rows} == {name: name == "sd21" for name in MODELS}
-    assert rows == listed()
+    assert {row["profile"]: bool(row["folder"]) for row in rows} == {
+        name: name in ("sd21", "vae:sd") for name in (*MODELS, *VAES)
+    }
+    assert rows == listed() + listed_vaes()
     assert runner.invoke(main, ["models", "fetch", "sd15", "--from", str(tmp_path / "no")]).exit_code == 3
 
 

@@ -61,6 +61,7 @@ def test_everything_that_is_missing_is_reported_at_once_and_the_same_once(
         monkeypatch.setenv(variable, str(tmp_path / variable))
     (tmp_path / "photos").mkdir()
     overrides = {
+        "visibility": 0,
         "model": "/nosuch",
         "encoders": ["/nosuch.onnx", "embedded:foo", "clip:/tower", "buffalo_l", str(tmp_path / "photos")],
         "detector": "/nosuch.onnx",
@@ -77,8 +78,10 @@ def test_everything_that_is_missing_is_reported_at_once_and_the_same_once(
     ]
     found = missing(method_config("tiny", None, overrides))
     assert [fault[: len(begin)] for fault, begin in zip(found, begins, strict=True)] == begins
-    (known,) = missing(method_config("sd21", None, {}))
+    (known,) = missing(method_config("sd21", None, {"visibility": 0}))
     assert "dladiff models fetch sd21 gets it" in known
+    (less,) = missing(method_config("sd21", None, {}))
+    assert "dladiff models fetch vae:sd gets its VAE, which is all that is needed" in less
 
 
 def test_the_profile_tiny_is_refused_for_another_architecture(tmp_path: Path) -> None:
