@@ -68,6 +68,7 @@ CONDITIONS = {
     "2 %": Condition(2),
     "2.8 % (1 px of the crop)": Condition(2.8),
     "1 %, no stiffness": Condition(1, constants=SOFT),
+    "1 %, control points 4 px apart": Condition(1, constants=(("PITCH", 4.0),)),
     "2 %, no stiffness": Condition(2, constants=SOFT),
     "2.8 %, no stiffness": Condition(2.8, constants=SOFT),
     "pixels": Condition(0, pixels=True),

@@ -187,6 +187,12 @@ def test_a_displaced_face_has_no_bound_and_everything_else_has(output: Storage) 
         recorded(output, **changes, geometry={"largest": 1.0, "box": box})
         faults = [line for line in verify(output).faults if line.startswith("photos/")]
         assert bool(faults) == bool(fault) and fault in "".join(faults)
-    for forged in ({"largest": 1.0, "box": [1, 2, 3]}, {"largest": 1.0}, {"box": [0.5] * 4}, "all", {"box": [None] * 4}):
+    for forged in (
+        {"largest": 1.0, "box": [1, 2, 3]},
+        {"largest": 1.0},
+        {"box": [0.5] * 4},
+        "all",
+        {"box": [None] * 4},
+    ):
         recorded(output, **changes, geometry=forged)
         assert "geometry" in verify(output).faults[0]
