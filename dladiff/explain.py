@@ -63,15 +63,15 @@ def explain(pairs: Sequence[Pair], chosen: int, models: Models, config: MethodCo
         for name in PHOTOS
     }  # fmt: skip
     maps: dict[tuple[str, str], Map] = {}
+    surrogate = models.surrogate or Surrogate(config.model, models.device)  # a latent push loads no UNet
     for weights, training_set in zip(WEIGHTS, (None, "clean", "protected"), strict=True):
-        unet = models.surrogate.fresh_unet()
+        unet = surrogate.fresh_unet()
         if training_set is not None:
-            unet = static_surrogate(
-                models.surrogate, images[training_set], config.finetuning, stream(seed, "explain", training_set)
-            )
+            own = stream(seed, "explain", training_set)
+            unet = static_surrogate(surrogate, images[training_set], config.finetuning, own)
         for name in PHOTOS:
             square = images[name][chosen : chosen + 1]
-            maps[weights, name] = instance_map(models.surrogate, unet, square, config, seed)
+            maps[weights, name] = instance_map(surrogate, unet, square, config, seed)
     return Explanation({name: to_uint8(images[name][chosen : chosen + 1]) for name in PHOTOS}, maps)
 
 

@@ -73,6 +73,10 @@ class Work:
     """Steps of layer 2, or of both layers under the budget, summed over the faces."""
     cosines: list[list[float]] = field(default_factory=list)
     """Cosine of each optimised encoder at each of these steps."""
+    scores: list[float] = field(default_factory=list)
+    """SSIMULACRA2 in the loop at each step under the visibility budget."""
+    shifts: list[float] = field(default_factory=list)
+    """Relative squared latent shift at each of its steps with a latent push."""
 
     @classmethod
     def of(cls, photo: PhotoIn, detector: Detector, device: torch.device, config: MethodConfig) -> "Work":
@@ -127,10 +131,10 @@ class Work:
         """Return the parts of the photo whose perturbations are optimised one after the other, under the budget.
 
         In `region: face`, one around each face, for both layers. Else the whole photo for layer 1, then one around
-        each face for both.
+        each face for both. Where layer 1 pushes no latents, one around each face for layer 2.
         """
         height, width = self.photo.pixels.shape[:2]
-        views = [] if config.layers == "zero_shot" else self.views
+        views = self.views if config.pushes_latents else []
         by_name = {view.name: view for view in views}
         parts = []
         if views and not (config.region == "face" and self.faces):

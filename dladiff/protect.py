@@ -15,6 +15,7 @@ from dladiff.core.field import Photos, Squares
 from dladiff.core.pixels import Images, to_uint8, whole_levels
 from dladiff.core.randomness import stream
 from dladiff.diffusion.surrogate import Surrogate
+from dladiff.diffusion.vae import WeightedVae
 from dladiff.faces.detect import Detector
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers import finetuning as finetuning_layer
@@ -29,11 +30,20 @@ from dladiff.settings.schema import MethodConfig, ZeroShotConfig
 class Models:
     """The networks of one run, on one device."""
 
-    surrogate: Surrogate
+    surrogate: Surrogate | None
+    """The whole base model; None where no layer needs more than VAEs."""
     encoders: Sequence[IdentityEncoder]
     held_out: Sequence[IdentityEncoder]
     detector: Detector
     device: torch.device
+    vaes: Sequence[WeightedVae] = ()
+    """The VAEs whose latents are pushed."""
+
+    @property
+    def whole(self) -> Surrogate:
+        """The whole base model. Raises AssertionError where it was not loaded, which is a bug."""
+        assert self.surrogate is not None, "this configuration loads no base model"
+        return self.surrogate
 
 
 @dataclass(frozen=True)
@@ -82,12 +92,12 @@ def protect(
     if config.protection != "dladiff":
         _compared_layer(works, clean, models, config, seed)
         lap("finetuning_layer")
-    elif config.layers != "zero_shot" and not together:
+    elif config.trains_surrogate:
         static = _static(works, clean, models, config, seed, losses)
         lap("static_surrogate")
         x, streams = _views(works, seed)
         perturbation = Photos([work.start(config) for work in works], [len(work.views) for work in works])
-        finetuning_layer.perturb(models.surrogate, static, x, config.finetuning, streams, losses, perturbation)
+        finetuning_layer.perturb(models.whole, static, x, config.finetuning, streams, losses, perturbation)
         lap("finetuning_layer")
         steps["static_surrogate"] = {"training": config.finetuning.iter_ft}
         steps["finetuning_layer"] = finetuning_layer.iterations(config.finetuning, len(x))
@@ -106,11 +116,15 @@ def protect(
 def _charts(
     losses: finetuning_layer.Losses, works: list[Work], encoders: Sequence[IdentityEncoder]
 ) -> dict[str, dict[str, list[float]]]:
-    """Return a chart for each stage of layer 1, and for each photo with a series for each encoder, faces in order."""
+    """Return a chart for each stage of layer 1, and for each photo charts of what its steps reached, faces in order."""
     charts = {f"Layer 1, {stage}": {"loss": torch.stack(values).tolist()} for stage, values in losses.items()}
     for work in works:
-        lines = zip(*work.cosines, strict=True)
-        charts[f"Layer 2, {work.photo.key}"] = {e.name: list(line) for e, line in zip(encoders, lines, strict=False)}
+        lines, key = zip(*work.cosines, strict=True), work.photo.key
+        charts[f"Layer 2, {key}"] = {e.name: list(line) for e, line in zip(encoders, lines, strict=False)}
+        if work.shifts:
+            charts[f"Layer 1, {key}"] = {"latent shift": work.shifts}
+        if work.scores:
+            charts[f"Visibility, {key}"] = {"SSIMULACRA2 in the loop": work.scores}
     return charts
 
 
@@ -139,7 +153,7 @@ def _static(
     """Return the static surrogate, fine-tuned on the clean photos."""
     views, names = _clean_views(works, clean, models, config)
     return finetuning_layer.static_surrogate(
-        models.surrogate, views, config.finetuning, stream(seed, "static", *names), losses
+        models.whole, views, config.finetuning, stream(seed, "static", *names), losses
     )
 
 
@@ -150,7 +164,7 @@ def _compared_layer(
     views, names = _clean_views(works, clean, models, config)
     x, streams = _views(works, seed)
     shared_generator = stream(seed, "compared", *names)
-    deltas = compared_layer(models.surrogate, views, x, config, streams, shared_generator)
+    deltas = compared_layer(models.whole, views, x, config, streams, shared_generator)
     for work, own in zip(works, torch.split(deltas, [len(work.views) for work in works]), strict=True):
         work.perturbation = Squares(work.crops, config.finetuning.eta)
         work.perturbation.delta = own.mean(1, keepdim=True).expand_as(own) if work.codec.grey else own
@@ -220,8 +234,11 @@ def _joint_layers(work: Work, models: Models, config: MethodConfig, seed: int) -
     learnt = x if work.moved else None
     passes = models.detector.passes_near(work.photo.pixels, work.faces)
     size, recompute = config.finetuning.batch_photos, config.finetuning.recompute
-    networks = joint.Networks(models.surrogate, models.encoders, config.resolution, size, recompute)
+    networks = joint.Networks(models.vaes, models.encoders, config.resolution, size, recompute)
     delta, tasks = torch.zeros_like(x), {}
+    if work.perturbation:  # Algorithm 1 came first
+        outer = whole_levels(config.joint.eta)
+        delta = within_budget(work, work.layer1(config).clamp(-outer, outer), config.visibility)
     for number, part in enumerate(work.parts(config)):
         faces = []
         if (i := part.face) is not None:
@@ -233,12 +250,14 @@ def _joint_layers(work: Work, models: Models, config: MethodConfig, seed: int) -
             tasks[i] = joint.FaceTask(reader.bases, reader.targets, rule, own)
             faces = [tasks[i]]
         score = partial(lowest_score, work, part.squares)
-        canvas = joint.Canvas(
-            part.box, part.inner, part.pitch, part.views, faces, part.squares, config.visibility, score, learnt
-        )
+        shown = (part.squares, config.visibility, score, config.layers == "zero_shot", learnt)
+        canvas = joint.Canvas(part.box, part.inner, part.pitch, part.views, faces, *shown)
         generator = stream(seed, "joint", work.name, str(number))
-        delta = joint.optimise(base, delta, canvas, networks, (config.joint, config.zero_shot), generator, work.codec)
+        settings = (config.joint, config.zero_shot)
+        delta, course = joint.optimise(base, delta, canvas, networks, settings, generator, work.codec)
         work.steps += config.joint.steps
+        work.scores += course.scores
+        work.shifts += course.shifts
     delta = within_budget(work, delta, config.visibility)
     work.delta = delta
     reasons = []

@@ -18,6 +18,8 @@ from dladiff.core.exchange import IdentityOut, PhotoIn, PhotoOut
 from dladiff.core.pixels import Images, to_float
 from dladiff.diffusion.catalogue import locate, profile_fault
 from dladiff.diffusion.surrogate import Surrogate
+from dladiff.diffusion.vae import Vae, load_vaes
+from dladiff.diffusion.vae_catalogue import resolution_fault, vae_profile_fault
 from dladiff.errors import ConfigError, ModelError
 from dladiff.faces import packs
 from dladiff.faces.clean_set import best_photos
@@ -25,6 +27,7 @@ from dladiff.faces.clip_encoder import load_clip_encoder
 from dladiff.faces.detect import CenterFaceDetector, Detector, ScrfdDetector
 from dladiff.faces.encoder import IdentityEncoder, detector_from_pack, encoder_from_pack, load_encoder
 from dladiff.faces.largest import largest_faces
+from dladiff.layers.pushed import pushed_vaes, vaes_not_here
 from dladiff.protect import Models, protect
 from dladiff.settings.schema import encoder_fault, method_config
 
@@ -56,14 +59,13 @@ class Protector:
         self.seed, self.trace = seed, bool(settings.get("trace"))
         device = chosen_device(settings.get("gpu"))
         zero_shot = self.config.zero_shot
-        if fault := profile_fault(self.config.profile, locate(self.config.model)):
-            raise ConfigError([fault])
         self.models = Models(
-            Surrogate(self.config.model, device),
+            self._surrogate(device),
             [named_encoder(name).to(device) for name in self.config.encoders],
             [named_encoder(name).to(device) for name in self.config.held_out],
             named_detector(self.config.detector, zero_shot.min_face_px, zero_shot.detector_threshold, device),
             device,
+            load_vaes(pushed_vaes(self.config), self.config.joint.vae_weights, device),
         )
         held = {e.sha256: e.name for e in self.models.held_out}
         if twice := [f"{e.name} ({held[e.sha256]})" for e in self.models.encoders if e.sha256 in held]:
@@ -72,22 +74,40 @@ class Protector:
             raise ConfigError(
                 ["encoders: one file is listed twice; remove one, and set its weight in zero_shot.encoder_weights"]
             )
-        finetuning = self.config.finetuning
-        sides = self.models.surrogate.map_sides(self.config.resolution)
-        if self.config.layers != "zero_shot" and finetuning.iter_1 and finetuning.attention_resolution not in sides:
+        for weighted in self.models.vaes:
+            if fault := resolution_fault(weighted.vae.name, weighted.vae.factor, self.config.resolution):
+                raise ConfigError([fault])
+
+    def _surrogate(self, device: torch.device) -> Surrogate | None:
+        """Return the whole base model, None where no layer needs it. Raises ConfigError or ModelError."""
+        config = self.config
+        if not config.trains_surrogate:
+            if (
+                config.pushes_latents
+                and not config.joint.vaes
+                and (fault := vae_profile_fault(config.profile, config.model))
+            ):
+                raise ConfigError([fault])
+            return None
+        if fault := profile_fault(config.profile, locate(config.model)):
+            raise ConfigError([fault])
+        surrogate, finetuning = Surrogate(config.model, device), config.finetuning
+        sides = surrogate.map_sides(config.resolution)
+        if finetuning.iter_1 and finetuning.attention_resolution not in sides:
             raise ConfigError(
                 [
                     f"finetuning.attention_resolution: {finetuning.attention_resolution} is not a side of this model's "
-                    f"attention maps at {self.config.resolution} px; choose one of {', '.join(map(str, sides))}"
+                    f"attention maps at {config.resolution} px; choose one of {', '.join(map(str, sides))}"
                 ]
             )
-        if self.config.gpu_memory != "any" and len(self.models.surrogate.encoders) > 1:
+        if config.gpu_memory != "any" and len(surrogate.encoders) > 1:
             raise ConfigError(
                 ["gpu_memory: SDXL's weights, gradients and moments alone take 41 GB; leave this setting out"]
             )
         if finetuning.class_images:
-            images = class_images(Path(finetuning.class_images), self.config.resolution)
-            self.models.surrogate.set_prior(images, finetuning.class_prompt, finetuning.batch)
+            images = class_images(Path(finetuning.class_images), config.resolution)
+            surrogate.set_prior(images, finetuning.class_prompt, finetuning.batch)
+        return surrogate
 
     def protect_identity(self, identity: str, photos: Sequence[PhotoIn], clean: Sequence[Pixels]) -> IdentityOut:
         """Return the protected photos of one identity; the result does not depend on its name.
@@ -99,7 +119,8 @@ class Protector:
         cuda = self.models.device.type == "cuda"
         chosen = best_photos(clean, self.config.clean_photos, self.models.detector)
         faces = self._largest_faces([photo.pixels for photo in photos])
-        config, note = self.config, GRAPHS_DISABLED if self.graphs_disabled else ""
+        config, left_out = self.config, vaes_not_here(self.config)
+        note = GRAPHS_DISABLED if self.graphs_disabled else ""
         while True:
             if cuda:
                 _free()
@@ -108,8 +129,9 @@ class Protector:
                 done = protect(photos, chosen, self.models, config, self.seed, self.trace)
                 break
             except torch.OutOfMemoryError:
-                if self.models.surrogate.use_cuda_graphs:
-                    self.models.surrogate.use_cuda_graphs = False  # also for later identities
+                surrogate = self.models.surrogate
+                if surrogate is not None and surrogate.use_cuda_graphs:
+                    surrogate.use_cuda_graphs = False  # also for later identities
                     self.graphs_disabled, note = True, GRAPHS_DISABLED
                     continue
                 size = config.finetuning.batch_photos
@@ -122,6 +144,7 @@ class Protector:
         memory = self._peak_memory()
         if cuda:
             _free()
+        note = "; ".join(filter(None, (left_out, note)))
         metadata = (memory, self._device_name(), self._described(), _versions(), note)
         return IdentityOut(
             done.photos, done.seconds, *metadata, steps=done.steps, trace=done.trace, largest_faces=faces
@@ -142,9 +165,12 @@ class Protector:
         return torch.cuda.get_device_name() if self.models.device.type == "cuda" else "cpu"
 
     def _described(self) -> list[dict[str, str]]:
-        models, surrogate = self.models, self.models.surrogate
-        pinned = {"licence": surrogate.licence, "source": surrogate.source, "revision": surrogate.revision}
-        rows = [{"name": surrogate.name, "role": "surrogate", "sha256": surrogate.sha256} | pinned]
+        models = self.models
+        rows = []
+        bases: list[tuple[str, Surrogate | Vae]] = [("vae", weighted.vae) for weighted in models.vaes]
+        for role, base in [("surrogate", models.surrogate), *bases] if models.surrogate else bases:
+            pinned = {"licence": base.licence, "source": base.source, "revision": base.revision}
+            rows.append({"name": base.name, "role": role, "sha256": base.sha256} | pinned)
         for role, parts in (
             ("encoder", models.encoders),
             ("held_out", models.held_out),

@@ -156,16 +156,19 @@ class RunConfig(Settings):
 
     def layer_settings(self, *, faces: bool) -> dict[str, str]:
         """Return the settings of the layers that run on a photo, as JSON by manifest column; layer 2 needs `faces`."""
-        method = self.method_config().to_dict()
+        config = self.method_config()
+        method = config.to_dict()
         if method["visibility"] and method["protection"] == "dladiff":
             used = {"visibility": method["visibility"], "layers": method["layers"], **method["joint"]}
-            return {"joint_layers": json.dumps(used | ({"zero_shot": method["zero_shot"]} if faces else {}))}
+            together = {"joint_layers": json.dumps(used | ({"zero_shot": method["zero_shot"]} if faces else {}))}
+            first = {"finetuning_layer": json.dumps(method["finetuning"])} if config.trains_surrogate else {}
+            return first | together
         runs = {"finetuning": method["layers"] != "zero_shot", "zero_shot": method["layers"] != "finetuning" and faces}
         return {f"{layer}_layer": json.dumps(method[layer]) for layer, applies in runs.items() if applies}
 
     def config_digest(self) -> str:
         """Return the digest of the settings that affect the output's bytes; weights enter by content."""
-        parts = {"method": by_content(self.method_config().to_dict()), "seed": self.seed, "max_pixels": self.max_pixels}
+        parts = {"method": by_content(self.method_config()), "seed": self.seed, "max_pixels": self.max_pixels}
         return digest(parts)
 
     def missing_weights(self) -> list[str]:

@@ -17,10 +17,13 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from dladiff.diffusion.catalogue import MODELS
 from dladiff.errors import DladiffError, StorageError
+from dladiff.layers.pushed import pushed_vaes, vaes_not_here
 from dladiff.settings.schema import encoder_fault
 from pipeline.config import RunConfig
 from pipeline.models.fingerprint import missing
+from pipeline.models.memory import TINY_GIB, gpu_gib, host_gib
 from pipeline.process.temporary import temporary_folder
 from pipeline.sources.index_file import is_index
 from pipeline.storage.base import TEMP_PREFIX, Storage
@@ -28,9 +31,6 @@ from pipeline.storage.keys import shown
 from pipeline.storage.open import local_path, open_storage
 
 PYTHON = (3, 11)
-MIN_MEMORY_GIB = {"tiny": 4.0}
-OTHER_MEMORY_GIB = 16.0  # Stable Diffusion 2.1 twice, its optimisers, and the photos of one identity
-GPU_MEMORY_GIB = {"16GB": 14.5, "12GB": 11.5}  # memory of a card, by `method.gpu_memory`
 SKEW_S = 60.0  # S3 refuses requests from 15 minutes on; times in records would mislead people long before
 ANSWER_S = 10.0  # seconds: timeout of the storage and cluster checks
 
@@ -104,7 +104,7 @@ def _memory(config: RunConfig | None) -> Check:
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     limit = _read_number(Path("/sys/fs/cgroup/memory.max"))
     have = min(have, limit / 2**30) if limit else have
-    need = MIN_MEMORY_GIB.get(config.profile, OTHER_MEMORY_GIB) if config else min(MIN_MEMORY_GIB.values())
+    need = host_gib(config.method_config()) if config else TINY_GIB
     text = f"{have:.1f} GiB, {os.cpu_count()} CPUs"
     return Check(
         "memory", have >= need, text if have >= need else f"{text}; this profile needs {need:.0f} GiB an actor"
@@ -129,10 +129,11 @@ def _gpu(config: RunConfig | None) -> Check:
     if any(len(card) != len(fields.split(",")) or not card[1].isdigit() for card in cards):
         return Check("gpu", True, f"{'; '.join(card[0] for card in cards)}; nvidia-smi does not report its memory")
     text = "; ".join(f"{name}, {int(total) / 1024:.0f} GiB, {used} MiB in use" for name, total, used, _ in cards)
-    memory = config.method.get("gpu_memory") if config is not None else None
-    wanted = GPU_MEMORY_GIB.get(str(memory), 22.0) if needed and config and config.profile != "tiny" else 0.0
+    wanted = gpu_gib(config.method_config()) if needed and config else 0.0
+    whole = config is not None and config.method_config().trains_surrogate
+    how = "set method.gpu_memory (16GB, 12GB)" if whole else "lower method.finetuning.batch_photos"
     if small := [name for name, total, *_ in cards if int(total) / 1024 < wanted]:
-        return Check("gpu", False, f"{text}; {small[0]} has less than {wanted} GiB: set method.gpu_memory (16GB, 12GB)")
+        return Check("gpu", False, f"{text}; {small[0]} has less than {wanted:g} GiB: {how}")
     if "+cpu" in _version("torch"):
         return Check("gpu", not needed, f"{text}; torch is built for the CPU: pip install torch with CUDA")
     return Check("gpu", True, text)
@@ -150,7 +151,10 @@ def _model(config: RunConfig) -> Check:
     if lacking:
         return Check("models", False, f"{'; '.join(lacking)}; mount the weights here or set method to where they are")
     names = [*method.encoders, *method.held_out, method.detector]
-    return Check("models", True, f"{config.profile}: {method.model}, {len(names)} encoders and detectors")
+    networks = [method.model] if method.trains_surrogate else []
+    networks += [f"VAE of {vae}" if vae in (*MODELS, "embedded") else vae for vae in pushed_vaes(method)]
+    text = ", ".join([*networks, f"{len(names)} encoders and detectors"])
+    return Check("models", True, "; ".join(filter(None, (f"{config.profile}: {text}", vaes_not_here(method)))))
 
 
 def _input(config: RunConfig) -> Check:

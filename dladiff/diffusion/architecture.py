@@ -24,7 +24,14 @@ MAX_LAYERS = 128
 MAX_DEPTH = 4
 """Deepest nesting of configurations: CLIP's contains its vision tower's."""
 LIBRARIES = (None, "diffusers", "transformers")
-LAYERS = ("layers_per_block", "num_hidden_layers", "transformer_layers_per_block")
+LAYERS = (
+    "layers_per_block",
+    "num_hidden_layers",
+    "transformer_layers_per_block",
+    "num_encoder_blocks",
+    "num_decoder_blocks",
+    "num_res_blocks",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ CHECKSUMS = "checksums.json"
 """File with the checksums of the others; written last, so that its presence means a complete copy."""
 PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
 """Suffixes of weight files that can run code when loaded; such files are never loaded."""
+VAE = "vae/"
+"""Start of the paths of a VAE's files."""
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
 
 
@@ -57,6 +59,11 @@ class Pins:
         for path in sorted(self.sha256):
             total.update(f"{path}\0{self.sha256[path]}\n".encode())
         return total.hexdigest()
+
+    def within(self, part: str) -> "Pins":
+        """Return the pins of the files of one folder, such as "vae/"."""
+        sha256 = {path: sha for path, sha in self.sha256.items() if path.startswith(part)}
+        return replace(self, sha256=sha256, size={path: self.size[path] for path in sha256})
 
     def text(self) -> str:
         """Return the content of `checksums.json`."""
@@ -113,10 +120,15 @@ def model_files(root: Path) -> dict[str, Path]:
     return {path: found[path] for path in sorted(found) if needed(path)}
 
 
-def damage(root: Path, pins: Pins) -> dict[str, str]:
-    """Return a message for each file, by path, that is missing, short, changed, or without a checksum."""
+def damage(root: Path, pins: Pins, part: str = "") -> dict[str, str]:
+    """Return a message for each file, by path, that is missing, short, changed, or without a checksum.
+
+    `part`: "vae/" checks the files of this folder only.
+    """
     faults = {}
     for path, sha256 in pins.sha256.items():
+        if not path.startswith(part):
+            continue
         file = root / path
         have = file.stat().st_size if file.is_file() else None
         if have is None:
@@ -125,8 +137,8 @@ def damage(root: Path, pins: Pins) -> dict[str, str]:
             faults[path] = f"{path} has {have} of {pins.size[path]} bytes: an incomplete copy"
         elif file_sha256(file) != sha256:
             faults[path] = f"{path} is not the file that {CHECKSUMS} names"
-    unnamed = model_files(root).keys() - pins.sha256.keys()
-    return faults | {path: f"{path} is not named in {CHECKSUMS}" for path in sorted(unnamed)}
+    unnamed = sorted(path for path in model_files(root).keys() - pins.sha256.keys() if path.startswith(part))
+    return faults | {path: f"{path} is not named in {CHECKSUMS}" for path in unnamed}
 
 
 def verified_pins(root: Path) -> Pins:
@@ -139,6 +151,30 @@ def verified_pins(root: Path) -> Pins:
             f"the model in {root} is damaged: {'; '.join(faults.values())}; remove the folder and fetch it again"
         )
     return pins
+
+
+def vae_pins(folder: Path) -> Pins:
+    """Return the pins of a VAE's files, named `vae/...` wherever the folder is: one VAE has one digest.
+
+    Raises ModelError if they do not match the `checksums.json` of the model's folder that holds it.
+    """
+    root, part = folder.parent, f"{folder.name}/"
+    stored = read_pins(root) if part == VAE else None
+    if stored is not None:
+        if faults := damage(root, stored, VAE):
+            raise ModelError(
+                f"the VAE in {root} is damaged: {'; '.join(faults.values())}; remove it and fetch it again"
+            )
+        return stored.within(VAE)
+    files = {f"{VAE}{file.name}": file for file in sorted(folder.glob("*")) if file.is_file()}
+    files = {path: file for path, file in files.items() if needed(path)}
+    hub = (_hub_origin(root) if part == VAE else _hub_origin(folder)) or ("", "")
+    return Pins(
+        sha256={path: file_sha256(file) for path, file in files.items()},
+        size={path: file.stat().st_size for path, file in files.items()},
+        source=hub[0],
+        revision=hub[1],
+    )
 
 
 def quick_digest(root: Path) -> str | None:

@@ -19,6 +19,8 @@ HUB_ID = re.compile(r"(?P<id>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w.-]+))?
 """owner/name or owner/name@revision."""
 CHECKPOINTS = frozenset({".safetensors", ".ckpt"})
 """Suffixes of single-file checkpoints, which are not read."""
+INDEX = "model_index.json"
+"""File of a whole model."""
 SD = 0.18215
 SDXL = 0.13025
 
@@ -96,7 +98,7 @@ def models_folder() -> Path:
 
 def fetched_folder(name: str) -> Path:
     """Return the folder that `fetch` uses for a profile or hub id; it may not exist."""
-    return models_folder() / name.partition("@")[0].replace("/", "--")
+    return models_folder() / name.partition("@")[0].replace("/", "--").replace(":", "--")
 
 
 def locate(name: str) -> Path:
@@ -109,8 +111,7 @@ def locate(name: str) -> Path:
         return EMBEDDED
     if name in MODELS:
         known = MODELS[name]
-        own = [fetched_folder(name)] if (fetched_folder(name) / "model_index.json").is_file() else []
-        found = next(iter(own), None) or _first(*known.ids, *known.withdrawn)
+        found = on_disk(fetched_folder(name), INDEX) or here(INDEX, *known.ids, *known.withdrawn)
         if found is None:
             raise ModelError(
                 f"the model of {name} is not on this machine: dladiff models fetch {name} gets it (from a bucket or "
@@ -124,7 +125,7 @@ def locate(name: str) -> Path:
         return folder
     if folder.is_file() and folder.suffix in CHECKPOINTS:
         raise ModelError(single_file_fault(folder))
-    if HUB_ID.fullmatch(name) and (found := _first(name)):
+    if HUB_ID.fullmatch(name) and (found := here(INDEX, name)):
         return found
     hint = f"dladiff models fetch {name} gets it" if HUB_ID.fullmatch(name) else "dladiff models list shows what is"
     for known in MODELS.values():
@@ -166,24 +167,29 @@ def profile_fault(profile: str, root: Path) -> str | None:
     )
 
 
-def _first(*names: str) -> Path | None:
-    """Return the folder of the first of these hub ids that was fetched or is in the cache."""
-    return next((folder for name in names if (folder := _fetched(name) or _cached(name))), None)
+def on_disk(folder: Path, file: str) -> Path | None:
+    """Return the folder if it holds a file, else None."""
+    return folder if (folder / file).is_file() else None
 
 
-def _fetched(name: str) -> Path | None:
+def here(file: str, *names: str) -> Path | None:
+    """Return the folder of the first of these hub ids that was fetched or is in the cache, and holds a file."""
+    return next((folder for name in names if (folder := _fetched(name, file) or _cached(name, file))), None)
+
+
+def _fetched(name: str, file: str) -> Path | None:
     wanted, _, revision = name.partition("@")
     for folder in sorted(models_folder().glob("[!.]*")):
         try:
             pins = read_pins(folder)
         except ModelError:  # damaged: reported when this model is loaded or checked
             continue
-        if pins is not None and pins.source == wanted and pins.revision.startswith(revision):
+        if pins is not None and pins.source == wanted and pins.revision.startswith(revision) and on_disk(folder, file):
             return folder
     return None
 
 
-def _cached(name: str) -> Path | None:
+def _cached(name: str, file: str) -> Path | None:
     from huggingface_hub import snapshot_download  # importing takes half a second; most runs do not need it
 
     wanted, _, revision = name.partition("@")
@@ -191,4 +197,4 @@ def _cached(name: str) -> Path | None:
         folder = Path(snapshot_download(wanted, revision=revision or None, local_files_only=True))
     except (OSError, ValueError):  # not cached, or not a valid hub id
         return None
-    return folder if (folder / "model_index.json").is_file() else None
+    return on_disk(folder, file)

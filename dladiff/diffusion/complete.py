@@ -58,6 +58,13 @@ def weight_faults(root: Path) -> dict[str, str]:
     return faults
 
 
+def vae_faults(folder: Path) -> dict[str, str]:
+    """Return a message for each weight file of a VAE's folder, by path; the configuration was checked before."""
+    faults: dict[str, str] = {}
+    _part_faults(folder.parent, folder.name, faults, "vae")
+    return faults
+
+
 def single_file_fault(file: Path) -> str:
     """Return why a file is no model folder, and what to do; `conversion` has the lines."""
     return (
@@ -84,8 +91,9 @@ def _is_xl(file: Path) -> bool:
         return False
 
 
-def _part_faults(root: Path, part: str, faults: dict[str, str]) -> None:
-    stem = "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
+def _part_faults(root: Path, part: str, faults: dict[str, str], kind: str = "") -> None:
+    kind = kind or part
+    stem = "diffusion_pytorch_model" if kind in ("unet", "vae") else "model"
     index = root / part / f"{stem}.safetensors.index.json"
     names = [f"{stem}.safetensors"]
     if not (root / part / names[0]).is_file() and index.is_file():
@@ -104,7 +112,7 @@ def _part_faults(root: Path, part: str, faults: dict[str, str]) -> None:
         sound = sound and fault is None
         if fault:
             faults[path] = fault
-    if sound and (lacking := _lacking(heads, part, read_object(root / part / "config.json"))):
+    if sound and (lacking := _lacking(heads, kind, read_object(root / part / "config.json"))):
         faults[f"{part}/{names[0]}"] = f"{part}/{names[0]} lacks tensors of {', '.join(lacking[:SHOWN])}"
 
 
@@ -151,7 +159,7 @@ def _head(file: Path) -> Head:
 
 def _lacking(heads: Head, part: str, config: dict[str, Any]) -> list[str]:
     """Return the blocks and layers of a configuration that have no tensor."""
-    names = "\n".join(f".{name}" for name in heads)
+    names = "\n".join(f".{name}." for name in heads)
     return [block for block in _blocks(part, config) if f".{block}." not in names]
 
 
@@ -161,12 +169,29 @@ def _blocks(part: str, config: dict[str, Any]) -> Iterator[str]:
         for side in ("down", "up"):
             yield from (f"{side}_blocks.{i}" for i in range(len(config.get(f"{side}_block_types", ()))))
     elif part == "vae":
-        yield from ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out")
-        count = len(config.get("block_out_channels", ()))
-        yield from (f"{side}_blocks.{i}" for side in ("encoder.down", "decoder.up") for i in range(count))
+        yield from _vae_blocks(config)
     else:
         yield from ("embeddings.token_embedding", "embeddings.position_embedding", "final_layer_norm")
         yield from (f"encoder.layers.{i}" for i in range(config.get("num_hidden_layers", 12)))
+
+
+def _vae_blocks(config: dict[str, Any]) -> Iterator[str]:
+    kind = config.get("_class_name")
+    if kind == "AutoencoderTiny":
+        blocks = config.get("num_encoder_blocks", (1, 3, 3, 3))
+        yield from (f"encoder.layers.{i}" for i in range(len(blocks) + sum(blocks) + 1))
+        yield "decoder.layers.0"
+        return
+    yield from ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out")
+    if kind == "AutoencoderKLQwenImage":
+        count, each = len(config.get("dim_mult", (1, 2, 4, 4))), config.get("num_res_blocks", 2)
+        yield from (f"encoder.down_blocks.{i}" for i in range(count * (each + 1) - 1))
+        yield from (f"decoder.up_blocks.{i}" for i in range(count))
+        return
+    if kind == "AutoencoderKLFlux2":
+        yield from ("bn.running_mean", "bn.running_var")
+    count = len(config.get("block_out_channels", ()))
+    yield from (f"{side}_blocks.{i}" for side in ("encoder.down", "decoder.up") for i in range(count))
 
 
 def _tokenizer_faults(root: Path, name: str, encoder: str) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ from dladiff.diffusion.architecture import map_sides, read_architecture
 from dladiff.diffusion.bundle import verified_pins
 from dladiff.diffusion.catalogue import EMBEDDED, locate
 from dladiff.diffusion.complete import model_faults
+from dladiff.diffusion.low_rank import LowRank, low_rank_pair
 from dladiff.diffusion.text import Prompt, TextEncoder, embed
 from dladiff.errors import ModelError
 
@@ -105,6 +106,7 @@ class Surrogate:
         self.vae.to(memory_format=torch.channels_last)  # forward passes are 20 to 50 % faster; the UNet gains nothing
         self.trainable: UNet2DConditionModel | None = None
         self.frozen_copy: UNet2DConditionModel | None = None
+        self.low_rank: tuple[LowRank, LowRank] | None = None
         self.prompts: dict[str, Prompt] = {}
         self.sizes: dict[int, Tensor] = {}  # SDXL's size conditioning, by the photo's side
         self.prior: Prior | None = None
@@ -114,11 +116,18 @@ class Surrogate:
         self.sha256, self.licence = pins.digest(), pins.licence or "see the model card"
         self.source, self.revision = pins.source, pins.revision
 
-    def fresh_unet(self) -> UNet2DConditionModel:
+    def fresh_unet(self, rank: int = 0) -> UNet2DConditionModel:
         """Return the trainable UNet with the pretrained fp32 weights, gradients disabled.
 
-        There is one such UNet: every call returns the same object and resets its weights.
+        There is one such UNet: every call returns the same object and resets its weights. With `rank`, only low-rank
+        matrices of it are trainable.
         """
+        if rank:
+            if self.low_rank is None:
+                self.low_rank = low_rank_pair(self.unet, self.device, rank, self.use_bf16)
+            trainable, _ = self.low_rank
+            trainable.zero_grad()
+            return trainable.reset()
         if self.trainable is None:
             self.trainable = copy.deepcopy(self.unet).to(self.device)
         unet = self.trainable
@@ -131,6 +140,9 @@ class Surrogate:
 
         Convolutions and linear layers are stored in bf16 if autocast would convert them at every call.
         """
+        if isinstance(unet, LowRank):
+            assert self.low_rank is not None
+            return self.low_rank[1].to(self.device).copied(list(unet.matrices))
         if self.frozen_copy is None:
             self.frozen_copy = copy.deepcopy(self.unet).to(self.device)
             if self.use_bf16:

@@ -193,6 +193,21 @@ def _reduce_mean(inputs: Inputs, attributes: Attributes) -> Tensor:
     return x.mean(dim=axes, keepdim=bool(attributes.get("keepdims", 1)))
 
 
+def _layer_norm(inputs: Inputs, attributes: Attributes) -> Tensor:
+    x, axis = _first(inputs), int(attributes.get("axis", -1))
+    shape = x.shape[axis:] if axis < 0 else x.shape[axis % x.dim() :]
+    epsilon = float(attributes.get("epsilon", 1e-5))
+    return functional.layer_norm(x, list(shape), _at(inputs, 1), _optional(inputs, 2), epsilon)
+
+
+def _softmax(inputs: Inputs, attributes: Attributes) -> Tensor:
+    """Return the softmax over the last axis; over others, opsets before 13 mean another function."""
+    x, axis = _first(inputs), int(attributes.get("axis", -1))
+    if axis not in (-1, x.dim() - 1):
+        raise RefusedError(f"a softmax over axis {axis} is not supported, only over the last")
+    return torch.softmax(x, -1)
+
+
 def _lp_normalization(inputs: Inputs, attributes: Attributes) -> Tensor:
     return functional.normalize(
         _first(inputs), p=float(attributes.get("p", 2)), dim=int(attributes.get("axis", -1)), eps=1e-12
@@ -245,6 +260,7 @@ OPERATORS: dict[str, Operator] = {
     "GlobalAveragePool": lambda i, _: _first(i).mean(dim=list(range(2, _first(i).dim())), keepdim=True),
     "Identity": lambda i, _: _first(i),
     "InstanceNormalization": _instance_norm,
+    "LayerNormalization": _layer_norm,
     "LeakyRelu": lambda i, a: functional.leaky_relu(_first(i), float(a.get("alpha", 0.01))),
     "LpNormalization": _lp_normalization,
     "MatMul": lambda i, _: _first(i) @ _at(i, 1),
@@ -257,6 +273,7 @@ OPERATORS: dict[str, Operator] = {
     "Reshape": _reshape,
     "Shape": lambda i, _: torch.tensor(_first(i).shape, dtype=torch.int64),
     "Sigmoid": lambda i, _: torch.sigmoid(_first(i)),
+    "Softmax": _softmax,
     "Squeeze": _squeeze,
     "Sub": lambda i, _: _first(i) - _at(i, 1),
     "Transpose": _transpose,

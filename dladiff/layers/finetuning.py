@@ -29,7 +29,7 @@ def static_surrogate(
     losses: Losses | None = None,
 ) -> UNet2DConditionModel:
     """Algorithm 1, lines 1-9: return a frozen copy of the UNet fine-tuned on the clean set `m 3 r r`."""
-    unet = surrogate.fresh_unet()
+    unet = surrogate.fresh_unet(config.low_rank)
     recompute(unet, config.recompute)
     prompt = surrogate.prompt(config.prompt)
     host, graphs = surrogate.host if config.offload else None, _graphs(surrogate, config)
@@ -65,7 +65,7 @@ def perturb(
     the result, except for rounding.
     """
     prompt = surrogate.prompt(config.prompt)
-    dynamic = surrogate.fresh_unet()
+    dynamic = surrogate.fresh_unet(config.low_rank)
     recompute(dynamic, config.recompute)
     recompute(surrogate.vae, config.recompute)
     host, graphs = surrogate.host if config.offload else None, _graphs(surrogate, config)

@@ -4,6 +4,7 @@ It raises the latent shift of the views that fine-tuning would learn from, and l
 encoders, as far as SSIMULACRA2 of the changed part stays above a target.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,11 +18,10 @@ from dladiff.core.pixels import Images
 from dladiff.core.ssimulacra2 import Region
 from dladiff.core.transforms import blur
 from dladiff.core.views import View
-from dladiff.diffusion.surrogate import Surrogate
+from dladiff.diffusion.vae import WeightedVae
 from dladiff.faces.detect import Matrix
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers.budget import Budget
-from dladiff.layers.finetuning import recompute
 from dladiff.layers.latents import LatentShift
 from dladiff.layers.stop_rule import JITTER_SHARE, StopRule
 from dladiff.layers.zero_shot import Box, FaceView, ImageGrid, draw_augmentation, floor, jitter
@@ -64,6 +64,16 @@ class FaceTask:
 
 
 @dataclass(frozen=True)
+class Course:
+    """What the steps of one canvas reached, for a trace."""
+
+    scores: list[float] = field(default_factory=list)
+    """Lowest SSIMULACRA2 of the whole canvas and its regions, as the loop compares them."""
+    shifts: list[float] = field(default_factory=list)
+    """Squared latent shift relative to the latents' variance, geometric mean over the step's views."""
+
+
+@dataclass(frozen=True)
 class Canvas:
     """A rectangle of a photo with a perturbation of its own, and what is optimised there."""
 
@@ -81,6 +91,8 @@ class Canvas:
     """Lowest SSIMULACRA2 of these and of the whole canvas."""
     score: Callable[[Tensor], float]
     """Returns the lowest of these in the stored file, for a perturbation of the photo `1 3 h w`."""
+    alone: bool = False
+    """Whether layer 2 alone uses the budget: what the stop rule does not need is given back."""
     learnt: Images | None = None
     """The photo `1 3 h w` whose latents the push moves away from; None: the one that is perturbed."""
 
@@ -89,13 +101,13 @@ class Canvas:
 class Networks:
     """What the losses are of."""
 
-    surrogate: Surrogate
+    vaes: Sequence[WeightedVae]
     encoders: Sequence[IdentityEncoder]
     resolution: int
     batch_views: int
     """Views encoded in one step."""
     recompute: bool = False
-    """Gradient checkpointing in the VAE."""
+    """Gradient checkpointing in the VAEs."""
 
 
 def optimise(
@@ -106,8 +118,8 @@ def optimise(
     configs: tuple[JointConfig, ZeroShotConfig],
     generator: Generator,
     codec: Codec,
-) -> Tensor:
-    """Return the perturbation `1 3 h w` of a photo after the optimisation of one canvas.
+) -> tuple[Tensor, Course]:
+    """Return the perturbation `1 3 h w` of a photo after the optimisation of one canvas, and the steps' course.
 
     `original`: the photo `1 3 h w`; `start`: the perturbation so far.
     """
@@ -127,10 +139,10 @@ def optimise(
                 face.worst = face.rule(original + whole)
                 recent = np.mean(face.history[-CHECK_EVERY // 3 :], axis=0)
                 face.floors = [floor(w, float(m), zero_shot) for w, m in zip(face.worst, recent, strict=True)]
-            if not canvas.views and all(max(face.worst) <= zero_shot.threshold for face in canvas.faces):
+            if canvas.alone and all(max(face.worst) <= zero_shot.threshold for face in canvas.faces):
                 best = whole  # visible at most as the one before: the target only rises
                 run.budget.target = min(99.0, run.budget.target + HOMING)
-    return run.pasted(delta) if best is None else best
+    return run.pasted(delta) if best is None else best, run.course
 
 
 class _Run:
@@ -164,15 +176,16 @@ class _Run:
         self.budget = Budget(self.clean, regions, canvas.target, self.config.colour)
         block = BLOCK if codec.lossy else 1
         self.views = [FaceView(original, face.bases, box, self.grid, block) for face in canvas.faces]
-        recompute(networks.surrogate.vae, networks.recompute)
-        sizes = (networks.resolution, networks.batch_views)
+        for weighted in networks.vaes:
+            weighted.vae.recompute(networks.recompute)
+        sizes, part = (networks.resolution, networks.batch_views), (box, self.grid)
         self.latents = (
-            LatentShift(original, canvas.views, (box, self.grid), networks.surrogate, sizes, canvas.learnt)
+            LatentShift(original, canvas.views, part, networks.vaes, sizes, self.config.log_variance, canvas.learnt)
             if canvas.views
             else None
         )
         self.fade = _fade(canvas, self.grid.shape, original)
-        self.hinge = HINGE_WEIGHTS[1]
+        self.hinge, self.course = HINGE_WEIGHTS[1], Course()
         for face in canvas.faces:
             face.floors = [self.zero_shot.threshold - self.zero_shot.margin] * len(networks.encoders)
 
@@ -200,8 +213,11 @@ class _Run:
         for face, view in zip(self.canvas.faces, self.views, strict=True):
             loss = loss + self.hinge * self._identity(face, view, point, step)
         if self.latents:
-            loss = loss + self.config.latent_weight * self.latents.loss(point, step)
+            push = self.latents.loss(point, step)
+            self.course.shifts.append(math.exp(-float(push.detach())))
+            loss = loss + self.config.latent_weight * push
         gradient = self.budget.gradient(self.clean + delta, step)
+        self.course.scores.append(self.budget.score)
         if loss.requires_grad:
             gradient = gradient + torch.autograd.grad(loss, point)[0]
         self._adapt()

@@ -37,8 +37,17 @@ PROFILES: dict[str, dict[str, Any]] = {
         **NO_ENCODERS,
         "finetuning": {"attention_resolution": 32, "batch_photos": 1},
     },
+    "latent": {
+        "model": "sd21",
+        "region": "photo",
+        "resolution": 512,
+        **NO_ENCODERS,
+        "finetuning": {"batch_photos": 2},
+        "joint": {"vaes": ("fetched",)},
+    },
 }
-"""Overrides of MethodConfig by profile; dladiff/diffusion/catalogue.py knows the models. Profiles of Stable Diffusion
+"""Overrides of MethodConfig by profile; dladiff/diffusion/catalogue.py knows the models. `latent` pushes the latents of
+all known VAEs on this machine, and needs nothing else of a model. Profiles of Stable Diffusion
 need the user's `encoders` (`schema.encoder_fault`). Their attention maps have 1/32 of the photo's side, as in the
 paper."""
 
@@ -96,3 +105,10 @@ GPU_MEMORY: dict[str, dict[str, Any]] = {
     "12GB": {"finetuning": {"offload": True, "recompute": True, "batch_photos": 2}},
 }
 """Settings of each value of `gpu_memory`; tests/bench/memory.py counts the memory of each."""
+
+LOW_RANK: dict[str, dict[str, Any]] = {
+    "tiny": {"finetuning": {"lr_static": 5e-3, "lr_dynamic": 2e-3}},
+    "full size": {"finetuning": {"lr_static": 1e-4, "lr_dynamic": 1e-4}},
+}
+"""Learning rates of `surrogate: lora`: low-rank matrices learn at higher rates than whole weights. Those of the LoRA
+attack (diffusers' train_dreambooth_lora, and its tiny schedule)."""

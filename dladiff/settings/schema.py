@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from dladiff.errors import ConfigError
+from dladiff.settings.joint import JointConfig
 from dladiff.settings.merge import merge, nearest
-from dladiff.settings.presets import GPU_MEMORY, PRESETS, PROFILES
+from dladiff.settings.presets import GPU_MEMORY, LOW_RANK, PRESETS, PROFILES
 from dladiff.settings.schedules import SCHEDULES, Protection
 from dladiff.settings.validate import Items, Settings
 
@@ -42,6 +43,11 @@ class FinetuningConfig(Settings):
     """Denoising-loss steps an epoch."""
     iter_3: int = Field(default=3, ge=0, le=100)
     """Training steps of the dynamic surrogate an epoch."""
+    surrogate: Literal["full", "lora"] = "full"
+    """What of the UNet is trained: all weights, or low-rank matrices on its attention layers (LoRA). `lora` keeps one
+    copy of the UNet instead of two and no moments of its weights."""
+    rank: int = Field(default=16, ge=1, le=1024)
+    """Rank of these matrices."""
     lr_static: float = Field(default=5e-6, ge=0, le=1)
     """AdamW learning rate of the static surrogate."""
     lr_dynamic: float = Field(default=5e-6, ge=0, le=1)
@@ -69,6 +75,11 @@ class FinetuningConfig(Settings):
     """Prompt of the class images."""
     prior_weight: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the prior term."""
+
+    @property
+    def low_rank(self) -> int:
+        """The rank of the surrogates' matrices; 0: all weights are trained."""
+        return self.rank if self.surrogate == "lora" else 0
 
 
 class ZeroShotConfig(Settings):
@@ -110,22 +121,6 @@ class ZeroShotConfig(Settings):
     """Weight of each optimised encoder; empty: equal weights."""
     eot: bool = False
     """Expectation over transformation: draw a JPEG, a resize, a blur or nothing, and a mirror image, in every step."""
-
-
-class JointConfig(Settings):
-    """Both layers under one visibility budget: one perturbation, optimised by Adam. Used where `visibility` is set."""
-
-    eta: float = Field(default=12 / 255, ge=0, le=0.25)
-    """Outer bound of the perturbation, L-inf, [0, 1] units."""
-    steps: int = Field(default=150, ge=0, le=100_000)
-    """Steps for each face, or for the whole photo in `region: photo`."""
-    step_size: float = Field(default=1 / 255, ge=0, le=0.25)
-    """Adam's learning rate at the first step, [0, 1] units; it falls linearly."""
-    latent_weight: float = Field(default=0.3, ge=0, le=1000)
-    """Weight of the logarithm of the latent shift, relative to the identity loss."""
-    colour: float = Field(default=1.5, ge=0, le=100)
-    """Largest shift of areas' colours (4-norm of CIE76 differences of means over 8, 16 and 32 cells), which
-    SSIMULACRA2 hardly counts."""
 
 
 class ExperimentalConfig(Settings):
@@ -181,11 +176,14 @@ class MethodConfig(Settings):
     `any`: sets none."""
     layers: Literal["both", "finetuning", "zero_shot"] = "both"
     """Which layers run (the ablations of the paper's Table 5)."""
+    layer_1: Literal["auto", "latent", "adft", "both"] = "auto"
+    """What layer 1 is. `latent`: it pushes the latents of one or several VAEs (`joint.vaes`), and loads nothing else of
+    a model. `adft`: Algorithm 1, with the whole model. `both`: the latent push starts from Algorithm 1's perturbation.
+    `auto`: `latent` with `visibility`, else `adft`."""
     visibility: float = Field(default=75.0, ge=0, le=100)
     """Lowest SSIMULACRA2 of the stored photo, of the whole and around each face: 90 is not distinguishable side by
-    side, 70 high quality, 50 medium. Layer 1 then pushes the VAE's latents, and both layers share one perturbation
-    (`joint`). 0: no such budget, but Algorithms 1 and 2: sign steps inside the bounds of `finetuning` and
-    `zero_shot`."""
+    side, 70 high quality, 50 medium. Both layers then share one perturbation (`joint`). 0: no such budget, but
+    Algorithms 1 and 2: sign steps inside the bounds of `finetuning` and `zero_shot`."""
     protection: Protection = "dladiff"
     """Method of layer 1: this package's, or a compared one (dladiff/baselines), which uses its own schedule and has no
     layer 2. `finetuning.eta` overrides its bound; with `visibility`, 0 for these, its perturbation is scaled down to
@@ -208,8 +206,21 @@ class MethodConfig(Settings):
             raise ValueError(f"{', '.join(sorted(both))} stands in encoders too; a held-out encoder is never optimised")
         return held_out
 
+    @property
+    def pushes_latents(self) -> bool:
+        """Whether layer 1 pushes the latents of VAEs."""
+        wanted = self.layer_1 in ("latent", "both") or (self.layer_1 == "auto" and self.visibility > 0)
+        return wanted and self.protection == "dladiff" and self.layers != "zero_shot"
+
+    @property
+    def trains_surrogate(self) -> bool:
+        """Whether the whole model is needed: for Algorithm 1, or for a compared method."""
+        sign_steps = self.layer_1 in ("adft", "both") or (self.layer_1 == "auto" and not self.visibility)
+        return self.protection != "dladiff" or (sign_steps and self.layers != "zero_shot")
+
     def contradictions(self) -> Iterator[str]:
         """Yield how settings contradict each other."""
+        yield from self._layer_1_contradictions()
         if self.protection != "dladiff" and self.layers != "finetuning":
             yield f"layers: {self.protection} is a compared method and has no layer 2; leave layers out"
         if self.profile == "tiny" and not self.encoders and self.layers != "finetuning":
@@ -228,6 +239,18 @@ class MethodConfig(Settings):
                 "layout, a hub id or s3://bucket/prefix"
             )
 
+    def _layer_1_contradictions(self) -> Iterator[str]:
+        if self.layer_1 != "auto" and self.protection != "dladiff":
+            yield f"layer_1: {self.protection} is a compared method, and is layer 1 itself; leave layer_1 out"
+        elif self.layer_1 != "auto" and self.layers == "zero_shot":
+            yield "layer_1: layers: zero_shot has no layer 1; leave layer_1 out, or set layers: both"
+        elif self.layer_1 in ("latent", "both") and not self.visibility:
+            yield f"layer_1: {self.layer_1} needs a visibility budget; set visibility (75), or layer_1: adft"
+        elif self.trains_surrogate and not self.pushes_latents and (self.joint.vaes or self.joint.log_variance):
+            if self.protection == "dladiff":
+                why = "layer_1: adft" if self.layer_1 == "adft" else "visibility: 0"
+                yield f"joint.vaes, joint.log_variance: {why} pushes no latents; leave them out, or change it"
+
 
 def method_config(profile: str, preset: str | None, overrides: Mapping[str, Any]) -> MethodConfig:
     """Build the configuration: defaults, then the profile, the preset, the overrides.
@@ -241,6 +264,9 @@ def method_config(profile: str, preset: str | None, overrides: Mapping[str, Any]
         layered.append(_pick("preset", preset, PRESETS, faults))
     if isinstance(memory := overrides.get("gpu_memory"), str) and memory in GPU_MEMORY:
         layered.append(GPU_MEMORY[memory])
+    own = overrides.get("finetuning")
+    if isinstance(own, Mapping) and own.get("surrogate") == "lora":
+        layered.append(LOW_RANK["tiny" if profile == "tiny" else "full size"])
     if isinstance(method := overrides.get("protection"), str) and method in SCHEDULES:
         layered.append({"visibility": 0.0, "layers": "finetuning", "finetuning": {"eta": SCHEDULES[method].eta}})
     if "profile" in overrides:

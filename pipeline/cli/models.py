@@ -13,12 +13,13 @@ MODEL = click.argument("model")
 
 @AS_JSON
 def list_(as_json: bool) -> int:
-    """List the known models: hub ids, licence, resolution, and the local folder."""
+    """List the known models and VAEs: hub ids, licence, resolution, and the local folder."""
     from pipeline.models.fetch import listed
+    from pipeline.models.vaes import listed_vaes
 
-    rows = listed()
+    rows, vaes = listed(), listed_vaes()
     if as_json:
-        click.echo(json.dumps(rows))
+        click.echo(json.dumps([*rows, *vaes]))
         return 0
     for row in rows:
         click.echo(shown(f"{row['profile']}: {row['resolution']} px, {row['licence']}, {_folder(row)}"))
@@ -26,6 +27,10 @@ def list_(as_json: bool) -> int:
             click.echo(f"  {hub_id}")
         for hub_id in row["withdrawn"]:
             click.echo(f"  {hub_id} (withdrawn)")
+    for row in vaes:
+        click.echo(shown(f"{row['vae']}: VAE of {row['models']}, {row['licence']}, {_folder(row)}"))
+        for hub_id in row["ids"]:
+            click.echo(f"  {hub_id}" + " (asks for consent to its licence)" * (hub_id in row["gated"]))
     return 0
 
 
@@ -58,18 +63,22 @@ def check(model: str, profile: str | None, as_json: bool) -> int:
     return 1 if found.faults else 0
 
 
-@MODEL
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option(
     "--from",
     "source",
     callback=checked,
     help="Source: folder, s3://bucket/prefix or hub id; default: the hub's known ids.",
 )
-def fetch(model: str, source: str | None) -> int:
-    """Fetch a model (profile or hub id) to DLADIFF_MODELS, or ~/.cache/dladiff/models."""
+def fetch(models: tuple[str, ...], source: str | None) -> int:
+    """Fetch models (profile, hub id, or vae:NAME, only the VAE) to DLADIFF_MODELS, or ~/.cache/dladiff/models."""
+    from dladiff.errors import ConfigError
     from pipeline.models.fetch import fetch as call
 
-    click.echo(shown(str(call(model, source))))
+    if source is not None and len(models) > 1:
+        raise ConfigError([f"--from: names the source of one model, and {len(models)} are named; fetch them in turn"])
+    for model in models:
+        click.echo(shown(str(call(model, source))))
     return 0
 
 
@@ -86,7 +95,7 @@ def mirror(model: str, uri: str) -> int:
 
 def _folder(row: dict[str, Any]) -> str:
     if row["folder"] is None:
-        return f"not here: dladiff models fetch {row['profile']}"
+        return f"not here: dladiff models fetch {row.get('profile') or row['vae']}"
     origin = f" from {row['source']}@{row['revision'][:12]}" if row["source"] else ""
     return f"in {row['folder']}{origin}"
 

@@ -31,7 +31,9 @@ def _settings(function: Command) -> Command:
     options = [
         click.option("--input", help="Folder or s3://bucket/prefix of the photos."),
         click.option("--output", help="Folder or s3://bucket/prefix for the result."),
-        click.option("--profile", help="tiny (embedded, the default), sd21, sd21-768, sd15 or sdxl."),
+        click.option(
+            "--profile", help="tiny (embedded, the default), latent (VAEs only), sd21, sd21-768, sd15 or sdxl."
+        ),
         click.option("--strength", type=click.Choice(list(STRENGTHS)), help=STRENGTH_HELP),
         click.option("--preset", help="paper, without_dsur, without_adft or without_layer2; default: none."),
         click.option("--method", "protection", help="A compared method: fsmg, aspl, mist ...; default: dladiff."),

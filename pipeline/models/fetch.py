@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from dladiff.diffusion.architecture import read_architecture
-from dladiff.diffusion.bundle import CHECKSUMS, FILES, PICKLES, Pins, damage, make_pins, model_files, needed, read_pins
+from dladiff.diffusion.bundle import (
+    CHECKSUMS,
+    PICKLES,
+    VAE,
+    Pins,
+    damage,
+    make_pins,
+    read_pins,
+)
 from dladiff.diffusion.bundle import verified_pins as verified
 from dladiff.diffusion.catalogue import (
     CHECKPOINTS,
@@ -24,14 +32,15 @@ from dladiff.diffusion.catalogue import (
     profile_faults,
 )
 from dladiff.diffusion.complete import conversion, model_faults, single_file_fault
+from dladiff.diffusion.vae_catalogue import VAES, locate_vae
 from dladiff.errors import ConfigError, ModelError, StorageError
 from dladiff.settings.merge import nearest
 from dladiff.settings.schema import method_config
 from pipeline.models.fingerprint import stored_pins
+from pipeline.models.origins import from_bucket, from_folder, from_hub
+from pipeline.models.vaes import checked_vae, files_to_mirror, is_vae, only_vae, refuse_vae
 from pipeline.storage.base import TEMP_PREFIX, Storage
 from pipeline.storage.open import local_path, open_storage
-
-ANSWER_S = 30.0  # seconds to wait for the hub before trying the next mirror
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,9 @@ def check(name: str, profile: str | None = None) -> Checked:
     file = Path(name).expanduser()
     if file.suffix in CHECKPOINTS and file.is_file():
         return Checked(None, [single_file_fault(file).partition("; dladiff")[0]], [], (*conversion(file),))
+    if is_vae(name):
+        folder, faults, notes = checked_vae(name)
+        return Checked(folder, faults + _pickles(folder) if folder else faults, notes)
     try:
         root = locate("embedded" if name == "tiny" else name)
         pins = read_pins(root)
@@ -92,9 +104,13 @@ def check(name: str, profile: str | None = None) -> Checked:
         notes.append(f"{pins.source or 'unknown source'}, revision {pins.revision or 'unknown'}")
         broken = damage(root, pins) | broken
     faults = [*broken.values(), *faults]
-    pickles = sorted(p for pattern in ("*", "*/*") for p in root.glob(pattern) if p.suffix in PICKLES)
-    faults += [f"{p.relative_to(root)} is a pickle, which can run code; it is never loaded: remove it" for p in pickles]
-    return Checked(root, faults, notes)
+    return Checked(root, faults + _pickles(root), notes)
+
+
+def _pickles(root: Path) -> list[str]:
+    """Return a line for each file of a model's folder that could run code."""
+    found = sorted(p for pattern in ("*", "*/*") for p in root.glob(pattern) if p.suffix in PICKLES)
+    return [f"{p.relative_to(root)} is a pickle, which can run code; it is never loaded: remove it" for p in found]
 
 
 def fetch(name: str, source: str | None = None, *, endpoint: str | None = None) -> Path:
@@ -104,33 +120,32 @@ def fetch(name: str, source: str | None = None, *, endpoint: str | None = None) 
     The folder gets its final name when the model is complete, of a supported architecture, and has its checksums. An
     interrupted download is resumed. Raises ModelError, StorageError, ConfigError.
     """
-    if name not in MODELS and HUB_ID.fullmatch(name) is None:
-        known = ", ".join(MODELS)
-        raise ConfigError([f"{name}: no known model{nearest(name, [*MODELS])}; known: {known}, or a hub id owner/name"])
+    if name not in (*MODELS, *VAES) and HUB_ID.fullmatch(name) is None:
+        known, near = ", ".join((*MODELS, *VAES)), nearest(name, [*MODELS, *VAES])
+        raise ConfigError([f"{name}: no known model{near}; known: {known}, or a hub id owner/name"])
     target = fetched_folder(name)
+    if name in VAES and source is None and not target.exists():
+        with contextlib.suppress(ModelError):
+            return locate_vae(name).parent  # of a model that is here
     revision = name.partition("@")[2]
     with _locked(target):
-        if pins := read_pins(target):
-            if faults := damage(target, pins):
-                raise ModelError(f"{target} is damaged: {'; '.join(faults.values())}; remove it and fetch again")
-            if not pins.revision.startswith(revision) or (
-                source and HUB_ID.fullmatch(source) and pins.source != source
-            ):
-                raise ModelError(f"{target} holds {pins.source}@{pins.revision}; remove it to fetch another")
+        if _there(target, revision, source):
             return target
         if target.exists():
             raise ModelError(f"{target} exists without {CHECKSUMS}: move it away, or fetch --from it to another folder")
         partial = target.with_name(f"{TEMP_PREFIX}{target.name}")
+        part = VAE if name in VAES else ""
         if source is None or (HUB_ID.fullmatch(source) and not Path(source).is_dir()):
-            found = _from_hub(
-                (source,) if source else MODELS[name].ids if name in MODELS else (name,), partial, endpoint
-            )
+            found = from_hub((source,) if source else _ids(name), partial, endpoint, part)
         elif (folder := local_path(source)) is None:
-            found = _from_bucket(open_storage(source), partial)
+            found = from_bucket(open_storage(source), partial, part)
         else:
-            found = _from_folder(folder.expanduser(), partial)
-        licence = found.licence or (MODELS[name].licence if name in MODELS else "")
-        _refuse(partial, name if name in MODELS else None)
+            found = from_folder(folder.expanduser(), partial, part)
+        licence = found.licence or _licence(name)
+        if part:
+            refuse_vae(partial, name)
+        else:
+            _refuse(partial, name if name in MODELS else None)
         pins = make_pins(partial, found.source, found.revision, licence)
         wrong = [path for path, sha256 in found.sha256.items() if pins.sha256.get(path, sha256) != sha256]
         if wrong:
@@ -140,96 +155,82 @@ def fetch(name: str, source: str | None = None, *, endpoint: str | None = None) 
     return target
 
 
+def _there(target: Path, revision: str, source: str | None) -> bool:
+    """Return whether a folder holds the wanted model. Raises ModelError: it is damaged, or another."""
+    if (pins := read_pins(target)) is None:
+        return False
+    if faults := damage(target, pins):
+        raise ModelError(f"{target} is damaged: {'; '.join(faults.values())}; remove it and fetch again")
+    if not pins.revision.startswith(revision) or (source and HUB_ID.fullmatch(source) and pins.source != source):
+        raise ModelError(f"{target} holds {pins.source}@{pins.revision}; remove it to fetch another")
+    return True
+
+
 def mirror(name: str, uri: str) -> Pins:
     """Copy a local model to a folder or s3://bucket/prefix, its checksums last; return the checksums.
 
     Raises ModelError when the model is missing, incomplete or not supported; StorageError.
     """
-    root = locate(name)
-    read_architecture(root)
-    if faults := model_faults(root):
-        raise ModelError(f"the model in {root} is incomplete: {'; '.join(faults.values())}; fetch it again")
-    pins = verified(root)
+    pins, files = files_to_mirror(name) if is_vae(name) else _whole(name)
     storage = open_storage(uri, create=True)
     with contextlib.suppress(ModelError):
         if stored_pins(storage).sha256 == pins.sha256:
             return pins
     storage.delete(CHECKSUMS)  # without checksums the partial copy does not count as a model
-    for path in pins.sha256:
-        storage.put_file(path, root / path)
+    for path, file in files.items():
+        storage.put_file(path, file)
     storage.put(CHECKSUMS, pins.text().encode(), "application/json")
     return pins
 
 
-def on_this_machine(settings: Mapping[str, Any], opened: Callable[[str], Storage]) -> dict[str, Any]:
-    """Return a protector's settings with a model in a bucket replaced by a local folder; the model is copied once.
+def _whole(name: str) -> tuple[Pins, dict[str, Path]]:
+    """Return the checksums of a local model and its files by path. Raises ModelError."""
+    root = locate(name)
+    read_architecture(root)
+    if faults := model_faults(root):
+        raise ModelError(f"the model in {root} is incomplete: {'; '.join(faults.values())}; fetch it again")
+    pins = verified(root)
+    return pins, {path: root / path for path in pins.sha256}
 
-    `settings` holds profile, preset, overrides; `opened` opens a storage. Raises ConfigError, ModelError, StorageError.
+
+def on_this_machine(settings: Mapping[str, Any], opened: Callable[[str], Storage]) -> dict[str, Any]:
+    """Return a protector's settings with models in buckets replaced by local folders; each model is copied once.
+
+    `settings` holds profile, preset, overrides; `opened` opens a storage. Where only VAEs are needed, only they are
+    copied. Raises ConfigError, ModelError, StorageError.
     """
     overrides = settings.get("overrides") or {}
-    uri = method_config(settings["profile"], settings.get("preset"), overrides).model
-    if not uri.startswith("s3://"):
-        return dict(settings)
+    config = method_config(settings["profile"], settings.get("preset"), overrides)
+    changed: dict[str, Any] = {}
+    if config.model.startswith("s3://") and (config.trains_surrogate or config.pushes_latents):
+        changed["model"] = _copied(config.model, opened, "" if config.trains_surrogate else VAE)
+    if any(name.startswith("s3://") for name in config.joint.vaes) and config.pushes_latents:
+        vaes = [_copied(name, opened, VAE) if name.startswith("s3://") else name for name in config.joint.vaes]
+        changed["joint"] = {**(overrides.get("joint") or {}), "vaes": vaes}
+    return {**settings, "overrides": {**overrides, **changed}} if changed else dict(settings)
+
+
+def _copied(uri: str, opened: Callable[[str], Storage], part: str) -> str:
+    """Return the local folder of a model in a bucket, or of its VAE only (`part`)."""
     storage = opened(uri)
     pins = stored_pins(storage)
+    pins = only_vae(pins, uri) if part else pins
     target = models_folder() / f"s3-{pins.digest()[:16]}"
     with _locked(target):  # several actors of one machine may need it
         if not (target / CHECKSUMS).is_file():
             partial = target.with_name(f"{TEMP_PREFIX}{target.name}")
-            _finish(partial, target, _from_bucket(storage, partial))
-    return {**settings, "overrides": {**overrides, "model": str(target)}}
+            _finish(partial, target, from_bucket(storage, partial, part))
+    return str(target)
 
 
-def _from_hub(ids: tuple[str, ...], partial: Path, endpoint: str | None) -> Pins:
-    """Download from the first id that answers; return its revision, licence and the checksums of its large files."""
-    from huggingface_hub import HfApi, snapshot_download
-
-    tried = []
-    for hub_id in ids:
-        wanted, _, revision = hub_id.partition("@")
-        try:
-            info = HfApi(endpoint=endpoint).model_info(
-                wanted, revision=revision or None, timeout=ANSWER_S, files_metadata=True
-            )
-        except Exception as error:  # of the hub's client or its HTTP library
-            tried.append(f"{hub_id}: {_line(error)}")
-            continue
-        try:
-            snapshot_download(wanted, revision=info.sha, local_dir=partial, allow_patterns=[*FILES], endpoint=endpoint)
-        except Exception as error:
-            raise ModelError(f"{hub_id}: the download broke off ({_line(error)}); fetch again resumes it") from error
-        large = {f.rfilename: f.lfs.sha256 for f in info.siblings or [] if f.lfs and needed(f.rfilename)}
-        licence = str(getattr(info.card_data, "license", None) or "")
-        return Pins(sha256=large, size={}, source=wanted, revision=info.sha or "", licence=licence)
-    raise ModelError(
-        f"no model came from the hub: {'; '.join(tried)}; check the network (HF_ENDPOINT, HF_TOKEN), or fetch it on "
-        "another machine, models mirror it to a bucket or folder and fetch it with --from URI"
-    )
+def _ids(name: str) -> tuple[str, ...]:
+    known = VAES.get(name) or MODELS.get(name)
+    return known.ids if known else (name,)
 
 
-def _from_bucket(storage: Storage, partial: Path) -> Pins:
-    """Download a mirrored model; intact files of an interrupted download are kept."""
-    pins = stored_pins(storage)
-    for path in damage(partial, pins):
-        (partial / path).parent.mkdir(parents=True, exist_ok=True)
-        storage.get_file(path, partial / path)
-    if faults := damage(partial, pins):
-        raise ModelError(f"the model in {storage.uri} is damaged: {'; '.join(faults.values())}; mirror it again")
-    return pins
-
-
-def _from_folder(root: Path, partial: Path) -> Pins:
-    """Copy the needed files of a folder in the diffusers layout; links are followed."""
-    if root.is_file() and root.suffix in CHECKPOINTS:
-        raise ModelError(single_file_fault(root))
-    if not root.is_dir():
-        raise StorageError(f"no such folder: {root}; give a folder, s3://bucket/prefix or a hub id to --from")
-    pins = verified(root)
-    shutil.rmtree(partial, ignore_errors=True)
-    for path, file in model_files(root).items():
-        (partial / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, partial / path)
-    return pins
+def _licence(name: str) -> str:
+    known = VAES.get(name) or MODELS.get(name)
+    return known.licence if known else ""
 
 
 def _refuse(partial: Path, profile: str | None) -> None:
@@ -262,7 +263,3 @@ def _locked(target: Path) -> Iterator[None]:
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise StorageError(f"{target.parent}: {why}; set DLADIFF_MODELS to a folder with enough free space") from error
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,11 +8,14 @@ from typing import Any
 
 import dladiff
 from dladiff.diffusion.architecture import read_architecture
-from dladiff.diffusion.bundle import CHECKSUMS, Pins, parse_pins, quick_digest
+from dladiff.diffusion.bundle import CHECKSUMS, VAE, Pins, parse_pins, quick_digest, read_pins
 from dladiff.diffusion.catalogue import locate, profile_fault
-from dladiff.diffusion.complete import model_faults
+from dladiff.diffusion.complete import model_faults, vae_faults
+from dladiff.diffusion.vae_architecture import read_vae
+from dladiff.diffusion.vae_catalogue import locate_vae, resolution_fault, vae_profile_fault
 from dladiff.errors import ModelError, NotFoundError
 from dladiff.faces import packs
+from dladiff.layers.pushed import pushed_vaes
 from dladiff.settings.schema import MethodConfig
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
@@ -36,6 +39,21 @@ def missing(method: MethodConfig) -> list[str]:
 
 
 def _faults(method: MethodConfig) -> Iterator[tuple[str, str]]:
+    if method.trains_surrogate:
+        yield from _model_faults(method)
+    yield from _vae_faults(method)
+    for setting in ("encoders", "held_out"):
+        for name in getattr(method, setting):
+            if fault := _shipped_fault(name) if name.startswith(SHIPPED) else _found_fault(name):
+                yield setting, fault
+    if method.detector != "centerface" and (fault := _found_fault(method.detector)):
+        yield "detector", fault
+    images = method.finetuning.class_images
+    if images and not Path(images).is_dir():
+        yield "finetuning.class_images", f"no folder {images}: name a folder of photos of other people"
+
+
+def _model_faults(method: MethodConfig) -> Iterator[tuple[str, str]]:
     try:
         if method.model.startswith("s3://"):
             stored_pins(open_storage(method.model))
@@ -48,15 +66,27 @@ def _faults(method: MethodConfig) -> Iterator[tuple[str, str]]:
                 yield "model", fault
     except ModelError as error:
         yield "model", str(error).removeprefix("method.model ")
-    for setting in ("encoders", "held_out"):
-        for name in getattr(method, setting):
-            if fault := _shipped_fault(name) if name.startswith(SHIPPED) else _found_fault(name):
+
+
+def _vae_faults(method: MethodConfig) -> Iterator[tuple[str, str]]:
+    """Yield what the VAEs of the latent push lack: the rest of a model is not needed for it."""
+    setting = "joint.vaes" if method.joint.vaes else "model"
+    try:
+        for name in pushed_vaes(method):
+            if name.startswith("s3://"):
+                if not stored_pins(open_storage(name)).within(VAE).sha256:
+                    yield setting, f"{name} holds no VAE"
+                continue
+            folder = locate_vae(name)
+            factor = read_vae(folder).factor
+            if faults := vae_faults(folder):
+                yield setting, f"the VAE in {folder} is incomplete: {'; '.join(faults.values())}; fetch it again"
+            if fault := resolution_fault(name, factor, method.resolution):
                 yield setting, fault
-    if method.detector != "centerface" and (fault := _found_fault(method.detector)):
-        yield "detector", fault
-    images = method.finetuning.class_images
-    if images and not Path(images).is_dir():
-        yield "finetuning.class_images", f"no folder {images}: name a folder of photos of other people"
+            if not method.joint.vaes and (fault := vae_profile_fault(method.profile, name)):
+                yield setting, fault
+    except ModelError as error:
+        yield setting, str(error).removeprefix("method.model ")
 
 
 def _shipped_fault(name: str) -> str | None:
@@ -75,13 +105,20 @@ def _found_fault(name: str) -> str | None:
     return None
 
 
-def by_content(method: dict[str, Any]) -> dict[str, Any]:
+def by_content(config: MethodConfig) -> dict[str, Any]:
     """Return the method's settings with each local file or folder of weights replaced by its fingerprint.
 
-    Weights in the package are included. Weights that only the workers have keep their name.
+    Weights in the package are included. Weights that only the workers have keep their name. Of a model that no layer
+    needs as a whole only the VAE counts.
     """
-    out = dict(method)
-    out["model"], out["detector"] = fingerprint_model(out["model"]), faces(out["detector"])
+    out = config.to_dict()
+    out["model"] = fingerprint_model(config.model) if config.trains_surrogate else ""
+    try:
+        pushed = pushed_vaes(config)
+    except ModelError:  # asks for all that are here, and none is
+        pushed = [*config.joint.vaes]
+    out["joint"] = out["joint"] | {"vaes": [fingerprint_vae(name) for name in pushed]}
+    out["detector"] = faces(out["detector"])
     out["finetuning"] = out["finetuning"] | {"class_images": fingerprint(out["finetuning"]["class_images"], NOT_IMAGES)}
     for name in ("encoders", "held_out"):
         out[name] = [faces(item) for item in out[name]]
@@ -101,6 +138,21 @@ def fingerprint_model(name: str) -> str:
         return name
     stored = None if name == "embedded" else quick_digest(path)
     return f"sha256:{stored}" if stored else fingerprint(name if name == "embedded" else str(path))
+
+
+def fingerprint_vae(name: str) -> str:
+    """Return the fingerprint of a VAE (a name for `locate_vae` or s3://bucket/prefix), or the name if it is not here.
+
+    Raises ModelError for a bucket without checksums.
+    """
+    if name.startswith("s3://"):
+        return f"sha256:{stored_pins(open_storage(name)).within(VAE).digest()}"
+    try:
+        folder = locate_vae(name)
+        stored = read_pins(folder.parent) if folder.name == VAE.rstrip("/") else None
+    except ModelError:
+        return name
+    return f"sha256:{stored.within(VAE).digest()}" if stored else fingerprint(str(folder))
 
 
 def stored_pins(storage: Storage) -> Pins:

@@ -118,8 +118,8 @@ def started() -> Iterator[Any]:
                 ray.init(**options, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
         except SystemExit as error:  # Ray's handler raises it on SIGTERM
             raise interrupted() from error
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise StorageError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
+        except Exception as error:  # Ray raises a bare Exception where a busy machine does not start it in time
+            raise StorageError(f"Ray does not start: {(str(error).strip() or repr(error)).splitlines()[0]}") from error
         try:
             if not joined:
                 check_authenticated()

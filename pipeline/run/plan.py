@@ -1,15 +1,18 @@
 """Plan a run: list identities, split them into tasks, subtract what the records hold; no pixel is read."""
 
+import contextlib
 import hashlib
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from pathlib import Path
 
-from dladiff.errors import ConfigError
+from dladiff.errors import ConfigError, ModelError
+from dladiff.layers.pushed import vaes_not_here
 from pipeline.config import RunConfig
 from pipeline.records.commit import Index, Recorded, Task, key_of, now, read_index
 from pipeline.records.latest import LATEST as LATEST
@@ -98,10 +101,13 @@ class Plan:
     todo_file: ParquetFile | None = None
 
     def note(self, config: RunConfig) -> str:
-        """Return what is to be known of the clean sets, "" where there is nothing."""
+        """Return what is to be known of the clean sets and of known VAEs, "" where there is nothing."""
         method = config.method_config()
-        latents = method.visibility > 0 and method.protection == "dladiff"  # no surrogate is trained
-        if not self.without_clean or latents or method.layers == "zero_shot" or not method.finetuning.iter_ft:
+        if not os.environ.get("RAY_ADDRESS"):  # a cluster's workers may have other VAEs
+            with contextlib.suppress(ModelError):  # there is none: a need of the run
+                if left_out := vaes_not_here(method):
+                    return left_out
+        if not self.without_clean or not method.trains_surrogate or not method.finetuning.iter_ft:
             return ""
         return (
             f"{self.without_clean} of {self.identities} identities have no clean set, so the surrogate learns from the "

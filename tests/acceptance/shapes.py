@@ -45,7 +45,7 @@ def shaped(photo: Pixels, ratio: tuple[int, int], tall: bool, side: int) -> Pixe
 
 def shifts(protector: Protector, before: Pixels, after: Pixels, views: list[View]) -> dict[str, float]:
     """Return the latent shift of each view, cut and resized by Pillow."""
-    resolution, surrogate = protector.config.resolution, protector.models.surrogate
+    resolution, (weighted,) = protector.config.resolution, protector.models.vaes
     found = {}
     for view in views:
         box = (view.x, view.y, view.x + view.width, view.y + view.height)
@@ -53,7 +53,7 @@ def shifts(protector: Protector, before: Pixels, after: Pixels, views: list[View
         for pixels in (before, after):
             image = Image.fromarray(pixels).crop(box).resize((resolution, resolution), Image.Resampling.BILINEAR)
             with torch.no_grad():
-                latents.append(surrogate.encode(to_float(np.asarray(image))).mean)
+                latents.append(weighted.vae.encode(to_float(np.asarray(image))).mean)
         found[view.name] = float((latents[1] - latents[0]).norm() / latents[0].norm())
     return found
 

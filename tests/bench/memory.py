@@ -87,7 +87,7 @@ def weightless() -> Surrogate:
     surrogate.use_bf16, surrogate.use_cuda_graphs = True, False
     surrogate.unet = UNet2DConditionModel(**UNET).eval().requires_grad_(False).to(ELSEWHERE)
     surrogate.vae = AutoencoderKL(**VAE).eval().requires_grad_(False).bfloat16()
-    surrogate.trainable = surrogate.frozen_copy = surrogate.prior = None
+    surrogate.trainable = surrogate.frozen_copy = surrogate.low_rank = surrogate.prior = None
     surrogate.prompts = {FinetuningConfig().prompt: Prompt(torch.zeros(1, 77, UNET["cross_attention_dim"]), 4)}
     surrogate.alphas = torch.linspace(1, 0, 1000)
     surrogate.prediction = "epsilon"
@@ -109,19 +109,39 @@ def peaks(config: FinetuningConfig, photos: int) -> tuple[float, float]:
         return first / GIB, counter.peak / GIB
 
 
+def latent_peak(views: int) -> float:
+    """Return the most memory, GiB, that a step of the latent push holds with a VAE of SD's size, at 512 px."""
+    with ExitStack() as stack:
+        stack.enter_context(FakeTensorMode())
+        stack.enter_context(mock.patch.object(nn.Module, "_apply", replaced))
+        counter = stack.enter_context(Counter())
+        vae = AutoencoderKL(**VAE).eval().requires_grad_(False).bfloat16()
+        vae.decoder = nn.Identity()
+        counter.peak = counter.now
+        point = torch.zeros(views, 3, 512, 512).requires_grad_(True)
+        torch.autograd.grad(vae.encode(point.bfloat16()).latent_dist.mean.float().square().sum(), point)
+        return counter.peak / GIB
+
+
 def shortened(config: FinetuningConfig) -> FinetuningConfig:
     """Return as few steps as reach the peaks: a second training step meets the moments of the first."""
     return config.replaced(iter_ft=2, iter_opt=2, iter_1=1, iter_2=1, iter_3=2)
 
 
 def main() -> None:
-    """Print a table: each `gpu_memory`, and none."""
+    """Print a table: each `gpu_memory` and none, with whole weights and with low-rank surrogates."""
     table = Table("gpu_memory", "photos", "settings", "static surrogate GiB", "perturbation GiB")
-    for gpu_memory, layer in {"": {"finetuning": {}}, **GPU_MEMORY}.items():
+    layers = {"": {"finetuning": {}}, **GPU_MEMORY}
+    layers |= {f"{name} ": {"finetuning": {**layers[name]["finetuning"], "surrogate": "lora"}} for name in ("", "24GB")}
+    for gpu_memory, layer in layers.items():
         config = shortened(FinetuningConfig(**layer["finetuning"]))
         settings = ", ".join(f"{k} {v}" for k, v in layer["finetuning"].items())
         table.add_row(gpu_memory or "-", "4", settings or "-", *(f"{peak:.1f}" for peak in peaks(config, 4)))
     Console(width=120).print(table)
+    latent = Table("latent push, views in a step", "GiB")
+    for views in (1, 2, 4):
+        latent.add_row(str(views), f"{latent_peak(views):.1f}")
+    Console(width=120).print(latent)
 
 
 if __name__ == "__main__":

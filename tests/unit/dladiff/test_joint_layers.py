@@ -126,7 +126,7 @@ def test_layer_1_alone_moves_the_latents_and_needs_no_encoder(protector: Protect
     out = protected(protector, photo(), config)
     with torch.no_grad():
         before, after = (
-            protector.models.surrogate.encode(work.views[0].read(x, config.resolution)).mean
+            protector.models.vaes[0].vae.encode(work.views[0].read(x, config.resolution)).mean
             for x in (work.original(), torch.from_numpy(out.pixels.copy()).permute(2, 0, 1)[None].float() / 255)
         )
     assert float((after - before).square().mean() / before.var()) > 0.01
@@ -158,11 +158,17 @@ def test_a_compared_method_is_held_to_the_same_visibility(protector: Protector) 
     assert 85 <= min(out.ssimulacra2, out.ssimulacra2_face) < 92
 
 
-def test_a_trace_holds_the_cosine_of_each_step(protector: Protector) -> None:
+def test_a_trace_holds_the_cosine_the_latent_shift_and_the_visibility_of_each_step(protector: Protector) -> None:
     photos = [PhotoIn(key="a", pixels=photo())]
     traced = protect(photos, [], protector.models, protector.config, seed=0, trace=True)
     (line,) = traced.trace["Layer 2, a"].values()
     assert len(line) == 40 == traced.steps["joint_layers"]["perturbation"]
+    shifts, scores = (
+        traced.trace["Layer 1, a"]["latent shift"],
+        traced.trace["Visibility, a"]["SSIMULACRA2 in the loop"],
+    )
+    assert len(shifts) == len(scores) == 40 and shifts[-1] > 10 * shifts[0]
+    assert scores[0] > 90 and 70 < scores[-1] < 90
     assert traced.steps.keys() == traced.seconds.keys() - {"detect"}
 
 
@@ -173,4 +179,4 @@ def test_recomputing_activations_changes_no_byte(protector: Protector) -> None:
         for on in (False, True)
     )
     assert np.array_equal(plain.pixels, recomputed.pixels)
-    protector.models.surrogate.vae.disable_gradient_checkpointing()
+    protector.models.vaes[0].vae.recompute(False)

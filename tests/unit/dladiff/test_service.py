@@ -128,7 +128,7 @@ def test_an_optimised_file_under_another_name_is_not_held_out() -> None:
 
 
 def test_a_wrong_attention_resolution_is_refused_before_any_photo() -> None:
-    settings = {"profile": "tiny", "overrides": {"finetuning": {"attention_resolution": 32}}}
+    settings = {"profile": "tiny", "overrides": {"visibility": 0, "finetuning": {"attention_resolution": 32}}}
     with pytest.raises(ConfigError, match=r"attention_resolution: 32 is not a side .* at 128 px; choose one of 16, 8"):
         Protector(settings, 0, 1)
 
@@ -159,7 +159,7 @@ def test_a_gpu_memory_is_refused_if_no_setting_makes_the_model_fit(monkeypatch: 
 
     monkeypatch.setattr(service, "Surrogate", two_text_encoders)
     with pytest.raises(ConfigError, match="gpu_memory: SDXL"):
-        Protector({"profile": "tiny", "overrides": {"gpu_memory": "24GB"}}, 0, 1)
+        Protector({"profile": "tiny", "overrides": {"visibility": 0, "gpu_memory": "24GB"}}, 0, 1)
 
 
 def test_a_full_size_profile_without_encoders_is_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def surrogate() -> Surrogate:
 @pytest.fixture(scope="module")
 def double(surrogate: Surrogate) -> Surrogate:
     out = copy.copy(surrogate)
-    out.trainable = out.frozen_copy = None
+    out.trainable = out.frozen_copy = out.low_rank = None
     out.unet, out.vae = copy.deepcopy(surrogate.unet).double(), copy.deepcopy(surrogate.vae).double()
     return out
 
@@ -204,7 +204,7 @@ def test_encoding_in_parts_and_sampling_are_the_vaes(surrogate: Surrogate) -> No
 
 def test_the_frozen_bf16_copy_computes_what_autocast_computes(surrogate: Surrogate) -> None:
     bf16 = copy.copy(surrogate)
-    bf16.trainable = bf16.frozen_copy = None
+    bf16.trainable = bf16.frozen_copy = bf16.low_rank = None
     bf16.use_bf16 = True
     noise = surrogate.draw([stream(0)], 64)
     z, prompt = torch.randn(1, 8, 8, 8, generator=stream(1)), surrogate.prompt("a photo of sks person")

@@ -144,6 +144,13 @@ def test_unknown_operator_is_named(tmp_path: Path) -> None:
         load_encoder(path)
 
 
+def test_a_softmax_over_another_axis_is_refused(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Softmax", ["x"], ["y"], axis=1, name="n3")]
+    path = save(tmp_path / "odd.onnx", nodes, {}, ["N", 3, 112, 112])
+    with pytest.raises(ModelError, match="a softmax over axis 1 is not supported, only over the last"):
+        load_encoder(path)
+
+
 def test_external_weights_and_invalid_files_are_refused(tmp_path: Path) -> None:
     path = flat_encoder(tmp_path / "e.onnx")
     model = onnx.load_model(str(path))
@@ -186,6 +193,11 @@ OPERATORS: list[tuple[list[Any], dict[str, np.ndarray]]] = [
      {"axes": np.array([2, 3])}),
     ([helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 3, 1]),
       helper.make_node("Reshape", ["t", "to"], ["y"])], {"to": np.array([0, -1])}),
+    ([helper.make_node("LayerNormalization", ["x", "s", "b"], ["y"], axis=-1, epsilon=1e-3)],
+     {"s": small(9), "b": small(9)}),
+    ([helper.make_node("LayerNormalization", ["x", "s"], ["y"], axis=2)], {"s": small(9, 9)}),
+    ([helper.make_node("Softmax", ["x"], ["y"])], {}),
+    ([helper.make_node("Softmax", ["x"], ["y"], axis=3)], {}),
 ]  # fmt: skip
 
 

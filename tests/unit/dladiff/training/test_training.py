@@ -18,9 +18,10 @@ from dladiff.evaluation.attackers.base import load_base, settings_for
 from dladiff.faces.detect import ARCFACE_TEMPLATE, alignment_matrix
 from dladiff.faces.encoder import load_encoder
 from dladiff.training import base
-from dladiff.training.architectures import ARCHITECTURES, export
+from dladiff.training.architectures import ARCHITECTURES
 from dladiff.training.data import align, augmented
-from dladiff.training.distil import check_export, loss_of
+from dladiff.training.distil import EMA_DECAY, attacked, check_export, follow, loss_of
+from dladiff.training.graph import export
 from dladiff.training.measure import separation
 
 
@@ -66,6 +67,33 @@ def test_the_loss_is_0_for_the_teachers_embedding_and_2_for_its_opposite() -> No
     target = functional.normalize(torch.randn(6, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     assert float(loss_of(3 * target, target, relation=5.0)) == pytest.approx(0, abs=1e-6)
     assert float(loss_of(-target, target, relation=5.0)) == pytest.approx(2, abs=1e-6)
+
+
+def test_the_adversarial_step_raises_the_loss_within_its_bound() -> None:
+    torch.manual_seed(0)
+    net = ARCHITECTURES["vgg"](16).eval()
+    x = torch.rand(4, 3, 112, 112) * 2 - 1
+    with torch.no_grad():
+        target = functional.normalize(net(x + 0.1 * torch.randn_like(x)), dim=1)
+
+    def loss(student: torch.Tensor) -> torch.Tensor:
+        return loss_of(student, target, relation=0.0)
+
+    moved = attacked(net, x, loss, 1.5)
+    assert float((moved - x).abs().max()) == pytest.approx(1.5 / 127.5, abs=1e-6)  # the input has 127.5 levels a unit
+    assert float(moved.abs().max()) <= 1
+    with torch.no_grad():
+        assert float(loss(net(moved))) > float(loss(net(x)))
+
+
+def test_averaged_weights_are_the_geometric_mean_of_the_steps() -> None:
+    kept, new = (ARCHITECTURES["residual"](8) for _ in range(2))
+    steps = 100_000  # long after the first steps, in which the average follows faster
+    before = kept.head.weight.detach().clone()
+    for _ in range(3):
+        follow(kept, new, steps)
+    expected = new.head.weight + (before - new.head.weight) * EMA_DECAY**3
+    torch.testing.assert_close(kept.head.weight, expected)
 
 
 def test_augmentations_differ_and_stay_near_the_alignment() -> None:
