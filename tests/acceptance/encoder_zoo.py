@@ -241,7 +241,7 @@ def run(label: str, pixels: Pixels, zoo: Path, seed: int) -> tuple[Any, float]:
     """Protect a photo; return what the product returns for it, and the processor time, s."""
     own, condition = protector(label, zoo, seed), CONDITIONS[label]
     plain, weights, small = joint._Run, joint.HINGE_WEIGHTS, photo.SMALL
-    joint.Budget = ScoredOnce if condition.once else Budget  # type: ignore[attr-defined]
+    joint.Budget = ScoredOnce if condition.once else Budget  # type: ignore[attr-defined,misc]
     Changed.loss = condition.loss
     joint._Run = Changed  # type: ignore[misc]
     joint.HINGE_WEIGHTS = (*weights[:2], condition.hinge)
@@ -253,7 +253,7 @@ def run(label: str, pixels: Pixels, zoo: Path, seed: int) -> tuple[Any, float]:
     finally:
         joint._Run = plain  # type: ignore[misc]
         joint.HINGE_WEIGHTS, photo.SMALL = weights, small
-        joint.Budget = Budget  # type: ignore[attr-defined]
+        joint.Budget = Budget  # type: ignore[attr-defined,misc]
 
 
 def measure(options: argparse.Namespace) -> None:
