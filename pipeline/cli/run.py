@@ -3,7 +3,6 @@
 import functools
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import click
 
 from dladiff.errors import ConfigError
 from dladiff.settings.presets import STRENGTHS
-from pipeline.cli.options import AS_JSON, METRICS, PRICE, print_facts
+from pipeline.cli.options import AS_JSON, METRICS, PRICE, Command, print_facts
 from pipeline.sources.layouts import LAYOUTS
 from pipeline.storage.keys import shown
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from pipeline.config import RunConfig
     from pipeline.run.plan import Retry
 
-Command = Callable[..., int]
 STRENGTH_HELP = (
     "How visible the protection may be. faint: hardly seen side by side, weakest. balanced: seen when compared. "
     "strong: seen without a comparison, protects most. What each protects: docs/evaluation.md (Strength)."
