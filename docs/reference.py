@@ -12,6 +12,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from reference_settings import as_markdown, configuration, table  # mkdocs puts this folder on the path
 
+from dladiff.core.formats import FORMATS, Format
 from dladiff.evaluation.attacks import ATTACKS, Attack, AttackSettings
 from dladiff.evaluation.metrics import METRICS
 from dladiff.evaluation.metrics.record import Metric
@@ -64,7 +65,7 @@ def manifest() -> str:
 
 
 def records() -> str:
-    """Return the page of what an evaluation can name: methods, attacks, preprocessings, metrics."""
+    """Return the page of the records: methods, attacks, preprocessings, layouts, formats, metrics."""
     return "\n\n".join(
         [
             "# Methods, attacks, metrics",
@@ -80,6 +81,8 @@ def records() -> str:
             table(("name", "what it does", "weights"), map(_preprocessing, PREPROCESSINGS.values())),
             "## Input layouts (`dladiff protect --layout NAME`)",
             table(("name", "identities"), ((f"`{one.name}`", as_markdown(one.about)) for one in LAYOUTS.values())),
+            "## Output formats (`dladiff protect --format NAME`)",
+            table(("name", "extension", "decoded pixels"), map(_format, FORMATS.values())),
             "## Metrics",
             table(("column", "heading", "what", "speaks for the protection"), map(_metric, METRICS.values())),
         ]
@@ -111,6 +114,10 @@ def _changed(settings: AttackSettings) -> str:
 
 def _preprocessing(record: Preprocessing) -> tuple[str, ...]:
     return f"`{record.name}`", as_markdown(record.about), as_markdown(record.needs) or "-"
+
+
+def _format(record: Format) -> tuple[str, ...]:
+    return f"`{record.name}`", f"`{record.suffix}`", "differ from the encoded ones" if record.lossy else "as encoded"
 
 
 def _metric(metric: Metric) -> tuple[str, ...]:

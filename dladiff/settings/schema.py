@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from dladiff.core.formats import FormatName
 from dladiff.errors import ConfigError
 from dladiff.settings.merge import merge, nearest
 from dladiff.settings.presets import GPU_MEMORY, PRESETS, PROFILES
@@ -131,7 +132,7 @@ class JointConfig(Settings):
 class OutputConfig(Settings):
     """The file of a protected photo."""
 
-    format: Literal["png", "jpeg"] = "png"
+    format: FormatName = "png"
     """`jpeg`: both layers optimise through the encoder, and every figure is of the decoded file. The bounds hold before
     encoding. A photo with transparency is stored as PNG."""
     quality: int = Field(default=95, ge=75, le=100)

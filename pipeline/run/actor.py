@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dladiff.core.exchange import PhotoIn
+from dladiff.core.formats import FORMATS
 from dladiff.core.grouping import different_people
 from dladiff.errors import ConfigError, DladiffError, ModelError, PhotoError, RefusedError, StorageError
 from pipeline.config import RunConfig
@@ -23,7 +24,7 @@ from pipeline.process.private import private_process
 from pipeline.records import commit as records
 from pipeline.records.latest import unchanged
 from pipeline.records.manifest import GROUP
-from pipeline.records.output_format import OUTPUTS, encode_checked
+from pipeline.records.output_format import encode_checked, output_name
 from pipeline.records.schema import PhotoRow, brief, finite, finite_similarity, reasons
 from pipeline.records.trace import write_trace
 from pipeline.run.grouped import together
@@ -246,8 +247,8 @@ class ProtectIdentity:
             row |= {"status": "failed", "reason": f"cannot be encoded: {_line(error)}"}
             return
         sha = hashlib.sha256(data).hexdigest()
-        kind = OUTPUTS[photo.codec.format]
-        key = f"photos/{escape(identity)}/{kind.file_name(stem(row['source_uri']), sha)}"
+        kind = FORMATS[photo.codec.format]
+        key = f"photos/{escape(identity)}/{output_name(stem(row['source_uri']), sha, kind)}"
         try:
             self.target.put(key, data, kind.content_type)
         except RefusedError as error:  # this key or size; other storage errors end the run
