@@ -118,7 +118,7 @@ def test_a_small_photo_is_one_canvas(protector: Protector) -> None:
 
 
 def test_every_face_is_protected_and_the_budget_holds_for_each(protector: Protector) -> None:
-    out = protected(protector, two_faces(), few(protector.config))
+    out = protected(protector, two_faces(), protector.config)
     assert len(out.faces) == 2
     boxes = [tuple(face["box"]) for face in out.faces]
     for box in boxes:
@@ -172,8 +172,8 @@ def test_a_jpeg_keeps_the_budget_in_what_a_reader_decodes(protector: Protector, 
 
 
 def test_a_large_face_has_a_coarser_perturbation_and_the_same_budget(protector: Protector) -> None:
-    large = np.ascontiguousarray(photo().repeat(3, 0).repeat(3, 1))
-    config = few(protector.config)
+    large = np.ascontiguousarray(photo().repeat(4, 0).repeat(4, 1))
+    config = protector.config
     work = Work.of(PhotoIn(key="a", pixels=large), protector.models.detector, torch.device("cpu"), config)
     assert all(part.pitch >= 2 for part in work.parts(config))
     out = protected(protector, large, config)
