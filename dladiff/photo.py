@@ -20,7 +20,7 @@ from dladiff.core.field import MAX_CELLS, Encoded, Field, Perturbation, Squares
 from dladiff.core.pixels import Images, content_digest, to_float, to_uint8, whole_levels
 from dladiff.core.ssimulacra2 import Ssimulacra2
 from dladiff.core.views import View, attacker_views
-from dladiff.core.visibility import Rectangle, around_face, cut, shown
+from dladiff.core.visibility import SIX_SCALES, Rectangle, around_face, cut, shown
 from dladiff.faces.detect import Detector, Face, alignment_matrix
 from dladiff.faces.given import with_given
 from dladiff.layers.displacement import Displaced
@@ -31,6 +31,9 @@ SCORE_MARGIN = 0.05
 """How far SSIMULACRA2 in torch may differ from the package's, which the manifest holds."""
 HALVINGS = 6
 """Halvings of the interval in which the scale of a perturbation is searched."""
+SMALL = 2 * SIX_SCALES
+"""Longer side up to which a photo narrower than SIX_SCALES is one canvas, px. Its score counts fewer scales than a
+face's, so the optimisation needs both. In a longer one the whole photo's score hardly sees one face."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +157,11 @@ class Work:
                 inner = Box(max(0, view.x), max(0, view.y), right, bottom)
             low = (min(a, b) for a, b in zip(square[:2], (inner.x0, inner.y0), strict=True))
             high = (max(a, b) for a, b in zip(square[2:], (inner.x1, inner.y1), strict=True))
+            small = min(height, width) < SIX_SCALES and max(height, width) <= SMALL
+            box = Box(0, 0, width, height) if small else Box(*low, *high)
             pitch = half_crop_pixel(alignment_matrix(face.landmarks))
             index = None if config.layers == "finetuning" else i - 1
-            parts.append(Part(Box(*low, *high), inner, pitch, own, index, [square]))
+            parts.append(Part(box, inner, pitch, own, index, [square]))
         return parts
 
     def perturbed(self, delta: Tensor) -> Pixels:

@@ -5,13 +5,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, field_validator
 
 from dladiff.errors import ConfigError
 from dladiff.settings.merge import digest, merge, nearest
+from dladiff.settings.presets import STRENGTHS
 from dladiff.settings.schema import MethodConfig, encoder_fault, method_config
 from dladiff.settings.validate import FaultsError, Items, Settings, unless
 from pipeline.models.fingerprint import by_content, missing
@@ -42,8 +43,11 @@ Umask = Annotated[
     str, BeforeValidator(lambda given: octal(given) if type(given) is int else given), unless(umask_fault)
 ]
 """Two octal digits. A number is converted, because YAML reads 027 without quotes as one."""
-Strength = Literal["faint", "balanced", "strong"]
-"""The presets of dladiff.settings.presets.STRENGTHS."""
+if TYPE_CHECKING:
+    Strength = str
+else:
+    Strength = Literal[tuple(STRENGTHS)]
+"""Name of a strength."""
 SAME_CHOICE = ("strength", "preset")
 """Settings that choose a preset. One on a higher layer (an option, a tenant) replaces the other on a lower one."""
 

@@ -8,9 +8,10 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from dladiff.core.arrays import Pixels
+from dladiff.core.formats import FORMATS
 
 BLOCK = 8
 """Side of a JPEG's blocks, pixels; without chroma subsampling, blocks do not affect each other."""
@@ -19,13 +20,6 @@ SIZE_LIMIT = 1.3
 MIN_QUALITY = 75
 """Lowest JPEG quality chosen for the size limit; below, blocks are visible."""
 QUALITY_STEP = 5
-OPT_OUT = (
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description rdf:about="" xmlns:plus="http://ns.useplus.org/ldf/xmp/1.0/">'
-    "<plus:DataMining>http://ns.useplus.org/ldf/vocab/DMI-PROHIBITED</plus:DataMining>"
-    "</rdf:Description></rdf:RDF></x:xmpmeta>"
-)
-"""XMP packet with the property "Data Mining: prohibited" (IPTC Photo Metadata 2023.1, PLUS vocabulary)."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class Codec:
     """How one protected photo is encoded. The same pixels give the same bytes."""
 
     format: str
-    """`png` or `jpeg`."""
+    """A name of `formats.FORMATS`."""
     quality: int = 0
     """JPEG quality."""
     grey: bool = False
@@ -42,7 +36,7 @@ class Codec:
     @property
     def lossy(self) -> bool:
         """Return whether the decoded pixels differ from the encoded ones."""
-        return self.format == "jpeg"
+        return FORMATS[self.format].lossy
 
     def encode(
         self, pixels: Pixels, icc: bytes | None = None, alpha: Pixels | None = None, opt_out: bool = False
@@ -57,22 +51,8 @@ class Codec:
         grey = self.grey and icc is None  # a profile of RGB would not fit one channel
         colour = pixels[:, :, :1] if grey else pixels
         stacked = np.ascontiguousarray(colour if alpha is None else np.dstack([colour, alpha]))
-        image, out = Image.fromarray(stacked[:, :, 0] if stacked.shape[2] == 1 else stacked), io.BytesIO()
-        if self.lossy:
-            image.save(
-                out,
-                "JPEG",
-                quality=self.quality,
-                subsampling=0,
-                icc_profile=icc,
-                **({"xmp": OPT_OUT.encode()} if opt_out else {}),
-            )
-        else:
-            info = PngImagePlugin.PngInfo()
-            if opt_out:
-                info.add_itxt("XML:com.adobe.xmp", OPT_OUT)
-            image.save(out, "PNG", compress_level=6, icc_profile=icc, pnginfo=info)
-        return out.getvalue()
+        image = Image.fromarray(stacked[:, :, 0] if stacked.shape[2] == 1 else stacked)
+        return FORMATS[self.format].save(image, self.quality, icc, opt_out)
 
     def stored(self, pixels: Pixels) -> Pixels:
         """Return the pixels that a reader decodes."""

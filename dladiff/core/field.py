@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dladiff.core.arrays import MAX_CELLS
 from dladiff.core.ball import project
 from dladiff.core.pixels import Images
-from dladiff.core.views import View, positions
-
-MAX_CELLS = 2**21
-"""Largest number of cells of a field: 25 MB of floats."""
+from dladiff.core.tiles import positions
+from dladiff.core.views import View
 
 
 class Perturbation(Protocol):

@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from dladiff.core.pixels import Images
+from dladiff.core.visibility import SMALLEST
 
 Region = tuple[int, int, int, int]
 """x0, y0, x1, y1 in pixels."""
 SCALES = 6
 """Sizes at which the pictures are compared, each half of the one before."""
-SMALLEST = 8
-"""Shortest side of a compared picture, pixels."""
 SIGMA, RADIUS = 1.5, 5
 """Gaussian window of the local moments, pixels."""
 C2 = 0.0009

@@ -50,9 +50,16 @@ def covering_squares(height: int, width: int, max_squares: int) -> list[Square]:
     return [Square(s, 0, side) if width >= height else Square(0, s, side) for s in starts]
 
 
+def positions(start: int, count: int, length: int) -> Tensor:
+    """Return `count` pixel indices from `start` on, clipped to 0..length-1."""
+    return torch.arange(start, start + count).clamp(0, length - 1)
+
+
 def cut(image: Images, square: Square, resolution: int) -> Images:
     """Return a square of `1 3 h w` resized to `1 3 r r`; beyond the photo the edge pixels are repeated."""
-    return shrink(image[..., _rows(image, square), :][..., _columns(image, square)], resolution)
+    height, width = image.shape[-2:]
+    rows, columns = positions(square.y, square.side, height), positions(square.x, square.side, width)
+    return shrink(image[..., rows, :][..., columns], resolution)
 
 
 def shrink(crop: Images, resolution: int) -> Images:
@@ -88,11 +95,3 @@ def retained(wanted: Tensor, found: Tensor) -> float:
     """Return the share of a perturbation that survives resizing: <found, wanted> / <wanted, wanted>."""
     energy = float(wanted.square().sum())
     return float((found * wanted).sum()) / energy if energy else 1.0
-
-
-def _rows(image: Tensor, square: Square) -> Tensor:
-    return torch.arange(square.y, square.y + square.side).clamp(0, image.shape[-2] - 1)
-
-
-def _columns(image: Tensor, square: Square) -> Tensor:
-    return torch.arange(square.x, square.x + square.side).clamp(0, image.shape[-1] - 1)

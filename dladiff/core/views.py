@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from dladiff.core.pixels import Images
-from dladiff.core.tiles import Square, covering_squares, shrink
+from dladiff.core.tiles import Square, covering_squares, positions, shrink
 
-FACE_MARGIN = 2.0
+VIEW_MARGIN = 2.0
 """Side of a face's view over the longer side of its box, as dataset crops of portraits have it."""
 SAME_VIEW = 0.9
 """Views whose intersection over union is above this count as one."""
@@ -41,11 +39,6 @@ class View:
         return shrink(image[..., rows, :][..., columns], resolution)
 
 
-def positions(start: int, count: int, length: int) -> Tensor:
-    """Return `count` pixel indices from `start` on, clipped to 0..length-1."""
-    return torch.arange(start, start + count).clamp(0, length - 1)
-
-
 def attacker_views(
     height: int, width: int, boxes: Sequence[tuple[float, float, float, float]], max_views: int
 ) -> list[View]:
@@ -72,7 +65,7 @@ def _covering(height: int, width: int) -> list[Square]:
 def _around(box: tuple[float, float, float, float], height: int, width: int, name: str) -> View:
     """Return the square around a face, moved into the photo."""
     x0, y0, x1, y1 = box
-    side = min(height, width, max(8, round(FACE_MARGIN * max(x1 - x0, y1 - y0))))
+    side = min(height, width, max(8, round(VIEW_MARGIN * max(x1 - x0, y1 - y0))))
     left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
     return View(name, int(np.clip(left, 0, width - side)), int(np.clip(top, 0, height - side)), side, side)
 

@@ -22,7 +22,7 @@ SCREEN = 1080
 """Longer side of compared pictures, px: the size at which a screen shows a photo. Larger pictures are scaled down."""
 SMALLEST = 8
 """Shortest side of compared pictures, px: below it both measures compare nothing. Edge pixels are repeated."""
-MARGIN = 1.25
+COMPARED_MARGIN = 1.25
 """Side of the compared square around a face over the longer side of its box: the face with its hair, little else.
 
 A wider square averages over background that no layer changes: the same picture scored 48 with 1 and 75 with 1.5.
@@ -36,7 +36,7 @@ PROGRAM = "butteraugli_main"
 PROGRAM_S = 300
 """Seconds until the program is ended; a picture of SCREEN px takes about one."""
 
-Box = tuple[float, ...]
+FaceBox = tuple[float, ...]
 """A face: x0, y0, x1, y1, px."""
 Rectangle = tuple[int, int, int, int]
 """Left, top, right and bottom edge, whole px; right and bottom lie outside."""
@@ -54,14 +54,14 @@ def ssimulacra2(a: Pixels, b: Pixels, face: bool = False) -> float:
     return float(compute_ssimulacra2(*(_bitmap(shown(pixels, face)) for pixels in (a, b))))
 
 
-def ssimulacra2_of_faces(a: Pixels, b: Pixels, boxes: Iterable[Box]) -> float:
+def ssimulacra2_of_faces(a: Pixels, b: Pixels, boxes: Iterable[FaceBox]) -> float:
     """Return the lowest SSIMULACRA2 of the squares around the faces; NaN without a face."""
     height, width = a.shape[:2]
     squares = dict.fromkeys(around_face(box, height, width) for box in boxes)
     return min((ssimulacra2(cut(a, square), cut(b, square), face=True) for square in squares), default=float("nan"))
 
 
-def ssimulacra2_of_both(a: Pixels, b: Pixels, boxes: Iterable[Box]) -> tuple[float, float]:
+def ssimulacra2_of_both(a: Pixels, b: Pixels, boxes: Iterable[FaceBox]) -> tuple[float, float]:
     """Return `ssimulacra2` and `ssimulacra2_of_faces`; a face whose square is the whole photo takes no further time."""
     height, width = a.shape[:2]
     whole, squares = ssimulacra2(a, b), {box: around_face(box, height, width) for box in boxes}
@@ -71,14 +71,14 @@ def ssimulacra2_of_both(a: Pixels, b: Pixels, boxes: Iterable[Box]) -> tuple[flo
     return whole, min(scores, default=float("nan"))
 
 
-def around_face(box: Box, height: int, width: int) -> Rectangle:
+def around_face(box: FaceBox, height: int, width: int) -> Rectangle:
     """Return the square around a face, centred, moved into the photo and cut to it.
 
-    Its side is MARGIN times the longer side of the face's box, and it is at least SMALLEST. `height`, `width`:
+    Its side is COMPARED_MARGIN times the longer side of the face's box, and it is at least SMALLEST. `height`, `width`:
     of the photo, px.
     """
     x0, y0, x1, y1 = box
-    side = max(SMALLEST, round(MARGIN * max(x1 - x0, y1 - y0)))
+    side = max(SMALLEST, round(COMPARED_MARGIN * max(x1 - x0, y1 - y0)))
     across, down = min(side, width), min(side, height)
     left = int(np.clip(round((x0 + x1 - across) / 2), 0, width - across))
     top = int(np.clip(round((y0 + y1 - down) / 2), 0, height - down))

@@ -13,8 +13,8 @@ from dladiff.diffusion.surrogate import Batch, Noise, Surrogate
 
 
 @dataclass(frozen=True)
-class Part:
-    """A micro-batch of a training step: photos, optional class images, and the photos' share of the whole step."""
+class MicroBatch:
+    """A share of a training step: photos, optional class images, and the photos' share of the whole step."""
 
     batch: Batch
     prior: Batch | None = None
@@ -29,10 +29,10 @@ GROUP = 2**27
 """Weights whose AdamW moments are moved to the device at once when offloaded: 1 GB of moments."""
 
 
-def in_parts(batch: Batch, size: int) -> list[Part]:
+def in_parts(batch: Batch, size: int) -> list[MicroBatch]:
     """Return the batch split into parts of at most `size` photos."""
     parts = [batch.pick(slice(start, start + size)) for start in range(0, len(batch.latents), size)]
-    return [Part(part, share=len(part.latents) / len(batch.latents)) for part in parts]
+    return [MicroBatch(part, share=len(part.latents) / len(batch.latents)) for part in parts]
 
 
 class Trainer:
@@ -59,7 +59,7 @@ class Trainer:
         ]
         self.captured_step: Step | None = None
 
-    def step(self, surrogate: Surrogate, parts: Iterable[Part], weight: float = 1.0) -> Tensor:
+    def step(self, surrogate: Surrogate, parts: Iterable[MicroBatch], weight: float = 1.0) -> Tensor:
         """Take one training step on L_cond plus `weight` times the class images' loss (L_db); return the loss.
 
         Gradients accumulate over the parts, weighted by their shares, so the split does not change the step. The UNet's
@@ -94,7 +94,7 @@ class Trainer:
 
 
 def _accumulate_gradients(
-    unet: UNet2DConditionModel, surrogate: Surrogate, parts: Iterable[Part], weight: float
+    unet: UNet2DConditionModel, surrogate: Surrogate, parts: Iterable[MicroBatch], weight: float
 ) -> Tensor:
     """Set the clipped gradients of one step on the UNet's weights; return the loss."""
     unet.requires_grad_(True)
@@ -116,7 +116,7 @@ def _training_step(
     unet: UNet2DConditionModel,
     optimisers: list[torch.optim.AdamW],
     surrogate: Surrogate,
-    like: list[Part],
+    like: list[MicroBatch],
     weight: float,
     *tensors: Tensor,
 ) -> tuple[Tensor]:
@@ -128,7 +128,7 @@ def _training_step(
             Batch(next(remaining), Noise(next(remaining), next(remaining), next(remaining)), b.prompt)
             for b in part.batches()
         ]
-        parts.append(Part(batches[0], batches[1] if part.prior else None, part.share))
+        parts.append(MicroBatch(batches[0], batches[1] if part.prior else None, part.share))
     total = _accumulate_gradients(unet, surrogate, parts, weight)
     for optimiser in optimisers:
         optimiser.step()
@@ -136,7 +136,7 @@ def _training_step(
     return (total,)
 
 
-def _tensors(parts: list[Part]) -> list[Tensor]:
+def _tensors(parts: list[MicroBatch]) -> list[Tensor]:
     """Return the tensors that change from step to step."""
     batches = [batch for part in parts for batch in part.batches()]
     return [tensor for b in batches for tensor in (b.latents, b.noise.t, b.noise.latent, b.noise.posterior)]

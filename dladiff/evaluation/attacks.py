@@ -10,6 +10,8 @@ from typing import Literal
 from dladiff.settings.records import Record, read_records
 from dladiff.settings.validate import Settings
 
+ENCODER_ONLY = "encoder_only"
+"""The attack without a generator: encoders compare the photos themselves."""
 TINY = Path(__file__).parents[1] / "profiles" / "tiny"
 """Folder of the tiny bundle, its encoders and its adapters, which ship with the package."""
 

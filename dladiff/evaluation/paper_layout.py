@@ -4,20 +4,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dladiff.evaluation import paper_tables as paper
-from dladiff.evaluation.attacks import ZERO_SHOT
+from dladiff.evaluation.attacks import ENCODER_ONLY, ZERO_SHOT
 from dladiff.evaluation.intervals import paired_change
 from dladiff.evaluation.metrics import in_table
 from dladiff.evaluation.metrics.record import Metric
-from dladiff.evaluation.paper_tables import PaperTable
-from dladiff.evaluation.summaries import ENCODER_ONLY, Group, fid
+from dladiff.evaluation.paper_tables import PROMPTS, PaperTable
+from dladiff.evaluation.summaries import Group, fid
 from dladiff.evaluation.tables import EMPTY, Evaluation, Table, build_table, cell, cell_with_n, lost
 
-PAPER_PROMPTS = ("a photo of sks person", "a dslr portrait of sks person")
 ABLATIONS = ("without_dsur", "without_adft", "without_layer2")
 _OF_PAPER = {
-    ("dreambooth", PAPER_PROMPTS[0]): ("Table 1", paper.TABLE_1_FIRST_PROMPT),
-    ("dreambooth", PAPER_PROMPTS[1]): ("Table 1", paper.TABLE_1_SECOND_PROMPT),
-    ("lora", PAPER_PROMPTS[0]): ("Table 2", paper.TABLE_2),
+    ("dreambooth", PROMPTS[0]): ("Table 1", paper.TABLE_1_FIRST_PROMPT),
+    ("dreambooth", PROMPTS[1]): ("Table 1", paper.TABLE_1_SECOND_PROMPT),
+    ("lora", PROMPTS[0]): ("Table 2", paper.TABLE_2),
 }
 
 

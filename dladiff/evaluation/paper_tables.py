@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+PROMPTS = ("a photo of sks person", "a dslr portrait of sks person")
+"""Prompts of the generated pictures."""
 NAMES = {
     "clean": "w/o Protect",
     "mist": "MIST",

@@ -14,7 +14,8 @@ from dladiff.evaluation.metrics import METRICS
 from dladiff.evaluation.metrics.record import Generated, Preprocessed, Stored
 from dladiff.faces.image_network import ImageNetwork
 
-Row = dict[str, Any]
+Scores = dict[str, Any]
+"""What the metrics store of one picture or photo."""
 
 
 class FeatureNetwork(Protocol):
@@ -46,7 +47,7 @@ class Networks:
 
 def generated_rows(
     pictures: Sequence[Pixels], reference: Embeddings, originals: Embeddings, networks: Networks
-) -> list[Row]:
+) -> list[Scores]:
     """Return one row per generated picture with the values that the metrics store.
 
     `reference` is the mean embedding of the clean references, `originals` that of the attacker's photos before
@@ -66,7 +67,7 @@ def generated_rows(
     return rows
 
 
-def protected_row(original: Pixels, preprocessed: Pixels, protected: Pixels | None, networks: Networks) -> Row:
+def protected_row(original: Pixels, preprocessed: Pixels, protected: Pixels | None, networks: Networks) -> Scores:
     """Compare the attacker's version of one photo (`preprocessed`) with its original.
 
     `original_face` and `face` tell whether the original and the preprocessed photo have a face. With `protected`, the
@@ -84,7 +85,7 @@ def protected_row(original: Pixels, preprocessed: Pixels, protected: Pixels | No
     return row | {"quality": quality_row(original, protected, boxes, networks)}
 
 
-def quality_row(original: Pixels, protected: Pixels, boxes: Sequence[tuple[float, ...]], networks: Networks) -> Row:
+def quality_row(original: Pixels, protected: Pixels, boxes: Sequence[tuple[float, ...]], networks: Networks) -> Scores:
     """Measure the visible quality of one stored photo. `boxes` are the faces as (x0, y0, x1, y1), px."""
     faces = np.zeros(original.shape[:2], np.bool_)
     for x0, y0, x1, y1 in boxes:
@@ -93,7 +94,7 @@ def quality_row(original: Pixels, protected: Pixels, boxes: Sequence[tuple[float
     return _measured("stored", Stored(**pair, faces=faces, boxes=boxes, networks=networks))
 
 
-def _measured(of: str, subject: Generated | Preprocessed | Stored) -> Row:
+def _measured(of: str, subject: Generated | Preprocessed | Stored) -> Scores:
     return {m.entry: m.measure(subject) for m in METRICS.values() if m.of == of and m.measure is not None}
 
 

@@ -17,13 +17,12 @@ from dladiff.evaluation.intervals import Estimate, mean_over_people, statistic_o
 from dladiff.evaluation.metrics import METRICS
 from dladiff.evaluation.metrics.record import Metric
 
-Record = Mapping[str, Any]
+Result = Mapping[str, Any]
+"""Stored result of one attack on one person."""
 Values = dict[str, list[float]]
 """Person to values."""
-FeaturesOf = Callable[[Record, str], NDArray[np.float32] | None]
+FeaturesOf = Callable[[Result, str], NDArray[np.float32] | None]
 """(record, prompt) to n x d features, or None if there are none; prompt "" means the attacker's crops."""
-ENCODER_ONLY = "encoder_only"
-"""The attack without a generator: encoders compare the photos themselves."""
 FID_DRAWS = 200
 """Bootstrap resamples of FID, which takes longer than a mean."""
 
@@ -32,12 +31,12 @@ FID_DRAWS = 200
 class Group:
     """Records of one method under one attack: all people, all seeds."""
 
-    records: tuple[Record, ...]
+    records: tuple[Result, ...]
     among: frozenset[tuple[str, int]] | None = None
     """People and seeds to include, so that all rows of a table are means over the same; None: all."""
 
     @property
-    def done(self) -> list[Record]:
+    def done(self) -> list[Result]:
         """The included records that hold measurements."""
         done = (r for r in self.records if r["status"] == "done")
         return [r for r in done if self.among is None or (r["identity"], r["seed"]) in self.among]
@@ -66,7 +65,7 @@ class Group:
         return mean_over_people(self.values(metric, encoder, prompt))
 
 
-def group(records: Iterable[Record], **where: Any) -> Group:
+def group(records: Iterable[Result], **where: Any) -> Group:
     """Return the records whose fields have these values."""
     return Group(tuple(r for r in records if all(r[key] == value for key, value in where.items())))
 
@@ -108,7 +107,7 @@ def _stack(parts: Iterable[NDArray[np.float32] | None]) -> NDArray[np.float32] |
     return np.concatenate(present) if present else None
 
 
-def _of_record(metric: Metric, record: Record, encoder: str, prompt: str) -> list[float]:
+def _of_record(metric: Metric, record: Result, encoder: str, prompt: str) -> list[float]:
     rows = record["images"].get(prompt, ()) if metric.of == "generated" else record["protected"]
     if metric.of == "stored":
         rows = [row["quality"] for row in rows if "quality" in row]

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from dladiff.evaluation.attacks import ENCODER_ONLY
 from dladiff.evaluation.intervals import Estimate
 from dladiff.evaluation.paper_tables import PaperTable
-from dladiff.evaluation.summaries import ENCODER_ONLY, FeaturesOf, Group, Record, common, group
+from dladiff.evaluation.summaries import FeaturesOf, Group, Result, common, group
 
 EMPTY = "-"
 
@@ -25,7 +26,7 @@ class Table:
 class Evaluation:
     """All records of an evaluation, and the conditions, attacks and other names that its tables list."""
 
-    records: Sequence[Record]
+    records: Sequence[Result]
     features: FeaturesOf
     feature_name: str
     """Network of FID's features, for the column's heading."""

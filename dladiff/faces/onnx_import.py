@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from dladiff.errors import ModelError
 from dladiff.faces.onnx_file import attributes_of, read_tensor
-from dladiff.faces.onnx_operators import BY_VALUE, OPERATORS, Attributes, Inputs, RefusedError
+from dladiff.faces.onnx_operators import BY_VALUE, OPERATORS, Attributes, Inputs, UnsupportedError
 from dladiff.faces.onnx_session import onnx_session
 
 MAX_NODES = 10_000
@@ -21,7 +21,7 @@ MAX_VALUE = 256 * 2**20
 """Largest intermediate tensor for two faces, bytes: 40 times IResNet-100's largest."""
 MAX_VALUES = 8 * 2**30
 """Largest sum of all intermediate tensors for two faces, bytes. Limits the time of the parity check."""
-FAULTS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, RefusedError)
+FAULTS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, UnsupportedError)
 """Exceptions of PyTorch and the operators for invalid shapes and attributes."""
 PARITY = 0.9999
 """Lowest accepted cosine to onnxruntime's output."""
@@ -68,7 +68,7 @@ class OnnxNetwork(nn.Module):
     ) -> Tensor:
         try:
             return OPERATORS[operator]([values[name] if name else None for name in names], attributes)
-        except RefusedError as error:
+        except UnsupportedError as error:
             raise ModelError(f"{where} of {self.path}: {error}") from error
 
     def _add(self, index: int, node: Any) -> None:
@@ -115,7 +115,7 @@ class OnnxNetwork(nn.Module):
             found = OPERATORS[operator](shapes, attributes)
             if _size(found) > MAX_VALUE:
                 shape = "x".join(map(str, found.shape))
-                raise RefusedError(f"its value {shape} has more than {MAX_VALUE} bytes")
+                raise UnsupportedError(f"its value {shape} has more than {MAX_VALUE} bytes")
             if operator == "Shape" or any(tensor is not None and tensor.is_meta for tensor in inputs):
                 return found
             return OPERATORS[operator](inputs, attributes)

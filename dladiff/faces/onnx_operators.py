@@ -13,7 +13,7 @@ Inputs = Sequence[Tensor | None]
 Operator = Callable[[Inputs, Attributes], Tensor]
 
 
-class RefusedError(Exception):
+class UnsupportedError(Exception):
     """An operator has an attribute or input that this module does not support."""
 
 
@@ -24,7 +24,7 @@ def _first(inputs: Inputs) -> Tensor:
 def _at(inputs: Inputs, index: int) -> Tensor:
     tensor = inputs[index] if index < len(inputs) else None
     if tensor is None:
-        raise RefusedError(f"input {index} is missing")
+        raise UnsupportedError(f"input {index} is missing")
     return tensor
 
 
@@ -43,7 +43,7 @@ def _list(inputs: Inputs, attributes: Attributes, index: int, name: str) -> list
 def _pads(attributes: Attributes, value: float, x: Tensor) -> tuple[Tensor, list[int]]:
     """Return the input and the symmetric pads for the operator; asymmetric pads are applied to the input here."""
     if attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        raise RefusedError(f"auto_pad {attributes['auto_pad']} is not supported")
+        raise UnsupportedError(f"auto_pad {attributes['auto_pad']} is not supported")
     rank = x.dim() - 2
     pads = list(attributes.get("pads", [0] * 2 * rank))
     if pads[:rank] == pads[rank:]:
@@ -62,7 +62,7 @@ def _conv(inputs: Inputs, attributes: Attributes) -> Tensor:
     rank = weight.dim() - 2
     convolve = {1: torch.conv1d, 2: torch.conv2d}.get(rank)
     if convolve is None:
-        raise RefusedError(f"a convolution over {rank} axes is not supported")
+        raise UnsupportedError(f"a convolution over {rank} axes is not supported")
     strides, dilations = attributes.get("strides", [1] * rank), attributes.get("dilations", [1] * rank)
     return convolve(
         x, weight, _optional(inputs, 2), list(strides), pads, list(dilations), int(attributes.get("group", 1))
@@ -72,7 +72,7 @@ def _conv(inputs: Inputs, attributes: Attributes) -> Tensor:
 def _conv_transpose(inputs: Inputs, attributes: Attributes) -> Tensor:
     x, pads = _pads(attributes, 0.0, _first(inputs))
     if x is not inputs[0] or "output_shape" in attributes or x.dim() != 4:
-        raise RefusedError("a transposed convolution with asymmetric pads, an output shape or axes other than two")
+        raise UnsupportedError("a transposed convolution with asymmetric pads, an output shape or axes other than two")
     strides, dilations = attributes.get("strides", [1, 1]), attributes.get("dilations", [1, 1])
     more, groups = attributes.get("output_padding", [0, 0]), int(attributes.get("group", 1))
     return functional.conv_transpose2d(
@@ -89,7 +89,7 @@ def _prelu(inputs: Inputs, _: Attributes) -> Tensor:
 
 def _batch_norm(inputs: Inputs, attributes: Attributes) -> Tensor:
     if attributes.get("training_mode", 0):
-        raise RefusedError("training_mode is not supported")
+        raise UnsupportedError("training_mode is not supported")
     scale, shift, mean, variance = (_at(inputs, i) for i in range(1, 5))
     epsilon = float(attributes.get("epsilon", 1e-5))
     return functional.batch_norm(_first(inputs), mean, variance, scale, shift, eps=epsilon)
@@ -127,14 +127,14 @@ def _reshape(inputs: Inputs, attributes: Attributes) -> Tensor:
     x = _first(inputs)
     shape = _list(inputs, attributes, 1, "shape") or []
     if attributes.get("allowzero", 0):
-        raise RefusedError("allowzero is not supported")
+        raise UnsupportedError("allowzero is not supported")
     return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(shape)])
 
 
 def _pool_settings(attributes: Attributes) -> tuple[list[int], list[int], list[int], bool]:
     kernel = list(attributes["kernel_shape"])
     if len(kernel) != 2:
-        raise RefusedError(f"pooling over {len(kernel)} axes is not supported")
+        raise UnsupportedError(f"pooling over {len(kernel)} axes is not supported")
     ones = [1] * len(kernel)
     strides, dilations = list(attributes.get("strides", ones)), list(attributes.get("dilations", ones))
     return kernel, strides, dilations, bool(attributes.get("ceil_mode", 0))
@@ -149,7 +149,7 @@ def _max_pool(inputs: Inputs, attributes: Attributes) -> Tensor:
 def _average_pool(inputs: Inputs, attributes: Attributes) -> Tensor:
     kernel, strides, dilations, ceil = _pool_settings(attributes)
     if dilations != [1, 1]:
-        raise RefusedError("a dilated average pool is not supported")
+        raise UnsupportedError("a dilated average pool is not supported")
     source, counted = _first(inputs), bool(attributes.get("count_include_pad", 0))
     x, pads = _pads(attributes, 0.0, source)
     pooled = functional.avg_pool2d(x, kernel, strides, pads, ceil, counted)
@@ -162,7 +162,7 @@ def _average_pool(inputs: Inputs, attributes: Attributes) -> Tensor:
 def _pad(inputs: Inputs, attributes: Attributes) -> Tensor:
     mode = attributes.get("mode", "constant")
     if mode != "constant" or _optional(inputs, 3) is not None:
-        raise RefusedError(f"padding mode {mode} or padding of chosen axes is not supported")
+        raise UnsupportedError(f"padding mode {mode} or padding of chosen axes is not supported")
     fill = _optional(inputs, 2)
     value = float(fill) if fill is not None else float(attributes.get("value", 0.0))
     return functional.pad(_first(inputs), _torch_pads(_list(inputs, attributes, 1, "pads") or []), value=value)
@@ -204,7 +204,7 @@ def _softmax(inputs: Inputs, attributes: Attributes) -> Tensor:
     """Return the softmax over the last axis; over others, opsets before 13 mean another function."""
     x, axis = _first(inputs), int(attributes.get("axis", -1))
     if axis not in (-1, x.dim() - 1):
-        raise RefusedError(f"a softmax over axis {axis} is not supported, only over the last")
+        raise UnsupportedError(f"a softmax over axis {axis} is not supported, only over the last")
     return torch.softmax(x, -1)
 
 
@@ -219,7 +219,7 @@ def _constant(_: Inputs, attributes: Attributes) -> Tensor:
         if name in attributes:
             value = attributes[name]
             return value if isinstance(value, Tensor) else torch.as_tensor(value)
-    raise RefusedError("a constant that is neither a tensor nor numbers")
+    raise UnsupportedError("a constant that is neither a tensor nor numbers")
 
 
 def _gather(inputs: Inputs, attributes: Attributes) -> Tensor:
@@ -233,7 +233,7 @@ def _cast(inputs: Inputs, attributes: Attributes) -> Tensor:
     """Return the input cast: all float types to float32, ONNX types 6 and 7 (int32, int64) to int64."""
     kinds = {1: torch.float32, 10: torch.float32, 11: torch.float32, 6: torch.int64, 7: torch.int64}
     if attributes["to"] not in kinds:
-        raise RefusedError(f"a cast to ONNX type {attributes['to']} is not supported")
+        raise UnsupportedError(f"a cast to ONNX type {attributes['to']} is not supported")
     return _first(inputs).to(kinds[attributes["to"]])
 
 

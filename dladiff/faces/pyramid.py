@@ -33,7 +33,7 @@ LEVEL = 4
 """Ratio of the scales of two levels. A face between 32 and 32 * LEVEL detector pixels is found in any of them."""
 CANDIDATE = 0.4
 """Threshold of candidates relative to the detector's; measured in docs/benchmarks.md."""
-MOST_CANDIDATES = 500
+MAX_CANDIDATES = 500
 """Candidates of a photo that are looked at again, best score first. Limits the time for a photo full of texture."""
 CONFIRMED = 0.2
 """Share of the distance from the detector's threshold to 1 that a window's score must exceed it by: at a threshold of
@@ -89,7 +89,7 @@ def search(rgb: Pixels, whole: list[tuple[Found, float]], run: Run, threshold: f
     landmarks: list[NDArray[np.float64]] = []
     looks = 0
     for candidate in candidates:
-        spent = looks >= MOST_CANDIDATES
+        spent = looks >= MAX_CANDIDATES
         if (spent and not candidate.whole) or _known(candidate.box, boxes):
             continue
         face = (candidate.box, candidate.landmarks)

@@ -35,10 +35,17 @@ class Budget:
     The weights of both squared shortfalls grow while they are missed and shrink while they are met (dual ascent).
     """
 
-    def __init__(self, original: Images, regions: Sequence[Region], target: float, colour: float) -> None:
-        """`original`: `1 3 h w`; `regions`: parts of it to score beside the whole, pixels."""
+    def __init__(
+        self, original: Images, regions: Sequence[Region], target: float, colour: float, whole: bool = False
+    ) -> None:
+        """`original`: `1 3 h w`; `regions`: parts of it to score beside the whole, pixels.
+
+        `whole`: it is a whole photo. A small one is scored twice, because `core.visibility` continues a face by its
+        mirror image and a whole photo not: fewer scales count there, and each score alone leaves the other too low.
+        """
         self.factor, self.faces = max(1, -(-max(original.shape[-2:]) // LONGEST)), bool(regions)
-        small = self._small(original)
+        small, plain = self._small(original), self._reduced(original)
+        self.twice = whole and plain.shape != small.shape
         height, width = (-(-side // self.factor) for side in original.shape[-2:])
         scaled = [(0, 0, width, height), *(self._scaled(region, height, width) for region in regions)]
         self.compared = []
@@ -47,7 +54,8 @@ class Budget:
             own = [(max(0, a - left), max(0, b - top), c - left, d - top) for a, b, c, d in scaled]
             picture = small[..., top:, left:].contiguous()
             metric = Ssimulacra2(picture, exact=False, regions=own)
-            self.compared.append((left, top, metric, ColourShift(picture)))
+            own_scales = Ssimulacra2(plain[..., top:, left:].contiguous(), exact=False) if self.twice else None
+            self.compared.append((left, top, metric, own_scales, ColourShift(picture)))
         self.target, self.colour = target, colour
         self.weights = [SCORE_WEIGHTS[1], COLOUR_WEIGHTS[1]]
         self.score = self.smoothed = target
@@ -58,9 +66,11 @@ class Budget:
         if step % EVERY == 0 or self.cached is None:
             picture = changed.detach().requires_grad_(True)
             small = self._small(picture)
-            left, top, metric, shift = self.compared[step // EVERY % len(self.compared)]
+            left, top, metric, own_scales, shift = self.compared[step // EVERY % len(self.compared)]
             part = small[..., top:, left:]
             scores, moved = metric(part), shift(part)
+            if own_scales is not None:
+                scores = torch.cat([scores, own_scales(self._reduced(picture)[..., top:, left:])])
             short, beyond = (self.target - scores).clamp_min(0), (moved - self.colour).clamp_min(0)
             penalty = self.weights[0] * short.square().sum() + self.weights[1] * beyond.square()
             (self.cached,) = torch.autograd.grad(penalty, picture)
@@ -74,8 +84,11 @@ class Budget:
         factor = RATE ** max(-1.0, min(1.0, missed))
         self.weights[index] = min(max(self.weights[index] * factor, limits[0]), limits[2])
 
+    def _reduced(self, picture: Tensor) -> Tensor:
+        return functional.avg_pool2d(picture, self.factor, ceil_mode=True) if self.factor > 1 else picture
+
     def _small(self, picture: Tensor) -> Tensor:
-        small = functional.avg_pool2d(picture, self.factor, ceil_mode=True) if self.factor > 1 else picture
+        small = self._reduced(picture)
         return mirrored(mirrored(small, -1), -2) if self.faces else small
 
     def _scaled(self, region: Region, height: int, width: int) -> Region:

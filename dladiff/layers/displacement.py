@@ -86,7 +86,7 @@ class Displaced:
         """Return the value of the manifest's column `geometry`."""
         return {"largest": self.largest, "box": list(self.box)}
 
-    def note(self, stored: Pixels, boxes: Iterable[visibility.Box]) -> str:
+    def note(self, stored: Pixels, boxes: Iterable[visibility.FaceBox]) -> str:
         """Return a note for the manifest, whose other figures compare the stored photo with the original.
 
         `boxes`: the faces.

@@ -12,7 +12,7 @@ from dladiff.core.pixels import Images
 from dladiff.diffusion.attention import MapReader, map_distance
 from dladiff.diffusion.graphs import Graphs
 from dladiff.diffusion.surrogate import Batch, Noise, Posterior, Surrogate
-from dladiff.diffusion.trainer import Part, Trainer, in_parts
+from dladiff.diffusion.trainer import MicroBatch, Trainer, in_parts
 from dladiff.settings.schema import FinetuningConfig
 
 ATTENTION, DENOISING = "attention steps", "denoising steps"
@@ -79,11 +79,11 @@ def perturb(
     ]
     perturbation = perturbation or Squares(x, config.eta, config.min_psnr)
 
-    def training_part(posterior: Posterior, part: slice) -> Part:
+    def training_part(posterior: Posterior, part: slice) -> MicroBatch:
         own = generators[part]
         noise = surrogate.draw(own, x.shape[-1])
         batch = Batch(surrogate.latents(posterior, noise), noise, prompt)
-        return Part(batch, surrogate.prior_batch(own), len(own) / len(x))
+        return MicroBatch(batch, surrogate.prior_batch(own), len(own) / len(x))
 
     for epoch in range(config.iter_opt):
         graphs.ready = epoch > 1  # by then each kind of step has run once

@@ -173,7 +173,8 @@ class _Run:
             )
             for x0, y0, x1, y1 in canvas.regions
         ]
-        self.budget = Budget(self.clean, regions, canvas.target, self.config.colour)
+        whole = box == Box(0, 0, original.shape[-1], original.shape[-2])
+        self.budget = Budget(self.clean, regions, canvas.target, self.config.colour, whole)
         block = BLOCK if codec.lossy else 1
         self.views = [FaceView(original, face.bases, box, self.grid, block) for face in canvas.faces]
         for weighted in networks.vaes:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from dladiff.core.formats import FormatName
 from dladiff.errors import ConfigError
 from dladiff.settings.joint import JointConfig
 from dladiff.settings.merge import merge, nearest
@@ -134,7 +135,7 @@ class ExperimentalConfig(Settings):
 class OutputConfig(Settings):
     """The file of a protected photo."""
 
-    format: Literal["png", "jpeg"] = "png"
+    format: FormatName = "png"
     """`jpeg`: both layers optimise through the encoder, and every figure is of the decoded file. The bounds hold before
     encoding. A photo with transparency is stored as PNG."""
     quality: int = Field(default=95, ge=75, le=100)

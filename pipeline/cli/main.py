@@ -21,11 +21,10 @@ from pipeline.cli import operator as operator_commands
 from pipeline.cli import output as output_commands
 from pipeline.cli import preview as preview_commands
 from pipeline.cli import run as run_commands
+from pipeline.cli.options import Command
 from pipeline.process.interrupts import interruptible
 from pipeline.process.private import chosen_umask, private_process
 from pipeline.storage.keys import redacted, short
-
-Command = Callable[..., int]
 
 
 class _Redacting(click.Group):

@@ -11,6 +11,9 @@ import click
 from pipeline.storage.keys import shown
 from pipeline.storage.open import address_fault
 
+Command = Callable[..., int]
+"""Returns the exit code."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 

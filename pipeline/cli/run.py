@@ -3,16 +3,16 @@
 import functools
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dladiff.core.formats import FORMATS
 from dladiff.errors import ConfigError
 from dladiff.settings.presets import STRENGTHS
-from pipeline.cli.options import AS_JSON, METRICS, PRICE, print_facts
+from pipeline.cli.options import AS_JSON, METRICS, PRICE, Command, print_facts
 from pipeline.sources.layouts import LAYOUTS
 from pipeline.storage.keys import shown
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pipeline.config import RunConfig
     from pipeline.run.plan import Retry
 
-Command = Callable[..., int]
 STRENGTH_HELP = (
     "How visible the protection may be. faint: hardly seen side by side, weakest. balanced: seen when compared. "
     "strong: seen without a comparison, protects most. What each protects: docs/evaluation.md (Strength)."
@@ -50,7 +49,7 @@ def _settings(function: Command) -> Command:
         ),
         click.option("--one-identity", is_flag=True, default=None, help="All photos are one person."),
         click.option("--faces", multiple=True, help="InsightFace pack, by name or folder; repeatable."),
-        click.option("--format", type=click.Choice(["png", "jpeg"]), help="Format of the protected photos (png)."),
+        click.option("--format", type=click.Choice(list(FORMATS)), help="Format of the protected photos (png)."),
         click.option("--opt-out", is_flag=True, default=None, help='Write "Data Mining: prohibited" into each photo.'),
         click.option("--retry-failed", is_flag=True, help="Try failed and quarantined identities again."),
         click.option("--reason", multiple=True, help="With --retry-failed: only if the reason contains this text."),

@@ -90,9 +90,9 @@ class Cluster(Settings):
     retries: int = Field(default=3, ge=0)
     """New clusters after a failure; each goes on where the records end."""
     pushgateway: Annotated[str, unless(_gateway_fault)] = ""
-    """http://host:port that is told the ends of scheduled runs, inside the cluster; empty: nobody is."""
+    """http://host:port of a Pushgateway inside the cluster, which gets the results of scheduled runs; empty: none."""
     price: float = Field(default=0.0, ge=0)
-    """Of one GPU-hour, any currency, for the cost that a run tells; 0: it tells none."""
+    """Price of one GPU-hour, any currency; a run then reports its cost. 0: no cost is reported."""
 
 
 class TenantValues(Settings):

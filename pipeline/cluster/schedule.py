@@ -33,7 +33,7 @@ def _zone_fault(name: str) -> str | None:
     return None
 
 
-Clock = Annotated[time, BeforeValidator(_clock)]
+TimeOfDay = Annotated[time, BeforeValidator(_clock)]
 
 
 class Schedule(Settings):
@@ -43,9 +43,9 @@ class Schedule(Settings):
     """When the job starts on Kubernetes: five cron fields, in `time_zone`."""
     time_zone: Annotated[str, unless(_zone_fault)] = "UTC"
     """Name of a time zone, as Europe/Berlin."""
-    start: Clock = time(1)
+    start: TimeOfDay = time(1)
     """Begin of the window, in quotes, as "01:00"."""
-    end: Clock = time(6)
+    end: TimeOfDay = time(6)
     """End of the window: no tenant and no task is begun after it."""
 
     def contradictions(self) -> Iterator[str]:

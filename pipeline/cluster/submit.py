@@ -17,7 +17,7 @@ from pipeline.storage.keys import short, shown
 
 POLL_S = 2.0  # seconds between two status requests
 PATIENCE_S = 120.0  # seconds that a waiting command tolerates a silent head
-MOST_ANSWER = 300  # characters of the head's message in ours
+MAX_ANSWER = 300  # characters of the head's message in ours
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 Echo = Callable[[str], None]
 
@@ -253,4 +253,4 @@ def _out_of_reach(address: str, error: Exception) -> StorageError:
 
 
 def _line(error: Exception) -> str:
-    return short(" ".join(str(error).split()), MOST_ANSWER)
+    return short(" ".join(str(error).split()), MAX_ANSWER)

@@ -15,8 +15,10 @@ import numpy as np
 
 from dladiff.core.arrays import Pixels
 from dladiff.errors import BusyError, ConfigError, DladiffError, ModelError, NotFoundError, PhotoError, StorageError
-from pipeline.evaluate.config import ENCODER_ONLY, EvaluateConfig
+from dladiff.evaluation.attacks import ENCODER_ONLY
+from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.networks import EvaluationModels
+from pipeline.evaluate.plan import Row
 from pipeline.process.private import private_process
 from pipeline.records import commit as records
 from pipeline.records.output_format import PNG, encode_png
@@ -34,8 +36,6 @@ PATIENCE_S = 300.0
 """Seconds of retries while storage is overloaded or out of reach."""
 MAX_CACHED_REFERENCES = 4
 """Identities whose reference embeddings an actor keeps."""
-
-Row = dict[str, Any]
 
 
 class EvaluateIdentity:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, ValidationInfo, field_validator
 
 from dladiff.errors import ModelError
-from dladiff.evaluation.attacks import ATTACKS
+from dladiff.evaluation.attacks import ATTACKS, ENCODER_ONLY
+from dladiff.evaluation.paper_tables import PROMPTS
 from dladiff.evaluation.preprocessing_records import PREPROCESSINGS
 from dladiff.faces import packs
 from dladiff.settings.merge import nearest
@@ -22,9 +23,6 @@ VERSION = 2
 """Version of the measurements, part of each row's key. Raise it when they change, so that older rows run again."""
 DERIVED = ("clean", "noise")
 """Conditions without a run: the originals, and random-sign noise with the main run's mean squared error."""
-ENCODER_ONLY = "encoder_only"
-"""The attack without a generator: encoders compare the photos themselves."""
-PROMPTS = ("a photo of sks person", "a dslr portrait of sks person")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 
 

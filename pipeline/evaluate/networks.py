@@ -5,11 +5,11 @@ from typing import Any
 
 from dladiff.core.arrays import Pixels
 from dladiff.errors import ConfigError
-from dladiff.evaluation.attacks import ATTACKS, AttackSettings
+from dladiff.evaluation.attacks import ATTACKS, ENCODER_ONLY, AttackSettings
 from dladiff.evaluation.preprocessing_records import PREPROCESSINGS
-from pipeline.evaluate.config import ENCODER_ONLY, EvaluateConfig
+from pipeline.evaluate.config import EvaluateConfig
 
-Images = dict[str, list[Pixels]]
+Pictures = dict[str, list[Pixels]]
 """Prompt to pictures."""
 
 
@@ -53,7 +53,7 @@ class EvaluationModels:
                 self.attack(name, base)
         self._checked = True
 
-    def attack(self, name: str, base: str) -> Callable[[list[Pixels], int], Images] | None:
+    def attack(self, name: str, base: str) -> Callable[[list[Pixels], int], Pictures] | None:
         """Return the attack as a function (crops, seed) of the pictures; None for `encoder_only`.
 
         Raises ModelError or ConfigError: weights are missing or a setting is unknown.

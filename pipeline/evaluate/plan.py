@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dladiff.errors import ConfigError, NotFoundError, StorageError
-from dladiff.evaluation.attacks import ATTACKS, TINY
+from dladiff.evaluation.attacks import ATTACKS, ENCODER_ONLY, TINY
 from dladiff.settings.merge import digest
-from pipeline.evaluate.config import ENCODER_ONLY, EvaluateConfig
+from pipeline.evaluate.config import EvaluateConfig
 from pipeline.models.fingerprint import fingerprint
 from pipeline.records.checked import photo_fault, stored_fault
 from pipeline.records.manifest import PHOTOS_KEY
@@ -29,6 +29,7 @@ REFERENCES = 16
 """Maximum number of clean photos behind an identity's reference embedding."""
 
 Row = dict[str, Any]
+"""An attack on one person: the work while it is planned, with its measurements once it is done."""
 Reference = tuple[str, str]
 """Address of a photo, and a tag that changes with its content."""
 

@@ -22,7 +22,7 @@ from dladiff.evaluation.summaries import Group
 from dladiff.evaluation.tables import Evaluation, markdown
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.page import render, write_sheets
-from pipeline.evaluate.plan import EvaluationPlan
+from pipeline.evaluate.plan import EvaluationPlan, Row
 from pipeline.evaluate.ratings import Rating, opinions, read_ratings
 from pipeline.records.checked import fits
 from pipeline.records.commit import load, load_many
@@ -52,7 +52,6 @@ ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError)
 """Errors of a damaged archive."""
 log = logging.getLogger(__name__)
 STATUSES = ("done", "no_photo", "failed")
-Row = dict[str, Any]
 
 
 def collect(results: Storage, plan: EvaluationPlan) -> list[Row]:

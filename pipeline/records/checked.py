@@ -10,14 +10,14 @@ import pyarrow as pa
 
 from pipeline.records.schema import IDENTITIES, PHOTOS
 from pipeline.storage.keys import escape, is_utf8, key_fault, task_name
+from pipeline.telemetry.metrics import PHOTO_STATUSES
 
 STATUSES = ("done", "failed", "quarantined")  # of a record
-PHOTO_STATUSES = ("protected", "layer1_only", "failed", "skipped")
 IDENTITY_STATUSES = (*STATUSES, "partial")
 NO_PHOTO = ("failed", "skipped")  # photo statuses without a stored photo
 DELETED = "as retention asks"  # part of the reason of a photo that retention deleted
 LAYERS = ("finetuning_layer", "zero_shot_layer", "joint_layers")
-MOST_NUMBER = 1e12  # largest measurement, in any unit: sums stay finite and hundredths exact
+MAX_NUMBER = 1e12  # largest measurement, in any unit: sums stay finite and hundredths exact
 HEAD: dict[str, pa.DataType] = {
     **dict.fromkeys(("identity", "key", "status", "reason"), pa.string()),
     **dict.fromkeys(("part", "parts", "attempts"), pa.int32()),
@@ -77,7 +77,7 @@ def _fits_map(value: object, item: Check, empty: bool) -> bool:
 
 def _is_number(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and abs(value) <= MOST_NUMBER  # type: ignore[arg-type]  # False for NaN
+    return number and abs(value) <= MAX_NUMBER  # type: ignore[arg-type]  # False for NaN
 
 
 def _moment(value: object) -> datetime | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from dladiff.errors import DamagedError, NotFoundError, StorageError
 from pipeline.records.checked import STATUSES, fits, incomplete
-from pipeline.records.loading import MOST_NOTE, load_record, or_damage, read_many
+from pipeline.records.loading import MAX_NOTE, load_record, or_damage, read_many
 from pipeline.records.loading import READERS as READERS  # re-exported: callers import all of records from here
 from pipeline.records.loading import Record as Record
 from pipeline.records.loading import load as load
@@ -125,7 +125,7 @@ def clear_starts(storage: Storage, identity: str, part: int = 0) -> None:
 def _note(storage: Storage, key: str) -> Record:
     """Return the note of a start, {} when it is damaged or gone."""
     try:
-        return load(storage, key, MOST_NOTE)
+        return load(storage, key, MAX_NOTE)
     except (DamagedError, NotFoundError):
         return {}
 

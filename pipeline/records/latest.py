@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from dladiff.errors import DamagedError, NotFoundError, StorageError, TooLargeError
 from pipeline.records.checked import fits
 from pipeline.records.commit import Task
-from pipeline.records.loading import MOST_NOTE, load
+from pipeline.records.loading import MAX_NOTE, load
 from pipeline.records.schema import NO_PARQUET, PLAN, TIME, columns, parquet
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import shown
@@ -46,7 +46,7 @@ class Planned:
 def latest_plan(storage: Storage) -> Latest | None:
     """Read `plan/latest.json`; None before the first run. Raises StorageError when the storage is out of reach."""
     try:
-        found = load(storage, LATEST, MOST_NOTE)
+        found = load(storage, LATEST, MAX_NOTE)
     except NotFoundError:
         return None
     except DamagedError:

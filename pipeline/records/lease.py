@@ -10,15 +10,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from dladiff.errors import DamagedError, StorageError
-from pipeline.records.loading import MOST_NOTE, load
+from pipeline.records.loading import MAX_NOTE, load
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import shown
 
 LOCK = "lock.json"
 LEASE_S = 120.0  # seconds until a lease that is not renewed expires
 RENEW_S = 20.0  # seconds between renewals
-MOST_PID = 2**22  # largest pid on Linux; 0 and negative numbers mean process groups
-MOST_SHOWN = 60  # characters of each lock value in an error message
+MAX_PID = 2**22  # largest pid on Linux; 0 and negative numbers mean process groups
+MAX_SHOWN = 60  # characters of each lock value in an error message
 
 
 class Lease:
@@ -72,7 +72,7 @@ class Lease:
         if self.storage.tag(LOCK) is None:
             return None
         try:
-            return load(self.storage, LOCK, MOST_NOTE)
+            return load(self.storage, LOCK, MAX_NOTE)
         except DamagedError:
             return {}  # not written by a driver: it expires by its age
 
@@ -101,7 +101,7 @@ def _who(held: dict[str, Any]) -> str:
     """Return host, pid and start of the holder, for a message."""
     if not held.keys() >= {"host", "pid", "time"}:
         return f"its {LOCK} does not say who"
-    host, pid, since = (str(held[name])[:MOST_SHOWN] for name in ("host", "pid", "time"))
+    host, pid, since = (str(held[name])[:MAX_SHOWN] for name in ("host", "pid", "time"))
     return shown(f"host {host}, pid {pid}, since {since}")
 
 
@@ -110,7 +110,7 @@ def _is_dead(held: dict[str, Any]) -> bool:
     pid = held.get("pid")
     if held.get("host") != socket.gethostname() or not isinstance(pid, int) or isinstance(pid, bool):
         return False
-    if not 0 < pid <= MOST_PID:
+    if not 0 < pid <= MAX_PID:
         return False  # not written by a driver
     try:
         os.kill(pid, 0)

@@ -12,16 +12,16 @@ from pipeline.storage.base import Storage
 from pipeline.storage.keys import shown
 
 READERS = 16  # records read in parallel: they are small, so latency dominates
-MOST_BYTES = 64 * 2**20  # of one record or trace: 64 photos with 20 faces each take < 1 MB, long traces < 10 MB
-MOST_NOTE = 2**16  # bytes of a start note, lease or latest plan: they take less than 1 kB
+MAX_BYTES = 64 * 2**20  # of one record or trace: 64 photos with 20 faces each take < 1 MB, long traces < 10 MB
+MAX_NOTE = 2**16  # bytes of a start note, lease or latest plan: they take less than 1 kB
 
 log = logging.getLogger(__name__)
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 Record = dict[str, Any]
 
 
-def load(storage: Storage, key: str, limit: int = MOST_BYTES) -> Record:
+def load(storage: Storage, key: str, limit: int = MAX_BYTES) -> Record:
     """Read one JSON object of at most `limit` bytes. Raises DamagedError for anything else, StorageError."""
     try:
         record = json.loads(storage.get(key, limit))
@@ -56,10 +56,10 @@ def load_many(
             yield key, record
 
 
-def or_damage(read: Callable[[Storage, str], Found]) -> Callable[[Storage, str], Found | DamagedError | None]:
+def or_damage(read: Callable[[Storage, str], T]) -> Callable[[Storage, str], T | DamagedError | None]:
     """Wrap `read`: return DamagedError instead of raising it, and None for a missing object."""
 
-    def safely(storage: Storage, key: str) -> Found | DamagedError | None:
+    def safely(storage: Storage, key: str) -> T | DamagedError | None:
         try:
             return read(storage, key)
         except DamagedError as error:
@@ -70,11 +70,9 @@ def or_damage(read: Callable[[Storage, str], Found]) -> Callable[[Storage, str],
     return safely
 
 
-def read_many(
-    storage: Storage, keys: Iterable[str], read: Callable[[Storage, str], Found]
-) -> Iterator[tuple[str, Found]]:
+def read_many(storage: Storage, keys: Iterable[str], read: Callable[[Storage, str], T]) -> Iterator[tuple[str, T]]:
     """Yield (key, result of `read`) in the given order, at most READERS in memory."""
-    waiting: list[tuple[str, Future[Found]]] = []
+    waiting: list[tuple[str, Future[T]]] = []
     with ThreadPoolExecutor(READERS) as pool:
         for key in keys:
             waiting.append((key, pool.submit(read, storage, key)))

@@ -1,8 +1,7 @@
-"""The formats of protected photos: one record each, from which names, content types and checks derive."""
+"""Files of protected photos: their names, and encoding with a check."""
 
 import io
 import re
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -10,30 +9,20 @@ from PIL import Image
 from dladiff.core.arrays import Pixels
 from dladiff.core.codec import PNG as PNG_CODEC
 from dladiff.core.codec import Codec
+from dladiff.core.formats import FORMATS, Format
 from dladiff.errors import PhotoError
 
 DIGITS = 12  # of the file's SHA-256 in its name: photos of one name do not collide
 
 
-@dataclass(frozen=True, kw_only=True)
-class OutputFormat:
-    """A format of image files."""
-
-    name: str
-    """As `method.output.format` and `Codec.format` call it."""
-    suffix: str
-    content_type: str
-
-    def file_name(self, stem: str, sha256: str) -> str:
-        """Return the name of a protected photo whose bytes have this digest."""
-        return f"{stem}.{sha256[:DIGITS]}{self.suffix}"
+PNG = FORMATS["png"]
+_SUFFIXES = "|".join(re.escape(kind.suffix) for kind in FORMATS.values())
+_NAMES = re.compile(rf"\.[0-9a-f]{{{DIGITS}}}({_SUFFIXES})$")
 
 
-PNG = OutputFormat(name="png", suffix=".png", content_type="image/png")
-JPEG = OutputFormat(name="jpeg", suffix=".jpg", content_type="image/jpeg")
-OUTPUTS = {kind.name: kind for kind in (PNG, JPEG)}
-"""Formats of protected photos by name."""
-_NAMES = re.compile(rf"\.[0-9a-f]{{{DIGITS}}}({'|'.join(re.escape(kind.suffix) for kind in OUTPUTS.values())})$")
+def output_name(stem: str, sha256: str, kind: Format) -> str:
+    """Return the name of a protected photo whose bytes have this digest."""
+    return f"{stem}.{sha256[:DIGITS]}{kind.suffix}"
 
 
 def is_output_name(key: str) -> bool:
@@ -43,7 +32,7 @@ def is_output_name(key: str) -> bool:
 
 def is_lossy(key: str) -> bool:
     """Return whether a stored photo's format changes the pixels that were encoded."""
-    return key.endswith(JPEG.suffix)
+    return any(key.endswith(kind.suffix) for kind in FORMATS.values() if kind.lossy)
 
 
 def encode_png(pixels: Pixels, icc: bytes | None = None, alpha: Pixels | None = None) -> bytes:

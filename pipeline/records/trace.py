@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dladiff.errors import NotFoundError, StorageError, TooLargeError
-from pipeline.records.loading import MOST_BYTES
+from pipeline.records.loading import MAX_BYTES
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import task_name
 
@@ -52,7 +52,7 @@ def read_trace(storage: Storage, identity: str, part: int = 0) -> Trace | None:
     """Return the trace of a task, None if there is none. Raises StorageError when it is damaged."""
     key = trace_key(identity, part)
     try:
-        charts = json.loads(storage.get(key, MOST_BYTES))
+        charts = json.loads(storage.get(key, MAX_BYTES))
         return Trace(
             {
                 title: {name: [float(value) for value in values] for name, values in lines.items()}

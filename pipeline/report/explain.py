@@ -27,13 +27,13 @@ from pipeline.records.trace import Curve, curves_of
 from pipeline.report.page import asset, embedded, filled
 from pipeline.sources import shards
 from pipeline.sources.decode import decode
-from pipeline.sources.originals import CHANGED, MOST_PHOTO, Originals, originals, stored_limit, why
+from pipeline.sources.originals import CHANGED, MAX_PHOTO, Originals, originals, stored_limit, why
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import key_fault, shown
 from pipeline.storage.open import local_path, open_storage, read_uri
 
-MOST_CURVES = 24  # curves on the page
-MOST = 8  # photos of the identity for fine-tuning, like the method's clean set
+MAX_CURVES = 24  # curves on the page
+MAX_PHOTOS = 8  # photos of the identity for fine-tuning, like the method's clean set
 SIDE = 256  # px of a picture
 STOPS = np.array([[24, 20, 60], [190, 60, 70], [255, 190, 70], [255, 255, 230]])  # RGB, from no attention to most
 
@@ -95,7 +95,7 @@ def explain(photo: str, settings: RunConfig, html: Path, inputs: Sequence[str] =
 
 def _curves(storage: Storage, identity: str, notes: list[str]) -> list[Curve]:
     try:
-        return curves_of(storage, identity, MOST_CURVES)[0]
+        return curves_of(storage, identity, MAX_CURVES)[0]
     except StorageError as error:
         notes.append(str(error))
         return []
@@ -138,7 +138,7 @@ def _rows(storage: Storage, sha256: str, photo: str) -> tuple[list[PhotoRow], in
     own, others = _own(found, sha256, photo)
     same = having(lambda rows: pc.equal(rows["identity"], own["identity"]))
     rest = [row for row in same if row["output_key"] and row["source_sha256"] != own["source_sha256"]]
-    return [own, *rest[: MOST - 1]], others
+    return [own, *rest[: MAX_PHOTOS - 1]], others
 
 
 def _unreadable(storage: Storage) -> StorageError:
@@ -181,9 +181,9 @@ def _notes(row: Mapping[str, Any], others: int, settings: RunConfig) -> list[str
 def _bytes(photo: str) -> bytes:
     """Return the bytes of the photo that the operator names, from any address."""
     if shards.split(photo):
-        return shards.read_address(photo, MOST_PHOTO)
+        return shards.read_address(photo, MAX_PHOTO)
     if re.match(r"[a-z0-9]+://", photo):
-        return read_uri(photo, {}, limit=MOST_PHOTO)
+        return read_uri(photo, {}, limit=MAX_PHOTO)
     try:
         return Path(photo).read_bytes()
     except OSError as error:

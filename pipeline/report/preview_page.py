@@ -20,7 +20,7 @@ MARK = '<meta name="dladiff-page" content="preview">'
 """The line of the page by which a later preview recognises it and may replace it."""
 SIDE = 1600  # px, longest side of a picture: four lossless pictures of 1600 px take some 20 MB
 AROUND = 2.0  # side of the detail, in units of the face's longer side: as the face's SSIMULACRA2
-LEAST = 256  # px, shortest side of the detail: a small face is shown with its surroundings
+MIN_SIDE = 256  # px, shortest side of the detail: a small face is shown with its surroundings
 CHOSEN = "balanced"  # the strength that the page shows first
 MEANING = {
     "faint": "Hardly seen, even side by side. Protects least.",
@@ -111,7 +111,7 @@ def detail(width: int, height: int, boxes: Iterable[Iterable[float]]) -> Crop:
     x, y, side = width / 2, height / 2, float(SIDE)
     if largest is not None:
         x0, y0, x1, y1 = largest
-        x, y, side = (x0 + x1) / 2, (y0 + y1) / 2, max(LEAST, AROUND * max(x1 - x0, y1 - y0))
+        x, y, side = (x0 + x1) / 2, (y0 + y1) / 2, max(MIN_SIDE, AROUND * max(x1 - x0, y1 - y0))
     wide, high = (max(1, min(round(side), SIDE, length)) for length in (width, height))
     return Crop(_start(x, wide, width), _start(y, high, height), wide, high)
 

@@ -32,7 +32,7 @@ from pipeline.storage.keys import escape, shown
 from pipeline.storage.open import open_storage
 
 OUTPUTS = ("output_uri", "output_key", "output_sha256")
-MOST_UNATTENDED = 0.5  # largest share of the recorded identities that an unattended run deletes
+MAX_UNATTENDED = 0.5  # largest share of the recorded identities that an unattended run deletes
 
 
 class Retention(Settings):
@@ -91,7 +91,7 @@ def retain(
     """Return what `rule` deletes from an output; with `really`, delete it and build the manifests.
 
     `config` names the input, which is listed to find who left. Without it only age counts and all records stay, since
-    a task without a record would be done again. `unattended` refuses to delete if more than MOST_UNATTENDED left.
+    a task without a record would be done again. `unattended` refuses to delete if more than MAX_UNATTENDED left.
     Raises ConfigError for a rule or input that cannot be right; StorageError, also when another run holds the lease.
     """
     if rule.gone and config is None:
@@ -180,7 +180,7 @@ def _refuse_doubtful(gone: int, recorded: int, config: RunConfig, unattended: bo
         raise ConfigError(
             [f"retention: none of {recorded} recorded identities is in {where}; give this output's input and layout"]
         )
-    if unattended and gone > MOST_UNATTENDED * recorded:
+    if unattended and gone > MAX_UNATTENDED * recorded:
         raise ConfigError(
             [
                 f"retention: {gone} of {recorded} recorded identities are not in {where}: too many for an "

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dladiff.core.exchange import PhotoIn
+from dladiff.core.formats import FORMATS
 from dladiff.core.grouping import different_people
 from dladiff.errors import ConfigError, DladiffError, ModelError, PhotoError, RefusedError, StorageError
 from pipeline.config import RunConfig
@@ -23,11 +24,12 @@ from pipeline.process.private import private_process
 from pipeline.records import commit as records
 from pipeline.records.latest import unchanged
 from pipeline.records.manifest import GROUP
-from pipeline.records.output_format import OUTPUTS, encode_checked
+from pipeline.records.output_format import encode_checked, output_name
 from pipeline.records.schema import PhotoRow, brief, finite, finite_similarity, reasons
 from pipeline.records.trace import write_trace
 from pipeline.run.grouped import together
 from pipeline.run.reading import STREAMS, PlannedPhoto, Reading, Source
+from pipeline.run.task_rows import Payload, TaskRows
 from pipeline.sources import shards
 from pipeline.sources.addresses import read_allowed, roots_of
 from pipeline.sources.decode import Decoded
@@ -41,8 +43,6 @@ from pipeline.telemetry.metrics import ActorMetrics
 
 LATE = "late"  # status of a task that was not started before the deadline
 
-Payload = dict[str, Any]
-"""JSON values: a row of Ray Data, the work of a task, or its result."""
 _METRICS = ("linf", "linf_face", "psnr", "psnr_face", "ssim", "ssimulacra2", "ssimulacra2_face", "retained")
 
 
@@ -53,7 +53,7 @@ class ProtectIdentity:
         self.config = RunConfig(**run)
         private_process(self.config.umask)
         self.run_id = run_id
-        self.digest = digest  # computed by the driver, whose files may differ
+        self.rows = TaskRows(run_id, self.config.seed, digest)
         self.deadline = deadline  # seconds since the epoch; no task starts after it
         self.protector: Any = None
         self.opened: dict[str, Storage] = {}
@@ -138,7 +138,7 @@ class ProtectIdentity:
 
     def _protect(self, work: Payload) -> Payload:
         started = records.now()
-        rows = {photo["uri"]: self._photo_row(work, photo) for photo in work["photos"]}
+        rows = {photo["uri"]: self.rows.photo(work, photo["uri"]) for photo in work["photos"]}
         seconds: Counter[str] = Counter()
         outs = []
         with Reading(self.config, self.photo_bytes, self.metrics.read) as reading:
@@ -215,8 +215,8 @@ class ProtectIdentity:
         lost = sum(row["status"] == "failed" for row in rows)
         if not any(row.get("output_key") for row in rows):
             return self._failed(work, "failed", f"no photo was protected: {reasons(rows)}", "", rows)
-        summary = self._identity_row(work, "done", "", lost) | how
-        record = self._of_task(work) | {"photos": rows, "identity_row": summary}
+        summary = self.rows.identity(work, "done", "", lost) | how
+        record = self.rows.task(work) | {"photos": rows, "identity_row": summary}
         records.commit(self.target, record, replaces=work.get("replaces"))
         records.clear_failure(self.target, identity, part)
         records.clear_starts(self.target, identity, part)
@@ -247,8 +247,8 @@ class ProtectIdentity:
             row |= {"status": "failed", "reason": f"cannot be encoded: {_line(error)}"}
             return
         sha = hashlib.sha256(data).hexdigest()
-        kind = OUTPUTS[photo.codec.format]
-        key = f"photos/{escape(identity)}/{kind.file_name(stem(row['source_uri']), sha)}"
+        kind = FORMATS[photo.codec.format]
+        key = f"photos/{escape(identity)}/{output_name(stem(row['source_uri']), sha, kind)}"
         try:
             self.target.put(key, data, kind.content_type)
         except RefusedError as error:  # this key or size; other storage errors end the run
@@ -258,31 +258,14 @@ class ProtectIdentity:
         row |= {"output_key": key, "output_uri": self.target.uri_of(key), "output_sha256": sha}
         row |= self.config.layer_settings(faces=bool(photo.faces))
 
-    def _photo_row(self, work: Payload, photo: PlannedPhoto) -> PhotoRow:
-        layers = {"finetuning_layer": None, "zero_shot_layer": None, "joint_layers": None}
-        return self._of_run(work) | {"source_uri": photo["uri"], "status": "failed", "reason": ""} | layers
-
-    def _identity_row(self, work: Payload, status: str, reason: str, lost: int) -> Payload:
-        counts = {"photos": len(work["photos"]), "failed_photos": lost, "attempts": 0}
-        return self._of_run(work) | {"status": status, "reason": reason, **counts, "finished_at": records.now()}
-
-    def _of_run(self, work: Payload) -> Payload:
-        """Return the columns that every row of the run has."""
-        settings = {"seed": self.config.seed, "config_digest": self.digest}
-        return {"run_id": self.run_id, "identity": work["identity"]} | settings
-
-    def _of_task(self, work: Payload) -> Payload:
-        """Return the fields that every record of a task has."""
-        return {name: work[name] for name in ("identity", "part", "parts", "key")} | {"run_id": self.run_id}
-
     def _failed(
         self, work: Payload, status: str, reason: str, trace: str, rows: list[PhotoRow] | None = None
     ) -> Payload:
         """Write the failure record and return the result; a storage error becomes status `storage`."""
         if rows is None:
-            rows = [self._photo_row(work, p) | {"reason": reason} for p in work["photos"]]
+            rows = [self.rows.photo(work, p["uri"]) | {"reason": reason} for p in work["photos"]]
         about = {"status": status, "reason": reason, "traceback": trace, "photos": rows}
-        record = self._of_task(work) | about | {"identity_row": self._identity_row(work, status, reason, len(rows))}
+        record = self.rows.task(work) | about | {"identity_row": self.rows.identity(work, status, reason, len(rows))}
         try:
             records.fail(self.target, record)
         except DladiffError as error:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from dladiff.core.arrays import MAX_CELLS
 from pipeline.sources.decoder import FILE_BYTES, PIXEL_BYTES
 
 HELD_BYTES = 7  # bytes a pixel while a photo's group is processed: RGB before, RGB after, alpha
 FIELD_BYTES = 15  # bytes a cell of layer 1's field: RGB floats, RGB bytes
-FIELD_CELLS = 2**21  # most cells of a field (dladiff.core.field.MAX_CELLS, which needs torch)
 CLEAN_BYTES = 3  # bytes a pixel of a clean photo: RGB
 METHOD_BYTES = 190  # bytes a pixel of the one photo being protected: measured with the tiny profile on the CPU
 FILES = 8  # 1/FILES of the budget holds files between measuring and decoding
@@ -36,7 +36,7 @@ class Measured:
     @property
     def held(self) -> int:
         """Bytes while the photo's group is processed."""
-        return HELD_BYTES * self.pixels + self.whole * FIELD_BYTES * min(self.pixels, FIELD_CELLS)
+        return HELD_BYTES * self.pixels + self.whole * FIELD_BYTES * min(self.pixels, MAX_CELLS)
 
     @property
     def working(self) -> int:

@@ -175,7 +175,7 @@ def _handlers_kept() -> Iterator[None]:
 def _without_log_level() -> Iterator[None]:
     """Remove Ray's line "Set ray log level" from stderr; other lines are printed at the end of the context.
 
-    Ray 2.60 has no setting against it: logging.cc prints it to file descriptor 2 whenever RAY_BACKEND_LOG_LEVEL is set.
+    Ray has no setting against it (docs/decisions/0010-local-ray.md, which lists what was looked at).
     """
     with tempfile.TemporaryFile() as held:
         terminal = os.dup(2)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dladiff.errors import StorageError
-from pipeline.records.loading import MOST_NOTE, load
+from pipeline.records.loading import MAX_NOTE, load
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import shown
 
@@ -58,7 +58,7 @@ class Actors:
     def _read(self, key: str) -> Working | None:
         """Return the actor of a note; None if the note is unreadable, which is cached."""
         try:
-            note = load(self.storage, key, MOST_NOTE)
+            note = load(self.storage, key, MAX_NOTE)
             where, since = f"{note['host']}:{note['pid']}", datetime.fromisoformat(note["time"])
             # a time without a zone cannot be compared
             return Working(where, str(note["identity"]), since) if since.tzinfo else None

@@ -22,8 +22,8 @@ from pipeline.storage.keys import short, shown
 from pipeline.storage.open import open_storage
 
 COLUMN = "faces"
-MOST_FACES = 64  # of one photo: a group; each takes a run of layer 2
-MOST_PIXEL = 10**6  # largest coordinate, px: wider than any photo that is read
+MAX_FACES = 64  # of one photo: a group; each takes a run of layer 2
+MAX_COORDINATE = 10**6  # largest coordinate, px: wider than any photo that is read
 SHOWN_FAULTS = 5  # faults that are listed; the others are counted
 MAX_LINE = 2**24  # characters of a line of the index, as in index_formats
 POINTS = 5  # landmarks of a face
@@ -48,8 +48,8 @@ def parsed_faces(cell: Any) -> list[dict[str, Any]]:
         raise ValueError("is not JSON") from None
     if not isinstance(faces, list):
         raise ValueError("is no list")
-    if len(faces) > MOST_FACES:
-        raise ValueError(f"has {len(faces)} faces, at most {MOST_FACES} are read")
+    if len(faces) > MAX_FACES:
+        raise ValueError(f"has {len(faces)} faces, at most {MAX_FACES} are read")
     return [_face(face) for face in faces]
 
 
@@ -72,7 +72,7 @@ def _numbers(values: Any, count: int) -> bool:
     return (
         isinstance(values, list)
         and len(values) == count
-        and all(type(v) in (int, float) and math.isfinite(v) and abs(v) <= MOST_PIXEL for v in values)
+        and all(type(v) in (int, float) and math.isfinite(v) and abs(v) <= MAX_COORDINATE for v in values)
     )
 
 

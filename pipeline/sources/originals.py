@@ -14,9 +14,9 @@ from pipeline.storage.base import Storage
 from pipeline.storage.keys import shown
 from pipeline.storage.open import local_path, open_storage
 
-MOST_PHOTO = 200_000_000  # bytes of one original: a photo of 50 megapixels takes 150 MB without compression
-MOST_PIXEL = 5  # bytes of a protected photo per pixel: up to four channels, which PNG cannot compress if noisy
-MOST_REST = 2**24  # bytes of a protected photo besides its pixels: its colour profile
+MAX_PHOTO = 200_000_000  # bytes of one original: a photo of 50 megapixels takes 150 MB without compression
+MAX_PIXEL_BYTES = 5  # bytes of a protected photo per pixel: up to four channels, which PNG cannot compress if noisy
+MAX_REST = 2**24  # bytes of a protected photo besides its pixels: its colour profile
 GONE, OUTSIDE, CHANGED = "gone", "outside of the input", "changed since, or unreadable"
 
 Opener = Callable[[str], Storage]
@@ -46,7 +46,7 @@ class Originals:
         """Return whether an address is below a root."""
         return self._split(uri) is not None
 
-    def read(self, uri: str, limit: int = MOST_PHOTO) -> bytes:
+    def read(self, uri: str, limit: int = MAX_PHOTO) -> bytes:
         """Return the bytes at a full address. Raises OutsideError, and StorageError like `Storage.get`."""
         storage, key = self._found(uri)
         return shards.read(storage, key, limit)
@@ -112,7 +112,7 @@ def why(error: StorageError) -> str:
 
 def stored_limit(row: Mapping[str, Any]) -> int:
     """Return the most bytes that the protected photo of a row may have, from its width and height."""
-    return int(row["width"]) * int(row["height"]) * MOST_PIXEL + MOST_REST
+    return int(row["width"]) * int(row["height"]) * MAX_PIXEL_BYTES + MAX_REST
 
 
 def _prefix(uri: str) -> str:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 MAX_ID = 120  # characters; with a digest and an extension it stays under the 255 bytes of a file name
 KEPT = 100  # readable characters of a name that is shortened
-MOST_SHOWN = 200  # characters of a name or address in a message: two lines of a terminal
+MAX_SHOWN = 200  # characters of a name or address in a message: two lines of a terminal
 PROGRAM = ("pipeline", "dladiff")  # the top loggers of this program
 
 _USER = re.compile(  # bounded lengths keep the time linear for hostile texts of megabytes
@@ -84,7 +84,7 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
-def short(text: str, most: int = MOST_SHOWN) -> str:
+def short(text: str, most: int = MAX_SHOWN) -> str:
     """Return `shown(text)` cut to at most `most` characters; the beginning and the end are kept."""
     line = shown(text)
     return line if len(line) <= most else f"{line[: most - most // 4 - 3]}...{line[-(most // 4) :]}"

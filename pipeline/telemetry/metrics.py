@@ -16,7 +16,7 @@ WORK = ("training", "perturbation")
 KINDS = ("optimised", "held_out")
 DEVICES = ("cpu", "gpu")
 SEEN = {"photo": "ssimulacra2", "face": "ssimulacra2_face"}  # kind to column of the row
-MOST_ENCODERS = 16  # encoder names that one actor uses as labels
+MAX_ENCODERS = 16  # encoder names that one actor uses as labels
 OTHER = "other"  # label value for anything outside of these sets
 
 
@@ -28,20 +28,20 @@ class Metric:
     kind: Literal["counter", "gauge", "histogram"]
     unit: str
     help: str
-    place: Literal["actor", "driver", "scheduled"]
+    process: Literal["actor", "driver", "scheduled"]
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
 
     @property
     def series(self) -> tuple[str, ...]:
         """Names for queries. Ray prefixes actor metrics with `ray_`; its `_sum` adds bucket centres, so not `_sum`."""
-        name = f"ray_{self.name}" if self.place == "actor" else self.name
+        name = f"ray_{self.name}" if self.process == "actor" else self.name
         return (f"{name}_bucket", f"{name}_count") if self.kind == "histogram" else (name,)
 
 
-_actor: dict[str, Any] = {"place": "actor"}
-_driver: dict[str, Any] = {"place": "driver", "kind": "gauge"}
-_scheduled: dict[str, Any] = {"place": "scheduled", "kind": "gauge"}
+_actor: dict[str, Any] = {"process": "actor"}
+_driver: dict[str, Any] = {"process": "driver", "kind": "gauge"}
+_scheduled: dict[str, Any] = {"process": "scheduled", "kind": "gauge"}
 
 TASKS = Metric(
     name="dladiff_tasks_total", kind="counter", unit="tasks", labels=("status",), **_actor,
@@ -178,7 +178,7 @@ class RayMeter:
 
         self._made: dict[str, Any] = {}
         for metric in METRICS:
-            if metric.place != "actor":
+            if metric.process != "actor":
                 continue
             options: dict[str, Any] = {"description": f"{metric.help} ({metric.unit})", "tag_keys": metric.labels}
             if metric.kind == "histogram":
@@ -237,8 +237,8 @@ class ActorMetrics:
         self.meter.record(PEAK_MEMORY, peak_memory_bytes, device=DEVICES[device != "cpu"])
 
     def _encoder(self, name: str) -> str:
-        """Return the encoder's name, or OTHER after the first MOST_ENCODERS names of this actor."""
-        if name not in self._encoders and len(self._encoders) < MOST_ENCODERS:
+        """Return the encoder's name, or OTHER after the first MAX_ENCODERS names of this actor."""
+        if name not in self._encoders and len(self._encoders) < MAX_ENCODERS:
             self._encoders += (name,)
         return _of(self._encoders, name)
 

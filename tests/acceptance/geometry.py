@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from PIL import Image
 from dladiff.core.arrays import Pixels
 from dladiff.core.exchange import PhotoIn
 from dladiff.core.pixels import to_float
+from dladiff.core.randomness import stream
 from dladiff.core.visibility import ssimulacra2
 from dladiff.evaluation.intervals import Estimate, mean_over_people, paired_change
 from dladiff.evaluation.preprocessing import jpeg, total_variation, unchanged
@@ -53,8 +54,10 @@ class Condition:
     pixels: bool = False
     constants: tuple[tuple[str, float], ...] = ()
     """Constants of `displacement` that differ."""
-    again: bool = False
-    """Optimise the field a second time, on photos with the perturbation, and then the pixels again."""
+    afterwards: bool = False
+    """Displace the photo that has the pixels of the condition `pixels`."""
+    knows_pixels: bool = False
+    """Optimise that field on the photo with these pixels."""
 
 
 SOFT = (("STIFFNESS", 1.0),)
@@ -65,13 +68,15 @@ CONDITIONS = {
     "2 %": Condition(2),
     "2.8 % (1 px of the crop)": Condition(2.8),
     "1 %, no stiffness": Condition(1, constants=SOFT),
+    "1 %, control points 4 px apart": Condition(1, constants=(("PITCH", 4.0),)),
     "2 %, no stiffness": Condition(2, constants=SOFT),
     "2.8 %, no stiffness": Condition(2.8, constants=SOFT),
     "pixels": Condition(0, pixels=True),
     ".5 % and pixels": Condition(0.5, pixels=True),
     "1 % and pixels": Condition(1, pixels=True),
     "2 % and pixels": Condition(2, pixels=True),
-    "1 %, pixels, again": Condition(1, pixels=True, again=True),
+    "pixels, then 1 %": Condition(1, pixels=True, afterwards=True),
+    "pixels, then 1 % optimised with them": Condition(1, pixels=True, afterwards=True, knows_pixels=True),
 }
 
 
@@ -100,7 +105,6 @@ class Bench:
             "redrawn": sdedit("", "cpu"),
         }
         self.people = {name: [self._read(p) for p in self._files(assets / "photos" / name)] for name in PEOPLE}
-        self.fields: dict[Any, Any] = {}
 
     @staticmethod
     def _files(folder: Path) -> list[Path]:
@@ -127,28 +131,22 @@ class Bench:
         (out,) = protect([PhotoIn(key="a", pixels=photos[0])], photos, models, config, self.seed).photos
         return [(out.pixels, moved[0])]
 
-    def twice(self, person: str, condition: Condition) -> list[tuple[Pixels, Pixels]]:
-        """Return the first photo with a field that is optimised again after the pixels, and pixels again."""
-        ((stored, moved),) = self.outputs(person, condition)
-        change = stored.astype(np.float32) - moved
-        plain = geometry.Portrait.of.__func__  # type: ignore[attr-defined]
+    def after_pixels(self, person: str, condition: Condition, folder: Path) -> list[tuple[Pixels, Pixels]]:
+        """Return the first photo with the pixels of the condition `pixels`, displaced afterwards.
 
-        def perturbed(cls: Any, pixels: Pixels, face: Any, networks: Any) -> geometry.Portrait:
-            portrait = plain(cls, pixels, face, networks)
-            if not np.array_equal(pixels, self.people[person][0]):
-                return portrait
-            matrix = displacement.alignment_matrix(face.landmarks)
-            x, y = np.rint(np.linalg.solve(matrix[:, :2], portrait.frame[:, 2] - matrix[:, 2])).astype(int)
-            height, width = portrait.photo.shape[-2:]
-            part = np.clip(pixels + change, 0, 255)[y : y + height, x : x + width]
-            photo = torch.from_numpy(part).permute(2, 0, 1)[None] / 255
-            return geometry.Portrait(photo, portrait.frame, portrait.bases, portrait.targets)
-
-        geometry.Portrait.of = classmethod(perturbed)  # type: ignore[method-assign,assignment]
-        try:
-            return self.outputs(person, condition)
-        finally:
-            geometry.Portrait.of = classmethod(plain)  # type: ignore[assignment,method-assign]
+        The field is optimised on the photo without these pixels, or with them, always away from the original.
+        """
+        original, models = self.people[person][0], self.protector.models
+        stored = np.asarray(read(folder / f"{person}-0-pixels.png"))
+        (face, *_) = models.detector.detect(original)
+        networks = geometry.Networks(models.encoders, _Same(models.detector, original), models.device)
+        clean, perturbed = (geometry.Portrait.of(pixels, face, networks) for pixels in (original, stored))
+        seen = replace(clean, photo=perturbed.photo) if condition.knows_pixels else clean
+        generator = stream(self.seed, "geometry")
+        found = geometry.fit([seen], models.encoders, self.protector.config.zero_shot, condition.largest, generator)
+        return [
+            (displacement.displaced(stored, face, found).pixels, displacement.displaced(original, face, found).pixels)
+        ]
 
     def rows(self, person: str, name: str, folder: Path) -> list[dict[str, Any]]:
         """Return what is measured of one person's photos in one condition."""
@@ -157,7 +155,11 @@ class Bench:
         for key, value in condition.constants:
             setattr(displacement, key, value)
         try:
-            made = (self.twice if condition.again else self.outputs)(person, condition)
+            made = (
+                self.after_pixels(person, condition, folder)
+                if condition.afterwards
+                else self.outputs(person, condition)
+            )
         finally:
             for key, value in kept.items():
                 setattr(displacement, key, value)
@@ -177,6 +179,23 @@ class Bench:
             row = {"person": person, "condition": name, "cosines": cosines, "optimised": optimised}
             rows.append(row | {"seen": ssimulacra2(original, stored), "seen_moved": ssimulacra2(base, stored)})
         return [row | {"seconds": spent} for row in rows]
+
+
+class _Same:
+    """A detector whose passes find what they find in one photo, whatever they are given."""
+
+    def __init__(self, detector: Any, photo: Pixels) -> None:
+        self.name, self.sha256, self.licence = detector.name, detector.sha256, detector.licence
+        self.detector, self.photo = detector, photo
+
+    def detect(self, rgb: Pixels) -> Any:
+        return self.detector.detect(self.photo)
+
+    def passes(self, rgb: Pixels) -> Any:
+        return self.detector.passes(self.photo)
+
+    def passes_near(self, rgb: Pixels, faces: Any) -> Any:
+        return self.detector.passes_near(self.photo, faces)
 
 
 def table(log: Path) -> None:

@@ -27,7 +27,7 @@ from dladiff.service import named_encoder
 from dladiff.training.data import align, load_crops
 
 Faces = NDArray[np.float32]
-MOST = 2000  # sets of one size; all of them where there are fewer
+MAX_SETS = 2000  # sets of one size; all of them where there are fewer
 SIZES = (3, 4, 5, 8, 12)
 SETS = ("vggface2_n000050", "celebahq_103", "celebahq_1972", "metacloak_s1")
 
@@ -43,7 +43,7 @@ def crops(assets: Path, encoder: IdentityEncoder) -> tuple[Faces, list[str], int
     """Return embeddings and people of the tar: all crops of the held-out people first, then one of each other."""
     found, matrix = load_crops(assets)
     held = [crop for crop in found if crop.held_out]
-    others = list({crop.person: crop for crop in found if not crop.held_out}.values())[:MOST]
+    others = list({crop.person: crop for crop in found if not crop.held_out}.values())[:MAX_SETS]
     rows = []
     for crop in [*held, *others]:
         with torch.no_grad():
@@ -52,13 +52,13 @@ def crops(assets: Path, encoder: IdentityEncoder) -> tuple[Faces, list[str], int
 
 
 def sets(faces: Faces, size: int, generator: np.random.Generator) -> Iterator[Faces]:
-    """Yield the sets of `size` faces, or MOST random ones."""
+    """Yield the sets of `size` faces, or MAX_SETS random ones."""
     every = list(combinations(range(len(faces)), size)) if len(faces) <= 12 else []
     if every:
-        for i in generator.permutation(len(every))[:MOST]:
+        for i in generator.permutation(len(every))[:MAX_SETS]:
             yield faces[list(every[i])]
         return
-    for _ in range(MOST):
+    for _ in range(MAX_SETS):
         yield faces[generator.choice(len(faces), size, replace=False)]
 
 

@@ -33,7 +33,7 @@ SIZES = (64, 80, 100, 150, 300)
 """Heights of the faces' boxes, pixels."""
 ROTATIONS = (0, 15, 30, 45)
 """Degrees in the plane, to either side."""
-MOST = 48  # faces in a photo
+MAX_FACES = 48  # faces in a photo
 MARGIN = 0.6  # of the box's side, kept around a face
 FOLDERS = ("celebahq_103", "celebahq_1972", "vggface2_n000050", "metacloak_s1", "distractors")
 TEXTURES = ("grass", "gravel", "brick", "noise", "gradient", "foliage", "chelsea", "coffee", "rocket", "hubble")
@@ -117,7 +117,7 @@ def composites(
         for size, turn, border in wanted:
             source = faces[int(rng.integers(len(faces)))]
             sign = int(rng.choice([-1, 1]))
-            centre = _place(rng, size, bool(border), (height, width), taken) if len(truths) < MOST else None
+            centre = _place(rng, size, bool(border), (height, width), taken) if len(truths) < MAX_FACES else None
             if centre is None:
                 left.append((size, turn, border))
                 continue

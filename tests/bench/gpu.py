@@ -1,10 +1,10 @@
 """Layer 1 of Stable Diffusion 2.1 at full width, 512 px, bf16, on a CUDA device, with random weights.
 
     python -m tests.bench.gpu               # ours, and the same algorithm written straight down
-    python -m tests.bench.gpu --gpu-memory 24GB   # ours alone, within such a card; the straight way does not fit one
+    python -m tests.bench.gpu --gpu-memory 24GB   # ours alone, within such a card; the straight one needs more
     python -m tests.bench.gpu --formats     # ours alone, by number format and memory layout
 
-Wall seconds of the paper preset. A line is told as soon as it is measured. Some minutes, of which the model takes one.
+Wall seconds of the paper preset. Lines are printed as soon as they are measured. Takes minutes, one for the model.
 """
 
 import argparse
@@ -37,9 +37,9 @@ from tests.bench.speed import (
 
 
 def on_gpu(case: Case, best: float, straight: bool, say: Callable[[str], None]) -> None:
-    """Say the paper preset's seconds, FLOPs and share of the peak of each way, as soon as it is measured.
+    """Print the paper preset's seconds, FLOPs and share of the peak of each implementation, as soon as measured.
 
-    The straight way, and ours without CUDA graphs, over a short schedule; ours as it is over the whole one.
+    The straight one, and ours without CUDA graphs, run a short schedule; ours with CUDA graphs runs the whole one.
     """
     resident = Surrogate(case.folder, case.device)
     resident.use_cuda_graphs = False
@@ -108,7 +108,7 @@ def formats(case: Case, say: Callable[[str], None]) -> None:
 
 
 def main() -> None:
-    """Print one line a way, or a format."""
+    """Print one line for each implementation, or for each format."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=4)
     parser.add_argument("--gpu-memory", choices=GPU_MEMORY)

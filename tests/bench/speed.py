@@ -3,7 +3,7 @@
     python -m tests.bench.speed --only tiny        # what `make bench` runs
 
 Seconds of each stage are those of one batch of photos under the paper preset, taken from the mean step of a
-short schedule (two epochs): medians of several runs, the two ways in turn, of this process's own CPU time, which other
+short schedule (two epochs): medians of several runs, both in turn, of this process's own CPU time, which other
 processes disturb least. FLOPs are counted, not estimated; the share of peak is against this machine's own matrix
 multiplication. Compare ratios, and within one run only. `tests.bench.gpu` does the same on a GPU.
 """
@@ -137,7 +137,7 @@ def flops(case: Case, resident: Surrogate | None) -> Costs:
 
 
 def now(device: torch.device) -> float:
-    """Seconds: of this process's own time on the CPU, of the clock on a GPU, once it has done what it was told."""
+    """Seconds: of this process's own time on the CPU, of the clock on a GPU, once its queue is empty."""
     if device.type == "cpu":
         return time.process_time()
     torch.cuda.synchronize()
@@ -157,15 +157,15 @@ def peak(device: torch.device) -> float:
 
 
 def compare(case: Case, runs: int, best: float) -> Table:
-    """Measure both ways in turn and lay out the paper preset's seconds, ratios, FLOPs and shares of the peak."""
+    """Measure both in turn; return a table of the paper preset's seconds, ratios, FLOPs and shares of the peak."""
     resident = Surrogate(case.folder, case.device)
-    ways = (None, resident)
-    work = [flops(case, way) for way in ways]  # also warms up
+    implementations = (None, resident)
+    work = [flops(case, one) for one in implementations]  # also warms up
     taken: list[list[Costs]] = [[], []]
     for _ in range(runs):
-        for way, found in zip(ways, taken, strict=True):
-            found.append(measured(case, way, partial(now, case.device)))
-    steps = [counts(PAPER, way is not None) for way in ways]
+        for one, found in zip(implementations, taken, strict=True):
+            found.append(measured(case, one, partial(now, case.device)))
+    steps = [counts(PAPER, one is not None) for one in implementations]
     rows: list[Any] = []
     for stage in STAGES:
         seconds = [steps[i][stage] * median(run[stage] for run in taken[i]) for i in (0, 1)]

@@ -73,7 +73,7 @@ def test_actor_series_reach_the_node_agent(exported: int) -> None:
 
     worker = ray.remote(Worker).remote()
     ray.get(worker.work.remote())
-    wanted = {name for metric in metrics.METRICS if metric.place == "actor" for name in metric.series}
+    wanted = {name for metric in metrics.METRICS if metric.process == "actor" for name in metric.series}
     deadline = time.monotonic() + PATIENCE_S
     found: dict[tuple[str, str], float] = {}
     while time.monotonic() < deadline and not wanted <= {name for name, _ in found}:

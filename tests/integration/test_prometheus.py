@@ -125,8 +125,8 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[s
     """The dashboard of a head that passes metrics on every second, its folder, and the driver's port for /metrics."""
     prometheus()
     (driver,) = free_ports(1)
-    told = {"RAY_metrics_report_interval_ms": "1000"}
-    for name, value in (told | {"DLADIFF_METRICS": f"127.0.0.1:{driver}"}).items():
+    settings = {"RAY_metrics_report_interval_ms": "1000"}
+    for name, value in (settings | {"DLADIFF_METRICS": f"127.0.0.1:{driver}"}).items():
         monkeypatch.setenv(name, value)
     folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets below it may have 107 characters
     try:

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dladiff.errors import ModelError
+from dladiff.evaluation.attacks import ENCODER_ONLY
 from dladiff.evaluation.evaluator import EmbeddedFaces
 from dladiff.evaluation.scores import Networks
 from dladiff.faces.detect import Face
 from pipeline.evaluate.actor import EvaluateIdentity
-from pipeline.evaluate.config import ENCODER_ONLY, EvaluateConfig
+from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.plan import EvaluationPlan, make_plan
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage

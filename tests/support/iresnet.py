@@ -14,7 +14,7 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, planes: int, stride: int) -> None:
         super().__init__()
-        self.way = nn.Sequential(
+        self.main = nn.Sequential(
             nn.BatchNorm2d(inputs), nn.Conv2d(inputs, planes, 3, 1, 1, bias=False),
             nn.BatchNorm2d(planes), nn.PReLU(planes),
             nn.Conv2d(planes, planes, 3, stride, 1, bias=False), nn.BatchNorm2d(planes),
@@ -24,7 +24,7 @@ class Block(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.way(x) + self.short(x)
+        return self.main(x) + self.short(x)
 
 
 class IResNet(nn.Module):

@@ -1,7 +1,7 @@
 """The record of a metric, and the inputs that metrics are computed from."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from dladiff.core.arrays import Pixels
 
-Row = Mapping[str, Any]
 Cosines = dict[str, float | None]
 """Encoder to cosine; None without a face."""
 

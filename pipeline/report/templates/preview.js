@@ -15,12 +15,12 @@
   let fitted = true;
 
   const unit = () => 1 / window.devicePixelRatio; // scale of 100 %
-  const room = () => [stage.clientWidth, stage.clientHeight];
+  const stageSize = () => [stage.clientWidth, stage.clientHeight];
   const length = () => [before.naturalWidth * scale, before.naturalHeight * scale];
   const fit = () => Math.min(stage.clientWidth / before.naturalWidth, stage.clientHeight / before.naturalHeight);
   const largest = () => Math.max(MOST * unit(), fit());
   const smallest = () => Math.min(unit(), fit());
-  const movable = () => length().some((size, axis) => size > room()[axis] + 1);
+  const movable = () => length().some((size, axis) => size > stageSize()[axis] + 1);
 
   // The line runs over the visible part of the picture: px in the stage
   const visible = () => [Math.max(0, x), Math.min(stage.clientWidth, x + length()[0])];
@@ -37,7 +37,7 @@
   const place = () => {
     if (!before.naturalWidth) return;
     const within = (at, all, size) => Math.round(size <= all ? (all - size) / 2 : Math.min(0, Math.max(all - size, at)));
-    const [[width, height], [wide, high]] = [length(), room()];
+    const [[width, height], [wide, high]] = [length(), stageSize()];
     [x, y] = [within(x, wide, width), within(y, high, height)];
     for (const image of [before, after]) {
       image.style.transform = `translate(${x}px, ${y}px) scale(${scale})`;

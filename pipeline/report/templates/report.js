@@ -33,19 +33,19 @@
     const cards = [...box.querySelectorAll(".card")].map((card) => {
       return { card, status: card.dataset.status, text: lower(card.dataset.name, card.dataset.reason) };
     });
-    const person = { box, name, status, cards, text: lower(name, reason), room: PHOTOS, matches: cards };
+    const person = { box, name, status, cards, text: lower(name, reason), limit: PHOTOS, matches: cards };
     for (const [key, value] of Object.entries(figures)) person[key] = number(value);
     person.more = box.querySelector(".more button");
     person.more.addEventListener("click", () => {
-      const first = person.room;
-      person.room += PHOTOS;
+      const first = person.limit;
+      person.limit += PHOTOS;
       lay(person);
       person.matches[first].card.querySelector("input, button")?.focus(); // the keyboard goes on where the new begin
     });
     return person;
   });
   const lay = (person) => {
-    const seen = new Set(person.matches.slice(0, person.room));
+    const seen = new Set(person.matches.slice(0, person.limit));
     for (const entry of person.cards) entry.card.hidden = !seen.has(entry);
     person.more.hidden = seen.size === person.matches.length;
   };
@@ -65,7 +65,7 @@
     name: (a, b) => names.compare(a.name, b.name),
   };
   const count = (n, one, many) => `${n} ${n === 1 ? one : many}`;
-  let room = PAGE;
+  let limit = PAGE;
   let seen = [];
   const show = () => {
     const status = $("status").value;
@@ -78,7 +78,7 @@
       return (named && whole) || person.matches.length > 0;
     });
     for (const person of people) person.box.hidden = true;
-    seen = matches.slice(0, room);
+    seen = matches.slice(0, limit);
     for (const person of seen) {
       lay(person);
       person.box.hidden = false;
@@ -93,8 +93,8 @@
   };
   for (const [id, event] of [["sort", "change"], ["status", "change"], ["text", "input"]]) {
     $(id).addEventListener(event, () => {
-      room = PAGE;
-      for (const person of people) person.room = PHOTOS;
+      limit = PAGE;
+      for (const person of people) person.limit = PHOTOS;
       show();
     });
   }
@@ -107,7 +107,7 @@
   });
   $("more").addEventListener("click", () => {
     const first = seen.length;
-    room += PAGE;
+    limit += PAGE;
     show();
     seen[first].box.querySelector("summary").focus(); // the keyboard goes on where the new ones begin
   });

@@ -14,8 +14,9 @@ from dladiff.core.pixels import whole_levels
 from dladiff.diffusion.trainer import Trainer
 from dladiff.faces.detect import warp
 from dladiff.layers.finetuning import _Ascent
+from dladiff.layers.stop_rule import still_above
 from dladiff.layers.zero_shot import AlignedGrid, Box, ImageGrid, half_crop_pixel, pasted
-from dladiff.protect import _still_above, protect
+from dladiff.protect import protect
 from dladiff.service import Protector
 from dladiff.settings.schema import method_config
 from tests.golden.make_tiny import GOLDEN, SETTINGS, photo, run, summary
@@ -89,13 +90,13 @@ def test_overlapping_faces_are_checked_again() -> None:
     boxes = [Box(0, 0, 10, 10), Box(9, 9, 20, 20), Box(20, 9, 30, 20), Box(0, 12, 9, 20)]
     rules: list[Any] = [Rule(value) for value in (0.5, 0.5, 0.5, 0.0)]
     steps = [3, 3, config.max_steps, config.max_steps]
-    lines = _still_above(list(zip(rules, boxes, steps, strict=True)), torch.zeros(1, 3, 30, 30), config)
+    lines = still_above(list(zip(rules, boxes, steps, strict=True)), torch.zeros(1, 3, 30, 30), config)
     assert [line.split(":")[0] for line in lines] == ["face 1", "face 2", "face 3"]
     assert "3 steps and those of a face that overlaps it" in lines[0] and lines[2].endswith(f"{config.max_steps} steps")
     assert [rule.calls for rule in rules] == [1, 1, 1, 1]
     far = [Box(0, 0, 10, 10), Box(20, 20, 30, 30)]
     rules = [Rule(0.5), Rule(0.5)]
-    assert _still_above(list(zip(rules, far, [3, 3], strict=True)), torch.zeros(1, 3, 30, 30), config) == []
+    assert still_above(list(zip(rules, far, [3, 3], strict=True)), torch.zeros(1, 3, 30, 30), config) == []
     assert [rule.calls for rule in rules] == [0, 0]  # below the threshold and without overlap: not checked again
 
 

@@ -27,11 +27,11 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 
 
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
-@pytest.mark.parametrize("way", ["straight", "ours"])
-def test_all_that_a_step_reads_lies_on_its_device(elsewhere: torch.device, way: str) -> None:
+@pytest.mark.parametrize("implementation", ["straight", "ours"])
+def test_all_that_a_step_reads_is_on_its_device(elsewhere: torch.device, implementation: str) -> None:
     x = torch.rand(2, 3, 128, 128).to(elsewhere)
     streams = [stream(2), stream(3)]
-    if way == "straight":
+    if implementation == "straight":
         delta = Straight("embedded", elsewhere, SHORT).protect(x, x, stream(1), streams)
     else:
         surrogate = Surrogate("embedded", elsewhere)
@@ -40,7 +40,7 @@ def test_all_that_a_step_reads_lies_on_its_device(elsewhere: torch.device, way: 
     assert (delta.device, delta.shape) == (elsewhere, x.shape)
 
 
-def test_what_is_measured_on_a_gpu_is_told_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_measured_on_a_gpu_is_printed_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"iter_ft": 3, "iter_opt": 3, "iter_1": 2, "iter_2": 1, "iter_3": 1}
     paper = FinetuningConfig(**settings)  # type: ignore[arg-type]
     monkeypatch.setattr(gpu, "PAPER", paper)

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from dladiff.settings.presets import PRESETS, PROFILES
 from dladiff.settings.schema import MethodConfig
 from dladiff.settings.validate import Settings, group
+from docs.reference_settings import as_markdown, docstrings
 from pipeline.cli.main import main
 from pipeline.cluster.job_file import Cluster, JobValues, TenantValues
 from pipeline.cluster.schedule import Schedule
@@ -77,7 +78,9 @@ def reference() -> ModuleType:
     found = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
     assert found is not None and found.loader is not None
     module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs")
+        found.loader.exec_module(module)
     return module
 
 
@@ -92,9 +95,9 @@ def all_fields(kind: type[Settings]) -> Iterator[tuple[type[Settings], str]]:
 def test_settings_page_has_every_field_with_its_meaning(reference: ModuleType) -> None:
     page = reference.configuration()
     for kind, name in (f for top in (RunConfig, MethodConfig, Cluster, Schedule, Retention) for f in all_fields(top)):
-        about = reference.docstrings(kind)[name]
+        about = docstrings(kind)[name]
         assert f"| `{name}` | " in page
-        assert f" | {reference._text(about)} |" in page, f"{kind.__name__}.{name}"
+        assert f" | {as_markdown(about)} |" in page, f"{kind.__name__}.{name}"
     assert all(
         f"| `{key}` | " in page for key in (*JobValues.model_fields, *TenantValues.model_fields, *PROFILES, *PRESETS)
     )
@@ -141,7 +144,7 @@ def test_manifest_page_has_every_column(site: Path, built: dict[Path, Page], ref
 
 
 def test_plain_text_stands_for_itself(reference: ModuleType) -> None:
-    assert reference._text("a_b | <i> [x](y) `c|<d>`") == r"a\_b \| \<i> \[x\](y) `c|<d>`"
+    assert as_markdown("a_b | <i> [x](y) `c|<d>`") == r"a\_b \| \<i> \[x\](y) `c|<d>`"
 
 
 def test_no_link_is_dead_and_no_page_orphaned(site: Path, built: dict[Path, Page]) -> None:

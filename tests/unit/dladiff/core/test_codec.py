@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageCms
 
 from dladiff.core.arrays import Pixels
-from dladiff.core.codec import MIN_QUALITY, OPT_OUT, SIZE_LIMIT, Codec, fitting_quality, is_grey
+from dladiff.core.codec import MIN_QUALITY, SIZE_LIMIT, Codec, fitting_quality, is_grey
+from dladiff.core.formats import OPT_OUT
 from dladiff.core.pixels import to_float, to_uint8
 from dladiff.core.transforms import through_file
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from dladiff.core.randomness import stream
 from dladiff.diffusion.graphs import Graphs, Step
 from dladiff.diffusion.surrogate import Batch, Surrogate
-from dladiff.diffusion.trainer import Part, Trainer, in_parts
+from dladiff.diffusion.trainer import MicroBatch, Trainer, in_parts
 
 CPU = torch.device("cpu")
 
@@ -42,7 +42,7 @@ def test_the_captured_training_step_equals_the_eager_one(prior: bool) -> None:
             batch = Batch(torch.randn(noise.latent.shape, generator=stream(9)), noise, surrogate.prompt("a"))
             parts = in_parts(batch, 2)
             if prior:
-                parts = [Part(p.batch, p.batch, p.share) for p in parts]
+                parts = [MicroBatch(p.batch, p.batch, p.share) for p in parts]
             losses.append(float(trainer.step(surrogate, parts, 0.5)))
         found.append((losses, torch.cat([w.flatten() for w in unet.parameters()])))
         assert not any(w.requires_grad for w in unet.parameters())

@@ -6,7 +6,7 @@ import torch
 from dladiff.core.randomness import stream
 from dladiff.diffusion import trainer
 from dladiff.diffusion.surrogate import Batch, Surrogate
-from dladiff.diffusion.trainer import Part, Trainer, in_parts
+from dladiff.diffusion.trainer import MicroBatch, Trainer, in_parts
 from dladiff.layers.finetuning import perturb, static_surrogate
 from dladiff.settings.schema import FinetuningConfig
 
@@ -26,8 +26,8 @@ def test_trainer_changes_its_weights_and_not_the_pretrained_ones(surrogate: Surr
     prompt = surrogate.prompt("a photo of sks person")
     noise = surrogate.draw([stream(0)], 128)
     latents = torch.randn(1, 8, 16, 16, generator=stream(1))
-    learner = Trainer(unet, 1e-4, 1e-2)
-    losses = [learner.step(surrogate, [Part(Batch(latents, noise, prompt))]) for _ in range(5)]
+    training = Trainer(unet, 1e-4, 1e-2)
+    losses = [training.step(surrogate, [MicroBatch(Batch(latents, noise, prompt))]) for _ in range(5)]
     assert losses[-1] < losses[0]
     assert unet.conv_in.weight.dtype == torch.float32
     assert not any(p.requires_grad for p in unet.parameters())
@@ -40,11 +40,11 @@ def test_offloaded_moments_change_no_step(surrogate: Surrogate, monkeypatch: pyt
     batch = Batch(torch.randn(1, 8, 8, 8, generator=stream(1)), noise, surrogate.prompt("a photo of sks person"))
     found = []
     for host in (None, CPU):
-        learner = Trainer(unet := surrogate.fresh_unet(), 1e-4, 1e-2, host)
+        training = Trainer(unet := surrogate.fresh_unet(), 1e-4, 1e-2, host)
         for _ in range(3):
-            learner.step(surrogate, [Part(batch)])
+            training.step(surrogate, [MicroBatch(batch)])
         found.append([p.clone() for p in unet.parameters()])
-    assert len(learner.optimisers) > 3
+    assert len(training.optimisers) > 3
     assert all(map(torch.equal, *found))
 
 
@@ -87,7 +87,7 @@ def test_the_prior_term_is_the_loss_on_class_images_and_without_them_nothing_is_
         unet = surrogate.fresh_unet()
         with torch.no_grad():
             apart = [surrogate.loss(unet, b.latents, b.noise, b.prompt) for b in (own, batch)]
-        together = Trainer(unet, 1e-4, 1e-2).step(surrogate, [Part(own, batch)], 0.5)
+        together = Trainer(unet, 1e-4, 1e-2).step(surrogate, [MicroBatch(own, batch)], 0.5)
         assert torch.allclose(together, apart[0] + 0.5 * apart[1], atol=1e-6)
         assert not torch.equal(delta(1.0), delta(0.0))
     finally:

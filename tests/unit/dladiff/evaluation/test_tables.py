@@ -7,13 +7,15 @@ import pytest
 from numpy.typing import NDArray
 
 from dladiff.evaluation import paper_tables as paper
+from dladiff.evaluation.attacks import ENCODER_ONLY
 from dladiff.evaluation.frechet import frechet_distance
 from dladiff.evaluation.intervals import Estimate
-from dladiff.evaluation.paper_layout import PAPER_PROMPTS, all_tables
-from dladiff.evaluation.summaries import ENCODER_ONLY, fid, group
+from dladiff.evaluation.paper_layout import all_tables
+from dladiff.evaluation.paper_tables import PROMPTS
+from dladiff.evaluation.summaries import fid, group
 from dladiff.evaluation.tables import Evaluation, Table, cell, markdown
 
-PROMPT = PAPER_PROMPTS[0]
+PROMPT = PROMPTS[0]
 CONDITIONS = ("clean", "noise", "aspl", "without_dsur", "dladiff")
 
 

@@ -10,7 +10,7 @@ from dladiff.faces.detect import Face
 Boxes = list[tuple[float, float, float, float]]
 
 
-class Told:
+class GivenFaces:
     """A detector with predefined faces, keyed by the value of a photo's first pixel."""
 
     def __init__(self, found: dict[int, Boxes]) -> None:
@@ -31,7 +31,7 @@ def photo(number: int, blur: float = 0.0) -> Pixels:
 
 
 def chosen(photos: list[Pixels], found: dict[int, Boxes], count: int) -> list[int]:
-    best = best_photos(photos, count, Told(found))  # type: ignore[arg-type]
+    best = best_photos(photos, count, GivenFaces(found))  # type: ignore[arg-type]
     return [int(p[0, 0, 0]) for p in best]
 
 

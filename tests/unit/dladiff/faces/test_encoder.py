@@ -104,8 +104,8 @@ def test_iresnet_is_the_network_that_was_exported(depth: int, width: int, tmp_pa
     got = encoder(crops)
     assert (encoder.mean, encoder.std) == (127.5, 127.5) and got.shape == (2, 512)
     assert torch.allclose(got, expected, atol=1e-5)
-    slopes = [torch.autograd.grad(e[0, 0] - e[1, 1], crops)[0] for e in (got, expected)]
-    one, other = (slope.flatten() for slope in slopes)
+    gradients = [torch.autograd.grad(e[0, 0] - e[1, 1], crops)[0] for e in (got, expected)]
+    one, other = (gradient.flatten() for gradient in gradients)
     assert float(functional.cosine_similarity(one, other, dim=0)) == pytest.approx(1, abs=1e-5)
 
 

@@ -22,7 +22,7 @@ from dladiff.faces.image_network import ImageNetwork
 from dladiff.faces.onnx_file import load_model, read_tensor
 
 Node: TypeAlias = onnx.NodeProto
-MOST_MEMORY = 2 * 2**30
+MAX_MEMORY = 2 * 2**30
 """Bytes of address space that a test may add; a test that needs more fails instead of exhausting the machine."""
 
 
@@ -31,7 +31,7 @@ def bounded() -> Iterator[None]:
     torch.empty(2, device="meta") + 1  # imported before the bound
     used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
     before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + MOST_MEMORY, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (used + MAX_MEMORY, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_AS, before)
 

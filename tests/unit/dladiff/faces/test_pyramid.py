@@ -155,7 +155,7 @@ def test_a_square_across_tile_borders_is_found_once_and_whole() -> None:
 
 
 def test_a_photo_full_of_candidates_has_a_bounded_number_of_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pyramid, "MOST_CANDIDATES", 20)
+    monkeypatch.setattr(pyramid, "MAX_CANDIDATES", 20)
     photo = np.full((1200, 1200, 3), 60, np.uint8)
     for x in range(10, 1200, 60):
         photo[10::60, x : x + 20] = 255

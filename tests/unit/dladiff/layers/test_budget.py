@@ -6,6 +6,7 @@ import torch
 
 from dladiff.core import visibility
 from dladiff.core.pixels import to_float, to_uint8
+from dladiff.core.transforms import blur
 from dladiff.layers.budget import COLOUR_WEIGHTS, SCORE_WEIGHTS, Budget, mirrored
 from tests.golden.make_tiny import photo
 
@@ -35,7 +36,7 @@ def test_descending_the_penalty_makes_a_picture_less_visible() -> None:
 
 
 def test_weights_stay_within_their_limits() -> None:
-    x = to_float(photo())
+    x = to_float(photo())[..., 80:176, 80:176]
     budget, changed = Budget(x, [], target=99, colour=0.01), noisy(x, 20)
     for step in range(200):
         budget.gradient(changed if step % 2 else x, 2 * step)
@@ -55,6 +56,22 @@ def test_a_small_face_and_a_large_photo_fit() -> None:
         x = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
         gradient = Budget(x, [(2, 2, 20, 20)], target=95, colour=1.0).gradient(noisy(x, 20), 0)
         assert gradient.shape == x.shape and bool(gradient.isfinite().all()) and gradient.abs().max() > 0
+
+
+def test_a_small_whole_photo_is_scored_as_the_stored_file_is() -> None:
+    """Fine noise counts most in the fewer scales of the whole photo, coarse noise in those of the continued face."""
+    pixels = np.ascontiguousarray(photo()[60:180, 60:180])
+    x = to_float(pixels)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    for change, of_face in ((6 / 255 * noise, False), (60 / 255 * blur(noise, 4.0), True)):
+        changed = to_float(to_uint8(x + change))
+        stored = [visibility.ssimulacra2(pixels, to_uint8(changed), face=face) for face in (False, True)]
+        alone, twice = (Budget(x, [(0, 0, 120, 120)], target=75, colour=1.5, whole=whole) for whole in (False, True))
+        for budget in (alone, twice):
+            budget.gradient(changed, 0)
+        assert (stored[1] < stored[0]) == of_face and abs(stored[0] - stored[1]) > 10
+        assert twice.score == pytest.approx(min(stored), abs=0.5)
+        assert of_face or alone.score > min(stored) + 10
 
 
 @pytest.mark.parametrize("size", [(100, 70), (256, 300), (90, 400)])

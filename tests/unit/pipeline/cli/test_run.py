@@ -1,15 +1,8 @@
 """The command without Ray: what is planned, errors as one line each, exit codes, and what is not imported."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -85,15 +78,6 @@ def test_a_setting_that_cannot_be_is_bad_usage(photos: Path, tmp_path: Path, set
     assert code == 2 and text in err and err.startswith("error: "), err
 
 
-@pytest.mark.parametrize("command", ["verify", "status", "failed", "finalise", "report", "retention"])
-@pytest.mark.parametrize(
-    ("address", "text"), [("", "is empty"), ("s3://", "no bucket"), ("ftp://a/b", "unknown storage")]
-)
-def test_an_address_that_cannot_be_is_bad_usage(command: str, address: str, text: str) -> None:
-    code, out, err = call(command, "--output", address)
-    assert (code, out) == (2, "") and text in err
-
-
 @pytest.mark.parametrize("setting", ["model", "detector"])
 def test_a_name_longer_than_files_have_is_one_line(photos: Path, tmp_path: Path, setting: str) -> None:
     (tmp_path / "run.yaml").write_text(f"method:\n  {setting}: {300 * 'a'}")
@@ -158,24 +142,6 @@ def test_weights_of_a_cluster_lie_with_its_workers(
     assert call("plan", *place)[0] == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_terminated_command_says_so_in_one_line(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
-) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-
-    def struck(*_: object, **__: object) -> None:
-        os.kill(os.getpid(), number)
-        time.sleep(60)
-
-    monkeypatch.setattr("pipeline.run.plan.make_plan", struck)
-    code, out, err = call("plan", "--input", str(photos), "--output", str(tmp_path / "out"))
-    assert (code, out, err) == (1, "", "stopped: what is done is kept; run the same command again to continue\n")
-    assert signal.getsignal(signal.SIGTERM) is before
-    signal.signal(signal.SIGINT, interrupt)
-
-
 def test_a_price_is_a_number(photos: Path, tmp_path: Path) -> None:
     place = ["--input", str(photos), "--output", str(tmp_path / "out")]
     assert [call("plan", *place, "--price", text)[0] for text in ("nan", "inf", "2.5")] == [2, 2, 0]
@@ -235,30 +201,6 @@ def test_names_are_shown_as_text() -> None:
     assert safe("[red]a\x1b[2J") == r"\[red]a\x1b[2J"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["protect", "--help"], ["status", "--output", "."]])
-def test_neither_torch_nor_ray_is_imported(arguments: list[str], tmp_path: Path) -> None:
-    code = (
-        "import sys; from pipeline.cli.main import main\n"
-        f"try: main({arguments!r})\nexcept SystemExit as e: assert not e.code, e.code\n"
-        "print(sorted({'torch', 'ray', 'boto3'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
-
-
-def test_completion_prints_a_script_for_each_shell() -> None:
-    for shell in ("bash", "zsh", "fish"):
-        code, out, _ = call("completion", shell)
-        assert code == 0 and "_DLADIFF_COMPLETE" in out
-
-
-def test_completion_knows_commands_and_options() -> None:
-    from click.shell_completion import BashComplete
-
-    offered = [item.value for item in BashComplete(main, {}, "dladiff", "X").get_completions(["protect"], "--re")]
-    assert offered == ["--retry-failed", "--reason"]
-
-
 def test_advice_follows_what_happened() -> None:
     from pipeline.run.driver import Summary
 
@@ -273,22 +215,6 @@ def test_the_summary_advises_flat_for_an_identity_of_strangers() -> None:
     from pipeline.run.driver import Summary
 
     assert "--layout flat" in Summary(1, 1, 1, done=1, mixed_identities=1).advice("out")[0]
-
-
-def _commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    yield path
-    for name, command in group.commands.items():
-        yield from _commands(command, (*path, name)) if isinstance(command, click.Group) else [(*path, name)]
-
-
-@pytest.mark.parametrize("command", sorted(_commands(main)), ids=" ".join)
-def test_h_is_help_everywhere(command: tuple[str, ...]) -> None:
-    short, long = call(*command, "-h"), call(*command, "--help")
-    assert short == long and short[0] == 0 and short[1].startswith("Usage:")
-
-
-def test_version_is_an_option_too() -> None:
-    assert call("--version") == (0, f"dladiff {call('version')[1]}", "")
 
 
 def test_one_note_where_photos_are_their_own_clean_set(photos: Path, tmp_path: Path) -> None:

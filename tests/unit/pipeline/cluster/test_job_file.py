@@ -1,4 +1,4 @@
-"""Job files: those of the repository are right, and every fault of a wrong one is told at once."""
+"""Job files: those of the repository are right, and every fault of a wrong one is reported at once."""
 
 from datetime import UTC, datetime, time
 from pathlib import Path

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +12,36 @@ import pytest
 
 from dladiff.errors import DamagedError, StorageError
 from dladiff.evaluation import summaries
-from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.mos import faces_of
-from pipeline.evaluate.plan import EvaluationPlan
 from pipeline.evaluate.ratings import COLUMNS, add_rating, keep_ratings, read_ratings
 from pipeline.evaluate.results import _load, collect, flat_rows, write_results
 from pipeline.records.schema import RESULTS, table
-from pipeline.storage.base import Storage
-from tests.support.evaluated import evaluated
+from tests.unit.pipeline.evaluate.conftest import Evaluated
 from tests.unit.pipeline.run.test_hostile_output import HOSTILE, OBJECTS, changed, positions
-
-Evaluated = tuple[EvaluateConfig, EvaluationPlan, Storage]
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluated:
+def made(evaluate_once: Callable[..., Evaluated], monkeypatch: pytest.MonkeyPatch) -> Evaluated:
     monkeypatch.setattr(summaries, "FID_DRAWS", 4)  # of 200: each table is made many times here
-    return evaluated(tmp_path, {"ann": ["1.png", "2.png"], "bob": ["1.png"]}, kept=1)
+    return evaluate_once({"ann": ["1.png", "2.png"], "bob": ["1.png"]}, kept=1)
 
 
 def test_any_value_in_any_place_of_a_row_costs_that_row_alone(made: Evaluated) -> None:
     config, plan, results = made
-    place = f"rows/{next(row['key'] for row in plan.rows if row['attack'] == 'dreambooth')}.json"
-    record = json.loads(results.get(place))
+    key = f"rows/{next(row['key'] for row in plan.rows if row['attack'] == 'dreambooth')}.json"
+    record = json.loads(results.get(key))
     accepted: dict[tuple[Any, ...], str] = {}
     for path in positions(record):
         for text in HOSTILE:
-            results.put(place, changed(record, path, text).encode())
+            (Path(config.results) / key).write_text(changed(record, path, text))
             try:
-                found = _load(results, place)
+                found = _load(results, key)
             except DamagedError:
                 continue
             table(list(flat_rows(found)), RESULTS)
             accepted.setdefault(path, changed(record, path, text))
     for whole in accepted.values():
-        results.put(place, whole.encode())
+        results.put(key, whole.encode())
         assert len(write_results(results, config, plan)) == len(plan.rows)
         faces_of(results)
 
@@ -75,11 +71,11 @@ def test_a_row_names_files_of_its_own_alone(made: Evaluated) -> None:
 @pytest.mark.parametrize("shape", [(3,), (3, 4, 2), (2, 7), (0, 0)])
 def test_features_of_another_shape_give_no_fid(made: Evaluated, shape: tuple[int, ...]) -> None:
     config, plan, results = made
-    place = list(results.list("features/"))[-1].key
+    key = list(results.list("features/"))[-1].key
     for values in (np.zeros(shape, np.float32), np.full(shape, np.nan, np.float32), np.full(shape, "x")):
         out = io.BytesIO()
         np.savez(out, values)
-        results.put(place, out.getvalue())
+        results.put(key, out.getvalue())
         assert len(write_results(results, config, plan)) == len(plan.rows)
 
 

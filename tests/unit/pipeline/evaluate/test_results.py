@@ -2,7 +2,7 @@
 
 import io
 import json
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,16 +12,18 @@ from PIL import Image
 from dladiff.errors import StorageError
 from pipeline.evaluate.ratings import add_rating, opinions, read_ratings
 from pipeline.evaluate.results import collect, evaluation, write_results
-from tests.support.evaluated import actor, evaluated
+from tests.support.evaluated import actor
 from tests.support.outputs import HOSTILE
 from tests.support.pages import Page
+from tests.unit.pipeline.evaluate.conftest import Evaluated
 
+Evaluation = Callable[..., Evaluated]
 PROMPT = "a photo of sks person"
 RATING = {"rater": "a", "face": "f", "identity": "ann", "attack": "dreambooth", "condition": "dladiff"}
 
 
-def test_rows_tables_and_sheets(tmp_path: Path) -> None:
-    config, plan, results = evaluated(tmp_path, {"ann": ["1.png", "2.png"], "bob": ["1.png"]})
+def test_rows_tables_and_sheets(evaluate_once: Evaluation) -> None:
+    config, plan, results = evaluate_once({"ann": ["1.png", "2.png"], "bob": ["1.png"]})
     records = write_results(results, config, plan)
     assert len(records) == len(plan.rows) == 12
     table = pq.read_table(io.BytesIO(results.get("results.parquet"))).to_pylist()
@@ -38,8 +40,8 @@ def test_rows_tables_and_sheets(tmp_path: Path) -> None:
         assert sheet.size == (768, 220)
 
 
-def test_a_part_of_the_rows_gives_tables_too(tmp_path: Path) -> None:
-    config, plan, results = evaluated(tmp_path, {"ann": ["1.png"]})
+def test_a_part_of_the_rows_gives_tables_too(evaluate_once: Evaluation) -> None:
+    config, plan, results = evaluate_once({"ann": ["1.png"]})
     gone = [row for row in plan.rows if row["condition"] == "noise"]
     for row in gone:
         results.delete(f"rows/{row['key']}.json")
@@ -53,9 +55,9 @@ def test_a_part_of_the_rows_gives_tables_too(tmp_path: Path) -> None:
     assert "| noise | 0 | 1 / 0 / 0 |" in results.get("tables.md").decode()
 
 
-def test_the_page_holds_no_markup_of_names_and_no_address(tmp_path: Path) -> None:
+def test_the_page_holds_no_markup_of_names_and_no_address(evaluate_once: Evaluation) -> None:
     hostile_prompt = "<img src=x onerror=alert(1)> | \u202e"
-    config, plan, results = evaluated(tmp_path, {HOSTILE: ["1.png"]}, prompts=(hostile_prompt,))
+    config, plan, results = evaluate_once({HOSTILE: ["1.png"]}, prompts=(hostile_prompt,))
     write_results(results, config, plan)
     page = Page(results.get("tables.html").decode())
     assert page.all("script") == []
@@ -70,8 +72,8 @@ def test_the_page_holds_no_markup_of_names_and_no_address(tmp_path: Path) -> Non
     assert [d for d in page.all("td") if d.get("class") == "theirs"]
 
 
-def test_a_second_worker_changes_nothing(tmp_path: Path) -> None:
-    config, plan, results = evaluated(tmp_path, {"ann": ["1.png"]})
+def test_a_second_worker_changes_nothing(evaluate_once: Evaluation) -> None:
+    config, plan, results = evaluate_once({"ann": ["1.png"]})
     before = {e.key: e.tag for e in results.list("rows/")}
     for row in plan.rows:
         actor(config)({"work": json.dumps(row)})
@@ -79,8 +81,8 @@ def test_a_second_worker_changes_nothing(tmp_path: Path) -> None:
     assert len(collect(results, plan)) == len(plan.rows)
 
 
-def test_records_of_earlier_versions_give_the_same_tables(tmp_path: Path) -> None:
-    config, plan, results = evaluated(tmp_path, {"ann": ["1.png"]})
+def test_records_of_earlier_versions_give_the_same_tables(evaluate_once: Evaluation) -> None:
+    config, plan, results = evaluate_once({"ann": ["1.png"]})
     write_results(results, config, plan)
     tables, table = results.get("tables.md"), pq.read_table(io.BytesIO(results.get("results.parquet")))
     for entry in list(results.list("rows/")):
@@ -91,8 +93,8 @@ def test_records_of_earlier_versions_give_the_same_tables(tmp_path: Path) -> Non
     assert pq.read_table(io.BytesIO(results.get("results.parquet"))) == table
 
 
-def test_ratings_are_kept_and_averaged(tmp_path: Path) -> None:
-    _, _, results = evaluated(tmp_path, {"ann": ["1.png"]})
+def test_ratings_are_kept_and_averaged(evaluate_once: Evaluation) -> None:
+    _, _, results = evaluate_once({"ann": ["1.png"]})
     assert read_ratings(results) == []
     for rater, identity, score in (("a", "ann", 1), ('b, "x"\n', "ann", 2), ("a", "bob", 5)):
         add_rating(
@@ -117,8 +119,8 @@ def test_ratings_are_kept_and_averaged(tmp_path: Path) -> None:
     assert len(read_ratings(results)) == 3
 
 
-def test_a_face_counts_once_a_rater_and_only_faces_of_these_rows(tmp_path: Path) -> None:
-    config, plan, results = evaluated(tmp_path, {"ann": ["1.png"]}, kept=1)
+def test_a_face_counts_once_a_rater_and_only_faces_of_these_rows(evaluate_once: Evaluation) -> None:
+    config, plan, results = evaluate_once({"ann": ["1.png"]}, kept=1)
     rating = RATING | {"prompt": PROMPT, "score": "5", "time": "t"}
     for _ in range(2):
         add_rating(results, rating)
@@ -132,9 +134,9 @@ def test_a_face_counts_once_a_rater_and_only_faces_of_these_rows(tmp_path: Path)
 
 
 def test_damaged_rows_are_reported_and_damaged_features_give_no_fid(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    evaluate_once: Evaluation, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config, plan, results = evaluated(tmp_path, {"ann": ["1.png"]})
+    config, plan, results = evaluate_once({"ann": ["1.png"]})
     for entry in list(results.list("features/"))[:2]:
         results.put(entry.key, b"no archive")
     write_results(results, config, plan)
@@ -145,8 +147,8 @@ def test_damaged_rows_are_reported_and_damaged_features_give_no_fid(
 
 
 @pytest.mark.parametrize("text", [b"rater,score\na,9\n", b"rater,face,score\na,b\n", b"\xff\xfe"])
-def test_damaged_ratings_are_reported(tmp_path: Path, text: bytes) -> None:
-    _, _, results = evaluated(tmp_path, {"ann": ["1.png"]})
+def test_damaged_ratings_are_reported(evaluate_once: Evaluation, text: bytes) -> None:
+    _, _, results = evaluate_once({"ann": ["1.png"]})
     results.put("ratings.csv", text)
     with pytest.raises(StorageError, match=r"ratings\.csv"):
         read_ratings(results)

@@ -21,7 +21,7 @@ from dladiff.settings.presets import STRENGTHS
 from pipeline.config import RunConfig
 from pipeline.report import preview as command
 from pipeline.report.preview import page_of, preview
-from pipeline.report.preview_page import CHOSEN, LEAST, MARK, MEANING, SIDE, Picture, detail, render, words
+from pipeline.report.preview_page import CHOSEN, MARK, MEANING, MIN_SIDE, SIDE, Picture, detail, render, words
 from pipeline.report.preview_worker import Done
 from pipeline.sources.decode import Decoded, decode
 from tests.support.fakes import AddNoise
@@ -138,7 +138,7 @@ def test_the_detail_stays_inside_the_photo() -> None:
     for box in ([-50, -50, 40, 40], [1900, 900, 2100, 1100], [0, 0, 2000, 1000], [5, 5, 6, 6]):
         crop = detail(2000, 1000, [box])
         assert 0 <= crop.x <= 2000 - crop.width and 0 <= crop.y <= 1000 - crop.height
-        assert LEAST <= crop.width <= SIDE and LEAST <= crop.height <= 1000
+        assert MIN_SIDE <= crop.width <= SIDE and MIN_SIDE <= crop.height <= 1000
     small = detail(3000, 100, [])
     assert (small.width, small.height, small.y) == (SIDE, 100, 0)
 

@@ -1,5 +1,6 @@
 """After retention nothing in an output, its results or its pages names or shows who left, whatever died before."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,28 @@ from tests.support.departed import GHOSTS, LEFT, STAYS, Scene, files
 GONE = Retention(gone=True)
 
 
-@pytest.fixture
-def scene(tmp_path: Path) -> Scene:
-    folder = tmp_path.resolve()
+def empty(folder: Path) -> Scene:
     return Scene(folder, str(folder / "in"), str(folder / "out"), str(folder / "results"))
+
+
+@pytest.fixture(scope="module")
+def _filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scene, Path]:
+    """A scene that is filled once, and a copy of its files."""
+    top = tmp_path_factory.mktemp("departed").resolve()
+    scene, copy = empty(top / "scene"), top / "copy"
+    with pytest.MonkeyPatch.context() as patch:
+        scene.fill(patch)
+    shutil.copytree(scene.folder, copy, symlinks=True)
+    return scene, copy
+
+
+@pytest.fixture
+def scene(_filled: tuple[Scene, Path]) -> Scene:
+    """The filled scene as it was, at the same addresses."""
+    scene, copy = _filled
+    shutil.rmtree(scene.folder)
+    shutil.copytree(copy, scene.folder, symlinks=True)
+    return scene
 
 
 def gone(scene: Scene, *, really: bool = True, rule: Retention = GONE) -> Retained:
@@ -33,7 +52,8 @@ def everything(scene: Scene) -> dict[str, bytes]:
 
 
 @pytest.mark.networks
-def test_nothing_of_who_left_stays(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_who_left_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = empty(tmp_path.resolve())
     scene.fill(monkeypatch, explained=True)
     scene.die_in_folders()
     scene.leave()
@@ -52,8 +72,7 @@ def test_nothing_of_who_left_stays(scene: Scene, monkeypatch: pytest.MonkeyPatch
     assert not any(name.startswith("linked") or ".tmp-" in name for name in after)
 
 
-def test_who_stays_loses_nothing_but_what_shows_several_people(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    scene.fill(monkeypatch)
+def test_who_stays_loses_nothing_but_what_shows_several_people(scene: Scene) -> None:
     scene.leave()
     kept = {
         key: data
@@ -80,7 +99,6 @@ def test_who_stays_loses_nothing_but_what_shows_several_people(scene: Scene, mon
 
 def test_cut_off_at_any_write_it_ends_in_the_same_state(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each try may write once more than the one before; the last one ends."""
-    scene.fill(monkeypatch)
     scene.die_in_folders()
     scene.leave()
     tries = 0
@@ -127,8 +145,7 @@ def _cut_off(patch: pytest.MonkeyPatch, kind: Any, allowed: int) -> None:
     patch.setattr("pipeline.retention.forget._unlink", cut)
 
 
-def test_kept_records_keep_names_and_no_photo(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    scene.fill(monkeypatch)
+def test_kept_records_keep_names_and_no_photo(scene: Scene) -> None:
     scene.leave()
     gone(scene, rule=Retention(gone=True, records="keep"))
     after = everything(scene)
@@ -139,7 +156,7 @@ def test_kept_records_keep_names_and_no_photo(scene: Scene, monkeypatch: pytest.
 
 
 def test_leftovers_of_a_first_run_go_only_where_somebody_of_it_is_in_the_input(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, str(tmp_path / "in"), str(tmp_path / "out"), str(tmp_path / "results"))
+    scene = empty(tmp_path)
     scene.source.put("zoe/1.png", b"")
     scene.output.put("photos/bob/1.png", b"of a dead attempt")
     with pytest.raises(Exception, match="none of 1 recorded identities"):
@@ -150,7 +167,7 @@ def test_leftovers_of_a_first_run_go_only_where_somebody_of_it_is_in_the_input(t
 
 
 def test_a_write_in_progress_is_kept_and_reported(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, str(tmp_path / "in"), str(tmp_path / "out"), str(tmp_path / "results"))
+    scene = empty(tmp_path)
     scene.source.put("zoe/1.png", b"")
     scene.output.put("starts/zoe/1.json", b"{}")
     young = tmp_path / "out" / "photos" / ".tmp-1"

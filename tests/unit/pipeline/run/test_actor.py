@@ -1,7 +1,6 @@
 """ProtectIdentity without Ray: which fault belongs to a photo, to its identity, and to the whole run."""
 
 import errno
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -13,13 +12,10 @@ import numpy as np
 import pytest
 
 from dladiff.core.exchange import IdentityOut
-from dladiff.errors import BusyError, StorageError
+from dladiff.errors import StorageError
 from pipeline.config import RunConfig
 from pipeline.records import commit as records
-from pipeline.records.manifest import ParquetFile
 from pipeline.records.output_format import encode_checked
-from pipeline.records.schema import TODO
-from pipeline.run.actor import ProtectIdentity
 from pipeline.run.grouped import together
 from pipeline.run.plan import identities, listed
 from pipeline.sources.addresses import OUTSIDE
@@ -28,15 +24,9 @@ from pipeline.storage import whole_files
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
+from tests.support.actor_calls import Row, call, png
 from tests.support.fakes import AddNoise
 from tests.support.kept import kept_decoders
-from tests.support.photo_bytes import rgb, saved
-
-Row = dict[str, Any]
-
-
-def png(shade: int) -> bytes:
-    return saved(rgb().point(lambda value: max(value - shade, 0)), "PNG")
 
 
 @pytest.fixture
@@ -57,13 +47,6 @@ def kept() -> Iterator[None]:
 @pytest.fixture
 def output(config: RunConfig) -> Storage:
     return open_storage(config.output)
-
-
-def call(config: RunConfig, identity: str = "ann", **more: Any) -> Row:
-    photos = [{"key": f"ann/{i}.png", "uri": f"{config.input}/ann/{i}.png"} for i in range(3)]
-    work = {"identity": identity, "part": 0, "parts": 1, "key": "k", "replaces": None, "photos": photos, "clean": []}
-    result: Row = json.loads(ProtectIdentity(config.to_dict(), "r", "d")({"work": json.dumps(work | more)})["result"])
-    return result
 
 
 def test_a_photo_that_is_gone_is_skipped_and_one_that_is_damaged_fails(config: RunConfig, output: Storage) -> None:
@@ -117,19 +100,6 @@ def test_a_clean_set_that_cannot_be_read_is_reported(config: RunConfig, output: 
     assert ["clean set" in row["reason"] for row in call(config, clean=clean)["rows"]] == [True, False, True]
 
 
-def test_models_that_cannot_be_loaded_are_no_identitys_fault(
-    config: RunConfig, output: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(self: Any, *_: Any) -> None:
-        raise RuntimeError("no such kernel")
-
-    monkeypatch.setattr(AddNoise, "__init__", broken)
-    result = call(config)
-    assert (result["status"], result["reason"]) == (
-        "fatal", "the models cannot be loaded: RuntimeError: no such kernel",
-    )  # fmt: skip
-
-
 def test_a_photo_that_an_index_file_names_and_that_is_not_there_fails(config: RunConfig, output: Storage) -> None:
     open_storage(config.input).delete("ann/0.png")
     photos: list[Row] = [{"key": f"ann/{i}.png", "uri": f"{config.input}/ann/{i}.png"} for i in range(3)]
@@ -153,38 +123,6 @@ def test_layer_two_did_not_run_where_there_is_no_face(
     assert {(row["finetuning_layer"] is None, row["zero_shot_layer"] is None) for row in rows} == {(False, True)}
 
 
-def test_a_damaged_stored_plan_ends_the_run(config: RunConfig, output: Storage) -> None:
-    output.put("plan/todo-r.parquet", b"no parquet")
-    place = {"plan": "plan/todo-r.parquet", "row": 0, "size": 10, "sha256": hashlib.sha256(b"no parquet").hexdigest()}
-    result = json.loads(ProtectIdentity(config.to_dict(), "r", "d")({"work": json.dumps(place)})["result"])
-    assert result["status"] == "storage"
-
-
-@pytest.mark.parametrize("forged", ["of the same size", "longer"])
-def test_a_list_of_work_that_somebody_replaced_ends_the_run(
-    config: RunConfig, output: Storage, tmp_path: Path, forged: str
-) -> None:
-    """Who may write the output must not make actors read other files, or write where they like."""
-
-    def listed(identity: str, more: str = "") -> bytes:
-        photos = [{"key": "0.png", "uri": f"{config.input}/ann/0.png"}]
-        work = {"identity": identity, "part": 0, "parts": 1, "key": "k", "replaces": None, "photos": photos}
-        file = ParquetFile(tmp_path, TODO)
-        file.add({"work": json.dumps(work | {"clean": [], "more": more})})
-        file.close()
-        return file.path.read_bytes()
-
-    ours = listed("ann")
-    place = {"plan": "plan/todo-r.parquet", "row": 0, "size": len(ours), "sha256": hashlib.sha256(ours).hexdigest()}
-    actor = ProtectIdentity(config.to_dict(), "r", "d")
-    output.put("plan/todo-r.parquet", listed("eve", "" if forged == "of the same size" else "x" * 1000))
-    result = json.loads(actor({"work": json.dumps(place)})["result"])
-    assert result["status"] == "storage" and "was changed during the run" in result["reason"]
-    assert [entry.key for entry in output.list()] == ["plan/todo-r.parquet"]
-    output.put("plan/todo-r.parquet", ours)
-    assert json.loads(actor({"work": json.dumps(place)})["result"])["identity"] == "ann"
-
-
 def test_an_identity_that_is_gone_is_skipped_without_a_record(config: RunConfig, output: Storage) -> None:
     for i in range(3):
         open_storage(config.input).delete(f"ann/{i}.png")
@@ -197,95 +135,6 @@ def test_photos_of_an_index_file_are_read_where_they_are(config: RunConfig, tmp_
     photos = [{"key": "not used", "uri": f"{config.input}/ann/{i}.png"} for i in range(3)]
     assert call(config.replaced(input=str(tmp_path / "index.csv")), photos=photos)["status"] == "done"
     assert len(list(output.list("photos/ann/"))) == 3
-
-
-def test_a_bug_is_the_identitys_and_the_start_is_forgotten(config: RunConfig, output: Storage) -> None:
-    result = call(config, "raises")
-    assert (result["status"], result["reason"]) == ("failed", "ValueError: a bug in the method")
-    assert "Traceback" in records.load(output, "failed/raises.json")["traceback"]
-    assert list(output.list("starts/")) == []
-
-
-@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, MemoryError])
-def test_no_exception_leaves_the_actor(
-    config: RunConfig, output: Storage, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
-) -> None:
-    def broken(*_: Any) -> Any:
-        raise kind()
-
-    monkeypatch.setattr("tests.support.fakes.AddNoise.protect_identity", broken)
-    assert call(config)["status"] == "failed"
-    assert records.load(output, "failed/ann.json")["reason"].startswith(kind.__name__)
-
-
-def test_a_crash_loop_ends_in_quarantine(config: RunConfig, output: Storage) -> None:
-    for _ in range(config.max_starts):
-        records.write_start(output, ("ann", 0), "k", "r")
-    result = call(config)
-    assert result["status"] == "quarantined"
-    assert "4 starts without an end" in result["reason"]
-    assert call(config, key="other")["status"] == "done"
-
-
-def test_a_full_disk_stops_the_run_and_leaves_nothing_half_written(
-    config: RunConfig, output: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = whole_files.publish
-
-    def full(temp: Path, path: Path) -> None:
-        if path.suffix == ".png":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(temp, path)
-
-    monkeypatch.setattr(local_storage, "publish", full)
-    result = call(config)
-    assert result["status"] == "storage"
-    assert "disk full" in result["reason"]
-    assert list(output.list()) == []
-    assert not [p for p in Path(output.uri).rglob("*.png")]
-
-
-class Flaky:
-    """Makes an operation of LocalStorage answer BusyError a number of times."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> None:
-        self.left = times
-        real = getattr(LocalStorage, name)
-
-        def operation(storage: LocalStorage, *arguments: Any, **options: Any) -> Any:
-            if self.left:
-                self.left -= 1
-                raise BusyError("S3 is overloaded")
-            return real(storage, *arguments, **options)
-
-        monkeypatch.setattr(LocalStorage, name, operation)
-
-
-@pytest.fixture
-def no_wait(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    waits: list[float] = []
-    monkeypatch.setattr("pipeline.storage.retry.time.sleep", waits.append)
-    return waits
-
-
-@pytest.mark.parametrize("name", ["get", "put", "put_if_absent", "list", "delete"])
-def test_an_outage_costs_time_alone(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch, no_wait: list[float], name: str
-) -> None:
-    flaky = Flaky(monkeypatch, name, 3)
-    result = call(config)
-    assert (result["status"], result["failed_photos"], flaky.left) == ("done", 0, 0)
-    assert no_wait
-
-
-def test_an_outage_without_end_stops_the_run_and_blames_no_photo(
-    config: RunConfig, output: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Flaky(monkeypatch, "get", 10**9)
-    result = call(config.replaced(patience_s=0))
-    assert (result["status"], result["reason"]) == ("storage", "S3 is overloaded")
-    monkeypatch.undo()
-    assert list(output.list("failed/")) == []
 
 
 def test_no_permission_to_one_photo_is_its_own_fault(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,38 +180,6 @@ def test_a_link_that_is_put_in_after_the_plan_is_not_read(config: RunConfig, out
     assert (linked["status"], OUTSIDE in linked["reason"]) == ("failed", True)
     allowed = call(config.replaced(input=str(index), allow_roots=(str(tmp_path),)), photos=photos, key="k2")
     assert [row["status"] for row in allowed["rows"]] == ["protected"] * 3
-
-
-def test_secrets_in_an_error_of_the_method_are_not_stored(
-    config: RunConfig, output: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: Any) -> Any:
-        raise ValueError("no answer from http://user:5ec4e7@host")
-
-    monkeypatch.setattr(AddNoise, "protect_identity", fails)
-    assert call(config)["reason"] == "ValueError: no answer from http://***@host"
-    assert b"5ec4e7" not in output.get("failed/ann.json")
-    assert b"Traceback" in output.get("failed/ann.json")
-
-
-def test_an_outage_while_one_photo_is_stored_is_the_runs(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    for error in (BusyError("S3 is down"), StorageError("access denied to out"), StorageError("disk full")):
-        with monkeypatch.context() as patch:
-            refuse(patch, "1.", error)
-            result = call(config.replaced(patience_s=0))
-            assert (result["status"], result["reason"]) == ("storage", str(error))
-
-
-def refuse(monkeypatch: pytest.MonkeyPatch, part: str, error: Exception) -> None:
-    """Make storage raise an error for every photo whose key holds `part`."""
-    real = LocalStorage.put
-
-    def put(storage: LocalStorage, key: str, data: bytes, content_type: str | None = None) -> None:
-        if key.startswith("photos/") and part in key:
-            raise error
-        real(storage, key, data, content_type)
-
-    monkeypatch.setattr(LocalStorage, "put", put)
 
 
 def test_a_name_that_storage_refuses_is_the_photos_fault(

@@ -32,7 +32,7 @@ def test_rows_say_what_was_displaced_and_verify_passes(tmp_path: Path) -> None:
     done = json.loads(ProtectIdentity(config.to_dict(), "r", "d")({"work": json.dumps(work)})["result"])
     assert done["status"] == "done", done["reason"]
     write_manifest(target)
-    found = verify(target)
+    found = verify(target, [source.uri])
     assert (found.photos, found.compared, found.faults) == (2, 2, [])
 
     rows = {Path(row["source_uri"]).stem: row for row in records.load(target, "done/ann.json")["photos"]}

@@ -53,7 +53,7 @@ def output(tmp_path: Path) -> Storage:
 
 
 def positions(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to each value inside a JSON value."""
+    """The path to each value inside a JSON value."""
     if path:
         yield path
     inner = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
@@ -132,7 +132,7 @@ def test_any_bytes_in_any_place_of_an_output_stop_no_one_else(
 
 
 def test_a_record_larger_than_any_is_not_read(output: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "MOST_BYTES", 10)
+    monkeypatch.setattr(loading, "MAX_BYTES", 10)
     monkeypatch.setattr(loading.load, "__defaults__", (10,))
     with pytest.raises(DamagedError, match="has more than 10 bytes; delete it"):
         records.load(output, "done/ann.json")

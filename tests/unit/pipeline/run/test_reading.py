@@ -15,10 +15,11 @@ from pipeline.run.budget import CLEAN, CLEAN_BYTES, FILES, HELD_BYTES, METHOD_BY
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
+from tests.support.actor_calls import Row, call, png
 from tests.support.fakes import AddNoise
 from tests.support.photo_bytes import padded, rgb, saved
 from tests.support.processes import decoders_of
-from tests.unit.pipeline.run.test_actor import Row, call, config, output, png
+from tests.unit.pipeline.run.test_actor import config, output
 
 __all__ = ["config", "output"]
 

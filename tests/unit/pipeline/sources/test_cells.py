@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.sources.cells import Refused, bare, text_of
-from tests.unit.pipeline.sources.test_index_file import faults, found
+from tests.support.index_files import faults, found
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from dladiff.errors import PhotoError
 from pipeline.sources import heif
 from pipeline.sources.decode import decode, dimensions
 from pipeline.sources.decoders import Decoders
-from tests.support.photo_bytes import png, rgb, saved, smooth, with_chunk
+from tests.support.photo_bytes import png, rgb, saved, smooth
 
 
 def heic(image: Image.Image, **options: Any) -> bytes:
@@ -202,82 +202,6 @@ def test_too_large_names_the_setting_and_the_size() -> None:
 
 
 # Colour outside of a profile
-
-
-def gama(value: int) -> bytes:
-    return struct.pack(">I", value)
-
-
-SRGB_CHRM = struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
-P3_CHRM = struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
-
-
-def test_chunks_that_say_srgb_change_nothing() -> None:
-    data = saved(rgb(), "PNG")
-    for chunks in (
-        [(b"sRGB", b"\0")],
-        [(b"gAMA", gama(45455))],
-        [(b"cHRM", SRGB_CHRM), (b"gAMA", gama(45455))],
-        [(b"cICP", bytes([1, 13, 0, 1]))],
-        [(b"gAMA", gama(100_000)), (b"sRGB", b"\0")],  # sRGB comes first
-    ):
-        found = data
-        for kind, body in chunks:
-            found = with_chunk(found, kind, body)
-        np.testing.assert_array_equal(decode(found).pixels, smooth())
-        assert decode(found).note == ""
-
-
-def test_a_linear_png_is_converted() -> None:
-    found = decode(with_chunk(saved(rgb(), "PNG"), b"gAMA", gama(100_000)))
-    light = smooth() / 255
-    expected = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055) * 255
-    assert np.abs(found.pixels - expected).max() <= 0.51
-    assert found.note == "colour converted to sRGB from the values in the file"
-
-
-@pytest.mark.parametrize(("kind", "body"), [(b"cICP", bytes([12, 13, 0, 1])), (b"cHRM", P3_CHRM)])
-def test_display_p3_becomes_srgb(kind: bytes, body: bytes) -> None:
-    """Published: sRGB (255, 0, 0) is Display P3 (234, 51, 35), and grey stays grey."""
-    pixels = np.full((64, 64, 3), 128, np.uint8)
-    pixels[:32] = 234, 51, 35
-    found = decode(with_chunk(saved(Image.fromarray(pixels), "PNG"), kind, body))
-    assert np.abs(found.pixels[0, 0].astype(int) - (255, 0, 0)).max() <= 8
-    assert np.abs(found.pixels[63, 0].astype(int) - 128).max() <= 1
-    assert "converted to sRGB" in found.note
-
-
-def test_adobe_rgb_of_a_camera_becomes_srgb() -> None:
-    """Published: sRGB (255, 0, 0) is Adobe RGB (219, 0, 0)."""
-    exif = Image.Exif()
-    exif.get_ifd(0x8769)[0xA005] = {1: "R03"}
-    image = Image.new("RGB", (64, 64), (219, 0, 0))
-    data = saved(image, "JPEG", quality=100, subsampling=0, exif=exif)
-    with Image.open(io.BytesIO(data)) as opened:
-        assert opened.getexif().get_ifd(0xA005)[1].strip("\0") == "R03"
-    found = decode(data)
-    assert np.abs(found.pixels[32, 32].astype(int) - (255, 0, 0)).max() <= 3
-    assert found.note == "colour converted to sRGB from the values in the file"
-    exif.get_ifd(0x8769)[0xA005] = {1: "R98"}  # sRGB
-    assert decode(saved(image, "JPEG", exif=exif)).note == ""
-
-
-def test_hdr_colour_and_gain_maps_are_noted() -> None:
-    found = decode(with_chunk(saved(rgb(), "PNG"), b"cICP", bytes([9, 16, 0, 1])))
-    np.testing.assert_array_equal(found.pixels, smooth())
-    assert found.note == "HDR colour (PQ) of its cICP chunk was read as sRGB"
-    found = decode(heic(rgb(), color_primaries=9, transfer_characteristics=18, matrix_coefficients=9))
-    assert "HDR colour (HLG) of its colr box was read as sRGB" in found.note
-    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description hdrgm:Version="1.0"/></x:xmpmeta>'
-    assert decode(saved(rgb(), "JPEG", xmp=xmp)).note == "its HDR gain map was left out"
-
-
-def test_heic_of_display_p3_becomes_srgb() -> None:
-    pixels = np.full((64, 64, 3), (234, 51, 35), np.uint8)
-    data = heic(Image.fromarray(pixels), color_primaries=12, transfer_characteristics=13, matrix_coefficients=6)
-    found = decode(data)
-    assert np.abs(found.pixels[32, 32].astype(int) - (255, 0, 0)).max() <= 10
-    assert "converted to sRGB" in found.note and found.icc is None
 
 
 def test_the_primary_picture_of_a_heic_with_several_is_the_photo() -> None:

@@ -14,7 +14,7 @@ from dladiff.errors import ConfigError
 from pipeline.config import RunConfig
 from pipeline.run.actor import ProtectIdentity
 from pipeline.run.plan import identities, make_plan
-from pipeline.sources.given_faces import MOST_FACES, parsed_faces
+from pipeline.sources.given_faces import MAX_FACES, parsed_faces
 from tests.support.fakes import AddNoise
 from tests.support.kept import kept_decoders
 from tests.support.photo_bytes import rgb, saved
@@ -94,7 +94,7 @@ def test_changed_faces_are_new_work(tmp_path: Path) -> None:
         ('[{"bbox": [1, 2, 3, 4]}]', "has a face with 'bbox'; known are box and landmarks"),
         ('[{"box": [1, 2, 3, 4], "landmarks": [[1, 2]]}]', "five different points"),
         ('[{"box": [1, 2, 3, 4], "landmarks": [[1, 1], [1, 1], [1, 1], [1, 1], [1, 1]]}]', "five different points"),
-        (json.dumps([[1, 2, 3, 4]] * (MOST_FACES + 1)), f"at most {MOST_FACES} are read"),
+        (json.dumps([[1, 2, 3, 4]] * (MAX_FACES + 1)), f"at most {MAX_FACES} are read"),
     ],
 )
 def test_cells_that_are_no_faces(tmp_path: Path, cell: str, why: str) -> None:

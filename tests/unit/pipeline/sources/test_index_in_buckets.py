@@ -13,7 +13,7 @@ from pipeline.sources.find import Photo
 from pipeline.sources.index_file import index_identities
 from pipeline.storage.base import Entry, Storage
 from pipeline.storage.open import open_storage
-from tests.unit.pipeline.sources.test_index_file import write
+from tests.support.index_files import write
 
 
 class Bucket:

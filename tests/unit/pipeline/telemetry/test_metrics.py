@@ -103,7 +103,7 @@ def test_more_encoders_than_a_configuration_has_are_one_label() -> None:
         similarity = [{"encoder": f"e{name}", "optimised": True, "before": 1.0, "after": 0.5}]
         actor.finished(RESULT | {"rows": [{"status": "protected", "psnr": None, "similarity": similarity}]})
     assert tally.of(metrics.SIMILARITY, kind="optimised", encoder="e0") == [0.5, 0.5]
-    assert len(tally.of(metrics.SIMILARITY, kind="optimised", encoder="other")) == 40 - metrics.MOST_ENCODERS
+    assert len(tally.of(metrics.SIMILARITY, kind="optimised", encoder="other")) == 40 - metrics.MAX_ENCODERS
 
 
 def test_table_is_named_as_prometheus_asks() -> None:
@@ -116,7 +116,7 @@ def test_table_is_named_as_prometheus_asks() -> None:
         assert list(metric.buckets) == sorted(metric.buckets)
         for unit in ("seconds", "bytes"):
             assert (unit in metric.name) == (metric.unit == unit)
-        if metric.place == "scheduled":
+        if metric.process == "scheduled":
             assert "tenant" in metric.labels
     assert {"ray_dladiff_step_seconds_bucket", "ray_dladiff_photos_total", "dladiff_run_left"} <= metrics.SERIES
 
@@ -154,7 +154,7 @@ def test_driver_serves_counts_rate_and_cost() -> None:
     assert stalled["dladiff_run_photos_per_hour"] == 0
     assert (stalled["dladiff_run_left"], stalled["dladiff_run_done"]) == (4, 0)  # another run of the same process
     assert stalled["dladiff_run_cost"] == found["dladiff_run_cost"]
-    assert set(found) == {m.name for m in metrics.METRICS if m.place == "driver"}
+    assert set(found) == {m.name for m in metrics.METRICS if m.process == "driver"}
 
 
 def test_driver_without_price_or_pace_claims_neither() -> None:

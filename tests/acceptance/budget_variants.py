@@ -1,10 +1,10 @@
-"""How a perturbation may be kept within a visibility budget: the ways compared, on real portraits.
+"""Variants of the loop that keeps a perturbation within a visibility budget, compared on real portraits.
 
-Each way protects the same photos at the same budget with the tiny profile. The table has what a reader of the stored
-file sees: SSIMULACRA2 of the photo, of the face, and of the photo without its first rows and columns; Butteraugli,
+Each variant protects the same photos at the same budget with the tiny profile. The table has what is seen in the
+stored file: SSIMULACRA2 of the photo, of the face, and of the photo without its first rows and columns; Butteraugli,
 which nothing optimises; the shift of areas' colours; the cosine of the optimised encoder and of one that took no part.
 
-    python -m tests.acceptance.budget_ways PHOTO... [--visibility 75] [--way NAME]... [--save DIR]
+    python -m tests.acceptance.budget_variants PHOTO... [--visibility 75] [--variant NAME]... [--save DIR]
 """
 
 import argparse
@@ -67,8 +67,8 @@ def settings(**joint_settings: Any) -> dict[str, Any]:
     return {"joint": joint_settings}
 
 
-WAYS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[..., Tensor] | None]] = {
-    "as it is": ({}, {}, None),
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[..., Tensor] | None]] = {
+    "default": ({}, {}, None),
     "one position of the metric": ({"OFFSETS": budget.OFFSETS[:1]}, {}, None),
     "no bound on colours": ({}, settings(colour=100.0), None),
     "one position, no bound on colours": ({"OFFSETS": budget.OFFSETS[:1]}, settings(colour=100.0), None),
@@ -84,9 +84,9 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[..., Tensor] | No
 """Name to constants of the modules, settings, and the step that takes the place of `_Run.moved`."""
 
 
-def measure(pixels: Pixels, way: str, wanted: float) -> tuple[dict[str, float], Pixels]:
-    """Protect one photo in one way; return its figures and its pixels."""
-    constants, overrides, moved = WAYS[way]
+def measure(pixels: Pixels, variant: str, wanted: float) -> tuple[dict[str, float], Pixels]:
+    """Protect one photo with one variant; return its figures and its pixels."""
+    constants, overrides, moved = VARIANTS[variant]
     kept = [
         (module, name, getattr(module, name))
         for module in (budget, joint)
@@ -117,27 +117,27 @@ def measure(pixels: Pixels, way: str, wanted: float) -> tuple[dict[str, float], 
 
 
 def main() -> None:
-    """Print a Markdown row for each way: means over the photos."""
+    """Print a Markdown row for each variant: means over the photos."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, nargs="+")
     parser.add_argument("--visibility", type=float, default=75.0)
-    parser.add_argument("--way", action="append", choices=list(WAYS))
+    parser.add_argument("--variant", action="append", choices=list(VARIANTS))
     parser.add_argument("--save", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     photos = {path: np.array(Image.open(path).convert("RGB")) for path in given.photos}
-    for number, way in enumerate(given.way or WAYS):
+    for number, variant in enumerate(given.variant or VARIANTS):
         rows = []
         for path, pixels in photos.items():
-            row, out = measure(pixels, way, given.visibility)
+            row, out = measure(pixels, variant, given.visibility)
             rows.append(row)
             if given.save:
                 given.save.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(out).save(given.save / f"{path.stem}-{way.replace(' ', '-')}.png")
+                Image.fromarray(out).save(given.save / f"{path.stem}-{variant.replace(' ', '-')}.png")
         if number == 0:
-            print("| way | " + " | ".join(rows[0]) + " |\n|---" * 1 + "|---" * len(rows[0]) + "|")
+            print("| variant | " + " | ".join(rows[0]) + " |\n|---" * 1 + "|---" * len(rows[0]) + "|")
         means = {name: np.mean([row[name] for row in rows]) for name in rows[0]}
-        print(f"| {way} | " + " | ".join(f"{value:.2f}" for value in means.values()) + " |", flush=True)
+        print(f"| {variant} | " + " | ".join(f"{value:.2f}" for value in means.values()) + " |", flush=True)
 
 
 if __name__ == "__main__":
