@@ -126,7 +126,7 @@ def test_weights_that_are_not_here_are_reported_before_anything_begins(
     code, out, err = call(*command, *place, *config)
     assert (code, bool(out)) == (ends, ends == 0)
     assert [line.split("; ")[0] for line in err.splitlines() if "clean set" not in line] == [
-        f"{word}: model: /nosuch: no folder of the diffusers layout here, and no model fetched",
+        f"{word}: model: /nosuch: no folder of a VAE or model here, and none fetched",
         f"{word}: encoders, detector: nothing at /nosuch/pack: name an ONNX file, an InsightFace pack folder, "
         "or a pack (buffalo_l)",
         f"{word}: held_out: no embedded encoder named 'foo'",
