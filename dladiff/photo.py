@@ -1,7 +1,6 @@
 """One photo: its views and layer 1 at its own size, and the check and measurement of its protected pixels."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,40 +15,22 @@ from dladiff.core import quality, tiles, visibility
 from dladiff.core.arrays import Pixels
 from dladiff.core.codec import Codec, fitting_quality, is_grey
 from dladiff.core.exchange import PhotoIn, PhotoOut
-from dladiff.core.field import MAX_CELLS, Encoded, Field, Perturbation, Squares
+from dladiff.core.field import Encoded, Field, Perturbation, Squares
 from dladiff.core.pixels import Images, content_digest, to_float, to_uint8, whole_levels
 from dladiff.core.ssimulacra2 import Ssimulacra2
 from dladiff.core.views import View, attacker_views
-from dladiff.core.visibility import SIX_SCALES, Rectangle, around_face, cut, shown
-from dladiff.faces.detect import Detector, Face, alignment_matrix
+from dladiff.core.visibility import Rectangle, around_face, cut, shown
+from dladiff.faces.detect import Detector, Face
 from dladiff.faces.given import with_given
 from dladiff.layers.displacement import Displaced
-from dladiff.layers.zero_shot import Box, half_crop_pixel
+from dladiff.layers.parts import Part, parts_of
+from dladiff.layers.zero_shot import Box
 from dladiff.settings.schema import MethodConfig
 
 SCORE_MARGIN = 0.05
 """How far SSIMULACRA2 in torch may differ from the package's, which the manifest holds."""
 HALVINGS = 6
 """Halvings of the interval in which the scale of a perturbation is searched."""
-SMALL = 2 * SIX_SCALES
-"""Longer side up to which a photo narrower than SIX_SCALES is one canvas, px. Its score counts fewer scales than a
-face's, so the optimisation needs both. In a longer one the whole photo's score hardly sees one face."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of a photo that is optimised at once, under the visibility budget."""
-
-    box: Box
-    inner: Box
-    """Where its perturbation lies; it fades out towards edges that are not the photo's."""
-    pitch: int
-    """Pixels from cell to cell of its perturbation."""
-    views: list[View]
-    face: int | None
-    """The face that layer 2 protects here."""
-    squares: list[Rectangle]
-    """Where its visibility is measured, beside the whole part."""
 
 
 @dataclass
@@ -130,39 +111,9 @@ class Work:
         both = [view.name for view in self.views[:2]] == ["middle", "face 1"]
         return self.crops[: 2 if both else 1]
 
-    def parts(self, config: MethodConfig) -> list["Part"]:
-        """Return the parts of the photo whose perturbations are optimised one after the other, under the budget.
-
-        In `region: face`, one around each face, for both layers. Else the whole photo for layer 1, then one around
-        each face for both. Where layer 1 pushes no latents, one around each face for layer 2.
-        """
-        height, width = self.photo.pixels.shape[:2]
-        views = self.views if config.pushes_latents else []
-        by_name = {view.name: view for view in views}
-        parts = []
-        if views and not (config.region == "face" and self.faces):
-            finest = min(min(view.width, view.height) for view in views) // config.resolution
-            pitch = max(1, finest, math.ceil((height * width / MAX_CELLS) ** 0.5))
-            squares = [around_face(face.box, height, width) for face in self.faces]
-            everywhere = Box(0, 0, width, height)
-            parts.append(Part(everywhere, everywhere, pitch, views, None, squares))
-        for i, face in enumerate(self.faces, start=1):
-            own = [by_name[name] for name in (f"face {i}",) if name in by_name]
-            if config.layers == "finetuning" and (parts or not own):
-                continue
-            square = around_face(face.box, height, width)
-            inner = Box(*square)
-            for view in own:
-                right, bottom = min(width, view.x + view.width), min(height, view.y + view.height)
-                inner = Box(max(0, view.x), max(0, view.y), right, bottom)
-            low = (min(a, b) for a, b in zip(square[:2], (inner.x0, inner.y0), strict=True))
-            high = (max(a, b) for a, b in zip(square[2:], (inner.x1, inner.y1), strict=True))
-            small = min(height, width) < SIX_SCALES and max(height, width) <= SMALL
-            box = Box(0, 0, width, height) if small else Box(*low, *high)
-            pitch = half_crop_pixel(alignment_matrix(face.landmarks))
-            index = None if config.layers == "finetuning" else i - 1
-            parts.append(Part(box, inner, pitch, own, index, [square]))
-        return parts
+    def parts(self, config: MethodConfig) -> list[Part]:
+        """Return the parts of the photo that are optimised one after the other, under the visibility budget."""
+        return parts_of(self.photo.pixels.shape[:2], self.faces, self.views, config)
 
     def perturbed(self, delta: Tensor) -> Pixels:
         """Return the pixels of the photo with a perturbation `1 3 h w`."""

@@ -250,8 +250,7 @@ def _joint_layers(work: Work, models: Models, config: MethodConfig, seed: int) -
             tasks[i] = joint.FaceTask(reader.bases, reader.targets, rule, own)
             faces = [tasks[i]]
         score = partial(lowest_score, work, part.squares)
-        shown = (part.squares, config.visibility, score, config.layers == "zero_shot", learnt)
-        canvas = joint.Canvas(part.box, part.inner, part.pitch, part.views, faces, *shown)
+        canvas = joint.Canvas(part, faces, config.visibility, score, config.layers == "zero_shot", learnt)
         generator = stream(seed, "joint", work.name, str(number))
         settings = (config.joint, config.zero_shot)
         delta, course = joint.optimise(base, delta, canvas, networks, settings, generator, work.codec)

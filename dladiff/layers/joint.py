@@ -15,14 +15,13 @@ from torch.nn import functional
 
 from dladiff.core.codec import BLOCK, Codec
 from dladiff.core.pixels import Images
-from dladiff.core.ssimulacra2 import Region
 from dladiff.core.transforms import blur
-from dladiff.core.views import View
 from dladiff.diffusion.vae import WeightedVae
 from dladiff.faces.detect import Matrix
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers.budget import Budget
 from dladiff.layers.latents import LatentShift
+from dladiff.layers.parts import Part
 from dladiff.layers.stop_rule import JITTER_SHARE, StopRule
 from dladiff.layers.zero_shot import Box, FaceView, ImageGrid, draw_augmentation, floor, jitter
 from dladiff.settings.schema import JointConfig, ZeroShotConfig
@@ -75,20 +74,12 @@ class Course:
 
 @dataclass(frozen=True)
 class Canvas:
-    """A rectangle of a photo with a perturbation of its own, and what is optimised there."""
+    """A part of a photo, and what is optimised there."""
 
-    box: Box
-    inner: Box
-    """Where the perturbation lies; it fades out towards edges that are not the photo's."""
-    pitch: int
-    """Pixels from cell to cell of the perturbation."""
-    views: Sequence[View]
-    """The views whose latents it pushes."""
+    part: Part
     faces: Sequence[FaceTask]
-    regions: Sequence[Region]
-    """The squares in which visibility is measured beside the whole canvas, in the photo's pixels."""
     target: float
-    """Lowest SSIMULACRA2 of these and of the whole canvas."""
+    """Lowest SSIMULACRA2 of the whole part and of its squares."""
     score: Callable[[Tensor], float]
     """Returns the lowest of these in the stored file, for a perturbation of the photo `1 3 h w`."""
     alone: bool = False
@@ -159,9 +150,9 @@ class _Run:
     ) -> None:
         self.config, self.zero_shot = configs
         self.canvas, self.networks, self.codec, self.start = canvas, networks, codec, start
-        box = canvas.box
+        box = canvas.part.box
         self.inside = (..., slice(box.y0, box.y1), slice(box.x0, box.x1))
-        self.grid = ImageGrid(box, canvas.pitch)
+        self.grid = ImageGrid(box, canvas.part.pitch)
         self.clean, self.before = (_resized(image[self.inside], self.grid.shape) for image in (original, start))
         scale = [self.grid.shape[0] / (box.y1 - box.y0), self.grid.shape[1] / (box.x1 - box.x0)]
         regions = [
@@ -171,7 +162,7 @@ class _Run:
                 int((x1 - box.x0) * scale[1]),
                 int((y1 - box.y0) * scale[0]),
             )
-            for x0, y0, x1, y1 in canvas.regions
+            for x0, y0, x1, y1 in canvas.part.squares
         ]
         whole = box == Box(0, 0, original.shape[-1], original.shape[-2])
         self.budget = Budget(self.clean, regions, canvas.target, self.config.colour, whole)
@@ -179,12 +170,9 @@ class _Run:
         self.views = [FaceView(original, face.bases, box, self.grid, block) for face in canvas.faces]
         for weighted in networks.vaes:
             weighted.vae.recompute(networks.recompute)
-        sizes, part = (networks.resolution, networks.batch_views), (box, self.grid)
-        self.latents = (
-            LatentShift(original, canvas.views, part, networks.vaes, sizes, self.config.log_variance, canvas.learnt)
-            if canvas.views
-            else None
-        )
+        sizes, grid = (networks.resolution, networks.batch_views), (box, self.grid)
+        pushed = (networks.vaes, sizes, self.config.log_variance, canvas.learnt)
+        self.latents = LatentShift(original, views, grid, *pushed) if (views := canvas.part.views) else None
         self.fade = _fade(canvas, self.grid.shape, original)
         self.hinge, self.course = HINGE_WEIGHTS[1], Course()
         for face in canvas.faces:
@@ -276,7 +264,7 @@ def _resized(image: Tensor, shape: tuple[int, int]) -> Tensor:
 
 def _fade(canvas: Canvas, shape: tuple[int, int], photo: Images) -> Tensor:
     """Return the factor of each cell `1 1 rows columns`: 1 inside, falling to 0 at edges that are not the photo's."""
-    box, inner, (height, width) = canvas.box, canvas.inner, photo.shape[-2:]
+    box, inner, (height, width) = canvas.part.box, canvas.part.inner, photo.shape[-2:]
     rows = _ramp(shape[0], (box.y0, box.y1), (inner.y0, inner.y1), height, photo.device)
     columns = _ramp(shape[1], (box.x0, box.x1), (inner.x0, inner.x1), width, photo.device)
     return (rows[:, None] * columns)[None, None]

@@ -25,11 +25,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dladiff import photo
 from dladiff.core.arrays import Pixels
 from dladiff.core.exchange import PhotoIn
 from dladiff.evaluation.intervals import paired_change
-from dladiff.layers import joint
+from dladiff.layers import joint, parts
 from dladiff.layers.budget import Budget
 from dladiff.protect import protect
 from dladiff.service import Protector, named_encoder
@@ -51,7 +50,7 @@ class Condition:
     """Encoders beside `residual`, settings and the loss."""
 
     more: tuple[str, ...] = ()
-    loss: Loss = Loss()
+    loss: Loss = field(default_factory=Loss)
     settings: dict[str, Any] = field(default_factory=dict)
     hinge: float = joint.HINGE_WEIGHTS[2]
     """Highest weight of the identity loss."""
@@ -143,19 +142,19 @@ def protector(label: str, zoo: Path, seed: int) -> Protector:
 def run(label: str, pixels: Pixels, zoo: Path, seed: int) -> tuple[Any, float]:
     """Protect a photo; return what the product returns for it, and the processor time, s."""
     own, condition = protector(label, zoo, seed), CONDITIONS[label]
-    plain, weights, small = joint._Run, joint.HINGE_WEIGHTS, photo.SMALL
+    plain, weights, small = joint._Run, joint.HINGE_WEIGHTS, parts.SMALL
     joint.Budget = ScoredOnce if condition.once else Budget  # type: ignore[attr-defined,misc]
     Changed.loss = condition.loss
     joint._Run = Changed  # type: ignore[misc]
     joint.HINGE_WEIGHTS = (*weights[:2], condition.hinge)
-    photo.SMALL = 0 if condition.once else small
+    parts.SMALL = 0 if condition.once else small
     try:
         start = time.process_time()
         (out,) = protect([PhotoIn(key="a", pixels=pixels)], [], own.models, own.config, seed).photos
         return out, time.process_time() - start
     finally:
         joint._Run = plain  # type: ignore[misc]
-        joint.HINGE_WEIGHTS, photo.SMALL = weights, small
+        joint.HINGE_WEIGHTS, parts.SMALL = weights, small
         joint.Budget = Budget  # type: ignore[attr-defined,misc]
 
 
