@@ -51,7 +51,7 @@ class Condition:
     """Encoders beside `residual`, settings and the loss."""
 
     more: tuple[str, ...] = ()
-    loss: Loss = Loss()
+    loss: Loss = field(default_factory=Loss)
     settings: dict[str, Any] = field(default_factory=dict)
     hinge: float = joint.HINGE_WEIGHTS[2]
     """Highest weight of the identity loss."""
