@@ -65,6 +65,18 @@ def vae_faults(folder: Path) -> dict[str, str]:
     return faults
 
 
+def incomplete_vae(folder: Path) -> str | None:
+    """Return what a VAE's folder lacks, or the whole model of a UNet that lends its VAE; None: nothing.
+
+    What a model lacks elsewhere no latent push needs. But it was meant to be whole, and a later run may need it.
+    """
+    root = folder.parent
+    whole = folder.name == "vae" and (root / "model_index.json").is_file() and (root / "unet").is_dir()
+    faults = model_faults(root) if whole else vae_faults(folder)
+    what = f"the model in {root}" if whole else f"the VAE in {folder}"
+    return f"{what} is incomplete: {'; '.join(faults.values())}; fetch it again" if faults else None
+
+
 def single_file_fault(file: Path) -> str:
     """Return why a file is no model folder, and what to do; `conversion` has the lines."""
     return (

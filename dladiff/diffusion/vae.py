@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dladiff.core.pixels import Images
 from dladiff.diffusion.bundle import VAE, needed, vae_pins
 from dladiff.diffusion.catalogue import EMBEDDED
-from dladiff.diffusion.complete import vae_faults
+from dladiff.diffusion.complete import incomplete_vae
 from dladiff.diffusion.vae_architecture import FLUX2, KL, PATCH, QWEN, TINY, VaeArchitecture, read_vae
 from dladiff.diffusion.vae_catalogue import PREFIX, locate_vae
 from dladiff.errors import ModelError
@@ -62,8 +62,8 @@ class BaseVae:
         """
         folder = locate_vae(name)
         architecture = read_vae(folder)
-        if faults := vae_faults(folder):
-            raise ModelError(f"the VAE in {folder} is incomplete: {'; '.join(faults.values())}; fetch it again")
+        if fault := incomplete_vae(folder):
+            raise ModelError(fault)
         pins = vae_pins(folder)
         network = _loaded(folder, architecture)
         self.kind, self.factor, self.device = architecture.kind, architecture.factor, device

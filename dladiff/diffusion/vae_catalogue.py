@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dladiff.diffusion.catalogue import (
+    CHECKPOINTS,
     EMBEDDED,
     HUB_ID,
     MODELS,
@@ -16,6 +17,7 @@ from dladiff.diffusion.catalogue import (
     here,
     on_disk,
 )
+from dladiff.diffusion.complete import single_file_fault
 from dladiff.diffusion.vae_architecture import FLUX2, KL, QWEN, VaeArchitecture, read_vae
 from dladiff.errors import ModelError
 
@@ -114,6 +116,8 @@ def locate_vae(name: str) -> Path:
         if own is None:
             raise ModelError(f"no VAE in {folder}: expected vae/config.json or config.json")
         return own
+    if folder.is_file() and folder.suffix in CHECKPOINTS:
+        raise ModelError(single_file_fault(folder))
     if HUB_ID.fullmatch(name) and (found := here(CONFIG, name)):
         return found / "vae"
     hint = f"dladiff models fetch {name} gets it" if HUB_ID.fullmatch(name) else "dladiff models list shows what is"

@@ -10,7 +10,7 @@ import dladiff
 from dladiff.diffusion.architecture import read_architecture
 from dladiff.diffusion.bundle import CHECKSUMS, VAE, Pins, parse_pins, quick_digest, read_pins
 from dladiff.diffusion.catalogue import locate, profile_fault
-from dladiff.diffusion.complete import model_faults, vae_faults
+from dladiff.diffusion.complete import incomplete_vae, model_faults
 from dladiff.diffusion.vae_architecture import read_vae
 from dladiff.diffusion.vae_catalogue import locate_vae, resolution_fault, vae_profile_fault
 from dladiff.errors import ModelError, NotFoundError
@@ -79,8 +79,9 @@ def _vae_faults(method: MethodConfig) -> Iterator[tuple[str, str]]:
                 continue
             folder = locate_vae(name)
             factor = read_vae(folder).factor
-            if faults := vae_faults(folder):
-                yield setting, f"the VAE in {folder} is incomplete: {'; '.join(faults.values())}; fetch it again"
+            if fault := incomplete_vae(folder):
+                yield setting, fault
+                continue
             if fault := resolution_fault(name, factor, method.resolution):
                 yield setting, fault
             if not method.joint.vaes and (fault := vae_profile_fault(method.profile, name)):

@@ -24,7 +24,7 @@ from pipeline.storage.open import open_storage
 from tests.support.evaluated import configured
 from tests.support.outputs import protected_output
 
-NEW = ("ssimulacra2", "ssimulacra2_face", "joint_layers")
+NEW = ("ssimulacra2", "ssimulacra2_face", "joint_layers", "geometry")
 
 
 @pytest.fixture
