@@ -230,6 +230,7 @@ def _displace(works: list[Work], clean: Sequence[Pixels], models: Models, config
 
 def _joint_layers(work: Work, models: Models, config: MethodConfig, seed: int) -> PhotoOut:
     """Optimise both layers together, under the visibility budget."""
+    assert models.vaes or not config.pushes_latents, "this configuration pushes latents, and no VAE was loaded"
     x, base = work.original(), work.unperturbed()
     learnt = x if work.moved else None
     passes = models.detector.passes_near(work.photo.pixels, work.faces)

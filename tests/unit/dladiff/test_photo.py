@@ -30,7 +30,7 @@ def protector() -> Protector:
 
 
 def config(**changes: object) -> MethodConfig:
-    return method_config("tiny", None, {"layers": "finetuning", "finetuning": QUICK, **changes})
+    return method_config("tiny", None, {"layers": "finetuning", "visibility": 0, "finetuning": QUICK, **changes})
 
 
 def tall() -> Pixels:
