@@ -118,9 +118,12 @@ def test_a_model_goes_to_a_bucket_and_comes_to_a_worker(
         fingerprint_model(uri)
     pins = mirror("embedded", uri)
     assert fingerprint_model(uri) == f"sha256:{pins.digest()}"
-    settings = {"profile": "tiny", "preset": None, "overrides": {"model": uri}}
+    settings = {"profile": "tiny", "preset": None, "overrides": {"model": uri, "visibility": 0}}
     folder = Path(on_this_machine(settings, S3Storage)["overrides"]["model"])
     assert read_pins(folder) == pins and damage(folder, pins) == {}
+    settings["overrides"] = {"model": uri}  # the latent push needs the VAE alone
+    lent = read_pins(Path(on_this_machine(settings, S3Storage)["overrides"]["model"]))
+    assert lent is not None and lent.sha256 == pins.within("vae/").sha256 != pins.sha256
     missing = tmp_path / "missing"
     with pytest.raises(NotFoundError, match="no such object"):
         s3.get_file("nothing", missing)
