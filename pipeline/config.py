@@ -17,6 +17,7 @@ from dladiff.settings.schema import MethodConfig, encoder_fault, method_config
 from dladiff.settings.validate import FaultsError, Items, Settings, unless
 from pipeline.models.fingerprint import by_content, missing
 from pipeline.process.private import chosen_umask, octal, umask_fault
+from pipeline.records.allowance import allowance_fault
 from pipeline.sources.layouts import LayoutName
 from pipeline.storage.base import MAX_OBJECT, S3_OPTIONS
 from pipeline.storage.keys import shown
@@ -43,6 +44,10 @@ Umask = Annotated[
     str, BeforeValidator(lambda given: octal(given) if type(given) is int else given), unless(umask_fault)
 ]
 """Two octal digits. A number is converted, because YAML reads 027 without quotes as one."""
+MaxFailed = Annotated[
+    str, BeforeValidator(lambda given: str(given) if type(given) is int else given), unless(allowance_fault)
+]
+"""A number of photos (5) or a share of them (1%)."""
 if TYPE_CHECKING:
     Strength = str
 else:
@@ -104,6 +109,10 @@ class RunConfig(Settings):
     """Maximum number of actors; None: as many as the machine or cluster holds."""
     max_starts: int = Field(default=4, ge=1)
     """Starts of an identity without an end before it is quarantined."""
+    max_failed: MaxFailed | None = None
+    """Photos of this run that may fail while its exit code is 0: a number, or a share of what was new (`1%`). Failures
+    of earlier runs then no longer count. None: any failure, of earlier runs too, is exit code 1. Job files have `100%`:
+    what can be done is done, and failures are reported, not tried again on new clusters."""
     max_photos_per_task: int = Field(default=64, ge=1)
     """Photos of one identity that one task protects, with the same surrogates. An identity with more becomes several
     tasks. It is part of a task's key and not of the digest, so identities with fewer photos do not run again."""

@@ -95,6 +95,11 @@ class Cluster(Settings):
     """Price of one GPU-hour, any currency; a run then reports its cost. 0: no cost is reported."""
 
 
+RUN_DEFAULTS = {"max_failed": "100%"}
+"""Settings of a job's run that differ from those of the command line: nobody waits for its exit code but the cluster,
+which would build itself again for one photo that cannot be read."""
+
+
 class TenantValues(Settings):
     """A tenant as a job file has it."""
 
@@ -176,6 +181,8 @@ class Job:
 def load_job(file: Path) -> Job:
     """Read and check a job file. Raises ConfigError with every fault."""
     values = read_yaml(file, "a job (name, run, cluster)", "; give a job file, for example jobs/nightly.yaml")
+    if values.get("run") is None or isinstance(values["run"], dict):
+        values = dict(values) | {"run": RUN_DEFAULTS | _group(values, "run")}
     checked, faults = JobValues.load(_given(values, "run", "cluster", "schedule"))
     shared = _group(values, "run")
     run: RunConfig | None = None

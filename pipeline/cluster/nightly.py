@@ -142,7 +142,7 @@ def _run(tenant: Tenant, protect: Protect, now: Clock, deadline: datetime | None
             found = retain(tenant.run.output, tenant.retention, tenant.run, really=True, unattended=True, now=now)
             counts |= {"deleted": len(found.due), "deleted_photos": sum(one.photos for one in found.due)}
             missed = found.missed
-        if code:
+        if code or summary.failed_photos or summary.unread:
             reason = f"dladiff failed --output {shown(tenant.run.output)} says what failed and why"
         if summary.left:
             late = f"{summary.left} identities are left for the next window"

@@ -18,6 +18,7 @@ from pipeline.process.private import private_files
 from pipeline.process.temporary import temporary_folder
 from pipeline.records import commit as records
 from pipeline.records import manifest
+from pipeline.records.allowance import within
 from pipeline.records.commit import Recorded
 from pipeline.records.lease import Lease
 from pipeline.run.actor import LATE
@@ -60,6 +61,8 @@ class Summary:
     reasons: tuple[str, ...] = ()
     """Reasons of failures of earlier runs that are not tried again."""
     results: list[dict[str, Any]] = field(default_factory=list)
+    max_failed: str | None = None
+    """The setting of this name."""
 
     @property
     def unread(self) -> int:
@@ -68,8 +71,24 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0 if all are protected, 1 if some failed or are left, or if a part of the input was not read."""
-        return 1 if self.failed or self.quarantined or self.left or self.lost_photos or self.unread else 0
+        """0 if all are protected, 1 if some failed or are left, or if a part of the input was not read.
+
+        With `max_failed` that many photos of this run may have failed, or names of the input not been read.
+        """
+        if self.max_failed is None:
+            return 1 if self.failed or self.quarantined or self.left or self.lost_photos or self.unread else 0
+        failed, tried = self.failed_photos + self.unread, self.tried_photos + self.unread
+        return 0 if not self.left and within(self.max_failed, failed, tried) else 1
+
+    @property
+    def tried_photos(self) -> int:
+        """Number of photos of the tasks that this run ended."""
+        return sum(result["photos"] for result in self.results if result["status"] != LATE)
+
+    @property
+    def failed_photos(self) -> int:
+        """Number of them that failed, alone or with their task."""
+        return sum(result["failed_photos"] for result in self.results if result["status"] != LATE)
 
     def _may_recover(self) -> bool:
         """Return whether any failure may end otherwise with the same files."""
@@ -86,6 +105,8 @@ class Summary:
         if self.failed or self.quarantined or self.lost_photos:
             help_of = "protect --retry-failed tries them again" if self._may_recover() else "replace those files"
             lines.append(f"next: dladiff failed --output {address} says why; {help_of}")
+        if self.max_failed is not None and self.exit_code == 0 and (failed := self.failed_photos + self.unread):
+            lines.append(f"{failed} failed photos of this run are within max_failed: {self.max_failed}")
         if self.unread:
             lines.append(f"next: {self.unread} names or folders of the input were not read, the log names them")
         if self.left:
@@ -115,7 +136,7 @@ def protect(
     with private_files(config.umask), temporary_folder() as folder:
         plan = make_plan(config, retry=retry, folder=folder)
         if not plan.todo and plan.index.fresh:
-            return _summary(plan)
+            return _summary(plan, config)
         if plan.todo and (faults := config.missing_weights()):
             raise ConfigError(faults)
         if plan.todo and (note := plan.note(config)):
@@ -139,7 +160,7 @@ class _Watch:
 
 
 def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, watch: _Watch) -> Summary:
-    summary, run_id = _summary(plan), uuid.uuid4().hex
+    summary, run_id = _summary(plan, config), uuid.uuid4().hex
     write_plan(target, plan, run_id)
     ended: dict[str, list[str]] = {}
     watch.metrics.begin(plan.identities, plan.todo, config.gpus_per_actor)
@@ -203,7 +224,7 @@ def _changed(target: Storage, plan: Plan) -> bool:
     return [(r.place, r.tag) for r in now.rows()] != [(r.place, r.tag) for r in plan.index.rows()]
 
 
-def _summary(plan: Plan) -> Summary:
+def _summary(plan: Plan, config: RunConfig) -> Summary:
     counts: Counter[str] = plan.settled()
     return Summary(
         planned=plan.identities,
@@ -215,4 +236,5 @@ def _summary(plan: Plan) -> Summary:
         lost_photos=plan.lost_photos,
         left_out=plan.left_out.counts(),
         reasons=tuple(plan.reasons),
+        max_failed=config.max_failed,
     )

@@ -216,3 +216,12 @@ def test_window_over_midnight_and_in_its_own_time_zone() -> None:
     assert {hour: night.is_open(now) for hour, now in at.items()} == {1: True, 2: False, 20: False, 21: True}
     assert night.closes(at[21]) == datetime(2026, 7, 2, 2, tzinfo=UTC)
     assert night.closes(at[1]) == datetime(2026, 7, 1, 2, tzinfo=UTC)
+
+
+def test_a_jobs_failures_are_no_reason_to_build_its_cluster_again(tmp_path: Path) -> None:
+    found = job(tmp_path, run=RUN)
+    assert found.run is not None
+    assert (found.run.max_failed, found.settings()["max_failed"]) == ("100%", "100%")
+    strict = job(tmp_path, run=RUN | {"max_failed": 2})
+    assert strict.run is not None
+    assert strict.run.max_failed == "2"

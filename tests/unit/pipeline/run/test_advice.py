@@ -1,4 +1,4 @@
-"""driver: what a run says at its end: trying again is only advised where it can help."""
+"""driver: what a run says at its end, and its exit code: trying again is only advised where it can help."""
 
 from typing import Any
 
@@ -33,3 +33,32 @@ def test_trying_again_is_advised_only_where_it_can_help(
     (line,) = summary.advice("out")
     assert ("--retry-failed" in line) is again
     assert ("replace those files" in line) is not again
+
+
+def ended(status: str, photos: int, failed: int) -> dict[str, Any]:
+    return {"identity": "a", "status": status, "photos": photos, "failed_photos": failed, "reason": "", "rows": []}
+
+
+@pytest.mark.parametrize(
+    ("allowed", "changes", "code"),
+    [
+        (None, {"results": [ended("done", 100, 1)], "lost_photos": 1}, 1),
+        ("0", {"results": [ended("done", 100, 1)], "lost_photos": 1}, 1),
+        ("1", {"results": [ended("done", 100, 1)], "lost_photos": 1}, 0),
+        ("1%", {"results": [ended("done", 100, 1)], "lost_photos": 1}, 0),
+        ("0.9%", {"results": [ended("done", 100, 1)], "lost_photos": 1}, 1),
+        ("1%", {"results": [ended("done", 99, 0), ended("failed", 1, 1)], "failed": 1}, 0),
+        ("1%", {"results": [ended("done", 98, 0), ended("quarantined", 2, 2)], "quarantined": 1}, 1),
+        ("100%", {"results": [ended("failed", 4, 4)], "failed": 1}, 0),
+        ("0", {"failed": 3, "quarantined": 1, "lost_photos": 2}, 0),  # all of earlier runs
+        (None, {"failed": 3}, 1),
+        ("100%", {"left": 1, "skipped": 1, "results": [ended("late", 4, 4)]}, 1),  # can still be done
+        ("0", {"left_out": {"unread": 1}}, 1),
+        ("1", {"left_out": {"unread": 1}}, 0),
+    ],
+)
+def test_failures_within_the_allowance_are_a_success(allowed: str | None, changes: dict[str, Any], code: int) -> None:
+    summary = Summary(planned=9, photos=100, todo=2, max_failed=allowed, **changes)
+    assert summary.exit_code == code
+    said = any("within max_failed" in line for line in summary.advice("out"))
+    assert said == (allowed is not None and code == 0 and (summary.failed_photos > 0 or summary.unread > 0))

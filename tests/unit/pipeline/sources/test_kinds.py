@@ -163,11 +163,12 @@ def test_what_is_not_read_gives_exit_code_1(tmp_path: Path, odd: str, caplog: py
         (tmp_path / "elsewhere").mkdir()
         (folder / "more").symlink_to(tmp_path / ("elsewhere" if "folder" in odd else "nothing"))
     options = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out")}
-    plan = make_plan(run_config(None, options))
+    config = run_config(None, options)
+    plan = make_plan(config)
     plan.todo = 0  # as if all were done
     assert (plan.photos, plan.left_out.unread) == (1, 1)
     assert "skipped ann/" in caplog.text
-    summary = _summary(plan)
+    summary = _summary(plan, config)
     assert (summary.exit_code, summary.failed) == (1, 0)
     assert "1 names or folders of the input were not read" in summary.advice("out")[0]
     done = CliRunner().invoke(main, ["plan", "--input", options["input"], "--output", options["output"], "--json"])
