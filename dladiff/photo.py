@@ -23,12 +23,11 @@ from dladiff.core.visibility import Rectangle, around_face, cut, shown
 from dladiff.faces.detect import Detector, Face
 from dladiff.faces.given import with_given
 from dladiff.layers.displacement import Displaced
+from dladiff.layers.joint import SCORE_MARGIN
 from dladiff.layers.parts import Part, parts_of
 from dladiff.layers.zero_shot import Box
 from dladiff.settings.schema import MethodConfig
 
-SCORE_MARGIN = 0.05
-"""How far SSIMULACRA2 in torch may differ from the package's, which the manifest holds."""
 HALVINGS = 6
 """Halvings of the interval in which the scale of a perturbation is searched."""
 

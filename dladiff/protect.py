@@ -240,7 +240,8 @@ def _joint_layers(work: Work, models: Models, config: MethodConfig, seed: int) -
     if work.perturbation:  # Algorithm 1 came first
         outer = whole_levels(config.joint.eta)
         delta = within_budget(work, work.layer1(config).clamp(-outer, outer), config.visibility)
-    for number, part in enumerate(work.parts(config)):
+    parts = work.parts(config)
+    for number, part in enumerate(parts):
         faces = []
         if (i := part.face) is not None:
             reader = FaceReader(x, work.faces[i], passes[i], models.encoders)
@@ -251,7 +252,8 @@ def _joint_layers(work: Work, models: Models, config: MethodConfig, seed: int) -
             tasks[i] = joint.FaceTask(reader.bases, reader.targets, rule, own)
             faces = [tasks[i]]
         score = partial(lowest_score, work, part.squares)
-        canvas = joint.Canvas(part, faces, config.visibility, score, config.layers == "zero_shot", learnt)
+        alone, last = config.layers == "zero_shot", number + 1 == len(parts)
+        canvas = joint.Canvas(part, faces, config.visibility, score, alone, last, learnt)
         generator = stream(seed, "joint", work.name, str(number))
         settings = (config.joint, config.zero_shot)
         delta, course = joint.optimise(base, delta, canvas, networks, settings, generator, work.codec)

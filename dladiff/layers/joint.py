@@ -21,7 +21,7 @@ from dladiff.faces.detect import Matrix
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers.budget import Budget
 from dladiff.layers.latents import LatentShift
-from dladiff.layers.parts import Part
+from dladiff.layers.parts import Part, fade
 from dladiff.layers.stop_rule import JITTER_SHARE, StopRule
 from dladiff.layers.zero_shot import Box, FaceView, ImageGrid, draw_augmentation, floor, jitter
 from dladiff.settings.schema import JointConfig, ZeroShotConfig
@@ -33,16 +33,18 @@ SPREAD = 0.3
 move."""
 SMOOTHING = 1.0
 """Standard deviation of the blur of each step, cells. Encoders and VAEs hardly see finer detail; the eye does."""
-FADE = 0.12
-"""Share of the perturbed side in which the perturbation fades out towards an edge inside the photo."""
 FIRST_NOISE = 0.5 / 255
 """Largest value of the first perturbation: at zero, the latent shift has no gradient."""
 RATE, HINGE_WEIGHTS = 1.15, (0.2, 1.0, 50.0)
 """Largest factor of the identity weight's change in one step, and its lowest, first and highest value."""
 COSINE_SPREAD = 0.03
 """Distance from the floor at which the identity weight changes by the full factor."""
+SCORE_MARGIN = 0.05
+"""How far SSIMULACRA2 in torch may differ from the package's, which the manifest holds."""
 CHECK_EVERY = 30
 """Steps between two checks of the rounded photo: its exact visibility, and the stop rule."""
+FITTING = (1.1, 4)
+"""Largest factor by which a finished perturbation is enlarged, and the halvings that find the factor."""
 HOMING = 2.0
 """Points by which the target rises at a check that finds the stop rule met, where nothing else uses the budget."""
 
@@ -57,7 +59,7 @@ class FaceTask:
     generator: Generator
     floors: list[float] = field(default_factory=list)
     history: list[list[float]] = field(default_factory=list)
-    """Highest cosine of each encoder at each step."""
+    """Highest cosine of each encoder at each step; of one that the step left out, the last known."""
     worst: list[float] = field(default_factory=list)
     """Each encoder's highest cosine at the last check."""
 
@@ -84,6 +86,8 @@ class Canvas:
     """Returns the lowest of these in the stored file, for a perturbation of the photo `1 3 h w`."""
     alone: bool = False
     """Whether layer 2 alone uses the budget: what the stop rule does not need is given back."""
+    last: bool = True
+    """Whether no other canvas of the photo follows, which would need what this one leaves of the budget."""
     learnt: Images | None = None
     """The photo `1 3 h w` whose latents the push moves away from; None: the one that is perturbed."""
 
@@ -133,7 +137,7 @@ def optimise(
             if canvas.alone and all(max(face.worst) <= zero_shot.threshold for face in canvas.faces):
                 best = whole  # visible at most as the one before: the target only rises
                 run.budget.target = min(99.0, run.budget.target + HOMING)
-    return run.pasted(delta) if best is None else best, run.course
+    return run.fitted(delta) if best is None else best, run.course
 
 
 class _Run:
@@ -173,7 +177,7 @@ class _Run:
         sizes, grid = (networks.resolution, networks.batch_views), (box, self.grid)
         pushed = (networks.vaes, sizes, self.config.log_variance, canvas.learnt)
         self.latents = LatentShift(original, views, grid, *pushed) if (views := canvas.part.views) else None
-        self.fade = _fade(canvas, self.grid.shape, original)
+        self.fade = fade(canvas.part, self.grid.shape, original)
         self.hinge, self.course = HINGE_WEIGHTS[1], Course()
         for face in canvas.faces:
             face.floors = [self.zero_shot.threshold - self.zero_shot.margin] * len(networks.encoders)
@@ -194,6 +198,27 @@ class _Run:
         out = self.start.clone()
         out[self.inside] += self.grid.paste(delta - self.before)
         return out.clamp_(-self.config.eta, self.config.eta)
+
+    def fitted(self, delta: Tensor) -> Tensor:
+        """Return the pasted perturbation, reduced where the stored file scores below the target, else enlarged.
+
+        Scaled is what this canvas adds; other canvases stay as they are. Only the last canvas is enlarged.
+        """
+        (largest, halvings), added = FITTING, delta - self.before
+
+        def at(scale: float) -> Tensor:
+            return self.pasted(self.before + scale * added)
+
+        def allowed(scale: float) -> bool:
+            return self.canvas.score(at(scale)) >= self.canvas.target + SCORE_MARGIN
+
+        low, high = (1.0, largest) if allowed(1.0) else (0.0, 1.0)
+        if low and not self.canvas.last:
+            return at(low)
+        for _ in range(halvings):
+            middle = (low + high) / 2
+            low, high = (middle, high) if allowed(middle) else (low, middle)
+        return at(low)
 
     def gradient(self, delta: Tensor, step: int) -> Tensor:
         """Return the gradient of all losses at the grid."""
@@ -228,15 +253,23 @@ class _Run:
         if (noisy := turn % 2 == 1).any():
             matrices[noisy] = jitter(matrices[noisy], *noise, face.generator)
         augmentation = draw_augmentation(config.eot, face.generator, self.codec)
-        crops = {side: augmentation(view, point, matrices, side) for side in {e.crop for e in encoders}}
-        cosines = [
-            (encoder(crops[encoder.crop]) * target[chosen]).sum(1)
-            for encoder, target in zip(encoders, face.targets, strict=True)
-        ]
-        face.history.append([float(c.detach().max()) for c in cosines])
-        weights = config.encoder_weights or (1.0,) * len(encoders)
-        above = [w * (c - low).clamp_min(0).mean() for w, c, low in zip(weights, cosines, face.floors, strict=True)]
-        return torch.stack(above).sum()
+        known = list(face.history[-1]) if face.history else [1.0] * len(encoders)
+        picked = self._picked(face)
+        crops = {side: augmentation(view, point, matrices, side) for side in {encoders[i].crop for i in picked}}
+        weights, terms = config.encoder_weights or (1.0,) * len(encoders), []
+        for i in picked:
+            cosines = (encoders[i](crops[encoders[i].crop]) * face.targets[i][chosen]).sum(1)
+            known[i] = float(cosines.detach().max())
+            terms.append(weights[i] * (cosines - face.floors[i]).clamp_min(0).mean())
+        face.history.append(known)
+        return torch.stack(terms).mean() * len(encoders)
+
+    def _picked(self, face: FaceTask) -> list[int]:
+        """Return the encoders of this step, drawn at random; at the first step all."""
+        count, asked = len(self.networks.encoders), self.config.encoders_per_step
+        if not asked or asked >= count or not face.history:
+            return list(range(count))
+        return torch.randperm(count, generator=face.generator)[:asked].tolist()
 
     def _adapt(self) -> None:
         """Change the identity weight: up while an encoder is above its floor, down while none is."""
@@ -260,22 +293,3 @@ def _resized(image: Tensor, shape: tuple[int, int]) -> Tensor:
     if image.shape[-2:] == shape:
         return image
     return functional.interpolate(image, shape, mode="bilinear", antialias=True)
-
-
-def _fade(canvas: Canvas, shape: tuple[int, int], photo: Images) -> Tensor:
-    """Return the factor of each cell `1 1 rows columns`: 1 inside, falling to 0 at edges that are not the photo's."""
-    box, inner, (height, width) = canvas.part.box, canvas.part.inner, photo.shape[-2:]
-    rows = _ramp(shape[0], (box.y0, box.y1), (inner.y0, inner.y1), height, photo.device)
-    columns = _ramp(shape[1], (box.x0, box.x1), (inner.x0, inner.x1), width, photo.device)
-    return (rows[:, None] * columns)[None, None]
-
-
-def _ramp(cells: int, ends: tuple[int, int], inner: tuple[int, int], length: int, device: torch.device) -> Tensor:
-    """Return the factor of each cell of one axis; `ends`, `inner`: of the canvas and of what is perturbed, pixels."""
-    places = ends[0] + (torch.arange(cells, device=device) + 0.5) * (ends[1] - ends[0]) / cells
-    width = FADE * (inner[1] - inner[0])
-    below, above = (places - inner[0]) / width, (inner[1] - places) / width
-    below = below.clamp(0, 1) if inner[0] > 0 else torch.ones_like(below)
-    above = above.clamp(0, 1) if inner[1] < length else torch.ones_like(above)
-    factor = torch.minimum(below, above)
-    return factor.square() * (3 - 2 * factor)

@@ -4,7 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from dladiff.core.field import MAX_CELLS
+from dladiff.core.pixels import Images
 from dladiff.core.views import View
 from dladiff.core.visibility import SIX_SCALES, Rectangle, around_face
 from dladiff.faces.detect import Face, alignment_matrix
@@ -14,6 +18,9 @@ from dladiff.settings.schema import MethodConfig
 SMALL = 2 * SIX_SCALES
 """Longer side up to which a photo narrower than SIX_SCALES is one part, px. Its score counts fewer scales than a
 face's, so the optimisation needs both. In a longer one the whole photo's score hardly sees one face."""
+
+FADE = 0.12
+"""Share of the perturbed side in which the perturbation fades out towards an edge inside the photo."""
 
 
 @dataclass(frozen=True)
@@ -69,3 +76,22 @@ def _around(size: tuple[int, int], face: Face, views: Sequence[View], index: int
     small = min(height, width) < SIX_SCALES and max(height, width) <= SMALL
     box = Box(0, 0, width, height) if small else Box(*low, *high)
     return Part(box, inner, half_crop_pixel(alignment_matrix(face.landmarks)), views, index, [square])
+
+
+def fade(part: Part, shape: tuple[int, int], photo: Images) -> Tensor:
+    """Return the factor of each cell `1 1 rows columns`: 1 inside, falling to 0 at edges that are not the photo's."""
+    box, inner, (height, width) = part.box, part.inner, photo.shape[-2:]
+    rows = _ramp(shape[0], (box.y0, box.y1), (inner.y0, inner.y1), height, photo.device)
+    columns = _ramp(shape[1], (box.x0, box.x1), (inner.x0, inner.x1), width, photo.device)
+    return (rows[:, None] * columns)[None, None]
+
+
+def _ramp(cells: int, ends: tuple[int, int], inner: tuple[int, int], length: int, device: torch.device) -> Tensor:
+    """Return the factor of each cell of one axis; `ends`, `inner`: of the canvas and of what is perturbed, pixels."""
+    places = ends[0] + (torch.arange(cells, device=device) + 0.5) * (ends[1] - ends[0]) / cells
+    width = FADE * (inner[1] - inner[0])
+    below, above = (places - inner[0]) / width, (inner[1] - places) / width
+    below = below.clamp(0, 1) if inner[0] > 0 else torch.ones_like(below)
+    above = above.clamp(0, 1) if inner[1] < length else torch.ones_like(above)
+    factor = torch.minimum(below, above)
+    return factor.square() * (3 - 2 * factor)
