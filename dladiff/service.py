@@ -150,6 +150,16 @@ class Protector:
             done.photos, done.seconds, *metadata, steps=done.steps, trace=done.trace, largest_faces=faces
         )
 
+    def device_fault(self) -> str | None:
+        """Return what a small computation on the GPU fails with; None: it works, or there is no GPU."""
+        if self.models.device.type != "cuda":
+            return None
+        try:
+            torch.ones(8, device=self.models.device).sum().item()
+        except Exception as error:  # of the driver, the runtime or the card: each has kinds of its own
+            return (str(error).strip() or repr(error)).splitlines()[0]
+        return None
+
     def _largest_faces(self, photos: Sequence[Pixels]) -> list[NDArray[np.float32]]:
         if len(photos) < 2:  # nothing to compare
             return []

@@ -246,8 +246,8 @@ class _Run:
 
         Noise alone lowers a cosine: at noisy alignments only, those of the detector would stay the highest.
         """
-        config, encoders = self.zero_shot, self.networks.encoders
-        turn, chosen = np.divmod(step * config.draws + np.arange(config.draws), len(face.bases))
+        config, encoders, draws = self.zero_shot, self.networks.encoders, self.config.draws
+        turn, chosen = np.divmod(step * draws + np.arange(draws), len(face.bases))
         matrices = face.bases[chosen].copy()
         noise = (JITTER_SHARE * config.linear_noise, JITTER_SHARE * config.shift_noise)
         if (noisy := turn % 2 == 1).any():

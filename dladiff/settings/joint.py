@@ -20,6 +20,8 @@ class JointConfig(Settings):
     """Steps for each face, or for the whole photo in `region: photo`."""
     step_size: float = Field(default=1 / 255, ge=0, le=0.25)
     """Adam's learning rate at the first step, [0, 1] units; it falls linearly."""
+    draws: int = Field(default=2, ge=1, le=64)
+    """Random alignments averaged in one step."""
     encoders_per_step: int = Field(default=1, ge=0, le=64)
     """Encoders that one step evaluates, drawn at random; 0: all. Two, one a step, end where both a step end, in a good
     half of the time (docs/encoders.md)."""

@@ -164,7 +164,7 @@ class MethodConfig(Settings):
     """Largest number of clean photos for the static surrogate; those with the largest, sharpest faces are chosen."""
     detector: str = "centerface"
     """`centerface`, or an InsightFace pack (its name or folder) or SCRFD ONNX file."""
-    encoders: Items[str] = ("embedded:residual",)
+    encoders: Items[str] = ("embedded:residual", "embedded:mobilefacenet")
     """Optimised identity encoders: `embedded:NAME`, an ONNX file, an InsightFace pack (its name, `buffalo_l`, or its
     folder), or `clip:FOLDER`, a CLIP vision tower. The default is of the profile tiny; other profiles have none, so
     this setting or `faces` must name them."""

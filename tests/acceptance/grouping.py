@@ -5,7 +5,7 @@ random sets, one crop of each of several people of the tar, and random sets of `
 CenterFace as in a run; the tar's crops are aligned already. Crops of the tar are of real web photos: some are labelled
 wrongly, which no encoder can tell.
 
-    python -m tests.acceptance.grouping --assets DIR [--encoder embedded:residual]
+    python -m tests.acceptance.grouping --assets DIR [--encoder embedded:residual]...
 """
 
 import argparse
@@ -24,6 +24,7 @@ from dladiff.faces.detect import CenterFaceDetector
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.faces.largest import largest_faces
 from dladiff.service import named_encoder
+from dladiff.settings.schema import method_config
 from dladiff.training.data import align, load_crops
 
 Faces = NDArray[np.float32]
@@ -32,14 +33,14 @@ SIZES = (3, 4, 5, 8, 12)
 SETS = ("vggface2_n000050", "celebahq_103", "celebahq_1972", "metacloak_s1")
 
 
-def photos(folder: Path, encoder: IdentityEncoder) -> Faces:
+def photos(folder: Path, encoders: Sequence[IdentityEncoder]) -> Faces:
     """Return the embeddings of the largest face of each photo of a folder, as a run computes them."""
     files = sorted(path for path in folder.iterdir() if path.suffix in {".jpg", ".png"})
     pixels = (cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB) for file in files)
-    return np.stack(largest_faces(pixels, CenterFaceDetector(), [encoder], torch.device("cpu")))
+    return np.stack(largest_faces(pixels, CenterFaceDetector(), encoders, torch.device("cpu")))
 
 
-def crops(assets: Path, encoder: IdentityEncoder) -> tuple[Faces, list[str], int]:
+def crops(assets: Path, encoders: Sequence[IdentityEncoder]) -> tuple[Faces, list[str], int]:
     """Return embeddings and people of the tar: all crops of the held-out people first, then one of each other."""
     found, matrix = load_crops(assets)
     held = [crop for crop in found if crop.held_out]
@@ -47,7 +48,9 @@ def crops(assets: Path, encoder: IdentityEncoder) -> tuple[Faces, list[str], int
     rows = []
     for crop in [*held, *others]:
         with torch.no_grad():
-            rows.append(encoder(to_float(align(crop.pixels(), matrix)))[0].numpy())
+            aligned = to_float(align(crop.pixels(), matrix))
+            own = [encoder(aligned)[0].numpy() for encoder in encoders]
+            rows.append(np.concatenate(own) / np.sqrt(np.float32(len(own))))
     return np.stack(rows), [crop.person for crop in [*held, *others]], len(held)
 
 
@@ -72,16 +75,17 @@ def main() -> None:
     """Print one row a size of set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, required=True)
-    parser.add_argument("--encoder", default="embedded:residual")
+    parser.add_argument("--encoder", action="append", help="default: those of the profile tiny")
     options = parser.parse_args()
-    encoder, generator = named_encoder(options.encoder), np.random.default_rng(0)
+    names = options.encoder or list(method_config("tiny", None, {}).encoders)
+    encoder, generator = [named_encoder(name) for name in names], np.random.default_rng(0)
     own = [photos(options.assets / "photos" / name, encoder) for name in SETS]
     strangers = photos(options.assets / "photos" / "distractors", encoder)
     faces, people, held = crops(options.assets, encoder)
-    names = np.array(people)
-    of_people = [faces[:held][names[:held] == name] for name in sorted(set(people[:held]))]
+    persons = np.array(people)
+    of_people = [faces[:held][persons[:held] == name] for name in sorted(set(people[:held]))]
     apart = faces[sorted({name: i for i, name in enumerate(people)}.values())]
-    print(f"{options.encoder}, sets of fewer than {MIN_FACES} faces are never flagged")
+    print(f"{', '.join(names)}; sets of fewer than {MIN_FACES} faces are never flagged")
     print("| faces | one person, photos | one person, crops | strangers, photos | strangers, crops |")
     print("|---|---|---|---|---|")
     for size in SIZES:

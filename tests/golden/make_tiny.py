@@ -21,6 +21,7 @@ SETTINGS: dict[str, Any] = {
     "profile": "tiny",
     "overrides": {
         "visibility": 0,  # Algorithms 1 and 2
+        "encoders": ["embedded:residual"],
         "finetuning": {"iter_ft": 4, "iter_opt": 3},
         "zero_shot": {"max_steps": 30},
     },
