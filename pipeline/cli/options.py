@@ -73,4 +73,5 @@ def print_facts(facts: Mapping[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(facts))
     else:
         for name, value in facts.items():
-            click.echo(shown(f"{name.replace('_', ' ')}: {'-' if value is None else value}"))
+            text = "; ".join(map(str, value)) if isinstance(value, list) else value
+            click.echo(shown(f"{name.replace('_', ' ')}: {'-' if text in (None, '') else text}"))

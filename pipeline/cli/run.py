@@ -38,6 +38,7 @@ def _settings(function: Command) -> Command:
         click.option("--method", "protection", help="A compared method: fsmg, aspl, mist ...; default: dladiff."),
         click.option("--config", type=click.Path(path_type=Path), help="YAML file; options override it."),
         click.option("--limit", type=int, help="Protect at most so many identities."),
+        click.option("--max-failed", help="Photos that may fail with exit code 0: a number, or a share (1%)."),
         click.option("--seed", type=int, help="Seed of every random stream (0)."),
         click.option("--layout", help=f"{', '.join(LAYOUTS)}; left out: auto."),
         click.option("--lists", help="Folder or bucket of a collection's lists, if they are not beside the photos."),
@@ -67,7 +68,7 @@ def _retry(retry_failed: bool, reasons: tuple[str, ...]) -> "Retry | None":
 
 
 def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None, as_json: bool, count: int = 0) -> int:
-    from pipeline.run.estimate import estimate
+    from pipeline.run.estimate import estimate, paper_work, work_of
     from pipeline.run.look import advice, look
     from pipeline.run.plan import make_plan
 
@@ -76,6 +77,7 @@ def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None
     for note in notes:
         click.echo(f"note: {shown(note)}", err=True)
     expected = estimate(settings, found, price)
+    own, paper = work_of(settings.method_config()), paper_work(settings.profile)
     settled = found.settled()
     facts: dict[str, Any] = {
         "identities": found.identities,
@@ -89,6 +91,8 @@ def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None
         **found.left_out.counts(),
         "seconds_per_photo": expected.seconds_per_photo,
         "rate": f"measured on {expected.measured_photos} photos" if expected.measured_photos else "assumed",
+        "tflop_per_photo": own and own.tflop,
+        "tflop_per_photo_paper": paper and paper.tflop,
         "actor_hours": expected.actor_hours,
         "gpu_hours": expected.gpu_hours,
         "cost": expected.cost,

@@ -1,7 +1,8 @@
 """The latest plan of an output: its tasks, and the folders of its photos."""
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,8 @@ from pipeline.storage.base import Storage
 from pipeline.storage.keys import shown
 
 LATEST = "plan/latest.json"
+MAX_WORKERS, MAX_LINE = 64, 300
+"""Workers that a plan names at most, and characters of each."""
 COLUMNS = columns(PLAN, ("identity", "part", "key", "uris"))
 
 
@@ -33,6 +36,8 @@ class Latest:
     fault: str = ""
     unread: int = 0
     """Names and folders of the input that its run could not read."""
+    workers_out: tuple[str, ...] = ()
+    """Host and reason of each worker of a cluster that its run took out."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,22 @@ def latest_plan(storage: Storage) -> Latest | None:
         return Latest(fault=_fault(storage))
     if not isinstance(inputs, list) or not all(isinstance(uri, str) for uri in inputs):
         return Latest(plan, fault=_fault(storage))
-    unread = found.get("unread")
-    return Latest(plan, since or "", tuple(inputs), unread=unread if type(unread) is int and unread > 0 else 0)
+    unread, workers = found.get("unread"), found.get("workers_out", [])
+    named = workers if isinstance(workers, list) else []
+    return Latest(
+        plan,
+        since or "",
+        tuple(inputs),
+        unread=unread if type(unread) is int and unread > 0 else 0,
+        workers_out=tuple(line[:MAX_LINE] for line in named[:MAX_WORKERS] if isinstance(line, str)),
+    )
+
+
+def note_workers_out(storage: Storage, lines: Sequence[str]) -> None:
+    """Add the workers that the run took out to `plan/latest.json`. Raises StorageError."""
+    found = load(storage, LATEST, MAX_NOTE)
+    found["workers_out"] = [line[:MAX_LINE] for line in lines[:MAX_WORKERS]]
+    storage.put(LATEST, json.dumps(found, indent=1).encode())
 
 
 def planned_tasks(storage: Storage, latest: Latest) -> Planned:

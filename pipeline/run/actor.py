@@ -42,6 +42,7 @@ from pipeline.storage.retry import PatientStorage
 from pipeline.telemetry.metrics import ActorMetrics
 
 LATE = "late"  # status of a task that was not started before the deadline
+FATAL, OUT_OF_REACH = "fatal", "storage"  # no task can be done here: models or settings, storage
 
 _METRICS = ("linf", "linf_face", "psnr", "psnr_face", "ssim", "ssimulacra2", "ssimulacra2_face", "retained")
 
@@ -73,14 +74,14 @@ class ProtectIdentity:
             work = self._planned(work) if "plan" in work else work
             result = self._attempt(work)
         except (ModelError, ConfigError) as error:
-            result = {"status": "fatal", "reason": _line(error)}
+            result = {"status": FATAL, "reason": _line(error)}
         except StorageError as error:  # errors of single photos were handled: this one concerns the run
-            result = {"status": "storage", "reason": str(error)}
+            result = {"status": OUT_OF_REACH, "reason": str(error)}
         except BaseException as error:  # an exception would end the run or lose the row
             if "photos" in work:
                 result = self._failed(work, "failed", _line(error), redacted(traceback.format_exc()))
             else:  # the stored plan itself
-                result = {"status": "storage", "reason": _line(error)}
+                result = {"status": OUT_OF_REACH, "reason": _line(error)}
         photos = len(work.get("photos", ()))
         common = {"identity": work.get("identity", ""), "photos": photos, "failed_photos": photos}
         seconds = round(time.monotonic() - started, 3)
@@ -118,9 +119,11 @@ class ProtectIdentity:
         start = records.write_start(self.target, task, key, self.run_id)
         try:
             result = self._protect(work)
-        except Exception:
+        except Exception as error:
             with contextlib.suppress(StorageError):  # the first error is reported
                 self.target.delete(start)
+            if fault := self._device_fault():
+                raise ModelError(f"the GPU of this worker does not compute: {fault}") from error
             raise
         self.target.delete(start)
         return result
@@ -135,6 +138,11 @@ class ProtectIdentity:
             raise
         except Exception as error:  # every identity would fail in the same way
             raise ModelError(f"the models cannot be loaded: {_line(error)}") from error
+
+    def _device_fault(self) -> str | None:
+        """Return what a small computation on the GPU fails with; None: it works, or there is none."""
+        check = getattr(self.protector, "device_fault", None)  # a protector of a test may have none
+        return check() if check is not None else None
 
     def _protect(self, work: Payload) -> Payload:
         started = records.now()
@@ -269,7 +277,7 @@ class ProtectIdentity:
         try:
             records.fail(self.target, record)
         except DladiffError as error:
-            return {"status": "storage", "reason": str(error)}
+            return {"status": OUT_OF_REACH, "reason": str(error)}
         return {"status": status, "reason": reason, "rows": [brief(row) for row in rows]}
 
 

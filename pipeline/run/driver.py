@@ -5,14 +5,14 @@ import shlex
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from rich.console import Console
 
-from dladiff.errors import ConfigError, StorageError
+from dladiff.errors import ConfigError, DamagedError, StorageError
 from pipeline.config import RunConfig
 from pipeline.process.private import private_files
 from pipeline.process.temporary import temporary_folder
@@ -20,9 +20,11 @@ from pipeline.records import commit as records
 from pipeline.records import manifest
 from pipeline.records.allowance import within
 from pipeline.records.commit import Recorded
+from pipeline.records.latest import note_workers_out
 from pipeline.records.lease import Lease
 from pipeline.run.actor import LATE
 from pipeline.run.engine import TODO_FILES, results
+from pipeline.run.fitness import Fault
 from pipeline.run.live import Actors
 from pipeline.run.plan import Plan, Retry, make_plan, write_plan
 from pipeline.run.progress import Progress
@@ -169,7 +171,12 @@ def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, watch: _W
             records.clear_starts(target, identity, part)
         assert plan.todo_file is not None
         until = watch.deadline.timestamp() if watch.deadline else None
-        stream = results(config, plan.todo_file, target, run_id, until)
+
+        def note(faults: list[Fault]) -> None:
+            with suppress(StorageError, DamagedError):  # a note for `status`; the log has the line
+                note_workers_out(target, [fault.line() for fault in faults])
+
+        stream = results(config, plan.todo_file, target, run_id, until, note)
         view = Progress(watch.console, plan.todo, watch.metrics.cost, Actors(target), verbose=watch.verbose)
         with view as progress, closing(stream):  # on an error Ray ends before the message is printed
             for result in stream:

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -17,46 +17,111 @@ from dladiff.errors import ConfigError, DladiffError, ModelError, StorageError
 from pipeline.config import RunConfig
 from pipeline.process.interrupts import install, interrupted
 from pipeline.records.manifest import ParquetFile
-from pipeline.run.actor import ProtectIdentity
+from pipeline.run.actor import FATAL, OUT_OF_REACH, ProtectIdentity
+from pipeline.run.estimate import assumed_seconds
+from pipeline.run.fitness import Board, Fault, Watch
 from pipeline.run.local_ray import check_authenticated, local_ray, own_process_groups
+from pipeline.run.reporting import UNFIT, ReportingActor
 from pipeline.storage.base import Storage
 
 REINSTALL_S = 0.005  # seconds between two settings of the handlers: how long a second SIGTERM could kill this process
 TODO_FILES = "plan/todo-"  # files of one run, deleted at its end
+NO_PROGRESS_S = 1800.0  # least seconds without a result after which a run fails
+SHOWN = 5  # faulty workers that a message names
+NO_TOKEN = "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token, and RAY_AUTH_MODE=token"
 IN_MEMORY = 10_000  # tasks; above it the actors read their work from storage, and the driver holds row numbers
 
 
 def results(
-    config: RunConfig, todo: ParquetFile, target: Storage, run_id: str, deadline: float | None = None
+    config: RunConfig,
+    todo: ParquetFile,
+    target: Storage,
+    run_id: str,
+    deadline: float | None = None,
+    bad: Callable[[list[Fault]], None] = lambda faults: None,
 ) -> Generator[dict[str, Any]]:
     """Run the actors on this machine or the cluster of RAY_ADDRESS; yield each task's result as it arrives.
 
-    No task is started after `deadline` (seconds since the epoch); the rest gets status `late`.
-    Raises StorageError when Ray does not start or fails, ConfigError when this machine is too small for an actor.
+    No task is started after `deadline` (seconds since the epoch); the rest gets status `late`. On a cluster a node
+    whose worker cannot work is taken out: `bad` is given all such faults whenever there is a new one.
+    Raises StorageError when Ray does not start or fails, ConfigError when this machine is too small for an actor,
+    ModelError or StorageError when no worker can work.
     """
-    private = not os.environ.get("RAY_ADDRESS")
+    arguments = {"run": config.to_dict(), "run_id": run_id, "digest": config.config_digest(), "deadline": deadline}
     with started() as ray:
-        fitting = max_actors(ray, config.cpus_per_actor, config.gpus_per_actor)
-        most = min(todo.count, config.max_actors or fitting)
-        actors = ray.data.ActorPoolStrategy(
-            min_size=most if private else min(config.min_actors, most),  # a private Ray needs no gradual start
-            max_size=most,
-            max_tasks_in_flight_per_actor=2,  # with one, actors idle between tasks and the pool never grows
-        )
-        stage = _rows(ray, todo, target, run_id).map(
-            ProtectIdentity,
-            fn_constructor_kwargs={
-                "run": config.to_dict(),
-                "run_id": run_id,
-                "digest": config.config_digest(),
-                "deadline": deadline,
-            },
-            compute=actors,
-            num_cpus=config.cpus_per_actor,  # torch's threads on the CPU
-            num_gpus=config.gpus_per_actor,  # a fraction: actors share a GPU
-            # Ray Data restarts killed actors without limit; the stored start notes end a crash loop
-        )
-        yield from reported(ray, stage)
+        ray.data.DataContext.get_current().execution_no_progress_timeout_s = no_progress_s(config)
+        rows = _rows(ray, todo, target, run_id)
+        if not os.environ.get("RAY_ADDRESS"):
+            most = min(todo.count, config.max_actors or max_actors(ray, config.cpus_per_actor, config.gpus_per_actor))
+            # a private Ray needs no gradual start
+            yield from reported(ray, _stage(rows, config, arguments, (most, most)))
+        else:
+            yield from _on_cluster(ray, rows, config, arguments, todo.count, bad)
+
+
+def _on_cluster(
+    ray: Any,
+    rows: Any,
+    config: RunConfig,
+    arguments: dict[str, Any],
+    count: int,
+    bad: Callable[[list[Fault]], None],
+) -> Generator[dict[str, Any]]:
+    """Run tasks on a cluster; those of nodes that cannot work again on others."""
+    wanted = f"{config.cpus_per_actor} CPUs" + (f" and {config.gpus_per_actor:g} GPUs" if config.gpus_per_actor else "")
+    out: dict[str, Fault] = {}
+    while count:
+        board = ray.remote(num_cpus=0)(Board).remote()
+        most = min(count, config.max_actors or count)  # Ray asks for no more than the cluster can have
+        stage = _stage(rows, config, arguments | {"board": board}, (min(config.min_actors, most), most), list(out))
+        returned: list[str] = []
+        with Watch(ray, board, wanted, bad, tuple(out.values())) as watch:
+            for result in reported(ray, stage):
+                if result["status"] != UNFIT:
+                    yield result
+                    continue
+                if not watch.look().worked:
+                    raise _none_fit([*out.values(), *watch.state.faults])
+                returned.append(result["work"])
+            out |= {fault.node: fault for fault in watch.look().faults}
+        count = len(returned)
+        rows = ray.data.from_items([{"work": work} for work in returned], override_num_blocks=count) if count else None
+
+
+def _none_fit(faults: list[Fault]) -> DladiffError:
+    lines = sorted({fault.line() for fault in faults})
+    text = f"no worker of the cluster can work. {'; '.join(lines[:SHOWN])}"
+    text += f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    return ModelError(text) if any(fault.lasting for fault in faults) else StorageError(text)
+
+
+def _stage(
+    rows: Any, config: RunConfig, arguments: dict[str, Any], size: tuple[int, int], without: Sequence[str] = ()
+) -> Any:
+    """Return the stage of the actors. `size`: smallest and largest pool; `without`: ids of nodes not to use."""
+    import ray
+
+    least, most = size
+    actors = ray.data.ActorPoolStrategy(
+        min_size=least,
+        max_size=most,
+        max_tasks_in_flight_per_actor=2,  # with one, actors idle between tasks and the pool never grows
+    )
+    elsewhere = {"label_selector": {"ray.io/node-id": f"!in({','.join(without)})"}} if without else {}
+    return rows.map(
+        ReportingActor if "board" in arguments else ProtectIdentity,
+        fn_constructor_kwargs=arguments,
+        compute=actors,
+        num_cpus=config.cpus_per_actor,  # torch's threads on the CPU
+        num_gpus=config.gpus_per_actor,  # a fraction: actors share a GPU
+        **elsewhere,
+        # Ray Data restarts killed actors without limit; the stored start notes end a crash loop
+    )
+
+
+def no_progress_s(config: RunConfig) -> float:
+    """Return the seconds without any result after which a run fails: three times a full task at the assumed rate."""
+    return max(NO_PROGRESS_S, 3 * config.max_photos_per_task * assumed_seconds(config))
 
 
 def reported(ray: Any, stage: Any) -> Generator[dict[str, Any]]:
@@ -68,11 +133,19 @@ def reported(ray: Any, stage: Any) -> Generator[dict[str, Any]]:
         # iter_rows fetches one block ahead, which would delay each result until the next one
         for block in stage.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
             for result in map(json.loads, block["result"].to_pylist()):
-                if kind := {"fatal": ModelError, "storage": StorageError}.get(result["status"]):
+                if kind := {FATAL: ModelError, OUT_OF_REACH: StorageError}.get(result["status"]):
                     raise kind(result["reason"])
                 yield result
     except DladiffError:
         raise
+    except ray.data.exceptions.ExecutionTimeoutError as error:
+        limit = ray.data.DataContext.get_current().execution_no_progress_timeout_s
+        raise StorageError(
+            f"no task ended for {limit / 3600:.1f} hours: look at the workers (ray status, their logs); finished work "
+            "is kept, run again"
+        ) from error
+    except ray.exceptions.AuthenticationError as error:
+        raise StorageError(f"the Ray cluster refuses this client: {NO_TOKEN}") from error
     except ray.exceptions.RayError as error:
         raise StorageError(f"the Ray cluster failed: {str(error).strip().splitlines()[-1]}") from error
 
@@ -118,6 +191,8 @@ def started() -> Iterator[Any]:
                 ray.init(**options, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
         except SystemExit as error:  # Ray's handler raises it on SIGTERM
             raise interrupted() from error
+        except ray.exceptions.AuthenticationError as error:
+            raise StorageError(f"the Ray cluster refuses this client: {NO_TOKEN}") from error
         except Exception as error:  # Ray raises a bare Exception where a busy machine does not start it in time
             raise StorageError(f"Ray does not start: {(str(error).strip() or repr(error)).splitlines()[0]}") from error
         try:
@@ -128,7 +203,6 @@ def started() -> Iterator[Any]:
             context.enable_progress_bars = False
             context.max_errored_blocks = 0
             context.execution_options.preserve_order = False
-            context.execution_no_progress_timeout_s = 6 * 3600  # well above the slowest identity
             logging.getLogger("ray.data").setLevel(logging.CRITICAL)
             yield ray
         finally:

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 
 from pipeline.records.commit import Index, Recorded, Task, read_index
-from pipeline.records.latest import latest_plan, planned_tasks
+from pipeline.records.latest import Latest, latest_plan, planned_tasks
 from pipeline.records.lease import LEASE_S, LOCK
 from pipeline.run.live import FAILURES, RECENT, Actors, panel, safe
 from pipeline.storage.base import Storage
@@ -28,11 +28,13 @@ def status(storage: Storage, index: Index | None = None) -> dict[str, Any]:
 
     A task is an identity or a part of one. `left` counts tasks of the latest plan without a record, None when the plan
     is unreadable. `lost_photos` counts failed photos of done tasks, `unread` names and folders of the input that the
-    latest run could not read. Rates are of the latest run. `ssimulacra2_lowest` and `ssimulacra2_median` are of the
-    lowest score of each done task, None where no photo is measured.
+    latest run could not read, `workers_out` names the workers that it took out. Rates are of the latest run.
+    `ssimulacra2_lowest` and `ssimulacra2_median` are of the lowest score of each done task, None where no photo is
+    measured.
     """
     index = index or read_index(storage)
-    planned, since, unread = _planned(storage)
+    planned, latest = _planned(storage)
+    since = latest.started_at
     standing = index.standing()
     if planned:  # neither records of an earlier plan nor those that do not account for their photos count
         standing = {task: row for task, row in standing.items() if task not in planned or _counts(row, *planned[task])}
@@ -55,12 +57,13 @@ def status(storage: Storage, index: Index | None = None) -> dict[str, Any]:
         "left": left,
         "photos": sum(row.photos - row.failed_photos for row in done),
         "lost_photos": sum(row.failed_photos for row in done),
-        "unread": unread,
+        "unread": latest.unread,
         "ssimulacra2_lowest": round(min(scores), 1) if scores else None,
         "ssimulacra2_median": round(median(scores), 1) if scores else None,
         "photos_per_hour": round(rate, 1),
         "photos_per_hour_recent": round(recent / (RECENT.total_seconds() / 3600), 1),
         "hours_left": None if hours is None else round(hours, 2),
+        "workers_out": list(latest.workers_out),
     }
 
 
@@ -69,16 +72,16 @@ def _counts(row: Recorded, key: str, photos: int) -> bool:
     return row.key == key and (row.status != "done" or row.accounts_for(photos))
 
 
-def _planned(storage: Storage) -> tuple[dict[Task, tuple[str, int]] | None, str, int]:
-    """Return the latest plan's tasks (None if damaged, {} if there is none), the start of its run, and `unread`."""
+def _planned(storage: Storage) -> tuple[dict[Task, tuple[str, int]] | None, Latest]:
+    """Return the latest plan's tasks (None if damaged, {} if there is none), and the plan."""
     latest = latest_plan(storage)
     if latest is None:
-        return {}, "", 0
+        return {}, Latest()
     planned = planned_tasks(storage, latest)
     if planned.fault:
         log.warning("%s", shown(planned.fault))
-        return None, latest.started_at, latest.unread
-    return planned.tasks, latest.started_at, latest.unread
+        return None, latest
+    return planned.tasks, latest
 
 
 def watch(storage: Storage, console: Console, every: float, sleep: Callable[[float], None] = time.sleep) -> int:

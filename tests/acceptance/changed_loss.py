@@ -1,4 +1,4 @@
-"""Changes of the identity loss that `encoder_zoo` compares: sampled encoders, warps, cut-outs and neighbourhoods."""
+"""Changes of the identity loss that `encoder_zoo` compares: warps, cut-outs and neighbourhoods."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +19,8 @@ from dladiff.layers.zero_shot import draw_augmentation, jitter
 
 @dataclass(frozen=True)
 class Loss:
-    """Changes of the identity loss; all but `encoders` at the draws that have noise on their alignment."""
+    """Changes of the identity loss, at the draws that have noise on their alignment."""
 
-    encoders: int = 0
-    """Encoders evaluated in one step; 0: all."""
     warp: float = 0.0
     """Standard deviation of an elastic warp of the crop, pixels of it."""
     cut: int = 0
@@ -59,24 +57,23 @@ class Changed(joint._Run):
     loss = Loss()
 
     def _identity(self, face: joint.FaceTask, view: Any, point: Tensor, step: int) -> Tensor:
-        config, encoders, loss = self.zero_shot, self.networks.encoders, self.loss
-        turn, chosen = np.divmod(step * config.draws + np.arange(config.draws), len(face.bases))
+        config, encoders, loss, draws = self.zero_shot, self.networks.encoders, self.loss, self.config.draws
+        turn, chosen = np.divmod(step * draws + np.arange(draws), len(face.bases))
         matrices, noisy = face.bases[chosen].copy(), turn % 2 == 1
         noise = (JITTER_SHARE * config.linear_noise, JITTER_SHARE * config.shift_noise)
         if noisy.any():
             matrices[noisy] = jitter(matrices[noisy], *noise, face.generator)
         augmentation = draw_augmentation(config.eot, face.generator, self.codec)
-        crops = augmentation(view, self._points(point, config.draws, face.generator), matrices, CROP)
+        crops = augmentation(view, self._points(point, draws, face.generator), matrices, CROP)
         rows = torch.from_numpy(noisy)
         if loss.warp and noisy.any():
             crops = torch.where(rows[:, None, None, None], elastic(crops, loss.warp, face.generator), crops)
         if loss.cut and noisy.any():
             crops = torch.where(rows[:, None, None, None], cut_out(crops, loss.cut, face.generator), crops)
-        count = loss.encoders or len(encoders)
-        picked = torch.randperm(len(encoders), generator=face.generator)[:count].tolist() if face.history else None
+        picked = self._picked(face)
         known = list(face.history[-1]) if face.history else [1.0] * len(encoders)
         terms = []
-        for i in range(len(encoders)) if picked is None else picked:
+        for i in picked:
             cosines = (encoders[i](crops) * face.targets[i][chosen]).sum(1)
             known[i] = float(cosines.detach().max())
             terms.append((cosines - face.floors[i]).clamp_min(0).mean())

@@ -1,6 +1,6 @@
 """Transfer of layer 2 to held-out encoders under the visibility budget: more encoders, and changes of the loss.
 
-Layer 2 alone protects one photo each of several people at one SSIMULACRA2, as `dladiff protect` does. The protected
+Both layers protect one photo each of several people at one SSIMULACRA2, as `dladiff protect` does. The protected
 photo is evaluated as an attacker would use it: detected and aligned again by SCRFD, embedded, compared with the clean
 photo. Conditions are chosen on CHOOSING and reported on REPORTED; none of these is optimised, and none taught an
 optimised one. The log has one JSON line per photo, seed and condition; what is in the log is not run again. `--zoo` is
@@ -32,6 +32,7 @@ from dladiff.layers import joint, parts
 from dladiff.layers.budget import Budget
 from dladiff.protect import protect
 from dladiff.service import Protector, named_encoder
+from dladiff.settings.merge import merge
 from tests.acceptance.changed_loss import Changed, Loss, ScoredOnce
 from tests.acceptance.dreambooth import FaceEmbedder, read
 from tests.acceptance.evaluation_people import held_out
@@ -50,6 +51,8 @@ class Condition:
     """Encoders beside `residual`, settings and the loss."""
 
     more: tuple[str, ...] = ()
+    alone: bool = False
+    """Whether they take the place of `residual`."""
     loss: Loss = field(default_factory=Loss)
     settings: dict[str, Any] = field(default_factory=dict)
     hinge: float = joint.HINGE_WEIGHTS[2]
@@ -58,7 +61,11 @@ class Condition:
     """Score a small photo in the loop only as its face is scored."""
 
 
-TODAY = "residual (the default)"
+TODAY = "residual"
+"""What the others are compared with: the former default."""
+EMBEDDED = ("mobile", "mobilefacenet")
+ONE, TWO = {"joint": {"encoders_per_step": 1}}, {"joint": {"encoders_per_step": 1, "draws": 2}}
+"""One encoder a step; and two alignments."""
 ZOO = ("irse", "vgg", "vit", "shuffle")
 WIDE = {"zero_shot": {"linear_noise": 0.1, "shift_noise": 4.0}}
 MEF = Loss(radius=3.0, inner=1.5)
@@ -77,15 +84,19 @@ CONDITIONS: dict[str, Condition] = {
     "MEF of 6": Condition(loss=Loss(radius=6.0, inner=3.0)),
     "MEF, identity weight 1": Condition(loss=MEF, hinge=1.0),
     "MEF of 6, identity weight 1": Condition(loss=Loss(radius=6.0, inner=3.0), hinge=1.0),
-    "MEF, + y1, 1 a step": Condition(more=("y1",), loss=Loss(encoders=1, radius=3.0, inner=1.5)),
+    "MEF, + y1, 1 a step": Condition(more=("y1",), loss=MEF, settings=ONE),
     "twice the steps": Condition(settings={"joint": {"steps": 300}}),
     **{f"+ {name}": Condition(more=(name,)) for name in ZOO},
     "+ mobile": Condition(more=("mobile",)),
-    "+ mobile, 1 a step": Condition(more=("mobile",), loss=Loss(encoders=1)),
+    "+ mobile, 1 a step": Condition(more=("mobile",), settings=ONE),
     "+ y1": Condition(more=("y1",)),
-    "+ y1, 1 a step": Condition(more=("y1",), loss=Loss(encoders=1)),
+    "+ y1, 1 a step": Condition(more=("y1",), settings=ONE),
+    "mobilefacenet alone": Condition(more=("mobilefacenet",), alone=True),
+    "+ mobilefacenet": Condition(more=("mobilefacenet",)),
+    "+ mobilefacenet, 1 a step": Condition(more=("mobilefacenet",), settings=ONE),
+    "+ mobilefacenet, 1 a step, 2 draws (the default)": Condition(more=("mobilefacenet",), settings=TWO),
     "+ all": Condition(more=ZOO),
-    "+ all, 2 a step": Condition(more=ZOO, loss=Loss(encoders=2)),
+    "+ all, 2 a step": Condition(more=ZOO, settings={"joint": {"encoders_per_step": 2}}),
     **{f"MEF, + {name}": Condition(more=(name,), loss=MEF) for name in ZOO},
     "+ all, warps, cut-outs": Condition(more=ZOO, loss=Loss(warp=2.5, cut=28)),
     "+ all, MEF": Condition(more=ZOO, loss=MEF),
@@ -132,10 +143,11 @@ def people(assets: Path, count: int) -> Iterator[tuple[str, Pixels]]:
 def protector(label: str, zoo: Path, seed: int) -> Protector:
     """Return the product with a condition's encoders and settings."""
     condition = CONDITIONS[label]
-    overrides: dict[str, Any] = {"layers": "zero_shot", "visibility": VISIBILITY}
-    more = ["embedded:mobile" if name == "mobile" else str(zoo / f"{name}.onnx") for name in condition.more]
-    overrides |= {"encoders": ["embedded:residual", *more], "held_out": []}
-    overrides |= condition.settings
+    more = [f"embedded:{name}" if name in EMBEDDED else str(zoo / f"{name}.onnx") for name in condition.more]
+    encoders = more if condition.alone else ["embedded:residual", *more]
+    overrides: dict[str, Any] = {"visibility": VISIBILITY, "encoders": encoders, "held_out": []}
+    overrides["joint"] = {"encoders_per_step": 0, "draws": 4}
+    merge(overrides, condition.settings)
     return Protector({"profile": "tiny", "overrides": overrides}, seed, threads=1)
 
 

@@ -127,3 +127,21 @@ class Hungry(AddNoise):
             outs.append(replace(self._one(PhotoIn(key=photo.key, pixels=SMALL), 0), pixels=photo.pixels.copy()))
         model = {"name": "fake", "role": "surrogate", "sha256": "0", "licence": "none"}
         return IdentityOut(outs, {"zero_shot_layer": 0.1}, 1, "cpu", [model], {})
+
+
+class Placed(AddNoise):
+    """Takes a second an identity and writes its node's name into the reason; on a node named "bad" it has no weights.
+
+    DLADIFF_NODE is a node's name, set with `Cluster.add_node(env_vars=...)`.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], seed: int, threads: int) -> None:
+        super().__init__(settings, seed, threads)
+        self.node = os.environ.get("DLADIFF_NODE", "")
+        if self.node.startswith("bad"):
+            raise ModelError(f"no weights on {self.node}")
+
+    def protect_identity(self, identity: str, photos: Sequence[PhotoIn], clean: Sequence[Any]) -> IdentityOut:
+        time.sleep(1)
+        out = super().protect_identity(identity, photos, clean)
+        return replace(out, photos=[replace(photo, reason=self.node) for photo in out.photos])
