@@ -37,12 +37,49 @@ def test_a_second_driver_is_refused_and_the_lease_is_given_back(storage: Storage
 
 def test_only_what_was_not_renewed_is_taken_over(storage: Storage) -> None:
     storage.put("lock.json", json.dumps(HELD).encode())
-    age(storage, lease.LEASE_S - 20)
+    age(storage, lease.MISSED_S - 10)
     with pytest.raises(StorageError, match="host elsewhere, pid 1"), Lease(storage):
         pass
     age(storage, lease.LEASE_S + 20)
     with Lease(storage):
         assert json.loads(storage.get("lock.json"))["pid"] == os.getpid()
+
+
+def test_a_lease_that_nobody_renews_is_waited_for(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lease, "LOOK_S", 0.05)
+    storage.put("lock.json", json.dumps(HELD).encode())
+    age(storage, lease.LEASE_S - 1)
+    with Lease(storage):
+        assert json.loads(storage.get("lock.json"))["pid"] == os.getpid()
+    assert "waiting for the lease of a run that no longer renews it" in caplog.text and "host elsewhere" in caplog.text
+
+
+def test_a_holder_that_renews_late_keeps_its_lease(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def renewed(_: float) -> None:
+        age(storage, 0)
+
+    storage.put("lock.json", json.dumps(HELD).encode())
+    age(storage, lease.MISSED_S + 5)
+    monkeypatch.setattr(time, "sleep", renewed)
+    with pytest.raises(StorageError, match="another run writes"), Lease(storage):
+        pass
+    assert json.loads(storage.get("lock.json"))["owner"] == "x"
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_a_lease_not_renewed_for_its_length_is_renewed_or_lost(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, back: bool
+) -> None:
+    with Lease(storage) as held:
+        monkeypatch.setattr(lease, "LEASE_S", -1.0 if not back else 0.2)
+        if back:
+            time.sleep(0.3)
+            held.check()  # the storage is there again, and the lock still ours
+        else:  # as if the storage refused: no renewal is recent enough
+            with pytest.raises(StorageError, match="or may have; nothing is lost"):
+                held.check()
 
 
 @pytest.mark.parametrize("hours", [-5, 5])
