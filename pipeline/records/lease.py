@@ -70,7 +70,7 @@ class Lease:
                 raise
 
     def check(self) -> None:
-        """Raise StorageError if the lease was lost; one not renewed for its length is renewed here, or counts as lost."""
+        """Raise StorageError if the lease was lost. One not renewed for LEASE_S is renewed here, or counts as lost."""
         if not self.lost and time.monotonic() - self._renewed > LEASE_S:
             with contextlib.suppress(StorageError):
                 self._renew_once()
