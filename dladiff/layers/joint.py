@@ -31,8 +31,6 @@ BETAS = (0.9, 0.99)
 SPREAD = 0.3
 """Added to Adam's denominator, relative to its mean: cells of next to no gradient, such as a plain background, hardly
 move."""
-SMOOTHING = 1.0
-"""Standard deviation of the blur of each step, cells. Encoders and VAEs hardly see finer detail; the eye does."""
 FIRST_NOISE = 0.5 / 255
 """Largest value of the first perturbation: at zero, the latent shift has no gradient."""
 RATE, HINGE_WEIGHTS = 1.15, (0.2, 1.0, 50.0)
@@ -191,7 +189,7 @@ class _Run:
         """Return the perturbation after a step, within its outer bound."""
         if self.codec.grey:
             change = change.mean(1, keepdim=True).expand_as(change)
-        return (delta + self.fade * blur(change, SMOOTHING)).clamp(-self.config.eta, self.config.eta)
+        return (delta + self.fade * blur(change, self.config.smoothing)).clamp(-self.config.eta, self.config.eta)
 
     def pasted(self, delta: Tensor) -> Tensor:
         """Return the perturbation of the photo `1 3 h w`: the one so far, and what the grid adds to it."""

@@ -20,6 +20,9 @@ class JointConfig(Settings):
     """Steps for each face, or for the whole photo in `region: photo`."""
     step_size: float = Field(default=1 / 255, ge=0, le=0.25)
     """Adam's learning rate at the first step, [0, 1] units; it falls linearly."""
+    smoothing: float = Field(default=0.0, ge=0, le=16)
+    """Standard deviation of the blur of each step, cells. The profile `tiny` has 1: its VAE and the encoders hardly see
+    finer detail, and the eye does. The VAEs of full-size models do (docs/evaluation.md, "Latent layer")."""
     draws: int = Field(default=2, ge=1, le=64)
     """Random alignments averaged in one step."""
     encoders_per_step: int = Field(default=1, ge=0, le=64)

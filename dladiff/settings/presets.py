@@ -20,7 +20,7 @@ NO_ENCODERS: dict[str, Any] = {"encoders": (), "held_out": ()}
 """The embedded encoders are too weak for a full-size model, so its profiles have none: the user names them."""
 
 PROFILES: dict[str, dict[str, Any]] = {
-    "tiny": {"finetuning": TINY_FINETUNING, "zero_shot": TINY_ZERO_SHOT},
+    "tiny": {"finetuning": TINY_FINETUNING, "zero_shot": TINY_ZERO_SHOT, "joint": {"smoothing": 1.0}},
     "sd21": {"model": "sd21", "region": "photo", "resolution": 512, **NO_ENCODERS},
     "sd21-768": {
         "model": "sd21-768",

@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path, nargs="+")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--step-size", type=float, default=1 / 255)
-    parser.add_argument("--smoothing", type=float, default=joint.SMOOTHING, help="blur of each step, cells")
+    parser.add_argument("--smoothing", type=float, default=0.0, help="blur of each step, cells")
     parser.add_argument("--side", type=int, default=512, help="photos are shrunk to it; it is the working resolution")
     parser.add_argument("--push", action="append", help="spaces with commas between; default: each, all but each, all")
     parser.add_argument("--variants", action="store_true", help="compare the losses, on the spaces of --push")
@@ -245,9 +245,9 @@ def main() -> None:
     ]
     if given.log_variance:
         return log_variance(photos, given.steps)
-    joint.SMOOTHING = given.smoothing
     settings: dict[str, Any] = {"layers": "finetuning", "resolution": given.side, "finetuning": {"batch_photos": 1}}
-    config = method_config("sd21", None, settings | {"joint": {"steps": given.steps, "step_size": given.step_size}})
+    joint_settings = {"steps": given.steps, "step_size": given.step_size, "smoothing": given.smoothing}
+    config = method_config("sd21", None, settings | {"joint": joint_settings})
     models = Models(None, [], [], CenterFaceDetector(), CPU)
     home = Path(os.environ.get("DLADIFF_ASSETS", "../shared/assets")) / "taesd"
     with tempfile.TemporaryDirectory() as folder:

@@ -31,7 +31,7 @@ from dladiff.core.randomness import stream
 from dladiff.core.tiles import face_square
 from dladiff.core.transforms import draw_transform
 from dladiff.core.views import View
-from dladiff.diffusion.surrogate import Surrogate
+from dladiff.diffusion.vae import BaseVae, Vae
 from dladiff.evaluation.intervals import paired_change
 from dladiff.evaluation.preprocessing_records import PREPROCESSINGS
 from dladiff.protect import protect
@@ -70,20 +70,20 @@ class Measured(Evaluator):
 @contextmanager
 def drawn_in_latents(on: bool) -> Iterator[None]:
     """Draw a transform of the views in every step of the latent push."""
-    plain, generator = Surrogate.encode, stream(0, "transforms")
+    plain, generator = BaseVae.encode, stream(0, "transforms")
 
-    def encode(surrogate: Surrogate, views: Tensor) -> Any:
+    def encode(vae: BaseVae, views: Tensor) -> Any:
         transform = draw_transform(generator, mirrored=False)
-        return plain(surrogate, transform(views) if views.requires_grad else views)
+        return plain(vae, transform(views) if views.requires_grad else views)
 
-    with mock.patch.object(Surrogate, "encode", encode) if on else mock.patch.object(Surrogate, "encode", plain):
+    with mock.patch.object(BaseVae, "encode", encode) if on else mock.patch.object(BaseVae, "encode", plain):
         yield
 
 
-def latent_shift(surrogate: Surrogate, before: Pixels, after: Pixels, view: View) -> float:
+def latent_shift(vae: Vae, before: Pixels, after: Pixels, view: View) -> float:
     """Return the squared shift of the latents of a view, over the variance of the first photo's."""
     with torch.no_grad():
-        a, b = (surrogate.encode(view.read(to_float(pixels), 128)).mean for pixels in (before, after))
+        a, b = (vae.encode(view.read(to_float(pixels), 128)).mean for pixels in (before, after))
     centred = a - a.mean((1, 2, 3), keepdim=True)
     return float((a - b).square().mean() / centred.square().mean())
 
@@ -115,7 +115,7 @@ def measure(options: argparse.Namespace) -> None:
                 found = evaluator.embed(after)
                 row: dict[str, Any] = {"photo": name, "condition": label, "preprocessing": preprocessing}
                 row["values"] = {e: float(found[e] @ clean[e]) for e in found} if found else {}
-                row["values"]["latent shift"] = latent_shift(protector.models.surrogate, before, after, square)
+                row["values"]["latent shift"] = latent_shift(protector.models.vaes[0].vae, before, after, square)
                 row["values"] |= {"SSIMULACRA2": min(out.ssimulacra2, out.ssimulacra2_face), "seconds": spent}
                 with options.log.open("a") as log:
                     log.write(json.dumps(row) + "\n")

@@ -180,7 +180,7 @@ def test_the_latent_push_loads_and_needs_only_the_vae(tmp_path: Path) -> None:
     model = str(tmp_path / "model")
     made = Protector({"profile": "tiny", "overrides": {"model": model}}, 0, 1)
     assert made.models.surrogate is None and [w.vae.name for w in made.models.vaes] == ["model"]
-    assert [row["role"] for row in Protector._described(made)] == ["vae", "encoder", "held_out", "detector"]
+    assert [row["role"] for row in Protector._described(made)] == ["vae", "encoder", "encoder", "held_out", "detector"]
     with pytest.raises(ModelError, match="expected model_index"):
         Protector({"profile": "tiny", "overrides": {"model": model, "visibility": 0}}, 0, 1)
     assert Protector({"profile": "tiny", "overrides": {"layers": "zero_shot"}}, 0, 1).models.vaes == []

@@ -70,7 +70,7 @@ def test_everything_that_is_missing_is_reported_at_once_and_the_same_once(
     begins = [
         "model: /nosuch: no folder of the diffusers layout here",
         "encoders, detector: nothing at /nosuch.onnx: name an ONNX file",
-        "encoders: no embedded encoder named 'foo'; this package ships: mobile, residual",
+        "encoders: no embedded encoder named 'foo'; this package ships: mobile, mobilefacenet, residual",
         "encoders: no CLIP vision tower at /tower",
         f"encoders: no InsightFace pack buffalo_l in {tmp_path}/DLADIFF_FACES/buffalo_l, ",
         f"encoders: no ONNX file in {tmp_path}/photos",
