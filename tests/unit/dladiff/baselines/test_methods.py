@@ -34,6 +34,8 @@ QUICK: dict[str, Any] = {
     "training": 1,
     "search": 0,
     "prompt_steps": 1,
+    "pool": 2,
+    "interval": 1,
     "attention_resolution": 8,
 }
 
