@@ -1,7 +1,7 @@
 """Score distillation (Xue et al. 2024, arXiv 2311.12832): the UNet's error, with a gradient through the VAE alone.
 
-The paper finds that the encoder of the VAE, not the UNet, is what an attack moves. So it leaves out the UNet's Jacobian:
-the gradient at z_t is the error, predicted noise - noise, as a constant, and is taken back through
+The paper finds that an attack moves the VAE's encoder, not the UNet. So it leaves out the UNet's Jacobian: the gradient
+at z_t is the error, predicted noise - noise, as a constant, and is taken back through
 z_t = sqrt(a_t) E(x) + sqrt(1 - a_t) e. Each step runs the UNet without a gradient.
 
 The paper recommends descent, its SDS(-): a smaller error blurs the photo's latents, and the perturbation looks more
