@@ -1,1 +1,1 @@
-"""How the small networks of the `tiny` profile are made and measured, and how a remover is; not needed to protect photos."""
+"""How the small networks of the `tiny` profile, and a remover, are trained and measured; not needed to protect photos."""

@@ -95,7 +95,7 @@ def removed(network: nn.Module, x: Images) -> Images:
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file: whole or not at all. The same tensors give the same bytes if `metadata` has one entry."""
+    """Write a safetensors file: whole or not at all. With one entry of `metadata`, its bytes depend on nothing else."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
