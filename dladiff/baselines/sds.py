@@ -37,7 +37,8 @@ def noise_error(trainable: TrainableSurrogate, latents: Tensor, noise: Noise) ->
     if surrogate.prediction == "v_prediction":  # noise = sqrt(a) v + sqrt(1 - a) z_t
         noisy = alpha.sqrt() * latents.detach() + (1 - alpha).sqrt() * noise.latent
         predicted = alpha.sqrt() * predicted + (1 - alpha).sqrt() * noisy
-    return predicted - noise.latent
+    error: Tensor = predicted - noise.latent
+    return error
 
 
 def sds_loss(trainable: TrainableSurrogate, point: Images, generators: list[Generator], weight: float) -> Tensor:

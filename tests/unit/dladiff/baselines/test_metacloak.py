@@ -20,7 +20,8 @@ class Fake:
     calls: list[str]
 
     def __init__(self, *_: Any) -> None:
-        self.name, self.texts, self.unet = "model", [], nn.Linear(1, 1, bias=False)
+        self.texts: list[Any] = []
+        self.name, self.unet = "model", nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.unet.weight)
 
     def clone(self) -> "Fake":

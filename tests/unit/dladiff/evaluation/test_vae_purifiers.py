@@ -1,5 +1,7 @@
 """Purification by a VAE: the reconstruction by diffusers itself, IMPRESS's losses, and photos of unusual sizes."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -77,7 +79,7 @@ def test_the_round_trip_is_that_of_diffusers_and_of_faces_alone(monkeypatch):
 def test_a_whole_photo_that_is_small_or_long_is_purified_too(monkeypatch):
     monkeypatch.setattr(vae_purifiers, "IMPRESS_STEPS", 1)
     for name in ("vae", "impress"):
-        purify = PREPROCESSINGS[name].prepare()
+        purify: Any = PREPROCESSINGS[name].prepare()
         monkeypatch.setattr(purify, "base", type("Base", (), {**vars(purify.base), "region": "photo"}))
         for size in ((5, 40), (33, 7)):
             photo = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
