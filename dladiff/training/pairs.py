@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -35,19 +36,16 @@ class Pair:
 def load_pairs(clean: Path, protected: Path) -> tuple[list[Pair], dict[str, int]]:
     """Return the pairs by person and name, and how many protected photos were left out, by reason.
 
-    A protected photo `person/.../stem[.digest].ext` belongs to the clean photo of the same person and stem; of two, to
-    the one in `set_B`. Raises PairsError: a folder is missing, nothing pairs, or the pixels need too much memory.
+    A protected photo `person/.../stem[.digest].ext` belongs to the clean photo of the same folder and stem, or of the
+    same person and stem; of two, to the one in `set_B`. A person's name may be escaped, as `dladiff protect` does.
+    Raises PairsError: a folder is missing, nothing pairs, or the pixels need too much memory.
     """
-    for folder in (clean, protected):
-        if not folder.is_dir():
-            raise PairsError(f"no folder {folder}: name the folders of clean and of protected photos")
-    originals: dict[tuple[str, str], list[Path]] = {}
-    for path in _photos(clean):
-        originals.setdefault((_person(path, clean), path.stem), []).append(path)
+    originals = _by_name(clean)
     pairs, left_out, size = [], {"no clean photo": 0, "several clean photos": 0, "another size": 0, "unreadable": 0}, 0
     for path in _photos(protected):
-        person, stem = _person(path, protected), DIGEST.sub("", path.stem)
-        found = originals.get((person, stem)) or originals.get((person, path.stem)) or []
+        names = [unquote(name) for name in _names(path, protected)]
+        keys = [(name, stem) for name in names for stem in (DIGEST.sub("", path.stem), path.stem)]
+        found = next((originals[key] for key in keys if key in originals), [])
         found = [p for p in found if "set_B" in p.parts] or found
         if len(found) != 1:
             left_out["several clean photos" if found else "no clean photo"] += 1
@@ -60,7 +58,7 @@ def load_pairs(clean: Path, protected: Path) -> tuple[list[Pair], dict[str, int]
         if before.shape != after.shape:
             left_out["another size"] += 1
             continue
-        pairs.append(Pair(person, before, after))
+        pairs.append(Pair(names[-1], before, after))
         size += before.nbytes + after.nbytes
         if size > MAX_BYTES:
             raise PairsError(f"the photos need more than {MAX_BYTES // 2**30} GB of memory; take fewer or smaller ones")
@@ -86,16 +84,28 @@ def split(pairs: list[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
     return [p for p in pairs if p.person not in held_out], [p for p in pairs if p.person in held_out]
 
 
+def _by_name(folder: Path) -> dict[tuple[str, str], list[Path]]:
+    """Return the photos of a folder by each folder around them and their stem."""
+    found: dict[tuple[str, str], list[Path]] = {}
+    for path in _photos(folder):
+        for name in _names(path, folder):
+            found.setdefault((name, path.stem), []).append(path)
+    return found
+
+
 def _photos(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir():
+        raise PairsError(f"no folder {folder}: name the folders of clean and of protected photos")
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder).parts
         if path.suffix.lower() in SUFFIXES and path.is_file() and not any(part.startswith(".") for part in inside):
             yield path
 
 
-def _person(path: Path, folder: Path) -> str:
-    inside = path.relative_to(folder).parts
-    return inside[0] if len(inside) > 1 else DIGEST.sub("", path.stem)
+def _names(path: Path, folder: Path) -> list[str]:
+    """Return the folders around a photo, joined, the outermost (a person) last; without one its stem."""
+    inside = path.relative_to(folder).parts[:-1]
+    return ["/".join(inside[:n]) for n in range(len(inside), 0, -1)] or [DIGEST.sub("", path.stem)]
 
 
 def _pixels(path: Path) -> Pixels:

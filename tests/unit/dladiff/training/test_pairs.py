@@ -27,12 +27,26 @@ def test_a_protected_photo_finds_its_clean_one_by_person_and_name(tmp_path):
     for number, person in enumerate(("ann", "bob", "cid", "dan", "fay")):
         save(protected / person / f"1.{number:012x}.png", 100 + number)
     save(protected / "bob" / "1.png", 110)  # as another program names it
+    save(clean / "J\u00fcrgen M" / "1.png", 80)
+    save(protected / "J%C3%BCrgen%20M" / "1.0123456789ab.png", 130)
+    save(clean / "team" / "gil" / "1.png", 90)
+    save(protected / "team%2Fgil" / "1.0123456789ab.png", 140)
+    save(clean / "3.0123456789ab.png", 95)
+    save(protected / "3.0123456789ab.png", 150)
     save(protected / "eve" / "2.0123456789ab.png", 120)
     save(protected / "ann" / ".hidden.png", 1)
     (protected / "ann" / "1.ffffffffffff.png").write_bytes(b"no picture")
     found, left_out = load_pairs(clean, protected)
     levels = sorted((p.person, int(p.clean[0, 0, 0]), int(p.protected[0, 0, 0])) for p in found)
-    assert levels == [("ann", 10, 100), ("bob", 20, 101), ("bob", 20, 110), ("cid", 40, 102)]
+    assert levels == [
+        ("3", 95, 150),
+        ("J\u00fcrgen M", 80, 130),
+        ("ann", 10, 100),
+        ("bob", 20, 101),
+        ("bob", 20, 110),
+        ("cid", 40, 102),
+        ("team/gil", 90, 140),
+    ]
     assert left_out == {"no clean photo": 1, "several clean photos": 1, "another size": 1, "unreadable": 1}
 
 
