@@ -48,7 +48,8 @@ def sds_loss(trainable: TrainableSurrogate, point: Images, generators: list[Gene
     latents = trainable.latents(point, noise)
     error = noise_error(trainable, latents, noise)
     alpha = surrogate.alphas[noise.t].to(latents.dtype).view(-1, 1, 1, 1)
-    return weight * (error * alpha.sqrt() * latents).sum()
+    loss: Tensor = weight * (error * alpha.sqrt() * latents).sum()
+    return loss
 
 
 def sds(task: Task) -> Tensor:
