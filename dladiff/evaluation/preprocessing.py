@@ -20,6 +20,8 @@ PREPROCESSINGS = (
     Preprocessing(name="blur", function="blur", about="Gaussian blur, 1 px"),
     Preprocessing(name="noise", function="noise", about="Gaussian noise of 8 grey levels, seeded by the photo"),
     Preprocessing(name="tv", function="total_variation", about="total variation (Chambolle 2004), weight 0.05"),
+    Preprocessing(name="blur_jpeg75", function="blur_jpeg", about="Gaussian blur, 1 px, then JPEG of quality 75"),
+    Preprocessing(name="jpeg75_half", function="jpeg_half", about="JPEG of quality 75, then half the size and back"),
     Preprocessing(name="social", function="social", about="longest side 1080 px at most, JPEG 75"),
 )
 
@@ -28,6 +30,8 @@ BLUR_SIGMA = 1.0
 NOISE_SIGMA = 8.0
 TV_WEIGHT = 0.05
 SOCIAL_SIDE = 1080
+CHAIN_QUALITY = 75
+"""JPEG quality in a chain."""
 
 
 def unchanged(photo: Pixels) -> Pixels:
@@ -75,6 +79,16 @@ def total_variation(photo: Pixels) -> Pixels:
 
     smooth = denoise_tv_chambolle(photo.astype(np.float64) / 255, weight=TV_WEIGHT, channel_axis=2)
     return np.asarray(np.clip(np.rint(smooth * 255), 0, 255), np.uint8)
+
+
+def blur_jpeg(photo: Pixels) -> Pixels:
+    """Blur by 1 px, then JPEG 75: what an attacker may do against a perturbation, without a network."""
+    return jpeg(blur(photo), CHAIN_QUALITY)
+
+
+def jpeg_half(photo: Pixels) -> Pixels:
+    """JPEG 75, then half the size and back: a photo from a website, shown smaller."""
+    return half(jpeg(photo, CHAIN_QUALITY))
 
 
 def social(photo: Pixels) -> Pixels:

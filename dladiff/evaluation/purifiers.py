@@ -12,11 +12,12 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from dladiff.core.arrays import Pixels
-from dladiff.core.pixels import content_digest, to_float, to_uint8
-from dladiff.core.tiles import Square, add_square, covering_squares, cut, face_square
+from dladiff.core.pixels import to_float, to_uint8
+from dladiff.core.tiles import Square, covering_squares
 from dladiff.errors import ModelError
 from dladiff.evaluation.attackers.base import load_base
 from dladiff.evaluation.preprocessing_records import Preprocessing
+from dladiff.evaluation.squares import MAX_SQUARES, in_squares, mean_of_squares, seeded, squares_of
 from dladiff.faces.detect import CenterFaceDetector
 
 SDEDIT_STRENGTH, SDEDIT_STEPS = 0.2, 50
@@ -98,10 +99,8 @@ class _SdEdit:
         self.detector = CenterFaceDetector()
 
     def __call__(self, photo: Pixels) -> Pixels:
-        squares = covering_squares(photo.shape[0], photo.shape[1], 16)
-        if self.base.region == "face":
-            squares = [face_square(face.landmarks) for face in self.detector.detect(photo)]
-        generator = _seeded(photo)
+        squares = squares_of(photo, self.base.region, self.detector)
+        generator = seeded(photo)
 
         def purify(crop: Tensor) -> Tensor:
             image: Tensor = self.pipe(
@@ -115,7 +114,7 @@ class _SdEdit:
             ).images
             return image.float().cpu()
 
-        return _in_squares(photo, squares, self.base.resolution, purify)
+        return in_squares(photo, squares, self.base.resolution, purify)
 
 
 class _PixelModel:
@@ -139,16 +138,16 @@ class _PixelModel:
         self.unet.eval().requires_grad_(False).to(self.device)
 
     def __call__(self, photo: Pixels) -> Pixels:
-        generator = _seeded(photo)
+        generator = seeded(photo)
         if not self.grid:
             side = int(self.unet.config.sample_size)
-            squares = covering_squares(photo.shape[0], photo.shape[1], 16)
-            return _in_squares(photo, squares, side, lambda crop: self._round(crop, DIFFPURE_T, generator))
+            squares = covering_squares(photo.shape[0], photo.shape[1], MAX_SQUARES)
+            return in_squares(photo, squares, side, lambda crop: self._round(crop, DIFFPURE_T, generator))
         side = min(GRID_SIDE, *photo.shape[:2])
         squares = [Square(x, y, side) for y in _starts(photo.shape[0], side) for x in _starts(photo.shape[1], side)]
         x = to_float(photo)
         for _ in range(GRID_ROUNDS):
-            purified = _mean_of_squares(x, squares, side - side % 32, lambda crop: self._round(crop, GRID_T, generator))
+            purified = mean_of_squares(x, squares, side - side % 32, lambda crop: self._round(crop, GRID_T, generator))
             x = (1 - GRID_KEEP) * purified + GRID_KEEP * x
         return to_uint8(x)
 
@@ -185,32 +184,13 @@ class _NoisyUpscaling:
         scale = min(1.0, UPSCALE_SIDE / max(height, width))
         size = tuple(max(64, round(side * scale) // 8 * 8) for side in (width, height))
         small = to_float(np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS)).copy()) * 2 - 1
-        generator = _seeded(photo)
+        generator = seeded(photo)
         noisy = (small + UPSCALE_NOISE * torch.randn(small.shape, generator=generator)).clamp(-1, 1)
         image = self.pipe("", image=noisy, noise_level=UPSCALE_LEVEL, generator=generator, output_type="pt").images
         large = Image.fromarray(to_uint8(image.float()))
         return np.asarray(large.resize((width, height), Image.Resampling.LANCZOS)).copy()
 
 
-def _in_squares(photo: Pixels, squares: list[Square], side: int, purify: Callable[[Tensor], Tensor]) -> Pixels:
-    return to_uint8(_mean_of_squares(to_float(photo), squares, side, purify)) if squares else photo.copy()
-
-
-def _mean_of_squares(x: Tensor, squares: list[Square], side: int, purify: Callable[[Tensor], Tensor]) -> Tensor:
-    """Purify each square at `side` px and paste it back; overlaps are averaged, other pixels stay unchanged."""
-    total, weight = torch.zeros_like(x), torch.zeros_like(x[:, :1])
-    for square in squares:
-        purified = purify(cut(x, square, side))
-        back = torch.nn.functional.interpolate(purified, (square.side,) * 2, mode="bicubic", antialias=True)
-        add_square(total, back.clamp(0, 1), square)
-        add_square(weight, torch.ones_like(back[:, :1]), square)
-    return torch.where(weight > 0, total / weight.clamp_min(1), x)
-
-
 def _starts(length: int, side: int) -> list[int]:
     """Return the offsets of the cells along one axis: half a side apart, the last one at the edge."""
     return sorted({*range(0, length - side, max(1, side // 2)), length - side})
-
-
-def _seeded(photo: Pixels) -> Generator:
-    return Generator().manual_seed(int.from_bytes(content_digest(photo)[:8], "big") >> 1)

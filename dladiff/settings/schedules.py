@@ -34,9 +34,13 @@ class BaselineConfig(Settings):
     batch: int = 4
     """Squares on the device at once; affects memory only."""
     weight: float = 0.0
-    """DisDiff: weight of the attention energy. Mist: weight of the semantic loss ("rate")."""
+    """DisDiff: weight of the attention energy. Mist: weight of the semantic loss ("rate"). SDS: sign of the ascent."""
     search: int = 0
     """DisDiff: rounds of the search for timesteps."""
+    pool: int = 1
+    """MetaCloak: states of the surrogate in its pool."""
+    interval: int = 0
+    """MetaCloak: training steps between two of them; also those of a state while it is attacked."""
     prompt_steps: int = 0
     """Anti-Diffusion: tuning steps of the prompt's embedding before each epoch."""
     prompt_lr: float = 0.0

@@ -1,1 +1,1 @@
-"""How the small identity encoders of the `tiny` profile are made and measured; not needed to protect photos."""
+"""How the small networks of the `tiny` profile, and a remover, are trained; protection does not need it."""

@@ -34,7 +34,7 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, tuple[str, .
     "--preprocessing",
     "preprocessings",
     multiple=True,
-    help="Preprocessing before the attack: none, jpeg75, ..., or NAME=FOLDER with a purifier's weights; repeatable.",
+    help="Preprocessing before the attack: none, jpeg75, ...; NAME=PATH for a purifier's weights; repeatable.",
 )
 @click.option("--prompt", "prompts", multiple=True, help="Prompt of the generated pictures; repeatable.")
 @click.option("--base", "bases", multiple=True, help="Base model: embedded or a folder; main one first; repeatable.")

@@ -62,7 +62,7 @@ class EvaluateConfig(Settings):
     attacks: UniqueItems[str] = ("dreambooth", "lora", "ip_adapter_faceid")
     """Attacks; `encoder_only` always runs."""
     preprocessings: UniqueItems[str] = ("none",)
-    """Preprocessings of the photos before an attack; NAME=FOLDER names a purifier's weights."""
+    """Preprocessings of the photos before an attack; NAME=FOLDER or NAME=FILE names a purifier's weights."""
     prompts: UniqueItems[str] = PROMPTS
     """Prompts of the generated pictures."""
     bases: UniqueItems[str] = ("embedded",)
@@ -163,10 +163,13 @@ def missing(config: EvaluateConfig) -> list[str]:
     for preprocessing in config.preprocessings:
         name, has_folder, folder = preprocessing.partition("=")
         if has_folder and not Path(folder).exists():
-            needs = PREPROCESSINGS[name].needs or "a model"
-            faults.append(f"--preprocessing: nothing at {folder}: name the folder of {needs}")
+            record = PREPROCESSINGS[name]
+            faults.append(
+                f"--preprocessing: nothing at {folder}: name the {record.place} of {record.needs or 'a model'}"
+            )
         elif not has_folder and (needs := PREPROCESSINGS[name].needs):
-            faults.append(f"--preprocessing: {name} needs weights: {name}=FOLDER of {needs}")
+            place = PREPROCESSINGS[name].place.upper()
+            faults.append(f"--preprocessing: {name} needs weights: {name}={place} of {needs}")
     faults += [f"--base: nothing at {b}: name a folder" for b in config.bases if fingerprint(b) == b]
     return faults
 

@@ -85,7 +85,7 @@ class EvaluationModels:
         return self._bases[folder]
 
     def preprocessing(self, name: str) -> Callable[[Pixels], Pixels]:
-        """Return a preprocessing's function of a photo. `name` is NAME, or NAME=FOLDER with a purifier's weights."""
+        """Return a preprocessing's function of a photo. `name` is NAME, or NAME=PATH of a purifier's weights."""
         if name not in self._preprocessings:
             from dladiff.evaluation.evaluator import use_device
 

@@ -11,6 +11,7 @@ from skimage.data import astronaut
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from dladiff.baselines import methods
 from dladiff.baselines.ace import LowRank, ace_loss
 from dladiff.baselines.anti_diffusion import anti_diffusion_loss
 from dladiff.baselines.aspl import alternate
@@ -20,6 +21,7 @@ from dladiff.baselines.mist import mist_loss, pattern, target_latents
 from dladiff.baselines.task import Task
 from dladiff.baselines.trainable import TrainableSurrogate, ascend
 from dladiff.core.exchange import PhotoIn
+from dladiff.core.visibility import ssimulacra2
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.faces.detect import CenterFaceDetector
 from dladiff.protect import Models, protect
@@ -34,6 +36,8 @@ QUICK: dict[str, Any] = {
     "training": 1,
     "search": 0,
     "prompt_steps": 1,
+    "pool": 2,
+    "interval": 1,
     "attention_resolution": 8,
 }
 
@@ -281,3 +285,15 @@ def test_protecting_with_a_compared_method_keeps_its_own_bound(surrogate):
         assert out.status == "layer1_only" and out.linf <= config.finetuning.eta + 1e-6
     assert np.array_equal(found["none"].pixels, photo)
     assert 7 / 255 < SCHEDULES["random"].eta and 3 / 255 < found["random"].linf
+
+
+@pytest.mark.networks
+@pytest.mark.parametrize("method", ["photoguard", "pid", "sds", "metacloak"])
+def test_a_method_is_held_to_a_visibility(surrogate, monkeypatch, method):
+    monkeypatch.setattr(methods, "schedule_for", lambda name, model: schedule_for(name, model).replaced(**QUICK))
+    photo = astronaut()[:256, 100:356].copy()
+    models = Models(surrogate, [], [], CenterFaceDetector(), torch.device("cpu"))
+    given = {"protection": method, "visibility": 75, "finetuning": {"eta": 0.1, "min_psnr": 30.6}}
+    (out,) = protect([PhotoIn(key="a", pixels=photo)], [], models, method_config("tiny", None, given), 0).photos
+    assert out.status == "layer1_only" and 0 < out.linf <= 0.1
+    assert 75 <= ssimulacra2(photo, out.pixels) < 100

@@ -12,6 +12,7 @@ from dladiff.core.tiles import Square
 from dladiff.errors import ModelError
 from dladiff.evaluation import purifiers
 from dladiff.evaluation.preprocessing_records import PREPROCESSINGS
+from dladiff.evaluation.squares import mean_of_squares
 
 PLAIN = [name for name, record in PREPROCESSINGS.items() if not record.purifier]
 PHOTO = astronaut()[:256, 100:356].copy()
@@ -69,6 +70,20 @@ def test_total_variation_falls():
     assert variation(PREPROCESSINGS["tv"].prepare()(PHOTO)) < 0.7 * variation(PHOTO)
 
 
+def test_chains_are_their_parts_in_order():
+    blurred, halved, smooth = (PREPROCESSINGS[name].prepare() for name in ("blur", "half", "jpeg75"))
+    chains = {name: PREPROCESSINGS[name].prepare()(PHOTO) for name in ("blur_jpeg75", "jpeg75_half")}
+    assert np.array_equal(chains["blur_jpeg75"], smooth(blurred(PHOTO)))
+    assert np.array_equal(chains["jpeg75_half"], halved(smooth(PHOTO)))
+
+
+@pytest.mark.parametrize("name", ["blur_jpeg75", "jpeg75_half"])
+@pytest.mark.parametrize("size", [(1, 1), (5, 90), (90, 5)])
+def test_chains_take_photos_of_any_size(name, size):
+    photo = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    assert PREPROCESSINGS[name].prepare()(photo).shape == photo.shape
+
+
 @pytest.mark.parametrize(("size", "expected"), [((2160, 1000), (1080, 500)), ((300, 200), (300, 200))])
 def test_social_networks_shrink_to_1080(size, expected):
     assert PREPROCESSINGS["social"].prepare()(np.zeros((*size, 3), np.uint8)).shape[:2] == expected
@@ -77,17 +92,17 @@ def test_social_networks_shrink_to_1080(size, expected):
 @pytest.mark.parametrize("name", [n for n, record in PREPROCESSINGS.items() if record.needs])
 def test_a_purifier_without_weights_says_which(name, tmp_path):
     for weights in ("", str(tmp_path)):
-        with pytest.raises(ModelError, match="name its folder"):
+        with pytest.raises(ModelError, match=r"name its (folder|file)"):
             PREPROCESSINGS[name].prepare(weights)
 
 
 def test_unchanged_squares_are_pasted_back_and_overlaps_are_averaged():
     x = torch.rand(1, 3, 40, 60, generator=torch.Generator().manual_seed(0))
     squares = [Square(0, 0, 40), Square(10, 0, 40)]
-    same = purifiers._mean_of_squares(x, squares, 40, lambda crop: crop)
+    same = mean_of_squares(x, squares, 40, lambda crop: crop)
     torch.testing.assert_close(same, x)
     levels = iter((0.2, 0.8))
-    found = purifiers._mean_of_squares(x, squares, 40, lambda crop: torch.full_like(crop, next(levels)))
+    found = mean_of_squares(x, squares, 40, lambda crop: torch.full_like(crop, next(levels)))
     for columns, level in ((slice(0, 10), 0.2), (slice(10, 40), 0.5), (slice(40, 50), 0.8)):
         torch.testing.assert_close(found[..., columns], torch.full_like(found[..., columns], level))
     assert torch.equal(found[..., 50:], x[..., 50:])

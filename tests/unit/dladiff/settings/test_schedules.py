@@ -9,6 +9,7 @@ from dladiff.settings.schema import method_config
 
 def test_every_method_has_a_schedule_and_the_paper_s_bound():
     bounds = {"fsmg": 6.4, "aspl": 6.4, "disdiff": 6.4, "anti-diffusion": 7.8, "mist": 7, "caat": 6.4, "ace": 4}
+    bounds |= {"photoguard": 16, "pid": 12.75, "sds": 16, "metacloak": 11, "simac": 6.4}
     assert {name: round(SCHEDULES[name].eta * 255, 3) for name in bounds} == bounds
 
 

@@ -98,6 +98,11 @@ def test_a_name_that_no_folder_can_have_has_no_references(tmp_path: Path, name: 
     assert make_plan(configured(tmp_path, references=str(tmp_path / "clean"))).rows[0]["references"] == []
 
 
+def test_a_remover_asks_for_its_file(tmp_path: Path) -> None:
+    (fault,) = missing(configured(tmp_path, preprocessings=("none", "remover")))
+    assert "remover=FILE of the weights" in fault
+
+
 def test_missing_models_are_reported_on_the_driver(tmp_path: Path) -> None:
     good = configured(tmp_path, preprocessings=("none", "sdedit"), evaluators=("embedded:mobile",))
     assert missing(good) == []
