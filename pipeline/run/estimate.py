@@ -22,7 +22,7 @@ class Work:
 
 
 WORK = {
-    "tiny": {"default": Work(tflop=5.2, cpu_seconds=23), "paper": Work(tflop=21, cpu_seconds=95)},
+    "tiny": {"default": Work(tflop=0.56, cpu_seconds=20), "paper": Work(tflop=2.36, cpu_seconds=84)},
     "sd21": {"default": Work(tflop=680), "paper": Work(tflop=2516)},
 }
 """Work of the default and of `preset: paper`, by profile."""
@@ -42,18 +42,20 @@ class Estimate:
 def work_of(config: MethodConfig) -> Work | None:
     """Return the work of a photo with these settings; None: they were not counted.
 
-    The default's steps count, a strength changes nothing; more VAEs, another number of encoders or another schedule do.
+    A strength changes nothing and steps count in proportion; other VAEs, schedules or, of `tiny`, encoders do.
     """
     known = WORK.get(config.profile)
+    usual = method_config(config.profile, None, {})
     if known is None or config.protection != "dladiff" or config.layers != "both":
         return None
-    usual = method_config(config.profile, None, {"encoders": list(config.encoders), "held_out": []})
+    if usual.encoders and config.encoders != usual.encoders:
+        return None
     if config.pushes_latents and not config.trains_surrogate and not config.joint.vaes:
         share = config.joint.steps / usual.joint.steps
         work = known["default"]
         seconds = None if work.cpu_seconds is None else round(work.cpu_seconds * share, 1)
         return Work(tflop=round(work.tflop * share, 2), cpu_seconds=seconds)
-    paper = method_config(config.profile, "paper", {"encoders": list(config.encoders), "held_out": []})
+    paper = method_config(config.profile, "paper", {})
     alike = (config.visibility, config.finetuning, config.zero_shot) == (0, paper.finetuning, paper.zero_shot)
     return known["paper"] if alike else None
 

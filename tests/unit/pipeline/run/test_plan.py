@@ -10,11 +10,12 @@ import pytest
 from rich.console import Console
 
 from dladiff.errors import ConfigError
+from dladiff.settings.schema import method_config
 from pipeline.config import RunConfig
 from pipeline.records import commit as records
 from pipeline.records.lease import LOCK
 from pipeline.records.manifest import write_manifest
-from pipeline.run.estimate import estimate
+from pipeline.run.estimate import estimate, paper_work, work_of
 from pipeline.run.plan import Plan, Retry, make_plan, write_plan
 from pipeline.run.status import status, watch
 from pipeline.storage.base import Storage
@@ -145,6 +146,33 @@ def test_cost_comes_from_measured_rates_or_a_stated_default(config: RunConfig, o
     shared = estimate(config.replaced(gpus_per_actor=0.5), plan, 2.0)
     assert shared.measured_photos == 0  # a rate of the CPU says nothing of a GPU
     assert shared.gpu_hours == pytest.approx(5 * shared.seconds_per_photo / 3600 / 2, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("profile", "changes", "tflop", "seconds"),
+    [
+        ("tiny", {}, 0.56, 20),
+        ("tiny", {"visibility": 60.0}, 0.56, 20),
+        ("tiny", {"joint": {"steps": 300}}, 1.12, 40),
+        ("tiny", {"encoders": ["embedded:residual"]}, None, None),
+        ("tiny", {"layers": "zero_shot"}, None, None),
+        ("tiny", {"protection": "aspl"}, None, None),
+        ("sd21", {"encoders": ["x.onnx"]}, 680, None),
+        ("sdxl", {"encoders": ["x.onnx"]}, None, None),
+    ],
+)
+def test_work_is_known_of_the_default_alone(
+    profile: str, changes: dict[str, Any], tflop: float | None, seconds: float | None
+) -> None:
+    found = work_of(method_config(profile, None, changes))
+    assert (found and found.tflop, found and found.cpu_seconds) == (tflop, seconds)
+
+
+def test_the_presets_work_stands_beside_the_defaults() -> None:
+    paper = work_of(method_config("tiny", "paper", {}))
+    assert paper == paper_work("tiny") and paper is not None
+    assert paper.tflop > 4 * 0.56
+    assert paper_work("sdxl") is None
 
 
 def test_status_counts_the_latest_plan_alone(config: RunConfig, output: Storage, tmp_path: Path) -> None:
