@@ -14,10 +14,12 @@ from pipeline.cluster.job_file import Job
 from pipeline.config import RunConfig
 from pipeline.process.temporary import temporary_folder
 from pipeline.storage.keys import short, shown
+from pipeline.telemetry.metrics import JOB_VARIABLE
 
 POLL_S = 2.0  # seconds between two status requests
 PATIENCE_S = 120.0  # seconds that a waiting command tolerates a silent head
 MAX_ANSWER = 300  # characters of the head's message in ours
+METRICS_PORTS = "9109-9112"  # of the driver, on the head's 127.0.0.1: four jobs at a time
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 Echo = Callable[[str], None]
 
@@ -56,9 +58,10 @@ def entrypoint(job: Job, folder: str = "") -> str:
 
 
 def environment(job: Job) -> dict[str, str]:
-    """Return environment variables of the driver: price and Pushgateway, which do not affect output bytes."""
+    """Return environment variables of the driver: price, Pushgateway, the job's name. No output byte depends on them."""
     variables = {"DLADIFF_PRICE": job.cluster.price, "DLADIFF_PUSHGATEWAY": job.cluster.pushgateway}
-    return {name: str(value) for name, value in variables.items() if value}
+    found = {name: str(value) for name, value in variables.items() if value}
+    return found | {JOB_VARIABLE: job.name}
 
 
 def settings_file(job: Job) -> tuple[str, str]:
@@ -145,13 +148,14 @@ def _client(address: str) -> Any:
 def _start(client: Any, job: Job, name: str) -> bool:
     """Submit with the settings in the working folder; return False if the id has been taken meanwhile."""
     file, text = settings_file(job)
+    variables = environment(job) | {"DLADIFF_JOB_METRICS": METRICS_PORTS}  # workers get them too: the label `job`
     with temporary_folder() as folder:
         (folder / file).write_text(text, encoding="utf-8")
         try:
             client.submit_job(
                 entrypoint=entrypoint(job),
                 submission_id=name,
-                runtime_env={"working_dir": str(folder), "env_vars": environment(job)},
+                runtime_env={"working_dir": str(folder), "env_vars": variables},
                 metadata={"job_name": job.name},
                 entrypoint_num_cpus=0,  # the driver mostly waits, and the head offers no CPUs
             )

@@ -33,8 +33,17 @@ FOREIGN = {
 NAME = re.compile(r"\b[a-z]\w*(?::\w+)*")
 WORDS = {
     "sum", "rate", "increase", "histogram_quantile", "by", "le", "step", "kind", "status", "avg", "max", "time", "and",
-    "on", "clamp_min", "group_left", "device", "work", "encoder",
+    "on", "clamp_min", "group_left", "device", "work", "encoder", "job", "tenant", "instance", "last_over_time",
+    "offset", "or", "unless", "bool",
 }  # fmt: skip
+
+
+POD_LABEL = f"__meta_kubernetes_pod_label_{render.JOB_LABEL.replace('-', '_')}"
+USED_BY_OTHERS = {
+    "dladiff:run:superseded", "dladiff:run:done_1h", "dladiff:run:failed_1h", "dladiff:run:quarantined_1h",
+    "dladiff:run:photos_1h", "dladiff:run:failed_photos_1h",
+}  # fmt: skip
+"""Recorded series that the tests reach through other rules."""
 
 
 def rules() -> list[dict[str, Any]]:
@@ -118,14 +127,67 @@ def test_kubernetes_scrape_config_fits_the_rendered_pods() -> None:
     (pushed,) = (s for s in ours["scrape_configs"] if s["job_name"] == "pushgateway")
     assert (gateway["job_name"], gateway["honor_labels"]) == ("pushgateway", pushed["honor_labels"])
     for scrape in pods:
-        label, port, _ = scrape["relabel_configs"]
-        assert label["source_labels"] == [f"__meta_kubernetes_pod_label_{render.JOB_LABEL.replace('-', '_')}"]
+        label, port, job = scrape["relabel_configs"]
+        assert (job["source_labels"], job["target_label"]) == ([POD_LABEL], "job")
+        assert scrape["honor_labels"] is True
+        assert label["source_labels"] == [POD_LABEL]
         ports[scrape["job_name"]] = port["regex"]
     rendered = (CLUSTER / "kuberay" / "celeba-hq.rayjob.yaml").read_text()
     head = list(yaml.safe_load_all(rendered))[-1]["spec"]["rayClusterSpec"]["headGroupSpec"]
     exposed = {p["name"]: p["containerPort"] for p in head["template"]["spec"]["containers"][0]["ports"]}
     assert exposed[ports["ray"]] == render.RAY_METRICS
     assert exposed[ports["dladiff"]] == render.DRIVER_METRICS
+
+
+def test_objects_of_the_operator_have_the_same_rules_and_scrape_jobs() -> None:
+    spec = spec_from_file_location("rule_object", CLUSTER / "prometheus" / "rule_object.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    file = CLUSTER / "prometheus" / "operator" / "rules.yaml"
+    assert file.read_text() == module.text(), f"run .venv/bin/python cluster/prometheus/rule_object.py > {file}"
+    groups = yaml.safe_load(file.read_text())["spec"]["groups"]
+    assert sorted(map(str, (rule for group in groups for rule in group["rules"]))) == sorted(map(str, rules()))
+    assert len({group["name"] for group in groups}) == len(groups)
+    monitors = list(yaml.safe_load_all((CLUSTER / "prometheus" / "operator" / "podmonitors.yaml").read_text()))
+    scraped = yaml.safe_load((CLUSTER / "prometheus" / "kubernetes.yml").read_text())["scrape_configs"]
+    for monitor, scrape in zip(monitors, scraped, strict=False):
+        (selected,) = monitor["spec"]["selector"]["matchExpressions"]
+        assert selected == {"key": render.JOB_LABEL, "operator": "Exists"}
+        (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        assert endpoint["port"] == scrape["relabel_configs"][1]["regex"]
+        assert endpoint["honorLabels"] is scrape["honor_labels"] is True
+        assert endpoint["relabelings"] == [{"sourceLabels": [POD_LABEL], "targetLabel": "job"}]
+
+
+LABELLED = re.compile(r"((?:ray_)?dladiff[_:][\w:]+)(\{[^}]*\})?")
+
+
+def test_panels_are_filtered_by_job_and_tenant_where_their_series_have_them() -> None:
+    dashboard = json.loads((CLUSTER / "grafana" / "dladiff.json").read_text())
+    assert [v["name"] for v in dashboard["templating"]["list"]] == ["datasource", "job", "tenant"]
+    for panel in panels():
+        for target in panel.get("targets", []):
+            for name, matcher in LABELLED.findall(target["expr"]):
+                if name == "dladiff:gpu_utilisation:avg":  # of all nodes
+                    continue
+                assert 'job=~"$job' in matcher, (panel["title"], name)
+                of_driver = name.startswith(("dladiff_run_", "dladiff:run:", "dladiff_scheduled_"))
+                assert ('tenant=~"$tenant"' in matcher) == of_driver, (panel["title"], name)
+
+
+def test_every_recorded_rule_and_alert_is_tested_with_series_that_are_born_late() -> None:
+    tests = yaml.safe_load((CLUSTER / "prometheus" / "tests" / "alerts_test.yml").read_text())["tests"]
+    tried, late = set(), set()
+    for test in tests:
+        found = {case["alertname"] for case in test.get("alert_rule_test", []) if case["exp_alerts"]}
+        found |= {name for case in test.get("promql_expr_test", []) for name in names(case["expr"])}
+        tried |= found
+        if any(str(series["values"]).startswith("_x") for series in test["input_series"]):
+            late |= found
+    alerts = {rule["alert"] for rule in rules() if "alert" in rule}
+    assert alerts <= late
+    assert {rule["record"] for rule in rules() if "record" in rule} - tried <= USED_BY_OTHERS
 
 
 def test_dashboard_has_unique_panels_inside_the_grid() -> None:
