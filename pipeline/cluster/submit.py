@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from dladiff.errors import ConfigError, StorageError
+from pipeline.cluster.checks import relative_paths
 from pipeline.cluster.job_file import Job
-from pipeline.config import RunConfig
 from pipeline.process.temporary import temporary_folder
 from pipeline.storage.keys import short, shown
 from pipeline.telemetry.metrics import JOB_VARIABLE
@@ -58,7 +58,7 @@ def entrypoint(job: Job, folder: str = "") -> str:
 
 
 def environment(job: Job) -> dict[str, str]:
-    """Return environment variables of the driver: price, Pushgateway, the job's name. No output byte depends on them."""
+    """Return environment variables of the driver, which do not affect output: price, Pushgateway, the job's name."""
     variables = {"DLADIFF_PRICE": job.cluster.price, "DLADIFF_PUSHGATEWAY": job.cluster.pushgateway}
     found = {name: str(value) for name, value in variables.items() if value}
     return found | {JOB_VARIABLE: job.name}
@@ -77,7 +77,8 @@ def submit(
     A failed or stopped job is submitted as the next attempt. `wait` returns at its end, `follow` also prints its
     output. Raises ConfigError for relative paths in the job, StorageError.
     """
-    _check_addresses(job)
+    if faults := relative_paths(job.runs()):
+        raise ConfigError(faults)
     client, name = _client(address), submission_id(job)
     is_new, attempt = False, name
     for number in itertools.count(1):
@@ -118,22 +119,6 @@ def stop(address: str, name: str) -> Submitted:
     client = _known(address, name)
     _answer(lambda: client.stop_job(name))
     return _ended(client, name, is_new=False)
-
-
-def _check_addresses(job: Job) -> None:
-    runs: list[tuple[str, RunConfig]] = [(f"tenants.{t.name}", t.run) for t in job.tenants]
-    if job.run is not None:
-        runs.append(("run", job.run))
-    addresses = [(f"{where}.{key}", getattr(run, key)) for where, run in runs for key in ("input", "output", "lists")]
-    addresses += [(f"{where}.allow_roots", root) for where, run in runs for root in run.allow_roots]
-    faults = [
-        f"{where}: {address!r} is a relative path, which the cluster cannot resolve; give s3://bucket/prefix, or a "
-        "full path on a file system that every node mounts"
-        for where, address in addresses
-        if address and "://" not in address and not address.startswith("/")
-    ]
-    if faults:
-        raise ConfigError(faults)
 
 
 def _client(address: str) -> Any:
