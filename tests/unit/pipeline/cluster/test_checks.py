@@ -18,7 +18,7 @@ VOLUME = {"models": "weights"}
         ({"gpus_per_actor": 2}, {"gpus": 4}, ""),
         ({"cpus_per_actor": 8}, {}, "run.cpus_per_actor: 8 is more than cluster.cpus = 6"),
         ({"cpus_per_actor": 8}, {"cpus": 8}, ""),
-        ({"gpus_per_actor": 0.5, "cpus_per_actor": 4}, {}, "need 2 x 4 CPUs, but cluster.cpus is 6; set cpus_per_actor"),
+        ({"gpus_per_actor": 0.5, "cpus_per_actor": 4}, {}, "need 2 x 4 CPUs, but cluster.cpus is 6; set cpus"),
         ({"gpus_per_actor": 0.5, "cpus_per_actor": 3}, {}, ""),
         ({"gpus_per_actor": 0.25, "cpus_per_actor": 2}, {}, "need 4 x 2 CPUs"),
         ({"gpus_per_actor": 0.25, "cpus_per_actor": 2, "max_actors": 3}, {}, ""),
