@@ -178,12 +178,13 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[s
     """The dashboard of a head that passes metrics on every second, its folder, and the driver's port for /metrics."""
     prometheus()
     (driver,) = free_ports(1)
-    settings = {"RAY_metrics_report_interval_ms": "1000", "DLADIFF_FAKE_SECONDS": "4"}  # a report between two tasks
-    for name, value in (settings | {"DLADIFF_METRICS": f"127.0.0.1:{driver}"}).items():
+    settings = {"RAY_metrics_report_interval_ms": "1000", "DLADIFF_METRICS": f"127.0.0.1:{driver}"}
+    for name, value in settings.items():
         monkeypatch.setenv(name, value)
+    slowly = {"DLADIFF_FAKE_SECONDS": "4"}  # several reports between two tasks, so that rates see both
     folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets below it may have 107 characters
     try:
-        with ray_token(), started_head(folder, tmp_path / "head.log") as started:
+        with ray_token(), started_head(folder, tmp_path / "head.log", slowly) as started:
             yield started.dashboard, Path(folder), driver
     finally:
         shutil.rmtree(folder, ignore_errors=True)
