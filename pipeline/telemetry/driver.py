@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 RECENT_S = 600.0  # seconds of the recent rate
 LINGER_S = 75.0  # longest wait for the scrape of a run's end: a minute is the longest usual interval
+INTERRUPTED_S = 20.0  # the same wait after SIGINT or SIGTERM: one scrape of the configuration in cluster/prometheus
 LOCAL = "127.0.0.1"
 _ADDRESS = re.compile(r"(?:(?P<host>.*):)?(?P<first>\d{1,5})(?:-(?P<last>\d{1,5}))?")
 
@@ -216,7 +217,8 @@ class DriverMetrics:
 def served(address: str | None, price: float | None = None) -> Iterator[DriverMetrics]:
     """Yield the metrics of this process, and serve them at `[HOST:]PORT`, if given. Raises ConfigError.
 
-    At the end the run counts as ended, and Prometheus gets `LINGER_S` seconds to see that; after an interruption none.
+    At the end the run counts as ended, and Prometheus gets `LINGER_S` seconds to see that, after an interruption
+    `INTERRUPTED_S`.
     """
     driver = DriverMetrics(price=price)
     try:
@@ -227,6 +229,10 @@ def served(address: str | None, price: float | None = None) -> Iterator[DriverMe
         except Exception:
             driver.end(aborted=True)
             driver.linger()
+            raise
+        except KeyboardInterrupt:
+            driver.end()
+            driver.linger(INTERRUPTED_S)
             raise
         driver.end()
         driver.linger()

@@ -209,12 +209,13 @@ def test_end_of_a_run_waits_for_its_scrape_and_no_longer() -> None:
         driver.linger(3600)  # nothing scraped before: no wait
 
 
-def test_an_error_ends_the_run_and_an_interruption_does_not_wait() -> None:
+def test_an_error_aborts_the_run_and_an_interruption_ends_it() -> None:
     for error, aborted in ((StorageError("x"), 1), (KeyboardInterrupt(), 0)):
         with pytest.raises(type(error)), served(None) as driver:
             driver.begin(identities=1, tasks=1)
             raise error
         assert list(labelled(driver, "dladiff_run_aborted").values()) == [aborted]
+        assert all(labelled(driver, "dladiff_run_ended_timestamp_seconds").values())
 
 
 def test_driver_without_price_or_pace_claims_neither() -> None:
