@@ -29,8 +29,8 @@ FOREIGN = {
 NAME = re.compile(r"\b[a-z]\w*(?::\w+)*")
 WORDS = {
     "sum", "rate", "increase", "histogram_quantile", "by", "le", "step", "kind", "status", "avg", "max", "time", "and",
-    "on", "clamp_min", "group_left", "device", "work", "encoder", "job", "tenant", "instance", "last_over_time", "avg_over_time", "max_over_time",
-    "offset", "or", "unless", "bool",
+    "on", "clamp_min", "group_left", "device", "work", "encoder", "job", "tenant", "instance", "last_over_time",
+    "avg_over_time", "max_over_time", "offset", "or", "unless", "bool",
 }  # fmt: skip
 
 
