@@ -105,11 +105,11 @@ def _container(
         mounts.append({"name": "models", "mountPath": MODELS, "readOnly": True})
         if not any(str(run.method.get("model")).startswith("s3://") for _, run in job.runs()):
             models = {"DLADIFF_MODELS": MODELS}  # a model of a bucket is copied there, and the volume is read-only
-    own = {"RAY_USAGE_STATS_ENABLED": "0"} | models | values
+    own = {"RAY_USAGE_STATS_ENABLED": "0", **models, **values, **job.cluster.environment}
     return {
         "name": name,
         "image": job.cluster.image,
-        "env": variables(own | job.cluster.environment),
+        "env": variables(own),
         "envFrom": [{"secretRef": {"name": job.cluster.secret, "optional": True}}],
         "ports": [{"name": key, "containerPort": port} for key, port in ports.items()],
         "resources": resources,

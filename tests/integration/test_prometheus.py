@@ -76,9 +76,9 @@ def shortened(folder: Path, head: Path, driver: int, node: int) -> Path:
             text = text.replace(old, new or old.replace("15s", "1s"))
         (folder / name).write_text(text)
     config = (folder / "prometheus.yml").read_text()
-    for old, new in ((9109, driver), (9100, node)):
-        assert f"127.0.0.1:{old}" in config
-        config = config.replace(f"127.0.0.1:{old}", f"127.0.0.1:{new}")
+    for usual, port in ((9109, driver), (9100, node)):
+        assert f"127.0.0.1:{usual}" in config
+        config = config.replace(f"127.0.0.1:{usual}", f"127.0.0.1:{port}")
     (folder / "prometheus.yml").write_text(config)
     return folder / "prometheus.yml"
 
@@ -191,6 +191,13 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[s
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def until_equal(address: str, expression: str, label: str, expected: dict[str, float]) -> None:
+    until(
+        lambda: query(address, expression, label) == expected,
+        lambda: (expression, query(address, expression, label)),
+    )
+
+
 def photos_of_four(folder: Path) -> None:
     for name, photos in {"ann": 2, "bob": 1, "raises": 3, "stalls": 1}.items():
         (folder / name).mkdir(parents=True)
@@ -254,11 +261,8 @@ def test_prometheus_sees_the_run_and_tells_when_it_stalls(watched: tuple[str, Pa
             "sum by (work) (ray_dladiff_iterations_total)": ("work", {"perturbation": 100}),
             "dladiff_run_cost > 0 < bool 60": ("", {"": 1}),  # a tenth of the currency a second
         }
-        for expression, (label, values) in wanted.items():  # a busy machine may miss a scrape
-            until(
-                lambda e=expression, n=label, v=values: query(address, e, n) == v,
-                lambda e=expression, n=label: (e, query(address, e, n)),
-            )
+        for expression, (label, expected) in wanted.items():  # a busy machine may miss a scrape
+            until_equal(address, expression, label, expected)
         up = 'up{job=~"ray|dladiff"}'  # a busy machine may miss one scrape of a second
         until(lambda: set(query(address, up, "job").values()) == {1}, lambda: query(address, up, "job"))
         rules = json.loads(asked(f"{address}/api/v1/rules") or "{}")["data"]["groups"]

@@ -11,7 +11,7 @@ from pipeline.cluster.job_file import Job, load_job
 from pipeline.cluster.render import render, write
 from tests.support.manifests import ALL, PARAMETERS, RUN, Manifest, fits, inside, pods
 
-EVERYTHING = {
+EVERYTHING: Manifest = {
     "cloud": "none",
     "gpus": 2,
     "cpus": 16,
