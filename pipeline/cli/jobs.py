@@ -32,7 +32,7 @@ def submit(job: Path, address: str, wait: bool, follow: bool, again: bool, as_js
     from pipeline.cluster.submit import submit as call
 
     echo = functools.partial(click.echo, err=as_json)
-    found = call(load_job(job), address, wait=wait, follow=follow, again=again, echo=echo)
+    found = call(load_job(job, elsewhere=True), address, wait=wait, follow=follow, again=again, echo=echo)
     if as_json:
         click.echo(json.dumps(asdict(found)))
     else:
@@ -83,7 +83,7 @@ def render(job: Path, output: Path) -> int:
     from pipeline.cluster.job_file import load_job
     from pipeline.cluster.render import write
 
-    for path in write(load_job(job), output):
+    for path in write(load_job(job, elsewhere=True), output):
         click.echo(path)
     return 0
 

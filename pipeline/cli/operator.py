@@ -38,7 +38,7 @@ def nightly(
 
     with served(metrics, price) as driver:
         run = functools.partial(protect, metrics=driver)
-        found = run_nightly(load_job(job), only=tenant, protect=run, **options)
+        found = run_nightly(load_job(job), only=tenant, metrics=driver, protect=run, **options)
     facts = json.dumps(found.to_dict(), indent=1)
     click.echo(facts if as_json else found.text(), nl=as_json)
     if summary is not None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,7 +58,12 @@ INPUTS = click.option(
     help="Folder, s3://bucket/prefix or index file of the run's photos: originals are read below it and nowhere else; "
     "repeatable. Default: the input that the output records.",
 )
-METRICS = click.option("--metrics", envvar="DLADIFF_METRICS", help="Serve metrics for Prometheus at [HOST:]PORT.")
+METRICS = click.option(
+    "--metrics",
+    envvar="DLADIFF_METRICS",
+    default=lambda: os.environ.get("DLADIFF_JOB_METRICS"),  # set by `submit`; what the node sets itself counts more
+    help="Serve metrics for Prometheus at [HOST:]PORT.",
+)
 PRICE = click.option(
     "--price",
     type=click.FloatRange(min=0, max=1e9),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
@@ -14,23 +14,19 @@ from dladiff.errors import ConfigError
 from dladiff.settings.merge import digest, merge
 from dladiff.settings.schema import encoder_fault
 from dladiff.settings.validate import Items, Settings, unless
+from pipeline.cluster.checks import relative_paths, unfit
 from pipeline.cluster.schedule import Schedule
+from pipeline.cluster.settings import Cluster
 from pipeline.config import RunConfig, load_run, read_yaml, without_replaced
 from pipeline.retention.retain import Retention
 from pipeline.storage.open import local_path
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,37}[a-z0-9])?")  # KubeRay lets a RayJob's name have 47 characters, we add to it
-_GATEWAY = re.compile(r"https?://[\w.-]+:(\d{1,5})/?")
 
 
 def _name_fault(text: str) -> str | None:
     fault = f"{text!r} must be at most 40 of a-z, 0-9 and -, a letter first; it names cluster objects"
     return None if _NAME.fullmatch(text) else fault
-
-
-def _gateway_fault(url: str) -> str | None:
-    found = _GATEWAY.fullmatch(url)
-    return None if not url or (found and int(found[1]) < 2**16) else f"{url!r} is no http://host:port"
 
 
 def _mappings(tenants: Any) -> Any:
@@ -40,59 +36,6 @@ def _mappings(tenants: Any) -> Any:
 
 
 Name = Annotated[str, unless(_name_fault)]
-
-
-class Workers(Settings):
-    """How many GPU workers."""
-
-    min: int = Field(default=0, ge=0)
-    """Fewest."""
-    max: int = Field(default=4, ge=1)
-    """Most."""
-
-    def contradictions(self) -> Iterator[str]:
-        """Yield how settings contradict each other."""
-        if self.max < self.min:
-            yield f"max: {self.max} is less than min = {self.min}"
-
-
-class Cluster(Settings):
-    """What `dladiff render` makes a cluster of."""
-
-    image: str = "registry.example/dladiff:0.1.0"
-    """Container image of head and workers, made by cluster/Dockerfile."""
-    cloud: Literal["karpenter", "eks", "gke"] = "karpenter"
-    """Whose node labels name spot capacity and GPUs."""
-    gpu: str = "l4"
-    """GPU type as that cloud's node label has it; for eks the instance type."""
-    gpus: int = Field(default=1, ge=1)
-    """GPUs of one worker."""
-    workers: Workers = Workers()
-    """Fewest and most workers."""
-    cpus: int = Field(default=6, ge=1)
-    """CPUs of one worker."""
-    memory_gib: int = Field(default=24, ge=1)
-    """Memory of one worker."""
-    head_cpus: int = Field(default=2, ge=1)
-    """CPUs of the head, which runs the driver and no actor."""
-    head_memory_gib: int = Field(default=8, ge=1)
-    """Memory of the head."""
-    spot: bool = True
-    """Workers on spot capacity: what is interrupted is done again."""
-    namespace: str = Field(default="dladiff", min_length=1)
-    """Kubernetes namespace."""
-    secret: str = "dladiff-storage"
-    """Secret with the storage's credentials as environment variables; may be absent where a role gives them."""
-    models: str = ""
-    """Volume claim with the weights, mounted read-only at /models; empty: none."""
-    queue: str = ""
-    """Kueue queue; empty: none. With one all `workers.max` workers start together, without autoscaling."""
-    retries: int = Field(default=3, ge=0)
-    """New clusters after a failure; each goes on where the records end."""
-    pushgateway: Annotated[str, unless(_gateway_fault)] = ""
-    """http://host:port of a Pushgateway inside the cluster, which gets the results of scheduled runs; empty: none."""
-    price: float = Field(default=0.0, ge=0)
-    """Price of one GPU-hour, any currency; a run then reports its cost. 0: no cost is reported."""
 
 
 RUN_DEFAULTS = {"max_failed": "100%"}
@@ -166,6 +109,10 @@ class Job:
         """Whether the job has tenants."""
         return bool(self.tenants)
 
+    def runs(self) -> list[tuple[str, RunConfig]]:
+        """Return each run with the name of its settings in the file."""
+        return [("run", self.run)] if self.run else [(f"tenants.{t.name}", t.run) for t in self.tenants]
+
     def settings(self) -> dict[str, Any]:
         """Return what the cluster's driver is given: run settings, or name, schedule and tenants; no cluster."""
         if self.run is not None:
@@ -178,8 +125,11 @@ class Job:
         return digest(json.loads(json.dumps(self.settings(), default=str)))
 
 
-def load_job(file: Path) -> Job:
-    """Read and check a job file. Raises ConfigError with every fault."""
+def load_job(file: Path, *, elsewhere: bool = False) -> Job:
+    """Read and check a job file; with a group `cluster` also whether the runs fit it. Raises ConfigError: every fault.
+
+    With `elsewhere` the job is not for this machine, and relative paths are faults too.
+    """
     values = read_yaml(file, "a job (name, run, cluster)", "; give a job file, for example jobs/nightly.yaml")
     if values.get("run") is None or isinstance(values["run"], dict):
         values = dict(values) | {"run": RUN_DEFAULTS | _group(values, "run")}
@@ -192,6 +142,11 @@ def load_job(file: Path) -> Job:
         faults += [f"run.{fault}" for fault in [*wrong, *_unnamed(run)]]
     elif not any(fault.startswith("tenants:") for fault in faults):
         tenants = _tenants(values["tenants"], shared, faults)
+    runs = [("run", run)] if run else [(f"tenants.{tenant.name}", tenant.run) for tenant in tenants]
+    if checked and "cluster" in values:
+        faults += unfit(runs, checked.cluster)
+    if elsewhere:
+        faults += relative_paths(runs)
     if checked is None or faults:
         raise ConfigError([f"{file.name}: {fault}" for fault in faults])
     timed = checked.schedule

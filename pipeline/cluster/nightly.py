@@ -15,7 +15,8 @@ from pipeline.config import RunConfig
 from pipeline.retention.retain import retain
 from pipeline.run.driver import Summary, protect
 from pipeline.storage.keys import redacted, shown
-from pipeline.telemetry.driver import Outcome, push, write_textfile
+from pipeline.telemetry.driver import DriverMetrics
+from pipeline.telemetry.outcome import Outcome, push, write_textfile
 
 COUNTS = ("planned", "done", "failed", "quarantined", "skipped")
 SHOWN = (*COUNTS, "deleted")
@@ -92,14 +93,16 @@ def run_nightly(
     ignore_window: bool = False,
     pushgateway: str | None = None,
     textfiles: Path | None = None,
+    metrics: DriverMetrics | None = None,
     protect: Protect = protect,
     now: Clock = lambda: datetime.now(UTC),
 ) -> NightlySummary:
     """Run the tenants, or `only` those named; neither tenants nor tasks are started after the window's end.
 
     A tenant's retention is carried out after its run. `ignore_window` runs at any hour. Outcomes are sent to a
-    Pushgateway or written to files for the node exporter, if given. Raises ConfigError for a job without tenants or an
-    unknown tenant; other exceptions become the tenant's outcome.
+    Pushgateway or written to files for the node exporter, if given. `metrics`, if given, are those that `protect`
+    updates; each tenant's run gets its name there. Raises ConfigError for a job without tenants or an unknown tenant;
+    other exceptions become the tenant's outcome.
     """
     tenants, schedule = _chosen(job, only), job.schedule
     assert schedule is not None
@@ -107,12 +110,17 @@ def run_nightly(
     first = started.toordinal() % len(tenants)  # rotates each night, so that no tenant is always last
     for tenant in tenants[first:] + tenants[:first]:
         if ignore_window or schedule.is_open(now()):
-            outcome = _run(tenant, protect, now, None if ignore_window else schedule.closes(now()))
+            until = None if ignore_window else schedule.closes(now())
+            if metrics is not None:
+                metrics.tenant = tenant.name
+            outcome = _run(tenant, protect, now, until)
+            if metrics is not None:
+                metrics.end(aborted=outcome.exit_code > 1)
         else:
             hours = f"{schedule.start:%H:%M} to {schedule.end:%H:%M} {schedule.time_zone}"
             outcome = _no_turn(tenant, f"its turn did not come in the window ({hours}); the order rotates every night")
         outcomes.append(outcome)
-        notes += _report(outcome, now(), pushgateway, textfiles)
+        notes += _report(job.name, outcome, now(), pushgateway, textfiles)
     return NightlySummary(job=job.name, started=_stamp(started), ended=_stamp(now()), tenants=outcomes, notes=notes)
 
 
@@ -172,10 +180,18 @@ def _no_turn(tenant: Tenant, reason: str) -> TenantOutcome:
     return TenantOutcome(tenant=tenant.name, exit_code=NO_TURN, reason=reason, started=None, seconds=0.0)
 
 
-def _report(outcome: TenantOutcome, ended: datetime, pushgateway: str | None, textfiles: Path | None) -> list[str]:
+def _report(
+    job: str, outcome: TenantOutcome, ended: datetime, pushgateway: str | None, textfiles: Path | None
+) -> list[str]:
     """Send an outcome to the monitoring; return its errors as notes."""
     identities = {name: outcome.counts[name] for name in COUNTS[1:] if name in outcome.counts}
-    sent = Outcome(tenant=outcome.tenant, exit_code=outcome.exit_code, ended=ended.timestamp(), identities=identities)
+    sent = Outcome(
+        job=job,
+        tenant=outcome.tenant,
+        exit_code=outcome.exit_code,
+        ended=ended.timestamp(),
+        identities=identities,
+    )
     notes: list[str] = []
     calls: list[Callable[[], object]] = []
     if pushgateway is not None:

@@ -10,14 +10,16 @@ from typing import Any
 import yaml
 
 from dladiff.errors import ConfigError, StorageError
+from pipeline.cluster.checks import relative_paths
 from pipeline.cluster.job_file import Job
-from pipeline.config import RunConfig
 from pipeline.process.temporary import temporary_folder
 from pipeline.storage.keys import short, shown
+from pipeline.telemetry.metrics import JOB_VARIABLE
 
 POLL_S = 2.0  # seconds between two status requests
 PATIENCE_S = 120.0  # seconds that a waiting command tolerates a silent head
 MAX_ANSWER = 300  # characters of the head's message in ours
+METRICS_PORTS = "9109-9112"  # of the driver, on the head's 127.0.0.1: four jobs at a time
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 Echo = Callable[[str], None]
 
@@ -56,9 +58,10 @@ def entrypoint(job: Job, folder: str = "") -> str:
 
 
 def environment(job: Job) -> dict[str, str]:
-    """Return environment variables of the driver: price and Pushgateway, which do not affect output bytes."""
+    """Return environment variables of the driver, which do not affect output: price, Pushgateway, the job's name."""
     variables = {"DLADIFF_PRICE": job.cluster.price, "DLADIFF_PUSHGATEWAY": job.cluster.pushgateway}
-    return {name: str(value) for name, value in variables.items() if value}
+    found = {name: str(value) for name, value in variables.items() if value}
+    return found | {JOB_VARIABLE: job.name}
 
 
 def settings_file(job: Job) -> tuple[str, str]:
@@ -74,7 +77,8 @@ def submit(
     A failed or stopped job is submitted as the next attempt. `wait` returns at its end, `follow` also prints its
     output. Raises ConfigError for relative paths in the job, StorageError.
     """
-    _check_addresses(job)
+    if faults := relative_paths(job.runs()):
+        raise ConfigError(faults)
     client, name = _client(address), submission_id(job)
     is_new, attempt = False, name
     for number in itertools.count(1):
@@ -117,22 +121,6 @@ def stop(address: str, name: str) -> Submitted:
     return _ended(client, name, is_new=False)
 
 
-def _check_addresses(job: Job) -> None:
-    runs: list[tuple[str, RunConfig]] = [(f"tenants.{t.name}", t.run) for t in job.tenants]
-    if job.run is not None:
-        runs.append(("run", job.run))
-    addresses = [(f"{where}.{key}", getattr(run, key)) for where, run in runs for key in ("input", "output", "lists")]
-    addresses += [(f"{where}.allow_roots", root) for where, run in runs for root in run.allow_roots]
-    faults = [
-        f"{where}: {address!r} is a relative path, which the cluster cannot resolve; give s3://bucket/prefix, or a "
-        "full path on a file system that every node mounts"
-        for where, address in addresses
-        if address and "://" not in address and not address.startswith("/")
-    ]
-    if faults:
-        raise ConfigError(faults)
-
-
 def _client(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
@@ -145,13 +133,14 @@ def _client(address: str) -> Any:
 def _start(client: Any, job: Job, name: str) -> bool:
     """Submit with the settings in the working folder; return False if the id has been taken meanwhile."""
     file, text = settings_file(job)
+    variables = environment(job) | {"DLADIFF_JOB_METRICS": METRICS_PORTS}  # workers get them too: the label `job`
     with temporary_folder() as folder:
         (folder / file).write_text(text, encoding="utf-8")
         try:
             client.submit_job(
                 entrypoint=entrypoint(job),
                 submission_id=name,
-                runtime_env={"working_dir": str(folder), "env_vars": environment(job)},
+                runtime_env={"working_dir": str(folder), "env_vars": variables},
                 metadata={"job_name": job.name},
                 entrypoint_num_cpus=0,  # the driver mostly waits, and the head offers no CPUs
             )

@@ -1,8 +1,10 @@
 """Metrics: names, units, help texts and labels of actors, driver and scheduled runs in one table.
 
-Label values come from fixed sets, or are the operator's names of tenants and encoders; never an identity or photo.
+Label values come from fixed sets, or are the operator's names of jobs, tenants and encoders; never an identity or
+photo. Every series has the label `job`: of the driver and of scheduled runs by the table, of actors by `RayMeter`.
 """
 
+import os
 import threading
 from collections import defaultdict
 from collections.abc import Mapping
@@ -18,6 +20,13 @@ DEVICES = ("cpu", "gpu")
 SEEN = {"photo": "ssimulacra2", "face": "ssimulacra2_face"}  # kind to column of the row
 MAX_ENCODERS = 16  # encoder names that one actor uses as labels
 OTHER = "other"  # label value for anything outside of these sets
+NO_JOB = "dladiff"  # label `job` of a run that no job file started
+JOB_VARIABLE = "DLADIFF_JOB"  # environment variable with the job's name, of driver and workers
+
+
+def job_name() -> str:
+    """Return the name of the job that this process belongs to."""
+    return os.environ.get(JOB_VARIABLE) or NO_JOB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +49,7 @@ class Metric:
 
 
 _actor: dict[str, Any] = {"process": "actor"}
-_driver: dict[str, Any] = {"process": "driver", "kind": "gauge"}
+_driver: dict[str, Any] = {"process": "driver", "kind": "gauge", "labels": ("job", "tenant")}
 _scheduled: dict[str, Any] = {"process": "scheduled", "kind": "gauge"}
 
 TASKS = Metric(
@@ -100,6 +109,10 @@ RUN_QUARANTINED = Metric(
     name="dladiff_run_quarantined", unit="tasks", help="Tasks of this run that were put in quarantine", **_driver
 )
 RUN_LEFT = Metric(name="dladiff_run_left", unit="tasks", help="Tasks of this run without a result", **_driver)
+RUN_PHOTOS = Metric(name="dladiff_run_photos", unit="photos", help="Photos of tasks of this run that ended", **_driver)
+RUN_FAILED_PHOTOS = Metric(
+    name="dladiff_run_failed_photos", unit="photos", help="Photos that failed, alone or with their task", **_driver
+)
 RUN_RATE = Metric(
     name="dladiff_run_photos_per_hour", unit="photos/hour", help="Photos an hour over the last ten minutes", **_driver
 )
@@ -109,27 +122,40 @@ RUN_SECONDS_LEFT = Metric(
 RUN_COST = Metric(
     name="dladiff_run_cost", unit="currency", help="Actor time so far at the price given; absent without", **_driver
 )
+RUN_STARTED = Metric(
+    name="dladiff_run_started_timestamp_seconds", unit="seconds", help="When this run began", **_driver
+)
+RUN_ENDED = Metric(
+    name="dladiff_run_ended_timestamp_seconds", unit="seconds", help="When this run ended; 0 until then", **_driver
+)
+RUN_ABORTED = Metric(
+    name="dladiff_run_aborted", unit="runs", help="1 if an error ended this run before all tasks were done", **_driver
+)
 RUN_LAST_RESULT = Metric(
     name="dladiff_run_last_result_timestamp_seconds", unit="seconds", help="When a task last ended", **_driver
 )
 RUN_LONGEST = Metric(
     name="dladiff_run_longest_task_seconds", unit="seconds", help="Longest task of this run so far", **_driver
 )
+RUN_EXPECTED = Metric(
+    name="dladiff_run_expected_task_seconds", unit="seconds", **_driver,
+    help="Estimated time of the longest task: photos a task times seconds a photo; 0 without an estimate",
+)  # fmt: skip
 
 LAST_SUCCESS = Metric(
-    name="dladiff_scheduled_last_success_timestamp_seconds", unit="seconds", labels=("tenant",), **_scheduled,
+    name="dladiff_scheduled_last_success_timestamp_seconds", unit="seconds", labels=("job", "tenant"), **_scheduled,
     help="When a scheduled run last ended with exit code 0 or 1: everything that can be done is done",
 )  # fmt: skip
 LAST_END = Metric(
-    name="dladiff_scheduled_last_end_timestamp_seconds", unit="seconds", labels=("tenant",), **_scheduled,
+    name="dladiff_scheduled_last_end_timestamp_seconds", unit="seconds", labels=("job", "tenant"), **_scheduled,
     help="When a scheduled run last ended, however",
 )  # fmt: skip
 EXIT_CODE = Metric(
-    name="dladiff_scheduled_exit_code", unit="code", labels=("tenant",), **_scheduled,
+    name="dladiff_scheduled_exit_code", unit="code", labels=("job", "tenant"), **_scheduled,
     help="Exit code of the last scheduled run; -1: its window ended before its turn",
 )  # fmt: skip
 SCHEDULED_IDENTITIES = Metric(
-    name="dladiff_scheduled_identities", unit="identities", labels=("tenant", "status"), **_scheduled,
+    name="dladiff_scheduled_identities", unit="identities", labels=("job", "tenant", "status"), **_scheduled,
     help="Identities of the last scheduled run, by status",
 )  # fmt: skip
 
@@ -171,7 +197,7 @@ class Tally:
 
 
 class RayMeter:
-    """Sends the values to Ray's node agent, which serves them as `ray_<name>`."""
+    """Sends the values to Ray's node agent, which serves them as `ray_<name>`, with the label `job`."""
 
     def __init__(self) -> None:
         from ray.util import metrics
@@ -180,12 +206,14 @@ class RayMeter:
         for metric in METRICS:
             if metric.process != "actor":
                 continue
-            options: dict[str, Any] = {"description": f"{metric.help} ({metric.unit})", "tag_keys": metric.labels}
+            tags = (*metric.labels, "job")
+            options: dict[str, Any] = {"description": f"{metric.help} ({metric.unit})", "tag_keys": tags}
             if metric.kind == "histogram":
                 self._made[metric.name] = metrics.Histogram(metric.name, boundaries=list(metric.buckets), **options)
             else:
                 kind = metrics.Counter if metric.kind == "counter" else metrics.Gauge
                 self._made[metric.name] = kind(metric.name, **options)
+            self._made[metric.name].set_default_tags({"job": job_name()})
 
     def record(self, metric: Metric, value: float, **labels: str) -> None:
         """Record one value."""

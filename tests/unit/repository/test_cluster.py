@@ -2,14 +2,11 @@
 
 import json
 import re
-import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
@@ -17,126 +14,10 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from pipeline.cluster import render
-from pipeline.telemetry.metrics import METRICS, SERIES
+from pipeline.cluster import pods
 
 ROOT = Path(__file__).resolve().parents[3]
 CLUSTER = ROOT / "cluster"
-RULES = sorted((CLUSTER / "prometheus" / "rules").glob("*.yml"))
-FOREIGN = {
-    "ray_node_gpus_utilization",
-    "ray_node_gram_used",
-    "ray_node_cpu_utilization",
-    "ray_node_disk_utilization_percentage",
-}
-"""Metrics of Ray's node agent that the rules and the dashboard use."""
-NAME = re.compile(r"\b[a-z]\w*(?::\w+)*")
-WORDS = {
-    "sum", "rate", "increase", "histogram_quantile", "by", "le", "step", "kind", "status", "avg", "max", "time", "and",
-    "on", "clamp_min", "group_left", "device", "work", "encoder",
-}  # fmt: skip
-
-
-def rules() -> list[dict[str, Any]]:
-    return [rule for file in RULES for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
-
-
-def panels() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((CLUSTER / "grafana" / "dladiff.json").read_text())["panels"]
-    return found
-
-
-def queries() -> Iterator[tuple[str, str]]:
-    for rule in rules():
-        yield rule.get("record") or rule["alert"], rule["expr"]
-    for panel in panels():
-        for target in panel.get("targets", []):
-            yield panel["title"], target["expr"]
-
-
-def names(query: str) -> set[str]:
-    """Identifiers of a query, without label matchers, ranges, numbers and PromQL's own words."""
-    bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\"[^\"]*\"", " ", query)
-    return set(NAME.findall(bare)) - WORDS
-
-
-@pytest.mark.parametrize("where, query", list(queries()))
-def test_every_query_names_metrics_that_exist(where: str, query: str) -> None:
-    recorded = {rule["record"] for rule in rules() if "record" in rule}
-    found = names(query)
-    assert found
-    assert found <= SERIES | FOREIGN | recorded, where
-
-
-def test_every_metric_of_the_table_is_looked_at() -> None:
-    used = set().union(*(names(query) for _, query in queries()))
-    assert [m.name for m in METRICS if not used & set(m.series)] == []
-
-
-def test_a_wrong_name_would_be_found() -> None:
-    assert names('sum by (le) (rate(ray_dladiff_x_total{status=~"done|y"}[10m])) * 36 > 0') == {"ray_dladiff_x_total"}
-
-
-def test_every_alert_says_what_to_do_and_has_a_test() -> None:
-    alerts = [rule for rule in rules() if "alert" in rule]
-    tests = (CLUSTER / "prometheus" / "tests" / "alerts_test.yml").read_text()
-    for alert in alerts:
-        assert alert["annotations"]["summary"] and alert["annotations"]["do"]
-        assert alert["labels"]["severity"] in ("warning", "critical")
-        assert f"alertname: {alert['alert']}" in tests
-    assert len(alerts) >= 8
-
-
-def promtool() -> str:
-    found = shutil.which("promtool")
-    if found is None:
-        pytest.skip("no promtool on PATH: install Debian's package prometheus")
-    return found
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["check", "rules", *map(str, RULES)],
-        ["check", "config", str(CLUSTER / "prometheus" / "prometheus.yml")],
-        ["test", "rules", str(CLUSTER / "prometheus" / "tests" / "alerts_test.yml")],
-    ],
-    ids=lambda a: " ".join(a[:2]),
-)
-def test_promtool_accepts(arguments: list[str]) -> None:
-    done = subprocess.run([promtool(), *arguments], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_kubernetes_scrape_config_fits_the_rendered_pods() -> None:
-    """Debian's promtool is built without Kubernetes discovery, so the names are compared here."""
-    config = yaml.safe_load((CLUSTER / "prometheus" / "kubernetes.yml").read_text())
-    ours = yaml.safe_load((CLUSTER / "prometheus" / "prometheus.yml").read_text())
-    assert config["rule_files"] == ours["rule_files"]
-    ports = {}
-    *pods, gateway = config["scrape_configs"]
-    (pushed,) = (s for s in ours["scrape_configs"] if s["job_name"] == "pushgateway")
-    assert (gateway["job_name"], gateway["honor_labels"]) == ("pushgateway", pushed["honor_labels"])
-    for scrape in pods:
-        label, port, _ = scrape["relabel_configs"]
-        assert label["source_labels"] == [f"__meta_kubernetes_pod_label_{render.JOB_LABEL.replace('-', '_')}"]
-        ports[scrape["job_name"]] = port["regex"]
-    rendered = (CLUSTER / "kuberay" / "celeba-hq.rayjob.yaml").read_text()
-    head = list(yaml.safe_load_all(rendered))[-1]["spec"]["rayClusterSpec"]["headGroupSpec"]
-    exposed = {p["name"]: p["containerPort"] for p in head["template"]["spec"]["containers"][0]["ports"]}
-    assert exposed[ports["ray"]] == render.RAY_METRICS
-    assert exposed[ports["dladiff"]] == render.DRIVER_METRICS
-
-
-def test_dashboard_has_unique_panels_inside_the_grid() -> None:
-    found = panels()
-    assert len({p["id"] for p in found}) == len(found)
-    for panel in found:
-        place = panel["gridPos"]
-        assert place["x"] + place["w"] <= 24
-        if panel["type"] != "row":
-            assert panel["targets"]
-            assert panel["datasource"]["uid"] == "${datasource}"
 
 
 def test_ray_up_file_fits_rays_own_schema() -> None:
@@ -215,13 +96,13 @@ def test_installed_packages_and_pins_keep_the_lower_bounds() -> None:
 def test_image_is_not_root_and_pinned() -> None:
     lines = (CLUSTER / "Dockerfile").read_text().splitlines()
     users = [line.split()[1] for line in lines if line.startswith("USER ")]
-    assert users == [f"{render.USER}:{render.USER}"]
+    assert users == [f"{pods.USER}:{pods.USER}"]
     installs = [line for line in lines if "pip install" in line]
     assert [line.partition("--no-cache-dir ")[2] for line in installs] == [
         "--require-hashes -r lock.txt",
         "--no-deps --no-build-isolation .",
     ]
-    assert f"HOME={render.SCRATCH['home']}" in " ".join(lines)
+    assert f"HOME={pods.SCRATCH['home']}" in " ".join(lines)
     for line in lines:
         if line.startswith("COPY "):
             assert all((ROOT / name).exists() for name in line.split()[1:-1])

@@ -21,8 +21,9 @@ from dladiff.settings.schema import MethodConfig
 from dladiff.settings.validate import Settings, group
 from docs.reference_settings import as_markdown, docstrings
 from pipeline.cli.main import main
-from pipeline.cluster.job_file import Cluster, JobValues, TenantValues
+from pipeline.cluster.job_file import JobValues, TenantValues
 from pipeline.cluster.schedule import Schedule
+from pipeline.cluster.settings import Cluster
 from pipeline.config import RunConfig
 from pipeline.records import schema as rows
 from pipeline.retention.retain import Retention

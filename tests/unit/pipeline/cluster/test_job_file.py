@@ -72,7 +72,7 @@ def test_every_fault_at_once_with_the_nearest_name(tmp_path: Path) -> None:
         "run.seed: expected int, not 'x'",
         "run.finetuning.etta: unknown setting (did you mean eta?)",
         "cluster.imag: unknown setting (did you mean image?)",
-        "cluster.cloud: 'gkee' is not one of karpenter, eks, gke (did you mean gke?)",
+        "cluster.cloud: 'gkee' is not one of karpenter, eks, gke, none (did you mean gke?)",
         "cluster.gpus: 0 is less than 1",
         "cluster.cpus: expected int, not True",
         "cluster.workers.max: 2 is less than min = 3",

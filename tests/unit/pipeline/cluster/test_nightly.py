@@ -197,9 +197,9 @@ def test_monitoring_gets_outcomes_and_its_faults_are_notes(tmp_path: Path) -> No
         pushgateway="http://user:5ec4e7@127.0.0.1:1",
     )
     assert "5ec4e7" not in json.dumps(summary.to_dict())
-    assert sorted(p.name for p in texts.iterdir()) == [f"dladiff_{name}.prom" for name in NAMES]
-    assert 'dladiff_scheduled_exit_code{tenant="bob"} 3.0' in (texts / "dladiff_bob.prom").read_text()
-    assert 'status="done",tenant="ann"} 2.0' in (texts / "dladiff_ann.prom").read_text()
+    assert sorted(p.name for p in texts.iterdir()) == [f"dladiff_night_{name}.prom" for name in NAMES]
+    assert 'dladiff_scheduled_exit_code{job="night",tenant="bob"} 3.0' in (texts / "dladiff_night_bob.prom").read_text()
+    assert 'status="done",tenant="ann"} 2.0' in (texts / "dladiff_night_ann.prom").read_text()
     assert len(summary.notes) == 3
     assert summary.exit_code == 3
     assert "Pushgateway" in summary.text()

@@ -1,10 +1,9 @@
 """Rendered manifests: what is committed, what KubeRay's definitions and its operator's own rules allow."""
 
+import importlib
 import re
-from collections.abc import Iterator
-from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
@@ -12,71 +11,25 @@ import yaml
 
 from pipeline.cli.main import main
 from pipeline.cluster.job_file import Job, load_job
-from pipeline.cluster.render import render, text, write
+from pipeline.cluster.objects import JOB_LABEL, text
+from pipeline.cluster.render import render, write
 from pipeline.config import run_config
+from tests.support.manifests import (
+    ALL,
+    JOBS,
+    KUBERNETES,
+    PARAMETERS,
+    ROOT,
+    RUN,
+    Manifest,
+    check,
+    definition,
+    fits,
+    inside,
+    pods,
+)  # fmt: skip
 
-ROOT = Path(__file__).resolve().parents[4]
-JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
 DOCKERFILE = (ROOT / "cluster" / "Dockerfile").read_text().splitlines()
-RUN = {"input": "s3://a/in", "output": "s3://a/out"}
-Manifest = dict[str, Any]
-
-
-@cache
-def definition(file: Path) -> Manifest:
-    """The v1 schema of a CRD; unknown fields are faults, where the API server would drop them in silence."""
-    versions = yaml.load(file.read_text(), Loader=yaml.CSafeLoader)["spec"]["versions"]
-    schema: Manifest = next(v for v in versions if v["name"] == "v1")["schema"]["openAPIV3Schema"]
-    strict(schema)
-    schema["properties"]["metadata"] = {"type": "object"}
-    return schema
-
-
-def check(value: Any, schema: Manifest) -> None:
-    """Validate; the definition itself is not checked again, which takes seconds."""
-    for error in jsonschema.Draft202012Validator(schema).iter_errors(value):
-        raise error
-
-
-def strict(schema: Any) -> None:
-    if isinstance(schema, dict):
-        if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
-            schema.setdefault("additionalProperties", False)
-        for value in schema.values():
-            strict(value)
-    elif isinstance(schema, list):
-        for value in schema:
-            strict(value)
-
-
-def manifests() -> Iterator[tuple[Job, str, Manifest]]:
-    for file in JOBS:
-        job = load_job(file)
-        for name, found in render(job).items():
-            for manifest in found:
-                yield job, name, manifest
-
-
-ALL = list(manifests())
-PARAMETERS = [pytest.param(job, m, id=f"{name}:{m['kind']}") for job, name, m in ALL]
-
-
-def inside(value: Any, key: str) -> Iterator[Any]:
-    """Every value under a key, at any depth."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            if name == key:
-                yield item
-            yield from inside(item, key)
-    elif isinstance(value, list):
-        for item in value:
-            yield from inside(item, key)
-
-
-def pods(manifest: Manifest) -> Iterator[Manifest]:
-    for template in inside(manifest, "template"):
-        if "containers" in template.get("spec", {}):
-            yield template["spec"]
 
 
 def test_committed_files_are_what_is_rendered() -> None:
@@ -94,24 +47,32 @@ def test_written_files_read_back_as_rendered(tmp_path: Path) -> None:
 def test_every_kind_is_there() -> None:
     kinds = {m["kind"] for _, _, m in ALL}
     assert kinds == {
-        "ServiceAccount", "ConfigMap", "NetworkPolicy", "RayJob", "RayCluster", "RayCronJob", "CronJob",
+        "ServiceAccount", "ConfigMap", "NetworkPolicy", "PodDisruptionBudget", "RayJob", "RayCluster", "RayCronJob",
+        "CronJob", "PersistentVolumeClaim", "Job",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("job, manifest", PARAMETERS)
 def test_manifest_fits_its_definition(job: Job, manifest: Manifest, assets: Path) -> None:
-    kind = manifest["kind"]
-    if manifest["apiVersion"] == "ray.io/v1":
-        check(manifest, definition(assets / "crds" / f"ray.io_{kind.lower()}s.yaml"))
-        return
-    cluster = definition(assets / "crds" / "ray.io_rayclusters.yaml")["properties"]["spec"]["properties"]
-    if kind == "CronJob":  # the pods of both are of the same definition
-        template = cluster["headGroupSpec"]["properties"]["template"]
-        check(manifest["spec"]["jobTemplate"]["spec"]["template"], template)
-    elif kind == "NetworkPolicy":
-        rules = cluster["networkPolicy"]["properties"]["head"]["properties"]
-        check(manifest["spec"]["ingress"], rules["ingressRules"])
-        check(manifest["spec"]["egress"], rules["egressRules"])
+    fits(manifest, assets / "crds")
+
+
+@pytest.mark.skipif(not find_spec("kubernetes_validate"), reason="kubernetes-validate is not installed: make")
+@pytest.mark.parametrize(
+    "kind, change",
+    [
+        ("PersistentVolumeClaim", {"spec": {"accessModes": "ReadWriteMany"}}),
+        ("PodDisruptionBudget", {"spec": {"minAvailables": 1}}),
+        ("ServiceAccount", {"anotations": {}}),
+        ("Job", {"spec": {"backoffLimit": 1}}),
+    ],
+)
+def test_definitions_of_kubernetes_refuse_what_is_wrong(kind: str, change: Manifest) -> None:
+    kubernetes = importlib.import_module("kubernetes_validate")
+    good = next(m for _, _, m in ALL if m["kind"] == kind)
+    kubernetes.validate(good, KUBERNETES, strict=True)
+    with pytest.raises(kubernetes.ValidationError):
+        kubernetes.validate(good | change, KUBERNETES, strict=True)
 
 
 def test_definitions_refuse_what_is_wrong(assets: Path) -> None:
@@ -131,8 +92,11 @@ def test_rules_of_the_operator(job: Job, manifest: Manifest) -> None:
     for spec in specs:
         if "rayClusterSpec" not in spec:
             continue
-        assert spec["submissionMode"] == "SidecarMode"
-        assert not {"submitterPodTemplate", "submitterConfig", "clusterSelector"} & spec.keys()
+        assert spec["submissionMode"] == "K8sJobMode"  # the mode whose submitter has a security context of ours
+        assert "clusterSelector" not in spec
+        (submitter,) = spec["submitterPodTemplate"]["spec"]["containers"]
+        assert not {"command", "args"} & submitter.keys()  # KubeRay's own, which finds its job again after a restart
+        assert spec["submitterPodTemplate"]["metadata"]["labels"][JOB_LABEL] == job.name
         assert spec["shutdownAfterJobFinishes"] is True
         assert spec["ttlSecondsAfterFinished"] >= 0
         assert spec["backoffLimit"] == job.cluster.retries > 0
@@ -184,10 +148,12 @@ def test_root_file_systems_are_read_only_and_what_is_written_is_mounted(job: Job
     home = next(line.split()[1] for line in DOCKERFILE if line.startswith("ENV HOME")).removeprefix("HOME=")
     for pod in pods(manifest):
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
-        beside = [*inside(manifest, "autoscalerOptions")] if manifest["kind"] != "CronJob" else []
+        beside = [*inside(manifest, "autoscalerOptions")] if manifest["kind"] not in ("CronJob", "Job") else []
         for container in [*pod["containers"], *beside]:
             assert container["securityContext"]["readOnlyRootFilesystem"] is True
             mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+            if manifest["kind"] == "Job":  # fills the claim
+                del mounts["/models"]
             for path in ("/tmp", home):
                 assert not mounts[path].get("readOnly")
                 assert set(volumes[mounts[path]["name"]]["emptyDir"]) == {"sizeLimit"}  # of the disk, not of memory
@@ -200,7 +166,7 @@ def test_network_policy_covers_the_jobs_pods_and_no_metadata_service() -> None:
             continue
         selected = policy["spec"]["podSelector"]["matchLabels"].items()
         for manifest in render(job)[name]:
-            for template in inside(manifest, "template"):
+            for template in [*inside(manifest, "template"), *inside(manifest, "submitterPodTemplate")]:
                 assert selected <= template["metadata"]["labels"].items()
         assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
         (block,) = inside(policy, "ipBlock")

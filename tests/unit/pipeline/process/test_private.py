@@ -16,7 +16,7 @@ from pipeline.cli.main import main
 from pipeline.config import run_config
 from pipeline.process import private
 from pipeline.process.private import chosen_umask, private_files
-from pipeline.telemetry.driver import Outcome, write_textfile
+from pipeline.telemetry.outcome import Outcome, write_textfile
 from tests.support.outputs import protected_output
 
 LIMITS = """
@@ -112,5 +112,5 @@ def test_commands_write_files_that_others_do_not_read(
 
 def test_the_exporter_reads_what_was_written(tmp_path: Path) -> None:
     with private_files("077"):
-        path = write_textfile(tmp_path, Outcome(tenant="t", exit_code=0, ended=1.0, identities={}))
+        path = write_textfile(tmp_path, Outcome(job="j", tenant="t", exit_code=0, ended=1.0, identities={}))
     assert stat.S_IMODE(path.stat().st_mode) == 0o644

@@ -15,8 +15,9 @@ from rich.console import Console
 from dladiff.errors import ConfigError, StorageError
 from pipeline.run.progress import Progress
 from pipeline.telemetry import metrics
-from pipeline.telemetry.driver import DriverMetrics, Outcome, push, write_textfile
+from pipeline.telemetry.driver import DriverMetrics, served
 from pipeline.telemetry.metrics import ActorMetrics, Tally
+from pipeline.telemetry.outcome import Outcome, push, write_textfile
 
 
 def row(status: str, psnr: float | None, *after: tuple[bool, float | None]) -> dict[str, object]:
@@ -93,7 +94,7 @@ def test_labels_are_bounded_whatever_the_rows_say() -> None:
     actor.finished(RESULT | {"status": "../../etc", "rows": [row("secret", 30.0, (True, 0.3))]})
     allowed = {*metrics.TASK_STATUSES, *metrics.PHOTO_STATUSES, *metrics.STEPS, *metrics.KINDS, "other", "cpu", "gpu"}
     assert {value for _, labels in tally.values for _, value in labels} <= allowed | {"a"}
-    known = {"status", "step", "work", "kind", "encoder", "device", "tenant"}
+    known = {"status", "step", "work", "kind", "encoder", "device", "tenant", "job"}
     assert {label for m in metrics.METRICS for label in m.labels} == known
 
 
@@ -116,8 +117,8 @@ def test_table_is_named_as_prometheus_asks() -> None:
         assert list(metric.buckets) == sorted(metric.buckets)
         for unit in ("seconds", "bytes"):
             assert (unit in metric.name) == (metric.unit == unit)
-        if metric.process == "scheduled":
-            assert "tenant" in metric.labels
+        if metric.process != "actor":
+            assert metric.labels[:2] == ("job", "tenant")
     assert {"ray_dladiff_step_seconds_bucket", "ray_dladiff_photos_total", "dladiff_run_left"} <= metrics.SERIES
 
 
@@ -132,7 +133,7 @@ def test_driver_serves_counts_rate_and_cost() -> None:
     driver = DriverMetrics(price=3.0, clock=clock)
     port = driver.serve("0")
     try:
-        driver.begin(identities=12, tasks=10, gpus_per_actor=0.5)
+        driver.begin(identities=12, tasks=10, gpus_per_actor=0.5, expected_task_s=9600.0)
         clock.now += 3000
         for status in ("failed", "skipped", "quarantined", "done"):
             driver.advance(RESULT | {"status": status, "seconds": 600.0})
@@ -144,17 +145,77 @@ def test_driver_serves_counts_rate_and_cost() -> None:
     finally:
         driver.close()
     assert (found["dladiff_run_identities"], found["dladiff_run_planned"]) == (12, 10)
-    ends = ("done", "failed", "quarantined", "left")
-    assert [found[f"dladiff_run_{name}"] for name in ends] == [2, 1, 1, 6]
+    ends = ("done", "failed", "quarantined", "left", "photos", "failed_photos")
+    assert [found[f"dladiff_run_{name}"] for name in ends] == [2, 1, 1, 6, 12, 4]
     assert found["dladiff_run_photos_per_hour"] == 8 * 6  # 8 photos in the last ten minutes
     assert found["dladiff_run_left_seconds"] == 6 * 600 / 4
     assert found["dladiff_run_cost"] == 2400 / 3600 * 0.5 * 3
     assert found["dladiff_run_last_result_timestamp_seconds"] == 1_003_000
     assert found["dladiff_run_longest_task_seconds"] == 600
+    assert (found["dladiff_run_expected_task_seconds"], stalled["dladiff_run_expected_task_seconds"]) == (9600, 0)
+    assert (found["dladiff_run_started_timestamp_seconds"], found["dladiff_run_ended_timestamp_seconds"]) == (1e6, 0)
     assert stalled["dladiff_run_photos_per_hour"] == 0
     assert (stalled["dladiff_run_left"], stalled["dladiff_run_done"]) == (4, 0)  # another run of the same process
     assert stalled["dladiff_run_cost"] == found["dladiff_run_cost"]
     assert set(found) == {m.name for m in metrics.METRICS if m.process == "driver"}
+
+
+def labelled(driver: DriverMetrics, name: str) -> dict[tuple[str, str], float]:
+    return {
+        (s.labels["job"], s.labels["tenant"]): s.value for f in driver.registry.collect() for s in f.samples
+        if s.name == name
+    }  # fmt: skip
+
+
+def test_tenants_of_one_process_keep_their_own_series(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DLADIFF_JOB", "night")
+    driver, clock = DriverMetrics(price=1.0, clock=(clock := Clock())), clock
+    assert list(driver.registry.collect()) == []  # a run that was not begun has no series
+    driver.end()
+    for tenant, status in (("press", "failed"), ("alumni", "done")):
+        driver.tenant = tenant
+        driver.begin(identities=1, tasks=1)
+        driver.advance(RESULT | {"status": status, "seconds": 1800.0})
+        clock.now += 60
+        driver.end(aborted=tenant == "press")
+    driver.end(aborted=True)  # the first end counts
+    press, alumni = ("night", "press"), ("night", "alumni")
+    assert labelled(driver, "dladiff_run_failed") == {press: 1, alumni: 0}
+    assert labelled(driver, "dladiff_run_failed_photos") == {press: 1, alumni: 1}
+    assert labelled(driver, "dladiff_run_ended_timestamp_seconds") == {press: 1_000_060, alumni: 1_000_120}
+    assert labelled(driver, "dladiff_run_aborted") == {press: 1, alumni: 0}
+    assert labelled(driver, "dladiff_run_cost") == {press: 0.5, alumni: 0.5}
+    assert driver.cost() == 1.0
+
+
+def test_end_of_a_run_waits_for_its_scrape_and_no_longer() -> None:
+    seen: list[dict[str, float]] = []
+    with served("127.0.0.1:0") as driver:
+        port = driver._server.server_port
+        driver.begin(identities=1, tasks=1)
+        scrape(port)
+        scraper = Thread(target=lambda: seen.append(scrape(port)))
+        real = driver.linger
+
+        def linger(longest_s: float = 60) -> None:
+            scraper.start()
+            real(longest_s)
+
+        driver.linger = linger  # type: ignore[method-assign]
+    scraper.join(10)
+    assert seen[0]["dladiff_run_ended_timestamp_seconds"] > 0
+    with served("127.0.0.1:0") as driver:
+        driver.begin(identities=1, tasks=1)
+        driver.linger(3600)  # nothing scraped before: no wait
+
+
+def test_an_error_aborts_the_run_and_an_interruption_ends_it() -> None:
+    for error, aborted in ((StorageError("x"), 1), (KeyboardInterrupt(), 0)):
+        with pytest.raises(type(error)), served(None) as driver:
+            driver.begin(identities=1, tasks=1)
+            raise error
+        assert list(labelled(driver, "dladiff_run_aborted").values()) == [aborted]
+        assert all(labelled(driver, "dladiff_run_ended_timestamp_seconds").values())
 
 
 def test_driver_without_price_or_pace_claims_neither() -> None:
@@ -181,10 +242,23 @@ def test_bad_or_taken_address_says_what_to_do() -> None:
     try:
         with pytest.raises(ConfigError, match="choose another port"):
             second.serve(f"127.0.0.1:{port}")
-        with pytest.raises(ConfigError, match=r"HOST:\]PORT"):
-            second.serve("127.0.0.1:http")
+        for address in ("127.0.0.1:http", "99999", "1-99999", "-1"):
+            with pytest.raises(ConfigError, match=r"HOST:\]PORT"):
+                second.serve(address)
     finally:
         first.close()
+
+
+def test_of_several_ports_the_first_free_one_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = DriverMetrics(), DriverMetrics()
+    port = first.serve("0")
+    try:
+        assert second.serve(f"{port}-{port}") == 0  # a job does not fail for its metrics
+        assert "goes on without metrics" in caplog.text
+        assert port < second.serve(f"{port}-{port + 40}") <= port + 40
+    finally:
+        first.close()
+        second.close()
 
 
 def parsed(text: str) -> dict[tuple[str, str, str], float]:
@@ -192,11 +266,13 @@ def parsed(text: str) -> dict[tuple[str, str, str], float]:
     return {
         (s.name.removeprefix("dladiff_scheduled_"), s.labels["tenant"], s.labels.get("status", "")): s.value
         for s in samples
+        if s.labels["job"] == "night"
     }
 
 
 def test_textfile_keeps_the_last_success_of_a_failed_run(tmp_path: Path) -> None:
-    path = write_textfile(tmp_path, Outcome(tenant="a", exit_code=1, ended=100.0, identities={"done": 3, "odd": 1}))
+    partly = Outcome(job="night", tenant="a", exit_code=1, ended=100.0, identities={"done": 3, "odd": 1})
+    path = write_textfile(tmp_path, partly)
     assert parsed(path.read_text()) == {
         ("last_success_timestamp_seconds", "a", ""): 100,
         ("last_end_timestamp_seconds", "a", ""): 100,
@@ -204,19 +280,19 @@ def test_textfile_keeps_the_last_success_of_a_failed_run(tmp_path: Path) -> None
         ("identities", "a", "done"): 3,
         ("identities", "a", "other"): 1,
     }
-    write_textfile(tmp_path, Outcome(tenant="a", exit_code=3, ended=200.0))
+    write_textfile(tmp_path, Outcome(job="night", tenant="a", exit_code=3, ended=200.0))
     found = parsed(path.read_text())
     assert found[("last_success_timestamp_seconds", "a", "")] == 100
     assert found[("last_end_timestamp_seconds", "a", "")] == 200
-    assert [p.name for p in tmp_path.iterdir()] == ["dladiff_a.prom"]
+    assert [p.name for p in tmp_path.iterdir()] == ["dladiff_night_a.prom"]
     path.write_text("{ not metrics")
-    write_textfile(tmp_path, Outcome(tenant="a", exit_code=3, ended=300.0))
+    write_textfile(tmp_path, Outcome(job="night", tenant="a", exit_code=3, ended=300.0))
     assert ("last_success_timestamp_seconds", "a", "") not in parsed(path.read_text())
 
 
 def test_textfile_in_no_folder_says_so(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="give an existing folder"):
-        write_textfile(tmp_path / "none", Outcome(tenant="a", exit_code=0, ended=1.0))
+        write_textfile(tmp_path / "none", Outcome(job="night", tenant="a", exit_code=0, ended=1.0))
 
 
 @pytest.fixture
@@ -241,9 +317,9 @@ def gateway() -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
 
 def test_push_adds_to_the_tenants_group(gateway: tuple[str, list[tuple[str, str, str]]]) -> None:
     url, seen = gateway
-    push(url, Outcome(tenant="a", exit_code=0, ended=100.0, identities={"done": 2}))
-    push(url, Outcome(tenant="a", exit_code=3, ended=200.0))
-    assert [(method, path) for method, path, _ in seen] == [("POST", "/metrics/job/dladiff/tenant/a")] * 2
+    push(url, Outcome(job="night", tenant="a", exit_code=0, ended=100.0, identities={"done": 2}))
+    push(url, Outcome(job="night", tenant="a", exit_code=3, ended=200.0))
+    assert [(method, path) for method, path, _ in seen] == [("POST", "/metrics/job/night/tenant/a")] * 2
     assert ("last_success_timestamp_seconds", "a", "") in parsed(seen[0][2])
     assert ("last_success_timestamp_seconds", "a", "") not in parsed(seen[1][2])  # POST leaves it as it stands
 
@@ -251,4 +327,4 @@ def test_push_adds_to_the_tenants_group(gateway: tuple[str, list[tuple[str, str,
 @pytest.mark.parametrize("gateway", ["http://127.0.0.1:1", "http://127.0.0.1:1x"])
 def test_gateway_out_of_reach_is_one_line(gateway: str) -> None:
     with pytest.raises(StorageError, match="check its address"):
-        push(gateway, Outcome(tenant="a", exit_code=0, ended=1.0))
+        push(gateway, Outcome(job="night", tenant="a", exit_code=0, ended=1.0))
