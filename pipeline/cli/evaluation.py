@@ -1,10 +1,11 @@
-"""Commands `evaluate` and `mos`: parse the options, call one function, return its exit code."""
+"""Commands `evaluate`, `calibrate` and `mos`: parse the options, call one function, return its exit code."""
 
 import contextlib
 import dataclasses
 import functools
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -36,6 +37,12 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, tuple[str, .
     multiple=True,
     help="Preprocessing before the attack: none, jpeg75, ..., or NAME=FOLDER with a purifier's weights; repeatable.",
 )
+@click.option(
+    "--rescore",
+    "rescores",
+    multiple=True,
+    help="Score each generated picture a second time after this preprocessing (blur, jpeg75, NAME=FOLDER); repeatable.",
+)
 @click.option("--prompt", "prompts", multiple=True, help="Prompt of the generated pictures; repeatable.")
 @click.option("--base", "bases", multiple=True, help="Base model: embedded or a folder; main one first; repeatable.")
 @click.option(
@@ -43,6 +50,15 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, tuple[str, .
     "evaluators",
     multiple=True,
     help="Encoder that compares faces: embedded:NAME, an ONNX file or a pack folder; repeatable.",
+)
+@click.option(
+    "--calibration",
+    "calibrations",
+    multiple=True,
+    help="File of `dladiff calibrate`: the cosines at which encoders verify a person; repeatable.",
+)
+@click.option(
+    "--threshold", multiple=True, metavar="NAME=VALUE", help="Cosine at which an encoder verifies a person; repeatable."
 )
 @click.option("--judge", multiple=True, hidden=True, expose_value=False, callback=_renamed("--evaluator"))
 @click.option("--share", "shares", multiple=True, type=int, help="% of the photos that are protected; repeatable.")
@@ -63,6 +79,7 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, tuple[str, .
 def evaluate(
     compare: tuple[str, ...],
     changes: tuple[str, ...],
+    threshold: tuple[str, ...],
     dry_run: bool,
     tables_only: bool,
     as_json: bool,
@@ -73,7 +90,8 @@ def evaluate(
     from pipeline.evaluate.driver import evaluate as call
 
     given = {key: value for key, value in options.items() if value not in (None, ())}
-    config = EvaluateConfig(compare=_pairs("--compare", compare), settings=_settings(changes), **given)
+    pairs = {"compare": _pairs("--compare", compare), "thresholds": _thresholds(threshold)}
+    config = EvaluateConfig(settings=_settings(changes), **pairs, **given)
     counts = call(config, dry_run=dry_run, tables_only=tables_only, echo=functools.partial(click.echo, err=True))
     facts = dataclasses.asdict(counts)
     if as_json:
@@ -83,6 +101,43 @@ def evaluate(
         if not dry_run:
             click.echo(f"tables: {config.results.rstrip('/')}/tables.html, tables.md, results.parquet")
     return counts.exit_code
+
+
+@click.option("--people", required=True, help="Folder or s3://bucket/prefix with a folder of photos of each person.")
+@click.option(
+    "--evaluator",
+    "evaluators",
+    multiple=True,
+    required=True,
+    help="Encoder: embedded:NAME, an ONNX file or a pack folder; repeatable.",
+)
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write.")
+@click.option(
+    "--false-accept-rate",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=1e-3,
+    show_default=True,
+    help="Share of the comparisons of different people that reach the threshold.",
+)
+@click.option("--source", default="", help="What the photos are, for the tables.")
+@AS_JSON
+def calibrate(
+    people: str, evaluators: tuple[str, ...], out: Path, false_accept_rate: float, source: str, as_json: bool
+) -> int:
+    """Find the cosine at which encoders verify a person, from photos of many people who are not in the evaluation.
+
+    Compares each photo with the mean of up to 16 photos of every other person. Runs on this machine without Ray.
+    """
+    from pipeline.evaluate.calibrate import calibrate as call
+    from pipeline.evaluate.thresholds import about
+
+    echo = functools.partial(click.echo, err=True)
+    found = call(people, evaluators, out, far=false_accept_rate, source=source, echo=echo)
+    for one in found:
+        click.echo(json.dumps(one.to_dict()) if as_json else f"{one.encoder}: {about(one)}")
+    if not as_json:
+        click.echo(f"thresholds: {out}; give it to `dladiff evaluate --calibration`")
+    return 0
 
 
 @click.argument("action", type=click.Choice(["serve", "summary"]))
@@ -136,6 +191,11 @@ def _pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:
     return pairs
 
 
+def _thresholds(values: tuple[str, ...]) -> dict[str, Any]:
+    pairs = {name: _value(text) for name, text in _pairs("--threshold", values).items()}
+    return {name: float(value) if isinstance(value, int) else value for name, value in pairs.items()}
+
+
 def _settings(changes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     settings: dict[str, dict[str, Any]] = {}
     for name, text in _pairs("--set", changes).items():
@@ -154,4 +214,4 @@ def _value(text: str) -> int | float | str:
     return text
 
 
-COMMANDS = (evaluate, mos)
+COMMANDS = (evaluate, calibrate, mos)
