@@ -32,6 +32,8 @@ def difference(evaluation: Evaluation, attack: str) -> Table | None:
     """Return the main method minus each other method: the mean difference, and its p-value corrected by Holm."""
     name, others = evaluation.conditions[-1], evaluation.conditions[:-1]
     prompt, main = evaluation.prompts[0], evaluation.of(name, attack)
+    if not (main.records and others):
+        return None
     groups = {other: evaluation.of(other, attack) for other in others}
     cells: dict[str, list[str]] = {other: [] for other in others}
     for column in columns(evaluation, "difference"):
@@ -49,7 +51,5 @@ def difference(evaluation: Evaluation, attack: str) -> Table | None:
         "of columns); at or below .05 the two are told apart."
     )
     title = f"{name} less each method: {attack}"
-    rows = build_table(
-        evaluation, title, heads, lambda other: (groups[other], cells[other]), conditions=others, note=note
-    )
-    return rows if main.records and others else None
+    rows = {other: (groups[other], cells[other]) for other in others}
+    return build_table(evaluation, title, heads, rows.__getitem__, conditions=others, note=note)

@@ -150,31 +150,52 @@ def calibrate(
     show_default=True,
     help="Maximum number of faces of each attack and method.",
 )
+@click.option("--pairs", is_flag=True, help="Ask whether a real photo and a generated picture show the same person.")
+@click.option("--references", help="serve --pairs: folder or bucket with a folder of clean photos for each identity.")
 @AS_JSON
-def mos(action: str, results: str, port: int, faces: int, as_json: bool) -> int:
+def mos(action: str, results: str, port: int, faces: int, pairs: bool, references: str | None, as_json: bool) -> int:
     """Collect ratings of generated faces on a local page (serve), or print their means and agreement (summary)."""
     from pipeline.evaluate.mos import summary as summarise
     from pipeline.evaluate.mos_server import serve
-    from pipeline.evaluate.ratings import RATINGS
-    from pipeline.storage.keys import shown
+    from pipeline.evaluate.pair_answers import pair_summary
+    from pipeline.evaluate.ratings import FACES_SHEET, PAIRS_SHEET
     from pipeline.storage.open import open_storage
 
+    if (action == "serve" and pairs) != (references is not None):
+        raise ConfigError(["--references: `mos serve --pairs` needs it, and nothing else does"])
     storage = open_storage(results)
     if action == "serve":
-        serve(storage, port, max_faces=faces, echo=click.echo)
+        photos = None if references is None else open_storage(references)
+        serve(storage, port, max_faces=faces, references=photos, echo=click.echo)
         return 0
-    rows = summarise(storage)
+    rows = pair_summary(storage) if pairs else summarise(storage)
     if as_json:
-        click.echo(json.dumps(rows))
+        click.echo(json.dumps([{name: row[name] for name in row if name != "estimate"} for row in rows]))
         return 0
     if not rows:
-        click.echo(f"no rating in {storage.uri_of(RATINGS)} yet; `dladiff mos serve` collects them")
+        file, option = (PAIRS_SHEET.file, " --pairs") if pairs else (FACES_SHEET.file, "")
+        click.echo(f"no rating in {storage.uri_of(file)} yet; `dladiff mos serve{option}` collects them")
     for row in rows:
-        interval = f" ({_two(row['low'])} to {_two(row['high'])})" if row["low"] is not None else ""
-        who = f"{row['ratings']} ratings by {row['raters']} raters of {row['faces']} faces"
-        what = f"{row['attack']}, {row['condition']}, {row['prompt']!r}"
-        click.echo(shown(f"{what}: {_two(row['mos'])}{interval}, {who}, alpha {_two(row['alpha'])}"))
+        click.echo(_of_pairs(row) if pairs else _of_faces(row))
     return 0
+
+
+def _of_faces(row: dict[str, Any]) -> str:
+    who = f"{row['ratings']} ratings by {row['raters']} raters of {row['faces']} faces"
+    return _rated(row, "mos", f"{who}, alpha {_two(row['alpha'])}")
+
+
+def _of_pairs(row: dict[str, Any]) -> str:
+    who = f"{row['answers']} answers by {row['raters']} raters to {row['pairs']} pairs of {row['people']} people"
+    return _rated(row, "same", f"cannot say {_two(row['cannot_say'])}, {who}")
+
+
+def _rated(row: dict[str, Any], name: str, rest: str) -> str:
+    from pipeline.storage.keys import shown
+
+    interval = f" ({_two(row['low'])} to {_two(row['high'])})" if row["low"] is not None else ""
+    what = f"{row['attack']}, {row['condition']}, {row['prompt']!r}"
+    return shown(f"{what}: {'same ' if name == 'same' else ''}{_two(row[name])}{interval}, {rest}")
 
 
 def _two(value: float | None) -> str:

@@ -19,9 +19,10 @@ from dladiff.evaluation.metrics.record import Metric
 from dladiff.evaluation.paper_layout import all_tables
 from dladiff.evaluation.paper_tables import NAMES
 from dladiff.evaluation.summaries import Group
-from dladiff.evaluation.tables import Evaluation, markdown
+from dladiff.evaluation.tables import Evaluation, Table, markdown
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.page import render, write_sheets
+from pipeline.evaluate.pair_answers import pair_table
 from pipeline.evaluate.plan import EvaluationPlan, Row
 from pipeline.evaluate.ratings import Rating, opinions, read_ratings
 from pipeline.evaluate.thresholds import thresholds_of
@@ -121,7 +122,7 @@ def write_results(results: Storage, config: EvaluateConfig, plan: EvaluationPlan
     gathered = evaluation(results, config, plan, records)
     rows = (row for r in records for row in flat_rows(r, gathered.thresholds))
     write_rows(results, "results.parquet", rows, RESULTS)
-    tables = all_tables(gathered)
+    tables = [*all_tables(gathered), *_pairs(results, faces_in(records))]
     about = [*_about(config, plan, records), *thresholds_of(config, _encoders(records))[1]]
     text = f"# Evaluation\n\n{HEAD}\n\n" + "\n".join(f"- {line}" for line in about) + f"\n\n{markdown(tables)}"
     results.put("tables.md", shown_lines(text).encode(), "text/markdown; charset=utf-8")
@@ -152,7 +153,7 @@ def evaluation(results: Storage, config: EvaluateConfig, plan: EvaluationPlan, r
         return parts[index] if index < len(parts) else None
 
     encoders = _encoders(records)
-    faces = {face for r in records for own in r.get("faces", {}).values() for face in own}
+    faces = faces_in(records)
     network = next((r["feature_network"] for r in records if "feature_network" in r), "")
     return Evaluation(
         records=records,
@@ -170,6 +171,20 @@ def evaluation(results: Storage, config: EvaluateConfig, plan: EvaluationPlan, r
         rescores=tuple(name.partition("=")[0] for name in config.rescores),
         thresholds=thresholds_of(config, encoders)[0],
     )
+
+
+def faces_in(records: Sequence[Row]) -> set[str]:
+    """Return the storage keys of the records' faces."""
+    return {face for r in records for own in r.get("faces", {}).values() for face in own}
+
+
+def _pairs(results: Storage, faces: set[str]) -> list[Table]:
+    """Return the table of pairs; [] with a warning if the file is damaged."""
+    try:
+        return pair_table(results, faces)
+    except DamagedError as error:
+        log.warning("%s", shown(str(error)))
+        return []
 
 
 def _encoders(records: Sequence[Row]) -> list[dict[str, str]]:
