@@ -153,9 +153,9 @@ def calibrated(
         impostor_comparisons=len(impostors),
         false_accepts=int((impostors >= threshold).sum()),
         genuine_comparisons=sum(map(len, own.values())),
-        true_accept_rate=rate and rate.value,
-        true_accept_low=rate and rate.low,
-        true_accept_high=rate and rate.high,
+        true_accept_rate=rate.value if rate else None,
+        true_accept_low=rate.low if rate else None,
+        true_accept_high=rate.high if rate else None,
         source=source,
     )
 

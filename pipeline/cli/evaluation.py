@@ -90,8 +90,8 @@ def evaluate(
     from pipeline.evaluate.driver import evaluate as call
 
     given = {key: value for key, value in options.items() if value not in (None, ())}
-    pairs = {"compare": _pairs("--compare", compare), "thresholds": _thresholds(threshold)}
-    config = EvaluateConfig(settings=_settings(changes), **pairs, **given)
+    given |= {"compare": _pairs("--compare", compare), "thresholds": _thresholds(threshold)}
+    config = EvaluateConfig(settings=_settings(changes), **given)
     counts = call(config, dry_run=dry_run, tables_only=tables_only, echo=functools.partial(click.echo, err=True))
     facts = dataclasses.asdict(counts)
     if as_json:

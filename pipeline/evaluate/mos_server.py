@@ -36,7 +36,7 @@ MAX_BODY = 2048
 MAX_NAME = 60
 """Characters of a rater's name."""
 
-PICTURE = re.compile(r"/(face|photo)/([0-9a-f]{20})\.png")
+PICTURE = re.compile(r"/(face|photo)/(.*)\.png")
 """Path of a picture: its kind and its id in the session."""
 
 Reply = tuple[int, str, bytes]
@@ -84,6 +84,11 @@ class MosServer(http.server.ThreadingHTTPServer):
         self.session, self.request_s = session, request_s
         self.token = secrets.token_urlsafe(32)
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the page shows pairs."""
+        return isinstance(self.session, PairSession)
 
     @property
     def port(self) -> int:
@@ -220,7 +225,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "Content-Length": str(len(body)),
             "Cache-Control": "no-store",
             "X-Content-Type-Options": "nosniff",
-            "Content-Security-Policy": _page(type(self.server.session))[1]
+            "Content-Security-Policy": _page(self.server.pairs)[1]
             if allowed
             else "default-src 'none'; frame-ancestors 'none'",
             "Cross-Origin-Resource-Policy": "same-origin",
@@ -237,7 +242,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _get(self) -> Reply:
         path = urlsplit(self.path).path
         if path == "/":
-            return 200, "text/html; charset=utf-8", _page(type(self.server.session))[0].encode()
+            return 200, "text/html; charset=utf-8", _page(self.server.pairs)[0].encode()
         if found := PICTURE.fullmatch(path):
             return 200, PNG.content_type, encode_png(self.server.session.picture(found[1], found[2]))
         return _error(404, "no such page")
@@ -261,11 +266,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @lru_cache
-def _page(kind: type[Session]) -> tuple[str, str]:
-    """Return the page and its policy, which allows the page's own style, script and faces only."""
+def _page(pairs: bool) -> tuple[str, str]:
+    """Return the page of faces or of pairs, and its policy, which allows its own style, script and faces only."""
     css, js = asset("mos.css"), asset("mos.js")
     own = policy(css, js, "'self'")
-    page = filled("mos.html.j2", css, js, scale=kind.scale, title=kind.title, pairs=kind is PairSession)
+    kind = PairSession if pairs else Session
+    page = filled("mos.html.j2", css, js, scale=kind.scale, title=kind.title, pairs=pairs)
     return page, f"{own}; connect-src 'self'; frame-ancestors 'none'"
 
 

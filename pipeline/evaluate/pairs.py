@@ -6,7 +6,6 @@ the same person where there is none.
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -23,6 +22,8 @@ from pipeline.sources.find import find_identities
 from pipeline.sources.originals import MAX_PHOTO
 from pipeline.storage.base import Storage
 
+SCALE = {1: "The same person", 2: "Different people", 3: "I cannot say"}
+"""Number of an answer of PAIRS_SHEET to its text on the page."""
 PHOTO_SIDE = 512
 """Longest side in px of a photo on the page; generated pictures are as large."""
 
@@ -67,11 +68,7 @@ class PairSession(Session):
 
     sheet: Sheet = PAIRS_SHEET
     title = "The same person or not?"
-    scale: ClassVar[Mapping[int, str]] = {
-        1: "The same person",
-        2: "Different people",
-        3: "I cannot say",
-    }
+    scale: Mapping[int, str] = SCALE
 
     def __init__(self, results: Storage, pairs: list[Face], references: Storage) -> None:
         super().__init__(results, pairs)

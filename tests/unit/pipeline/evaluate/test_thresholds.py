@@ -63,7 +63,7 @@ def test_an_encoders_name_is_that_of_the_tables(option: str, name: str) -> None:
     ("thresholds", "fault"),
     [
         ({"mobil": 0.3}, "'mobil' is unknown, did you mean 'mobile'"),
-        ({"mobile": 1.5}, "outside -1..1"),
+        ({"mobile": 1.5}, "1.5 is more than 1"),
         ({"mobile": "x"}, "float"),
     ],
 )
