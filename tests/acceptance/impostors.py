@@ -3,7 +3,7 @@
     python -m tests.acceptance.impostors --assets DIR --out DIR
     dladiff calibrate --people DIR --evaluator embedded:mobile --evaluator embedded:residual --out FILE
 
-`dladiff/profiles/tiny/encoders/calibration.json` is made with these commands.
+`tests.acceptance.thresholds` makes the thresholds that ship with the package.
 """
 
 import argparse
