@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dladiff.core.arrays import Pixels
 from dladiff.core.pixels import to_float
 from dladiff.errors import ModelError, PhotoError
+from dladiff.evaluation.verification import unit_mean
 from dladiff.faces.detect import Detector, Face, alignment_matrix, warp
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers.zero_shot import enlarged
@@ -78,13 +79,6 @@ def use_device(threads: int, gpu: bool) -> str:
     """Set torch's number of threads; return the device, `cuda` or `cpu`. Raises ModelError: no GPU is available."""
     torch.set_num_threads(max(1, threads))
     return chosen_device(gpu).type
-
-
-def unit_mean(vectors: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Return the mean of unit vectors, normalised to unit length."""
-    mean = np.mean(vectors, axis=0)
-    unit: NDArray[np.float64] = mean / max(float(np.linalg.norm(mean)), 1e-12)
-    return unit
 
 
 def cosines(embedded: EmbeddedFaces | None, reference: Embeddings) -> dict[str, float | None]:

@@ -78,10 +78,14 @@ def paired_change(
     one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]], *, draws: int = DRAWS, seed: int = 0
 ) -> Estimate | None:
     """Return the mean over people of (mean of `one` - mean of `other`), of the people who have values in both."""
+    differences = paired_differences(one, other)
+    return mean_over_people({name: [value] for name, value in differences.items()}, draws=draws, seed=seed)
+
+
+def paired_differences(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return mean of `one` - mean of `other` for each person who has values in both."""
     both = sorted(name for name in one.keys() & other.keys() if len(one[name]) and len(other[name]))
-    return mean_over_people(
-        {name: [float(np.mean(one[name]) - np.mean(other[name]))] for name in both}, draws=draws, seed=seed
-    )
+    return {name: float(np.mean(one[name]) - np.mean(other[name])) for name in both}
 
 
 def _resampled(people: int, draws: int, seed: int) -> NDArray[np.intp]:

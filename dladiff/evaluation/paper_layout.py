@@ -5,12 +5,12 @@ from dataclasses import replace
 
 from dladiff.evaluation import paper_tables as paper
 from dladiff.evaluation.attacks import ENCODER_ONLY, ZERO_SHOT
-from dladiff.evaluation.intervals import paired_change
-from dladiff.evaluation.metrics import in_table
-from dladiff.evaluation.metrics.record import Metric
+from dladiff.evaluation.columns import cells_of, headings
+from dladiff.evaluation.paired_tables import change, difference
 from dladiff.evaluation.paper_tables import PROMPTS, PaperTable
 from dladiff.evaluation.summaries import Group, fid
-from dladiff.evaluation.tables import EMPTY, Evaluation, Table, build_table, cell, cell_with_n, lost
+from dladiff.evaluation.tables import Evaluation, Table, build_table, cell_with_n, lost
+from dladiff.evaluation.worst_case import worst_case_tables
 
 ABLATIONS = ("without_dsur", "without_adft", "without_layer2")
 _OF_PAPER = {
@@ -28,8 +28,8 @@ def all_tables(evaluation: Evaluation) -> list[Table]:
     generating = [a for a in evaluation.attacks if a != ENCODER_ONLY]
     quality = _quality(evaluation)
     tables += [_zero_shot(evaluation), *_ablations(evaluation), quality, _fid_alone(evaluation, tuning)]
-    tables += [_change(evaluation, attack) for attack in generating]
-    tables += [_difference(evaluation, attack) for attack in generating]
+    tables += [change(evaluation, attack) for attack in generating]
+    tables += [difference(evaluation, attack) for attack in generating]
     if (main := evaluation.preprocessings[0]) != "none":  # the table of stored photos has no preprocessing
         tables = [t if t in (None, quality) else _name_preprocessing(main, t) for t in tables]
     tables += [_preprocessed_photos(evaluation)] if len(evaluation.preprocessings) > 1 else []
@@ -38,6 +38,7 @@ def all_tables(evaluation: Evaluation) -> list[Table]:
         ("Share of the photos that is protected, %: {}", "share", evaluation.shares),
     ):
         tables += [_by(evaluation, title.format(a), a, name, values) for a in generating if len(values) > 1]
+    tables += worst_case_tables(evaluation)
     return [table for table in tables if table is not None and table.rows]
 
 
@@ -45,38 +46,14 @@ def _name_preprocessing(preprocessing: str, table: Table | None) -> Table | None
     return table and replace(table, title=f"{table.title} (photos after {preprocessing})")
 
 
-def _columns(evaluation: Evaluation, *tables: str) -> list[tuple[Metric, str, str]]:
-    """Return (metric, encoder, heading) of each column of these kinds of table."""
-    return [
-        (metric, encoder, f"{metric.heading} {evaluation.label(encoder)}" if encoder else metric.heading)
-        for table in tables
-        for metric in in_table(table)
-        for encoder in (evaluation.encoders if metric.per_encoder else ("",))
-    ]
-
-
-def _heads(evaluation: Evaluation, *tables: str) -> list[str]:
-    return [head for _, _, head in _columns(evaluation, *tables)]
-
-
-def _cells(evaluation: Evaluation, group: Group, prompt: str, *tables: str) -> list[str]:
-    return [_cell(group, metric, encoder, prompt) for metric, encoder, _ in _columns(evaluation, *tables)]
-
-
-def _cell(group: Group, metric: Metric, encoder: str, prompt: str) -> str:
-    if metric.cell is not None:
-        return metric.cell([v for values in group.values(metric.name, encoder, prompt).values() for v in values])
-    return (cell_with_n if metric.show_n else cell)(group.estimate(metric.name, encoder, prompt), metric.digits)
-
-
 def _scores(evaluation: Evaluation, group: Group, prompt: str) -> list[str]:
     """Return the number of images and the cells of every table of generated pictures."""
     images = group.estimate("fdr", "", prompt)
-    return [str(images.n if images else 0), *_cells(evaluation, group, prompt, "scores")]
+    return [str(images.n if images else 0), *cells_of(evaluation, group, prompt, "scores")]
 
 
 def _score_heads(evaluation: Evaluation) -> list[str]:
-    return ["images", *_heads(evaluation, "scores")]
+    return ["images", *headings(evaluation, "scores")]
 
 
 def _attack(evaluation: Evaluation, attack: str, prompt: str) -> Table | None:
@@ -87,12 +64,12 @@ def _attack(evaluation: Evaluation, attack: str, prompt: str) -> Table | None:
         return group, [
             *_scores(evaluation, group, prompt),
             cell_with_n(fid(group, evaluation.clean, prompt, evaluation.features, per_person=False), 1),
-            *_cells(evaluation, group, prompt, "attack"),
+            *cells_of(evaluation, group, prompt, "attack"),
             cell_with_n(evaluation.opinions.get((attack, condition, prompt)), 2),
         ]
 
     title = f"{name or 'Beyond the paper'}: {attack}, prompt {prompt!r}"
-    heads = [*_score_heads(evaluation), f"FID ({evaluation.feature_name})", *_heads(evaluation, "attack"), "MOS"]
+    heads = [*_score_heads(evaluation), f"FID ({evaluation.feature_name})", *headings(evaluation, "attack"), "MOS"]
     return build_table(evaluation, title, heads, row, paper=printed)
 
 
@@ -102,10 +79,10 @@ def _other_base(evaluation: Evaluation, base: str, attack: str) -> Table | None:
     def row(condition: str) -> tuple[Group, list[str]]:
         group = evaluation.of(condition, attack, base=base)
         distance = fid(group, evaluation.clean, prompt, evaluation.features, per_person=False)
-        others = _cells(evaluation, group, prompt, "other base")
+        others = cells_of(evaluation, group, prompt, "other base")
         return group, [*_scores(evaluation, group, prompt), cell_with_n(distance, 1), *others]
 
-    heads = [*_score_heads(evaluation), f"FID ({evaluation.feature_name})", *_heads(evaluation, "other base")]
+    heads = [*_score_heads(evaluation), f"FID ({evaluation.feature_name})", *headings(evaluation, "other base")]
     printed = paper.TABLE_3 if attack == "dreambooth" else None
     return build_table(evaluation, f"Table 3: {attack} on another base model, {base}", heads, row, paper=printed)
 
@@ -115,17 +92,17 @@ def _zero_shot(evaluation: Evaluation) -> Table | None:
 
     def row(condition: str) -> tuple[Group, list[str]]:
         photos = evaluation.of(condition, ENCODER_ONLY)
-        cells = _cells(evaluation, photos, "", "zero-shot photos")
+        cells = cells_of(evaluation, photos, "", "zero-shot photos")
         for attack in attacks:
             group = evaluation.of(condition, attack)
             cells += [str(group.people()), lost(group)]
             cells.append(cell_with_n(group.estimate("fdr", "", evaluation.prompts[0])))
-            cells += _cells(evaluation, group, evaluation.prompts[0], "zero-shot pictures")
+            cells += cells_of(evaluation, group, evaluation.prompts[0], "zero-shot pictures")
         return photos, cells
 
-    heads = _heads(evaluation, "zero-shot photos")
+    heads = headings(evaluation, "zero-shot photos")
     for attack in attacks:
-        attack_heads = ["people", "lost", "FDR", *_heads(evaluation, "zero-shot pictures")]
+        attack_heads = ["people", "lost", "FDR", *headings(evaluation, "zero-shot pictures")]
         heads += [f"{attack} {head}" for head in attack_heads]
     halves = {"Faceid": paper.TABLE_4_FACEID, "InstantID": paper.TABLE_4_INSTANTID}
     columns = tuple(f"{attack} {c}" for attack, t in halves.items() for c in t.columns)
@@ -147,19 +124,19 @@ def _ablations(evaluation: Evaluation) -> list[Table | None]:
         return group, [
             *_scores(evaluation, group, prompt),
             cell_with_n(fid(group, evaluation.clean, prompt, evaluation.features, per_person=False), 1),
-            *_cells(evaluation, group, prompt, "attack"),
+            *cells_of(evaluation, group, prompt, "attack"),
         ]
 
     def zero_shot_row(condition: str) -> tuple[Group, list[str]]:
         photos = evaluation.of(condition, ENCODER_ONLY)
         pictures = evaluation.of(condition, "ip_adapter_faceid")
         return photos, [
-            *_cells(evaluation, photos, "", "zero-shot photos"),
-            *_cells(evaluation, pictures, prompt, "zero-shot pictures"),
+            *cells_of(evaluation, photos, "", "zero-shot photos"),
+            *cells_of(evaluation, pictures, prompt, "zero-shot pictures"),
         ]
 
-    fine_tuning_heads = [*_score_heads(evaluation), f"FID ({evaluation.feature_name})", *_heads(evaluation, "attack")]
-    zero_shot_heads = _heads(evaluation, "zero-shot photos", "zero-shot pictures")
+    fine_tuning_heads = [*_score_heads(evaluation), f"FID ({evaluation.feature_name})", *headings(evaluation, "attack")]
+    zero_shot_heads = headings(evaluation, "zero-shot photos", "zero-shot pictures")
     first, second = ([c for c in (*part, main) if c in (*ablations, main)] for part in (ABLATIONS[:2], ABLATIONS[2:]))
     one, two = "Table 5: ablation of layer 1, dreambooth", "Table 5: ablation of layer 2, ip_adapter_faceid"
     return [
@@ -174,9 +151,9 @@ def _quality(evaluation: Evaluation) -> Table | None:
     def row(condition: str) -> tuple[Group, list[str]]:
         group = evaluation.of(condition, ENCODER_ONLY, preprocessing="none")
         photos = sum(len(values) for values in group.values("linf").values())
-        return group, [str(photos), *_cells(evaluation, group, "", "stored")]
+        return group, [str(photos), *cells_of(evaluation, group, "", "stored")]
 
-    heads = ["photos", *_heads(evaluation, "stored")]
+    heads = ["photos", *headings(evaluation, "stored")]
     return build_table(evaluation, "Table 9: the protected photos", heads, row, paper=paper.TABLE_9)
 
 
@@ -196,56 +173,15 @@ def _fid_alone(evaluation: Evaluation, attacks: Sequence[str]) -> Table | None:
     )
 
 
-def _change(evaluation: Evaluation, attack: str) -> Table | None:
-    """Each method's mean difference from clean and from noise, person by person.
-
-    People differ more than methods, so paired differences are more precise than two separate means.
-    """
-    prompt = evaluation.prompts[0]
-    metrics = _columns(evaluation, "change")
-    others = [c for c in ("clean", "noise") if c in evaluation.conditions]
-
-    def row(condition: str) -> tuple[Group, list[str]]:
-        group, cells = evaluation.of(condition, attack), []
-        for other in others:
-            baseline = evaluation.of(other, attack)
-            for metric, encoder, _ in metrics:
-                pair = (g.values(metric.name, encoder, prompt) for g in (group, baseline))
-                cells.append(EMPTY if condition == other else cell(paired_change(*pair)))
-        return group, cells
-
-    heads = [f"{name} from {other}" for other in others for _, _, name in metrics]
-    rows = [c for c in evaluation.conditions if c != "clean"]
-    title = f"Change by protection: {attack}"
-    return build_table(evaluation, title, heads, row, conditions=rows, note="Mean of each person's own difference.")
-
-
-def _difference(evaluation: Evaluation, attack: str) -> Table | None:
-    """Main method minus each other method: the mean difference, person by person."""
-    prompt, main = evaluation.prompts[0], evaluation.of(evaluation.conditions[-1], attack)
-    metrics = _columns(evaluation, "difference")
-
-    def row(condition: str) -> tuple[Group, list[str]]:
-        group = evaluation.of(condition, attack)
-        pairs = ((main.values(m.name, e, prompt), group.values(m.name, e, prompt)) for m, e, _ in metrics)
-        return group, [cell(paired_change(*pair)) for pair in pairs]
-
-    heads = [head for _, _, head in metrics]
-    title = f"{evaluation.conditions[-1]} less each method: {attack}"
-    note = f"Mean of each person's own difference; below 0, {evaluation.conditions[-1]} leaves less than that method."
-    others = evaluation.conditions[:-1]
-    return build_table(evaluation, title, heads, row, conditions=others, note=note) if main.records and others else None
-
-
 def _preprocessed_photos(evaluation: Evaluation) -> Table | None:
     rows: list[tuple[str, ...]] = []
     for preprocessing in evaluation.preprocessings:
         for condition in evaluation.conditions:
             group = evaluation.of(condition, ENCODER_ONLY, preprocessing=preprocessing)
             if group.records:
-                cells = [cell(group.estimate("pro_all", e)) for e in evaluation.encoders]
+                cells = cells_of(evaluation, group, "", "zero-shot photos")
                 rows.append((preprocessing, condition, str(group.people()), str(group.dropped()), *cells))
-    heads = ("preprocessing", "method", "people", "no face", *_heads(evaluation, "zero-shot photos"))
+    heads = ("preprocessing", "method", "people", "no face", *headings(evaluation, "zero-shot photos"))
     return Table("Preprocessing, measured by encoders alone", heads, tuple(rows))
 
 

@@ -1,7 +1,7 @@
 """Scores of the pictures and photos of one attack on one person, by every metric. `summaries` averages over people."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,30 +46,48 @@ class Networks:
 
 
 def generated_rows(
-    pictures: Sequence[Pixels], reference: Embeddings, originals: Embeddings, networks: Networks
+    pictures: Sequence[Pixels],
+    reference: Embeddings,
+    originals: Embeddings,
+    networks: Networks,
+    rescores: Mapping[str, Callable[[Pixels], Pixels]] | None = None,
 ) -> list[Scores]:
     """Return one row per generated picture with the values that the metrics store.
 
     `reference` is the mean embedding of the clean references, `originals` that of the attacker's photos before
-    protection.
+    protection. `rescores` are preprocessings of the pictures by name: after each, similarity and face are measured
+    again and stored under `rescored`.
     """
-    rows = []
-    for picture in pictures:
+
+    def subject(picture: Pixels) -> Generated:
         embedded = networks.evaluator.embed(picture)
-        subject = Generated(
+        return Generated(
             picture=picture,
             face=embedded is not None,
             to_references=cosines(embedded, reference),
             to_originals=cosines(embedded, originals),
             networks=networks,
         )
-        rows.append(_measured("generated", subject))
+
+    rows = []
+    for picture in pictures:
+        row = _measured("generated", subject(picture))
+        again = {name: subject(function(picture)) for name, function in (rescores or {}).items()}
+        rescored = {name: _measured("generated", one, rescored=True) for name, one in again.items()}
+        rows.append(row | ({"rescored": rescored} if rescored else {}))
     return rows
 
 
-def protected_row(original: Pixels, preprocessed: Pixels, protected: Pixels | None, networks: Networks) -> Scores:
+def protected_row(
+    original: Pixels,
+    preprocessed: Pixels,
+    protected: Pixels | None,
+    networks: Networks,
+    reference: Embeddings | None = None,
+) -> Scores:
     """Compare the attacker's version of one photo (`preprocessed`) with its original.
 
+    It is also compared with `reference`, the mean embedding of clean photos that the attacker does not have.
     `original_face` and `face` tell whether the original and the preprocessed photo have a face. With `protected`, the
     stored photo, the row also has `quality`.
     """
@@ -78,7 +96,9 @@ def protected_row(original: Pixels, preprocessed: Pixels, protected: Pixels | No
     after = before if same or before is None else networks.evaluator.embed(preprocessed)
     cosine = {} if before is None else cosines(after, before.embeddings)
     row = {"original_face": before is not None, "face": after is not None}
-    row |= _measured("preprocessed", Preprocessed(to_original=cosine, networks=networks))
+    to_references = {} if before is None else cosines(after, reference or {})
+    subject = Preprocessed(to_original=cosine, to_references=to_references, networks=networks)
+    row |= _measured("preprocessed", subject)
     if protected is None:
         return row
     boxes = [face.box for face in before.faces] if before else []
@@ -94,8 +114,9 @@ def quality_row(original: Pixels, protected: Pixels, boxes: Sequence[tuple[float
     return _measured("stored", Stored(**pair, faces=faces, boxes=boxes, networks=networks))
 
 
-def _measured(of: str, subject: Generated | Preprocessed | Stored) -> Scores:
-    return {m.entry: m.measure(subject) for m in METRICS.values() if m.of == of and m.measure is not None}
+def _measured(of: str, subject: Generated | Preprocessed | Stored, *, rescored: bool = False) -> Scores:
+    metrics = (m for m in METRICS.values() if m.of == of and (m.rescored or not rescored))
+    return {m.entry: m.measure(subject) for m in metrics if m.measure is not None}
 
 
 def features_of(pictures: Sequence[Pixels], network: FeatureNetwork) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ A record is the stored result of one attack on one person: `identity`, `conditio
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ class Group:
     records: tuple[Result, ...]
     among: frozenset[tuple[str, int]] | None = None
     """People and seeds to include, so that all rows of a table are means over the same; None: all."""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Encoder to the smallest cosine that verifies."""
 
     @property
     def done(self) -> list[Result]:
@@ -53,16 +55,18 @@ class Group:
         """Return the number of photos in which the attacker found no face."""
         return sum(r.get("dropped", 0) for r in self.records)
 
-    def values(self, metric: str, encoder: str = "", prompt: str = "") -> Values:
-        """Return each person's values of a metric. `prompt` selects generated pictures."""
+    def values(self, metric: str, encoder: str = "", prompt: str = "", rescore: str = "") -> Values:
+        """Return each person's values of a metric: of generated pictures of a prompt, or of their second scores."""
         values: Values = {}
         for record in self.done:
-            values.setdefault(record["identity"], []).extend(_of_record(METRICS[metric], record, encoder, prompt))
+            rows = _rows(METRICS[metric], record, prompt, rescore)
+            numbers = _of_record(METRICS[metric], rows, encoder, self.thresholds.get(encoder))
+            values.setdefault(record["identity"], []).extend(numbers)
         return values
 
-    def estimate(self, metric: str, encoder: str = "", prompt: str = "") -> Estimate | None:
+    def estimate(self, metric: str, encoder: str = "", prompt: str = "", rescore: str = "") -> Estimate | None:
         """Return a metric's mean over images or photos, with its interval over people; None without a value."""
-        return mean_over_people(self.values(metric, encoder, prompt))
+        return mean_over_people(self.values(metric, encoder, prompt, rescore))
 
 
 def group(records: Iterable[Result], **where: Any) -> Group:
@@ -107,9 +111,18 @@ def _stack(parts: Iterable[NDArray[np.float32] | None]) -> NDArray[np.float32] |
     return np.concatenate(present) if present else None
 
 
-def _of_record(metric: Metric, record: Result, encoder: str, prompt: str) -> list[float]:
-    rows = record["images"].get(prompt, ()) if metric.of == "generated" else record["protected"]
+def _rows(metric: Metric, record: Result, prompt: str, rescore: str) -> list[Mapping[str, Any]]:
+    """Return the stored rows that a metric reads."""
+    if metric.of == "generated":
+        pictures = record["images"].get(prompt, ())
+        return [own for row in pictures if (own := row.get("rescored", {}).get(rescore) if rescore else row)]
     if metric.of == "stored":
-        rows = [row["quality"] for row in rows if "quality" in row]
+        return [row["quality"] for row in record["protected"] if "quality" in row]
+    return list(record["protected"])
+
+
+def _of_record(metric: Metric, rows: Iterable[Mapping[str, Any]], encoder: str, threshold: float | None) -> list[float]:
     values = [v for row in rows if (v := metric.value(row.get(metric.entry), encoder)) is not None]
+    if metric.verifies:
+        values = [] if threshold is None else [float(value >= threshold) for value in values]
     return [metric.reduce(values)] if metric.reduce and values else values

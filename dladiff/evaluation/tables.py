@@ -41,13 +41,18 @@ class Evaluation:
     """Encoders of the evaluator that the main method's layer 2 optimised against."""
     opinions: Mapping[tuple[str, str, str], Estimate] = field(default_factory=dict)
     """Attack, condition and prompt to MOS."""
+    rescores: tuple[str, ...] = ()
+    """Preprocessings of the generated pictures, after which they are scored a second time."""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Encoder to the smallest cosine that verifies."""
 
     def of(self, condition: str, attack: str, **where: object) -> Group:
         """Return the records of a method under an attack, by default of the main base model and preprocessing."""
         main = {"base": self.bases[0], "preprocessing": self.preprocessings[0], "share": max(self.shares)}
         where = {"attack": attack, **main, **where}
         others = [group(self.records, condition=other, **where) for other in self.conditions]
-        return replace(group(self.records, condition=condition, **where), among=common(others))
+        own = group(self.records, condition=condition, **where)
+        return replace(own, among=common(others), thresholds=self.thresholds)
 
     @property
     def clean(self) -> Group:

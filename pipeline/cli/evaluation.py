@@ -1,10 +1,11 @@
-"""Commands `evaluate` and `mos`: parse the options, call one function, return its exit code."""
+"""Commands `evaluate`, `calibrate` and `mos`: parse the options, call one function, return its exit code."""
 
 import contextlib
 import dataclasses
 import functools
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -36,6 +37,12 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, tuple[str, .
     multiple=True,
     help="Preprocessing before the attack: none, jpeg75, ...; NAME=PATH for a purifier's weights; repeatable.",
 )
+@click.option(
+    "--rescore",
+    "rescores",
+    multiple=True,
+    help="Score each generated picture a second time after this preprocessing (blur, jpeg75, NAME=FOLDER); repeatable.",
+)
 @click.option("--prompt", "prompts", multiple=True, help="Prompt of the generated pictures; repeatable.")
 @click.option("--base", "bases", multiple=True, help="Base model: embedded or a folder; main one first; repeatable.")
 @click.option(
@@ -43,6 +50,15 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, tuple[str, .
     "evaluators",
     multiple=True,
     help="Encoder that compares faces: embedded:NAME, an ONNX file or a pack folder; repeatable.",
+)
+@click.option(
+    "--calibration",
+    "calibrations",
+    multiple=True,
+    help="File of `dladiff calibrate`: the cosines at which encoders verify a person; repeatable.",
+)
+@click.option(
+    "--threshold", multiple=True, metavar="NAME=VALUE", help="Cosine at which an encoder verifies a person; repeatable."
 )
 @click.option("--judge", multiple=True, hidden=True, expose_value=False, callback=_renamed("--evaluator"))
 @click.option("--share", "shares", multiple=True, type=int, help="% of the photos that are protected; repeatable.")
@@ -63,6 +79,7 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, tuple[str, .
 def evaluate(
     compare: tuple[str, ...],
     changes: tuple[str, ...],
+    threshold: tuple[str, ...],
     dry_run: bool,
     tables_only: bool,
     as_json: bool,
@@ -73,7 +90,8 @@ def evaluate(
     from pipeline.evaluate.driver import evaluate as call
 
     given = {key: value for key, value in options.items() if value not in (None, ())}
-    config = EvaluateConfig(compare=_pairs("--compare", compare), settings=_settings(changes), **given)
+    given |= {"compare": _pairs("--compare", compare), "thresholds": _thresholds(threshold)}
+    config = EvaluateConfig(settings=_settings(changes), **given)
     counts = call(config, dry_run=dry_run, tables_only=tables_only, echo=functools.partial(click.echo, err=True))
     facts = dataclasses.asdict(counts)
     if as_json:
@@ -83,6 +101,43 @@ def evaluate(
         if not dry_run:
             click.echo(f"tables: {config.results.rstrip('/')}/tables.html, tables.md, results.parquet")
     return counts.exit_code
+
+
+@click.option("--people", required=True, help="Folder or s3://bucket/prefix with a folder of photos of each person.")
+@click.option(
+    "--evaluator",
+    "evaluators",
+    multiple=True,
+    required=True,
+    help="Encoder: embedded:NAME, an ONNX file or a pack folder; repeatable.",
+)
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write.")
+@click.option(
+    "--false-accept-rate",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=1e-3,
+    show_default=True,
+    help="Share of the comparisons of different people that reach the threshold.",
+)
+@click.option("--source", default="", help="What the photos are, for the tables.")
+@AS_JSON
+def calibrate(
+    people: str, evaluators: tuple[str, ...], out: Path, false_accept_rate: float, source: str, as_json: bool
+) -> int:
+    """Find the cosine at which encoders verify a person, from photos of many people who are not in the evaluation.
+
+    Compares each photo with the mean of up to 16 photos of every other person. Runs on this machine without Ray.
+    """
+    from pipeline.evaluate.calibrate import calibrate as call
+    from pipeline.evaluate.thresholds import about
+
+    echo = functools.partial(click.echo, err=True)
+    found = call(people, evaluators, out, far=false_accept_rate, source=source, echo=echo)
+    for one in found:
+        click.echo(json.dumps(one.to_dict()) if as_json else f"{one.encoder}: {about(one)}")
+    if not as_json:
+        click.echo(f"thresholds: {out}; give it to `dladiff evaluate --calibration`")
+    return 0
 
 
 @click.argument("action", type=click.Choice(["serve", "summary"]))
@@ -95,31 +150,52 @@ def evaluate(
     show_default=True,
     help="Maximum number of faces of each attack and method.",
 )
+@click.option("--pairs", is_flag=True, help="Ask whether a real photo and a generated picture show the same person.")
+@click.option("--references", help="serve --pairs: folder or bucket with a folder of clean photos for each identity.")
 @AS_JSON
-def mos(action: str, results: str, port: int, faces: int, as_json: bool) -> int:
+def mos(action: str, results: str, port: int, faces: int, pairs: bool, references: str | None, as_json: bool) -> int:
     """Collect ratings of generated faces on a local page (serve), or print their means and agreement (summary)."""
     from pipeline.evaluate.mos import summary as summarise
     from pipeline.evaluate.mos_server import serve
-    from pipeline.evaluate.ratings import RATINGS
-    from pipeline.storage.keys import shown
+    from pipeline.evaluate.pair_answers import pair_summary
+    from pipeline.evaluate.ratings import FACES_SHEET, PAIRS_SHEET
     from pipeline.storage.open import open_storage
 
+    if (action == "serve" and pairs) != (references is not None):
+        raise ConfigError(["--references: `mos serve --pairs` needs it, and nothing else does"])
     storage = open_storage(results)
     if action == "serve":
-        serve(storage, port, max_faces=faces, echo=click.echo)
+        photos = None if references is None else open_storage(references)
+        serve(storage, port, max_faces=faces, references=photos, echo=click.echo)
         return 0
-    rows = summarise(storage)
+    rows = pair_summary(storage) if pairs else summarise(storage)
     if as_json:
-        click.echo(json.dumps(rows))
+        click.echo(json.dumps([{name: row[name] for name in row if name != "estimate"} for row in rows]))
         return 0
     if not rows:
-        click.echo(f"no rating in {storage.uri_of(RATINGS)} yet; `dladiff mos serve` collects them")
+        file, option = (PAIRS_SHEET.file, " --pairs") if pairs else (FACES_SHEET.file, "")
+        click.echo(f"no rating in {storage.uri_of(file)} yet; `dladiff mos serve{option}` collects them")
     for row in rows:
-        interval = f" ({_two(row['low'])} to {_two(row['high'])})" if row["low"] is not None else ""
-        who = f"{row['ratings']} ratings by {row['raters']} raters of {row['faces']} faces"
-        what = f"{row['attack']}, {row['condition']}, {row['prompt']!r}"
-        click.echo(shown(f"{what}: {_two(row['mos'])}{interval}, {who}, alpha {_two(row['alpha'])}"))
+        click.echo(_of_pairs(row) if pairs else _of_faces(row))
     return 0
+
+
+def _of_faces(row: dict[str, Any]) -> str:
+    who = f"{row['ratings']} ratings by {row['raters']} raters of {row['faces']} faces"
+    return _rated(row, "mos", f"{who}, alpha {_two(row['alpha'])}")
+
+
+def _of_pairs(row: dict[str, Any]) -> str:
+    who = f"{row['answers']} answers by {row['raters']} raters to {row['pairs']} pairs of {row['people']} people"
+    return _rated(row, "same", f"cannot say {_two(row['cannot_say'])}, {who}")
+
+
+def _rated(row: dict[str, Any], name: str, rest: str) -> str:
+    from pipeline.storage.keys import shown
+
+    interval = f" ({_two(row['low'])} to {_two(row['high'])})" if row["low"] is not None else ""
+    what = f"{row['attack']}, {row['condition']}, {row['prompt']!r}"
+    return shown(f"{what}: {'same ' if name == 'same' else ''}{_two(row[name])}{interval}, {rest}")
 
 
 def _two(value: float | None) -> str:
@@ -134,6 +210,11 @@ def _pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:
     if faults:
         raise ConfigError(faults)
     return pairs
+
+
+def _thresholds(values: tuple[str, ...]) -> dict[str, Any]:
+    pairs = {name: _value(text) for name, text in _pairs("--threshold", values).items()}
+    return {name: float(value) if isinstance(value, int) else value for name, value in pairs.items()}
 
 
 def _settings(changes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -154,4 +235,4 @@ def _value(text: str) -> int | float | str:
     return text
 
 
-COMMANDS = (evaluate, mos)
+COMMANDS = (evaluate, calibrate, mos)

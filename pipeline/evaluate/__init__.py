@@ -1,1 +1,1 @@
-"""`dladiff evaluate` and `dladiff mos`: attacks on the protected photos, tables, ratings."""
+"""`dladiff evaluate`, `calibrate` and `mos`: attacks on the protected photos, thresholds, tables, ratings."""

@@ -121,18 +121,24 @@ class EvaluateIdentity:
             "evaluator": [{"name": e.name, "sha256": e.sha256} for e in networks.evaluator.encoders],
         }
         if attack == ENCODER_ONLY:
-            self._measure_photos(record, pairs, preprocessed)
+            self._measure_photos(record, work, pairs, preprocessed)
         else:
             self._measure_attack(record, work, pairs, preprocessed, run_attack)
         return record | {"seconds": round(time.monotonic() - clock, 1), "finished_at": records.now()}
 
-    def _measure_photos(self, record: Row, pairs: list[tuple[Pixels, Pixels]], preprocessed: list[Pixels]) -> None:
-        """Add ISM_pro and visible quality to the record; for clean photos also the features of FID's reference set."""
+    def _measure_photos(
+        self, record: Row, work: Row, pairs: list[tuple[Pixels, Pixels]], preprocessed: list[Pixels]
+    ) -> None:
+        """Add similarity and visible quality to the record; for clean photos also the features of FID's reference set.
+
+        Without other clean photos there is no reference: the originals' own mean would contain the compared photo.
+        """
         from dladiff.evaluation.scores import features_of, protected_row
 
+        reference, _ = self._reference(work)
         for (before, after), photo in zip(pairs, preprocessed, strict=True):
             stored = after if record["preprocessing"] == "none" else None
-            record["protected"].append(protected_row(before, photo, stored, self.models.networks))
+            record["protected"].append(protected_row(before, photo, stored, self.models.networks, reference))
         record["dropped"] = sum(r["original_face"] and not r["face"] for r in record["protected"])
         if record["condition"] == "clean" and record["preprocessing"] == "none":
             crops = self.models.crops(preprocessed, record["base"])
@@ -162,7 +168,8 @@ class EvaluateIdentity:
         if not reference:
             raise PhotoError("no face is found in any clean photo of this identity: nothing to compare with")
         networks = dataclasses.replace(self.models.networks, safety=self.models.base(work["base"])[1])
-        record["images"] = {p: generated_rows(generated[p], reference, originals, networks) for p in generated}
+        again = {name.partition("=")[0]: self.models.preprocessing(name) for name in self.config.rescores}
+        record["images"] = {p: generated_rows(generated[p], reference, originals, networks, again) for p in generated}
         for i, (prompt, pictures) in enumerate(generated.items()):
             keys = [f"faces/{work['key']}/{i}-{j:02d}{PNG.suffix}" for j in range(min(self.config.kept, len(pictures)))]
             for key, picture in zip(keys, pictures, strict=False):

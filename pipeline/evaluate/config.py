@@ -15,7 +15,7 @@ from dladiff.faces import packs
 from dladiff.settings.merge import nearest
 from dladiff.settings.validate import FaultsError, Items, Settings, T, unless
 from pipeline.config import Address, Umask
-from pipeline.models.fingerprint import faces, fingerprint
+from pipeline.models.fingerprint import SHIPPED, faces, fingerprint
 from pipeline.process.private import chosen_umask
 from pipeline.storage.open import address_fault
 
@@ -31,6 +31,11 @@ def _unique_fault(values: tuple[Any, ...]) -> str | None:
     return None if unique else f"expected one or more, each once, not {list(values)}"
 
 
+def _repeated_fault(values: tuple[str, ...]) -> str | None:
+    names = [value.partition("=")[0] for value in values]
+    return None if len(set(names)) == len(names) else f"expected each name once, not {list(values)}"
+
+
 def _name_fault(name: str) -> str | None:
     if NAME.fullmatch(name) and name not in DERIVED:
         return None
@@ -39,6 +44,12 @@ def _name_fault(name: str) -> str | None:
 
 UniqueItems = Annotated[Items[T], unless(_unique_fault)]
 """One or more values, each once."""
+
+
+def encoder_name(evaluator: str) -> str:
+    """Return the name that an encoder of the evaluator has in the tables: `service.named_encoder` gives the same."""
+    name = Path(evaluator.removeprefix(SHIPPED).removeprefix(packs.CLIP)).name
+    return name.removesuffix(".onnx")
 
 
 class EvaluateConfig(Settings):
@@ -63,12 +74,18 @@ class EvaluateConfig(Settings):
     """Attacks; `encoder_only` always runs."""
     preprocessings: UniqueItems[str] = ("none",)
     """Preprocessings of the photos before an attack; NAME=FOLDER or NAME=FILE names a purifier's weights."""
+    rescores: Annotated[Items[str], unless(_repeated_fault)] = ()
+    """Preprocessings of the generated pictures, after which they are scored a second time; weights as above."""
     prompts: UniqueItems[str] = PROMPTS
     """Prompts of the generated pictures."""
     bases: UniqueItems[str] = ("embedded",)
     """Base models of the attacker: first the main one, then those of Table 3."""
     evaluators: UniqueItems[str] = ("embedded:mobile", "embedded:residual")
     """Identity encoders of the evaluator. Of the defaults, the tiny profile holds out the first."""
+    thresholds: dict[str, Annotated[float, Field(ge=-1, le=1)]] = Field(default_factory=dict, title="--threshold")
+    """Name of an encoder of the evaluator to the smallest cosine that verifies a person."""
+    calibrations: Items[str] = Field(default=(), title="--calibration")
+    """Files of `dladiff calibrate` with the thresholds of encoders."""
     shares: UniqueItems[Annotated[int, Field(ge=1, le=100)]] = Field(default=(100,), title="--share")
     """Percentages of an identity's photos that are protected."""
     seeds: UniqueItems[int] = (0,)
@@ -129,6 +146,18 @@ class EvaluateConfig(Settings):
         _known("--preprocessing", [name.partition("=")[0] for name in names], list(PREPROCESSINGS))
         return names
 
+    @field_validator("rescores")
+    @classmethod
+    def _rescores(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        _known("--rescore", [name.partition("=")[0] for name in names], [p for p in PREPROCESSINGS if p != "none"])
+        return names
+
+    @field_validator("thresholds")
+    @classmethod
+    def _encoders(cls, thresholds: dict[str, float], given: ValidationInfo) -> dict[str, float]:
+        _known("--threshold", thresholds, [encoder_name(name) for name in given.data.get("evaluators", ())])
+        return thresholds
+
     @property
     def runs(self) -> dict[str, str]:
         """Method to run, with the method under test last, as in the paper's tables."""
@@ -160,16 +189,15 @@ def missing(config: EvaluateConfig) -> list[str]:
                 packs.located(encoder)
         except ModelError as error:
             faults.append(f"--evaluator: {error}")
-    for preprocessing in config.preprocessings:
+    given = [("--preprocessing", p) for p in config.preprocessings] + [("--rescore", p) for p in config.rescores]
+    for option, preprocessing in given:
         name, has_folder, folder = preprocessing.partition("=")
         if has_folder and not Path(folder).exists():
             record = PREPROCESSINGS[name]
-            faults.append(
-                f"--preprocessing: nothing at {folder}: name the {record.place} of {record.needs or 'a model'}"
-            )
+            faults.append(f"{option}: nothing at {folder}: name the {record.place} of {record.needs or 'a model'}")
         elif not has_folder and (needs := PREPROCESSINGS[name].needs):
             place = PREPROCESSINGS[name].place.upper()
-            faults.append(f"--preprocessing: {name} needs weights: {name}={place} of {needs}")
+            faults.append(f"{option}: {name} needs weights: {name}={place} of {needs}")
     faults += [f"--base: nothing at {b}: name a folder" for b in config.bases if fingerprint(b) == b]
     return faults
 

@@ -14,6 +14,7 @@ from pipeline.evaluate.actor import EvaluateIdentity
 from pipeline.evaluate.config import EvaluateConfig, missing
 from pipeline.evaluate.plan import Row, make_plan
 from pipeline.evaluate.results import write_results
+from pipeline.evaluate.thresholds import calibrations_of
 from pipeline.records.lease import Lease
 from pipeline.records.pages import EVALUATION, announce, mark_results
 from pipeline.run.engine import max_actors, reported, started
@@ -55,6 +56,7 @@ def evaluate(
     """
     if not os.environ.get("RAY_ADDRESS") and (faults := missing(config)):  # a cluster's workers may have the models
         raise ConfigError(faults)
+    calibrations_of(config)  # a file that cannot be read must not be found after hours of work
     plan = make_plan(config)
     if plan.note:
         echo(f"note: {plan.note}")

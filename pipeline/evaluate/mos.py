@@ -2,15 +2,18 @@
 
 import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dladiff.core.arrays import Pixels
 from dladiff.errors import ConfigError, NotFoundError, StorageError
-from dladiff.evaluation.ratings import krippendorff_alpha
-from pipeline.evaluate.ratings import Rating, add_rating, opinions, read_ratings
+from dladiff.evaluation.ratings import SCALE, krippendorff_alpha
+from pipeline.evaluate.page import MAX_FACE_PIXELS
+from pipeline.evaluate.ratings import FACES_SHEET, Rating, Sheet, add_rating, opinions, read_ratings
 from pipeline.evaluate.results import sound_rows
 from pipeline.records.commit import now
 from pipeline.records.schema import NO_PARQUET, RESULTS, columns, parquet
+from pipeline.sources.decode import decode
 from pipeline.storage.base import Storage
 
 FACES = 50
@@ -66,10 +69,16 @@ def _last_rows(results: Storage) -> tuple[list[str], str]:
 class Session:
     """The faces to rate, and the storage of the ratings. Raters do not see the method of a face."""
 
+    sheet: Sheet = FACES_SHEET
+    title = "Rate generated faces"
+    scale: Mapping[int, str] = SCALE
+    """Answer's number to its meaning; the page shows them as buttons."""
+
     def __init__(self, results: Storage, faces: list[Face]) -> None:
         """Give each face an id: a hash, which hides the method and is the same in every session."""
         self.results = results
-        self.faces = {hashlib.sha256(face["face"].encode()).hexdigest()[:20]: face for face in faces}
+        unit = self.sheet.unit
+        self.faces = {hashlib.sha256(face[unit].encode()).hexdigest()[:20]: face for face in faces}
 
     def order(self, rater: str) -> list[str]:
         """Return the ids of the faces in a random order that depends on the rater."""
@@ -79,15 +88,28 @@ class Session:
 
     def next(self, rater: str) -> dict[str, Any]:
         """Return the id of the next face (None at the end), and the numbers of rated faces and of all faces."""
-        rated = {row["face"] for row in read_ratings(self.results) if row["rater"] == rater}
-        left = [face_id for face_id in self.order(rater) if self.faces[face_id]["face"] not in rated]
+        unit = self.sheet.unit
+        rated = {row[unit] for row in read_ratings(self.results, self.sheet) if row["rater"] == rater}
+        left = [face_id for face_id in self.order(rater) if self.faces[face_id][unit] not in rated]
         return {"face": left[0] if left else None, "rated": len(self.faces) - len(left), "faces": len(self.faces)}
 
     def rate(self, rater: str, face: str, score: int) -> dict[str, Any]:
-        """Store a rating, unless this rater has rated this face, and return `next`. Raises KeyError: unknown face."""
-        rating: Rating = self.faces[face] | {"rater": rater, "score": str(score), "time": now()}
-        add_rating(self.results, rating)
+        """Store an answer, unless this rater has given one, and return `next`.
+
+        `score`: number of the answer, from 1. Raises KeyError (unknown face), ValueError (unknown answer).
+        """
+        if not 1 <= score <= len(self.sheet.answers):
+            raise ValueError("no such answer")
+        answer = {self.sheet.answer: self.sheet.answers[score - 1]}
+        rating: Rating = self.faces[face] | {"rater": rater, "time": now()} | answer
+        add_rating(self.results, rating, self.sheet)
         return self.next(rater)
+
+    def picture(self, kind: str, face: str) -> Pixels:
+        """Return the pixels of a kind of picture ("face"). Raises KeyError (unknown kind or face), StorageError."""
+        if kind != "face":
+            raise KeyError(kind)
+        return decode(self.results.get(self.faces[face]["face"]), max_pixels=MAX_FACE_PIXELS, min_side=1).pixels
 
 
 def summary(results: Storage) -> list[dict[str, Any]]:

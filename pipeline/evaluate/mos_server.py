@@ -5,6 +5,7 @@ import hmac
 import http.server
 import io
 import json
+import re
 import secrets
 import socket
 import sys
@@ -17,13 +18,10 @@ from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 from dladiff.errors import DladiffError, NotFoundError, StorageError
-from dladiff.evaluation.ratings import SCALE
 from pipeline.evaluate.mos import FACES, Session, faces_of
-from pipeline.evaluate.page import MAX_FACE_PIXELS
-from pipeline.evaluate.ratings import SCORES
+from pipeline.evaluate.pairs import PairSession, pairs_of
 from pipeline.records.output_format import PNG, encode_png
 from pipeline.report.page import asset, filled, policy
-from pipeline.sources.decode import decode
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import shown
 
@@ -38,12 +36,29 @@ MAX_BODY = 2048
 MAX_NAME = 60
 """Characters of a rater's name."""
 
+PICTURE = re.compile(r"/(face|photo)/(.*)\.png")
+"""Path of a picture: its kind and its id in the session."""
+
 Reply = tuple[int, str, bytes]
 
 
-def serve(results: Storage, port: int = 8765, *, max_faces: int = FACES, echo: Callable[[str], None] = print) -> None:
-    """Serve the page until the program ends. Raises ConfigError (no faces), StorageError (the port is in use)."""
-    server = make_server(Session(results, faces_of(results, max_faces)), port)
+def serve(
+    results: Storage,
+    port: int = 8765,
+    *,
+    max_faces: int = FACES,
+    references: Storage | None = None,
+    echo: Callable[[str], None] = print,
+) -> None:
+    """Serve the page until the program ends; with `references`, pairs of a picture and one of their photos.
+
+    Raises ConfigError (no faces), StorageError (the port is in use).
+    """
+    if references is None:
+        session = Session(results, faces_of(results, max_faces))
+    else:
+        session = PairSession(results, pairs_of(results, references, max_faces), references)
+    server = make_server(session, port)
     echo(f"{server.address}  (open this whole address; end with Ctrl-C)")
     try:
         server.serve_forever()
@@ -69,6 +84,11 @@ class MosServer(http.server.ThreadingHTTPServer):
         self.session, self.request_s = session, request_s
         self.token = secrets.token_urlsafe(32)
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the page shows pairs."""
+        return isinstance(self.session, PairSession)
 
     @property
     def port(self) -> int:
@@ -129,7 +149,7 @@ class _Arriving(io.RawIOBase):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """GET / and /face/ID.png, POST /next and /rate; one request per connection (HTTP/1.0)."""
+    """GET /, /face/ID.png and /photo/ID.png, POST /next and /rate; one request per connection (HTTP/1.0)."""
 
     server: MosServer
 
@@ -205,7 +225,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "Content-Length": str(len(body)),
             "Cache-Control": "no-store",
             "X-Content-Type-Options": "nosniff",
-            "Content-Security-Policy": _page()[1] if allowed else "default-src 'none'; frame-ancestors 'none'",
+            "Content-Security-Policy": _page(self.server.pairs)[1]
+            if allowed
+            else "default-src 'none'; frame-ancestors 'none'",
             "Cross-Origin-Resource-Policy": "same-origin",
             "Referrer-Policy": "no-referrer",
         }
@@ -220,12 +242,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _get(self) -> Reply:
         path = urlsplit(self.path).path
         if path == "/":
-            return 200, "text/html; charset=utf-8", _page()[0].encode()
-        if path.startswith("/face/") and path.endswith(".png"):
-            session = self.server.session
-            face = session.faces[path.removeprefix("/face/").removesuffix(".png")]["face"]
-            pixels = decode(session.results.get(face), max_pixels=MAX_FACE_PIXELS, min_side=1).pixels
-            return 200, PNG.content_type, encode_png(pixels)
+            return 200, "text/html; charset=utf-8", _page(self.server.pairs)[0].encode()
+        if found := PICTURE.fullmatch(path):
+            return 200, PNG.content_type, encode_png(self.server.session.picture(found[1], found[2]))
         return _error(404, "no such page")
 
     def _post(self) -> Reply:
@@ -240,18 +259,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return _json(self.server.session.next(rater))
         if self.path == "/rate":
             face, score = sent["face"], sent["score"]
-            if type(face) is not str or type(score) is not int or str(score) not in SCORES:
+            if type(face) is not str or type(score) is not int:
                 raise ValueError("no rating")
             return _json(self.server.session.rate(rater, face, score))
         return _error(404, "no such page")
 
 
 @lru_cache
-def _page() -> tuple[str, str]:
-    """Return the page and its policy, which allows the page's own style, script and faces only."""
+def _page(pairs: bool) -> tuple[str, str]:
+    """Return the page of faces or of pairs, and its policy, which allows its own style, script and faces only."""
     css, js = asset("mos.css"), asset("mos.js")
     own = policy(css, js, "'self'")
-    return filled("mos.html.j2", css, js, scale=SCALE), f"{own}; connect-src 'self'; frame-ancestors 'none'"
+    kind = PairSession if pairs else Session
+    page = filled("mos.html.j2", css, js, scale=kind.scale, title=kind.title, pairs=pairs)
+    return page, f"{own}; connect-src 'self'; frame-ancestors 'none'"
 
 
 def _json(value: dict[str, Any]) -> Reply:

@@ -46,7 +46,7 @@ class EvaluationModels:
         """Load all networks of the evaluation, before its first row. Raises ModelError, ConfigError: one is missing."""
         if self._checked:
             return
-        for name in self.config.preprocessings:
+        for name in (*self.config.preprocessings, *self.config.rescores):
             self.preprocessing(name)
         for base in self.config.bases:
             for name in self.config.attacks:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dladiff.errors import ConfigError, NotFoundError, StorageError
 from dladiff.evaluation.attacks import ATTACKS, ENCODER_ONLY, TINY
+from dladiff.evaluation.verification import REFERENCES
 from dladiff.settings.merge import digest
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.models.fingerprint import fingerprint
@@ -25,8 +26,6 @@ BATCH = 500
 """Manifest rows that are read at once."""
 WEIGHTS = ("adapter", "encoder", "control")
 """Settings of attacks that name files."""
-REFERENCES = 16
-"""Maximum number of clean photos behind an identity's reference embedding."""
 
 Row = dict[str, Any]
 """An attack on one person: the work while it is planned, with its measurements once it is done."""
@@ -68,6 +67,7 @@ def make_plan(config: EvaluateConfig) -> EvaluationPlan:
     parts = config.digest_parts()
     fingerprints = {name: fingerprint(name) for name in config.bases}
     preprocessings = {name: _preprocessing_key(name) for name in ("none", *config.preprocessings)}
+    rescores = sorted(_preprocessing_key(name) for name in config.rescores)
     settings = {name: _by_content(given) for name, given in config.settings.items()}
     defaults = {name: _defaults(name) for name in config.attacks}
     if config.references is not None:
@@ -84,6 +84,8 @@ def make_plan(config: EvaluateConfig) -> EvaluationPlan:
             about |= {"preprocessing": preprocessings[combination["preprocessing"]]}
             about |= {"base": fingerprints[combination["base"]], "settings": settings.get(combination["attack"], {})}
             about |= {"defaults": defaults.get(combination["attack"], {})}
+            if rescores and combination["attack"] != ENCODER_ONLY:  # rows without it keep their keys
+                about |= {"rescore": rescores}
             row["key"] = digest({"row": about, **parts})[:32]
             plan.rows.append(row)
     return plan

@@ -6,7 +6,7 @@ import logging
 import math
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,11 +19,13 @@ from dladiff.evaluation.metrics.record import Metric
 from dladiff.evaluation.paper_layout import all_tables
 from dladiff.evaluation.paper_tables import NAMES
 from dladiff.evaluation.summaries import Group
-from dladiff.evaluation.tables import Evaluation, markdown
+from dladiff.evaluation.tables import Evaluation, Table, markdown
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.page import render, write_sheets
+from pipeline.evaluate.pair_answers import pair_table
 from pipeline.evaluate.plan import EvaluationPlan, Row
 from pipeline.evaluate.ratings import Rating, opinions, read_ratings
+from pipeline.evaluate.thresholds import thresholds_of
 from pipeline.records.checked import fits
 from pipeline.records.commit import load, load_many
 from pipeline.records.manifest import write_rows
@@ -117,10 +119,11 @@ def _record_fault(storage_key: str, record: Row) -> str:
 def write_results(results: Storage, config: EvaluateConfig, plan: EvaluationPlan) -> list[Row]:
     """Write results.parquet, tables.md, tables.html and sheets/; return the records that they are made from."""
     records = collect(results, plan)
-    write_rows(results, "results.parquet", (row for r in records for row in flat_rows(r)), RESULTS)
     gathered = evaluation(results, config, plan, records)
-    tables = all_tables(gathered)
-    about = _about(config, plan, records)
+    rows = (row for r in records for row in flat_rows(r, gathered.thresholds))
+    write_rows(results, "results.parquet", rows, RESULTS)
+    tables = [*all_tables(gathered), *_pairs(results, faces_in(records))]
+    about = [*_about(config, plan, records), *thresholds_of(config, _encoders(records))[1]]
     text = f"# Evaluation\n\n{HEAD}\n\n" + "\n".join(f"- {line}" for line in about) + f"\n\n{markdown(tables)}"
     results.put("tables.md", shown_lines(text).encode(), "text/markdown; charset=utf-8")
     sheets = write_sheets(results, gathered)
@@ -149,8 +152,8 @@ def evaluation(results: Storage, config: EvaluateConfig, plan: EvaluationPlan, r
         parts, index = read(record["features"]), record["prompts"].index(prompt) if prompt else 0
         return parts[index] if index < len(parts) else None
 
-    encoders: list[dict[str, str]] = next((r["evaluator"] for r in records if "evaluator" in r), [])
-    faces = {face for r in records for own in r.get("faces", {}).values() for face in own}
+    encoders = _encoders(records)
+    faces = faces_in(records)
     network = next((r["feature_network"] for r in records if "feature_network" in r), "")
     return Evaluation(
         records=records,
@@ -165,7 +168,28 @@ def evaluation(results: Storage, config: EvaluateConfig, plan: EvaluationPlan, r
         encoders=tuple(e["name"] for e in encoders),
         optimised=frozenset(e["name"] for e in encoders if {e["name"], e["sha256"]} & plan.optimised),
         opinions=opinions(r for r in _ratings(results) if r["face"] in faces),
+        rescores=tuple(name.partition("=")[0] for name in config.rescores),
+        thresholds=thresholds_of(config, encoders)[0],
     )
+
+
+def faces_in(records: Sequence[Row]) -> set[str]:
+    """Return the storage keys of the records' faces."""
+    return {face for r in records for own in r.get("faces", {}).values() for face in own}
+
+
+def _pairs(results: Storage, faces: set[str]) -> list[Table]:
+    """Return the table of pairs; [] with a warning if the file is damaged."""
+    try:
+        return pair_table(results, faces)
+    except DamagedError as error:
+        log.warning("%s", shown(str(error)))
+        return []
+
+
+def _encoders(records: Sequence[Row]) -> list[dict[str, str]]:
+    """Return the names and digests of the evaluator's encoders."""
+    return next((r["evaluator"] for r in records if "evaluator" in r), [])
 
 
 def _features(results: Storage, storage_key: str) -> list[NDArray[np.float32]]:
@@ -190,14 +214,24 @@ def _ratings(results: Storage) -> list[Rating]:
         return []
 
 
-def flat_rows(record: Row) -> Iterable[Row]:
-    """Yield rows of RESULTS: one per prompt, or one for a record without generated pictures."""
-    images, own = record.get("images") or {"": []}, Group((record,))
+def flat_rows(record: Row, thresholds: Mapping[str, float] | None = None) -> Iterable[Row]:
+    """Yield rows of RESULTS: one per prompt, or one for a record without generated pictures.
+
+    `thresholds`: encoder to the smallest cosine that verifies.
+    """
+    images, own = record.get("images") or {"": []}, Group((record,), thresholds=thresholds or {})
     for prompt, pictures in images.items():
         means = {m.name: _mean(own, m.name, "", prompt) for m in METRICS.values() if not m.per_encoder}
         kinds = [m.name for m in METRICS.values() if m.per_encoder]
         similarity = [
             {"encoder": e["name"]} | {kind: _mean(own, kind, e["name"], prompt) for kind in kinds}
+            for e in record.get("evaluator", [])
+        ]
+        names = dict.fromkeys(name for picture in pictures for name in picture.get("rescored", {}))
+        rescored = [
+            {"preprocessing": name, "encoder": e["name"]}
+            | {m.name: _mean(own, m.name, e["name"], prompt, name) for m in METRICS.values() if m.rescored}
+            for name in names
             for e in record.get("evaluator", [])
         ]
         yield (
@@ -207,16 +241,17 @@ def flat_rows(record: Row) -> Iterable[Row]:
                 "prompt": prompt,
                 "pictures": len(pictures),
                 "similarity": similarity,
+                "rescored": rescored,
                 "picture_scores": json.dumps(pictures),
                 "photo_scores": json.dumps(record.get("protected", [])),
             }
         )
 
 
-def _mean(own: Group, metric: str, encoder: str, prompt: str) -> float | None:
+def _mean(own: Group, metric: str, encoder: str, prompt: str, rescore: str = "") -> float | None:
     if not own.done:
         return None
-    estimate = own.estimate(metric, encoder, prompt)
+    estimate = own.estimate(metric, encoder, prompt, rescore)
     return None if estimate is None else estimate.value
 
 
@@ -245,6 +280,11 @@ def _about(config: EvaluateConfig, plan: EvaluationPlan, records: Sequence[Row])
         ),
         f"attacks: {', '.join(config.attacks)}; seeds {', '.join(map(str, config.seeds))}; {config.count} images per "
         f"prompt; base model {', '.join(config.bases)}; at most {config.photos} photos of a person",
+        *(
+            [f"second scores: each generated picture after {', after '.join(config.rescores)}"]
+            if config.rescores
+            else []
+        ),
         f"evaluator: {', '.join(config.evaluators)}; similarity to: {', '.join(sorted(kinds)) or '-'}",
         *([f"not measured: {'; '.join(missing)}"] if missing else []),
     ]

@@ -35,6 +35,13 @@ ATTACKED = pa.struct(
         *((metric.name, pa.float64()) for metric in METRICS.values() if metric.per_encoder),
     ]
 )
+RESCORED = pa.struct(
+    [
+        ("preprocessing", pa.string()),
+        ("encoder", pa.string()),
+        *((metric.name, pa.float64()) for metric in METRICS.values() if metric.rescored),
+    ]
+)
 MODEL = pa.struct([(name, pa.string()) for name in ("name", "role", "sha256", "licence", "source", "revision")])
 
 
@@ -186,6 +193,12 @@ RESULTS = pa.schema(
         _column("dropped", pa.int32(), "of these, photos in which it found no face"),
         _column("pictures", pa.int32(), "pictures generated"),
         *_metric_columns(),
+        _column(
+            "rescored",
+            pa.list_(RESCORED),
+            "means of the pictures' second scores, by preprocessing before scoring (--rescore) and encoder",
+            later=True,
+        ),
         _column("references", pa.int32(), "clean photos behind the reference embedding"),
         _column("reference_set", pa.string(), "other photos | originals of the protected photos"),
         _column("feature_network", pa.string(), "network of the FID features"),

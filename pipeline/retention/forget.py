@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dladiff.errors import DamagedError, NotFoundError, StorageError
-from pipeline.evaluate.ratings import RATINGS, keep_ratings
+from pipeline.evaluate.ratings import SHEETS, keep_ratings
 from pipeline.records.commit import READERS, load
 from pipeline.records.lease import Lease
 from pipeline.records.pages import EVALUATION, PICTURE, REPORT, Note, mark, marks_of, notes
@@ -32,7 +32,7 @@ _TOGETHER = ("results.parquet", "tables.md", "tables.html")  # files about sever
 _BY_KEY = ("faces/", "features/", "starts/")  # the record of the same key names the person
 _RECORDS = ("rows/", "failed/")
 _KEY = re.compile(r"[a-z]+/([0-9a-f]{32})(?:[./].*)?")
-_WRITTEN = (*_RECORDS, *_BY_KEY, "sheets/", *_TOGETHER, RATINGS, TEMP_PREFIX)
+_WRITTEN = (*_RECORDS, *_BY_KEY, "sheets/", *_TOGETHER, *(s.file for s in SHEETS), TEMP_PREFIX)
 
 
 @dataclass

@@ -1,19 +1,22 @@
 """The rating page in a real Chromium: name, keyboard, mouse, end; no console message; ratings on storage."""
 
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from pipeline.evaluate.mos import Session, faces_of
 from pipeline.evaluate.mos_server import make_server
-from pipeline.evaluate.ratings import read_ratings
+from pipeline.evaluate.pairs import PairSession, pairs_of
+from pipeline.evaluate.ratings import PAIRS_SHEET, read_ratings
 from pipeline.evaluate.results import write_results
+from pipeline.storage.open import open_storage
 from tests.integration.browsers import CHROMIUM, messages
 from tests.support.evaluated import evaluated
+from tests.unit.pipeline.evaluate.test_mos_server import served
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -24,13 +27,24 @@ def page(tmp_path: Path) -> Iterator[tuple[str, Any]]:
         pytest.skip("no chromium on PATH: apt-get install chromium chromium-driver")
     config, plan, results = evaluated(tmp_path, {"ann": ["1.png"]}, kept=2)
     write_results(results, config, plan)
-    server = make_server(Session(results, faces_of(results)), 0)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield server.address, results
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served(make_server(Session(results, faces_of(results)), 0)) as client:
+        yield client.server.address, results
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Iterator[tuple[str, Any]]:
+    """The page of pairs: two people of one picture and one photo each, with controls: eight pairs."""
+    if not CHROMIUM:
+        pytest.skip("no chromium on PATH: apt-get install chromium chromium-driver")
+    config, plan, results = evaluated(tmp_path, {"ann": ["1.png"], "bob": ["1.png"]}, kept=1)
+    write_results(results, config, plan)
+    for name in ("ann", "bob"):
+        (tmp_path / "clean" / name).mkdir(parents=True)
+        Image.new("RGB", (800, 600), "teal").save(tmp_path / "clean" / name / "1.jpg")
+    references = open_storage(str(tmp_path / "clean"))
+    session = PairSession(results, pairs_of(results, references), references)
+    with served(make_server(session, 0)) as client:
+        yield client.server.address, results
 
 
 def ready(browser: Any, rated: int) -> None:
@@ -89,6 +103,46 @@ def test_six_faces_by_keyboard_and_mouse(browser: Any, page: tuple[str, Any]) ->
     browser.get(site)  # the cookie is enough
     browser.find_element("id", "rater").send_keys("rita 5", Keys.ENTER)
     WebDriverWait(browser, 20).until(lambda b: b.find_element("id", "done").is_displayed())
+
+
+def test_pairs_by_keyboard_and_mouse(browser: Any, pairs: tuple[str, Any]) -> None:
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    address, results = pairs
+    browser.get(address)
+    browser.find_element("id", "rater").send_keys("rita", Keys.ENTER)
+
+    def answered(count: int) -> None:
+        def shown(_: Any) -> bool:
+            done = browser.execute_script("return document.getElementById('count').textContent")
+            photo = "const own = document.getElementById('photo'); return !busy && own.naturalWidth === 512"
+            return bool(done.startswith(f"{count} of 8") and browser.execute_script(photo))
+
+        WebDriverWait(browser, 20).until(shown)
+
+    answered(0)
+    press(browser, "4")  # no answer
+    for i, key in enumerate("12"):
+        press(browser, key)
+        answered(i + 1)
+    for i in range(5):
+        browser.find_elements("css selector", "#scale button")[2].click()
+        answered(i + 3)
+    press(browser, "1")
+    WebDriverWait(browser, 20).until(lambda b: b.find_element("id", "done").is_displayed())
+    found = sorted(r["answer"] for r in read_ratings(results, PAIRS_SHEET))
+    assert found == [*["cannot say"] * 5, "different", "same", "same"]
+    assert messages(browser) == []
+
+
+def test_the_page_of_pairs_fits_a_phone(browser: Any, pairs: tuple[str, Any]) -> None:
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    )
+    browser.get(pairs[0])
+    browser.find_element("id", "rater").send_keys("rita\n")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
 
 
 def test_the_page_fits_a_phone(browser: Any, page: tuple[str, Any]) -> None:

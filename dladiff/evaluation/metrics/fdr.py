@@ -10,6 +10,7 @@ METRIC = Metric(
     of="generated",
     better="lower",
     tables=("scores", "change", "difference"),
+    rescored=True,
     entry="face",
     measure=lambda picture: picture.face,
     value=plain,

@@ -12,6 +12,7 @@ METRIC = Metric(
     per_encoder=True,
     tables=("scores", "difference"),
     show_n=True,
+    rescored=True,
     entry="ism",
     value=detected,
 )

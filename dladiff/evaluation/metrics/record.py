@@ -35,6 +35,8 @@ class Preprocessed:
 
     to_original: Cosines
     """Cosines of its largest face to that of the original; empty if the original has no face."""
+    to_references: Cosines
+    """Cosines of its largest face to the mean embedding of the person's clean references; empty without references."""
     networks: Any
 
 
@@ -74,7 +76,8 @@ class Metric:
     tables: tuple[str, ...] = ()
     """Kinds of table that have this column. `scores`: all tables of generated pictures; `attack`: attacks on the main
     base model; `other base`: attacks on another; `change`, `difference`: paired differences; `stored`: visible quality;
-    `zero-shot photos`, `zero-shot pictures`: the paper's Table 4."""
+    `zero-shot photos`, `zero-shot pictures`: the paper's Table 4; `worst`, `worst photos`: the worst preprocessing of
+    each person, and of each photo."""
     show_n: bool = False
     """Whether cells show the number of values, because some pictures have none."""
     digits: int = 3
@@ -85,6 +88,11 @@ class Metric:
     """Value to store under `entry`, from an object of the class that `of` names; None if another metric stores it."""
     value: Callable[[Any, str], float | None]
     """(stored value, encoder) to the number of this picture or photo, or None if it has none."""
+    rescored: bool = False
+    """Whether `--rescore` measures it a second time."""
+    verifies: bool = False
+    """Whether the number is 1 for a value at or above the encoder's threshold and 0 for one below. An encoder without a
+    threshold has no number."""
     reduce: Callable[[Sequence[float]], float] | None = None
     """Reduces the numbers of one training and prompt to one; None: each number counts."""
     cell: Callable[[Sequence[float]], str] | None = None
@@ -110,3 +118,11 @@ def detected(stored: Any, encoder: str) -> float | None:
 def zero_without_face(stored: Any, encoder: str) -> float | None:
     """Return an encoder's cosine, 0 without a face, or None without a face to compare with."""
     return (stored[encoder] or 0.0) if encoder in stored else None
+
+
+def never_without_face(stored: Any, encoder: str) -> float | None:
+    """Return an encoder's cosine, minus infinity without a face, or None without references to compare with."""
+    if not stored or encoder not in stored:
+        return None
+    cosine: float | None = stored[encoder]
+    return -math.inf if cosine is None else cosine

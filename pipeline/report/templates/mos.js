@@ -1,5 +1,6 @@
 "use strict";
 const at = (id) => document.getElementById(id);
+const pictures = ["photo", "face"].map(at).filter((picture) => picture !== null); // the page of faces has no photo
 let rater = "", face = null, busy = true;
 history.replaceState(null, "", "/"); // the cookie has the token now: keep it out of the history and of screenshots
 
@@ -27,9 +28,12 @@ function show(found) {
   at("done").hidden = face !== null;
   at("count").textContent = `${found.rated} of ${found.faces} rated`;
   if (face === null) return;
-  at("face").onload = () => { busy = false; };
-  at("face").onerror = () => { at("error").textContent = "This face cannot be shown. Reload the page."; };
-  at("face").src = `/face/${face}.png`;
+  let waiting = pictures.length;
+  for (const picture of pictures) {
+    picture.onload = () => { waiting -= 1; busy = waiting > 0; };
+    picture.onerror = () => { at("error").textContent = "This face cannot be shown. Reload the page."; };
+    picture.src = `/${picture.id}/${face}.png`;
+  }
 }
 
 function rate(score) {
@@ -47,5 +51,7 @@ at("scale").addEventListener("click", (event) => {
 });
 document.addEventListener("keydown", (event) => {
   const plain = !event.ctrlKey && !event.altKey && !event.metaKey && !event.repeat;
-  if (plain && event.target.id !== "rater" && /^[1-5]$/.test(event.key)) rate(Number(event.key));
+  if (plain && event.target.id !== "rater" && at("scale").querySelector(`[data-score="${CSS.escape(event.key)}"]`)) {
+    rate(Number(event.key));
+  }
 });

@@ -86,12 +86,32 @@ def test_networks_of_the_user_score() -> None:
 
 def test_a_protected_photo_as_an_encoder_reads_it() -> None:
     same = protected_row(picture(1, 50), picture(1, 50), None, networks())
-    assert same == {"original_face": True, "face": True, "pro": {"e": pytest.approx(1.0)}}
+    assert same == {"original_face": True, "face": True, "pro": {"e": pytest.approx(1.0)}, "reference": {}}
     turned = protected_row(picture(1, 0), picture(1, 85), None, networks())
     assert turned["pro"]["e"] == pytest.approx(0.5)
     lost = protected_row(picture(1, 0), picture(0, 0), None, networks())
-    assert lost == {"original_face": True, "face": False, "pro": {"e": None}}
+    assert lost == {"original_face": True, "face": False, "pro": {"e": None}, "reference": {}}
     assert protected_row(picture(0, 0), picture(1, 0), None, networks())["pro"] == {}
+
+
+def test_a_protected_photo_is_compared_with_other_photos_of_the_person() -> None:
+    reference_ = {"e": np.array([1.0, 0.0])}
+    turned = protected_row(picture(1, 0), picture(1, 85), None, networks(), reference_)
+    assert turned["reference"]["e"] == pytest.approx(0.5)
+    assert protected_row(picture(1, 0), picture(0, 0), None, networks(), reference_)["reference"] == {"e": None}
+    assert protected_row(picture(0, 0), picture(1, 0), None, networks(), reference_)["reference"] == {}
+
+
+def test_pictures_are_scored_again_after_a_preprocessing() -> None:
+    reference_ = {"e": np.array([1.0, 0.0])}
+    turn = {"turn": lambda p: picture(9, 85), "hide": lambda p: picture(0, 0)}
+    (row,) = generated_rows([picture(9, 0)], reference_, reference_, networks(), turn)
+    assert row["ism"]["e"] == pytest.approx(1)
+    assert row["rescored"] == {
+        "turn": {"face": True, "ism": {"e": pytest.approx(0.5)}},
+        "hide": {"face": False, "ism": {"e": None}},
+    }
+    assert "rescored" not in generated_rows([picture(9, 0)], reference_, reference_, networks())[0]
 
 
 def test_quality_agrees_with_scikit_image() -> None:

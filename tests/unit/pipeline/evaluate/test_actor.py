@@ -70,7 +70,7 @@ def test_an_attacker_without_a_face_has_no_photo(tmp_path: Path) -> None:
     seen = next(r for r in plan.rows if r["attack"] == "encoder_only" and r["preprocessing"] == "blur")
     record = stored(results, seen)
     assert (record["status"], record["dropped"]) == ("done", 2)
-    assert record["protected"][0] == {"original_face": True, "face": False, "pro": {"fake": None}}
+    assert record["protected"][0] == {"original_face": True, "face": False, "pro": {"fake": None}, "reference": {}}
 
 
 def test_a_row_of_fewer_photos_than_the_others_is_a_failed_row(tmp_path: Path) -> None:

@@ -83,14 +83,20 @@ def results(made: Path, tmp_path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def running(results: Any, **how: float) -> Iterator[Client]:
-    server = make_server(Session(results, faces_of(results)), 0, **how)
+def served(server: MosServer) -> Iterator[Client]:
+    """Run a server in a thread."""
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield Client(server)
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@contextlib.contextmanager
+def running(results: Any, **how: float) -> Iterator[Client]:
+    with served(make_server(Session(results, faces_of(results)), 0, **how)) as client:
+        yield client
 
 
 @pytest.fixture
