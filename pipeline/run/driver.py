@@ -24,6 +24,7 @@ from pipeline.records.latest import note_workers_out
 from pipeline.records.lease import Lease
 from pipeline.run.actor import LATE
 from pipeline.run.engine import TODO_FILES, results
+from pipeline.run.estimate import estimate
 from pipeline.run.fitness import Fault
 from pipeline.run.live import Actors
 from pipeline.run.plan import Plan, Retry, make_plan, write_plan
@@ -165,7 +166,8 @@ def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, watch: _W
     summary, run_id = _summary(plan, config), uuid.uuid4().hex
     write_plan(target, plan, run_id)
     ended: dict[str, list[str]] = {}
-    watch.metrics.begin(plan.identities, plan.todo, config.gpus_per_actor)
+    longest = min(config.max_photos_per_task, plan.todo_photos) * estimate(config, plan, None).seconds_per_photo
+    watch.metrics.begin(plan.identities, plan.todo, config.gpus_per_actor, expected_task_s=longest)
     if plan.todo:
         for identity, part in plan.retried:
             records.clear_starts(target, identity, part)
@@ -173,6 +175,7 @@ def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, watch: _W
         until = watch.deadline.timestamp() if watch.deadline else None
 
         def note(faults: list[Fault]) -> None:
+            watch.metrics.nodes_out(len({fault.node for fault in faults}))
             with suppress(StorageError, DamagedError):  # a note for `status`; the log has the line
                 note_workers_out(target, [fault.line() for fault in faults])
 

@@ -41,6 +41,7 @@ class _Run:
     counts: dict[str, int] = field(default_factory=lambda: {"done": 0, "failed": 0, "quarantined": 0})
     photos: int = 0
     failed_photos: int = 0
+    nodes_out: int = 0
     longest_s: float = 0.0
     billed_s: float = 0.0  # GPU-seconds, or actor-seconds without GPUs; earlier runs of the tenant included
     recent: deque[tuple[float, int]] = field(default_factory=deque)
@@ -106,6 +107,11 @@ class DriverMetrics:
             run.recent.append((now, result["photos"] - result["failed_photos"]))
             run.last_result = now
             run.longest_s = max(run.longest_s, result["seconds"])
+
+    def nodes_out(self, count: int) -> None:
+        """Note how many nodes of the cluster this run has taken out."""
+        with self._lock:
+            self._runs[self.tenant].nodes_out = count
 
     def end(self, *, aborted: bool = False) -> None:
         """Note that the run of `tenant` ended; `aborted` if by an error. Does nothing without a begun run."""
@@ -200,6 +206,7 @@ class DriverMetrics:
             metrics.RUN_LEFT: run.left(),
             metrics.RUN_PHOTOS: run.photos,
             metrics.RUN_FAILED_PHOTOS: run.failed_photos,
+            metrics.RUN_NODES_OUT: run.nodes_out,
             metrics.RUN_RATE: sum(photos for _, photos in recent) * 3600 / span,
             metrics.RUN_SECONDS_LEFT: run.left() * span / len(recent) if recent else float("nan") if run.left() else 0,
             metrics.RUN_COST: run.billed_s / 3600 * (self._price or 0.0),

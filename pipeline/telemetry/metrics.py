@@ -113,6 +113,9 @@ RUN_PHOTOS = Metric(name="dladiff_run_photos", unit="photos", help="Photos of ta
 RUN_FAILED_PHOTOS = Metric(
     name="dladiff_run_failed_photos", unit="photos", help="Photos that failed, alone or with their task", **_driver
 )
+RUN_NODES_OUT = Metric(
+    name="dladiff_run_nodes_out", unit="nodes", help="Nodes taken out because their worker cannot work", **_driver
+)
 RUN_RATE = Metric(
     name="dladiff_run_photos_per_hour", unit="photos/hour", help="Photos an hour over the last ten minutes", **_driver
 )
