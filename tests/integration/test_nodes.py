@@ -75,7 +75,7 @@ def test_a_bad_node_is_taken_out_and_named_and_the_others_do_its_work(
 def test_no_node_that_can_work_ends_the_run_with_one_line(
     add_node: Add, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitness, "NONE_FIT_S", 2.0)
+    monkeypatch.setattr(fitness, "NONE_FIT_S", 20.0)  # until both have answered
     add_node("bad one")
     add_node("bad two")
     with pytest.raises(ModelError, match="no worker of the cluster can work") as found:
@@ -86,12 +86,12 @@ def test_no_node_that_can_work_ends_the_run_with_one_line(
 def test_a_run_uses_nodes_that_come_late(add_node: Add, tmp_path: Path) -> None:
     scene = Scene(str(tmp_path / "in"), str(tmp_path / "out"), tmp_path)
     scene.settings = {"protector": "tests.support.fakes:Placed", "max_actors": None}
-    scene.fill(*(f"p{number:02}" for number in range(30)), photos=1)
+    scene.fill(*(f"p{number:02}" for number in range(60)), photos=1)
     process = scene.start()  # nodes are added by the main thread alone
     until(lambda: (tmp_path / "out" / "plan").exists(), "the plan")
     add_node("first")
     until(scene.done, "the first identity")
     add_node("second")
     ended = scene.end(process)
-    assert (ended.code, ended.facts["done"]) == (0, 30), ended.errors
+    assert (ended.code, ended.facts["done"]) == (0, 60), ended.errors
     assert set(nodes(tmp_path)) == {"first", "second"}, "the pool stayed at the size of the first second"
