@@ -122,6 +122,7 @@ def test_a_worker_that_dies_is_one_line(folder: Path) -> None:
 def test_workers_end_with_the_command(folder: Path, number: signal.Signals) -> None:
     (folder / "fake.yaml").write_text("protector: tests.support.fakes:WaitsAtGate\n")
     environment = os.environ | {"DLADIFF_FAKE_GATE": str(folder / "gate"), "DLADIFF_FAKE_BEGUN": str(folder / "begun")}
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "preview", "ann.png", "--config", "fake.yaml"],
         env=environment | {"PYTHONPATH": str(Path(__file__).resolve().parents[4])},
@@ -129,6 +130,7 @@ def test_workers_end_with_the_command(folder: Path, number: signal.Signals) -> N
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(signal.SIGINT, before)
     workers: set[str] = set()
     try:
         _until(lambda: (folder / "begun").exists())
