@@ -190,8 +190,8 @@ def test_a_compared_method_is_held_to_the_same_visibility() -> None:
 def test_a_trace_holds_the_cosine_the_latent_shift_and_the_visibility_of_each_step(protector: Protector) -> None:
     photos = [PhotoIn(key="a", pixels=photo())]
     traced = protect(photos, [], protector.models, protector.config, seed=0, trace=True)
-    (line,) = traced.trace["Layer 2, a"].values()
-    assert len(line) == 40 == traced.steps["joint_layers"]["perturbation"]
+    lines = traced.trace["Layer 2, a"].values()
+    assert [len(line) for line in lines] == [40, 40] and traced.steps["joint_layers"]["perturbation"] == 40
     shifts, scores = (
         traced.trace["Layer 1, a"]["latent shift"],
         traced.trace["Visibility, a"]["SSIMULACRA2 in the loop"],

@@ -177,6 +177,7 @@ def test_the_method_itself_on_a_small_portrait(folder: Path, monkeypatch: pytest
         assert one["faces"] == 1 and one["status"] == "protected" and one["ssimulacra2"] < 100
         assert {(entry["encoder"], entry["optimised"]) for entry in one["similarity"]} == {
             ("residual", True),
+            ("mobilefacenet", True),
             ("mobile", False),
         }
     Image.new("RGB", (128, 128), (90, 110, 120)).save(folder / "wall.png")
