@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -27,6 +28,7 @@ from pipeline.storage.base import Storage
 REINSTALL_S = 0.005  # seconds between two settings of the handlers: how long a second SIGTERM could kill this process
 TODO_FILES = "plan/todo-"  # files of one run, deleted at its end
 NO_PROGRESS_S = 1800.0  # least seconds without a result after which a run fails
+DRAIN_S = 60.0  # seconds in which all tasks are returned where no worker can work
 SHOWN = 5  # faulty workers that a message names
 NO_TOKEN = "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token, and RAY_AUTH_MODE=token"
 IN_MEMORY = 10_000  # tasks; above it the actors read their work from storage, and the driver holds row numbers
@@ -52,7 +54,8 @@ def results(
         ray.data.DataContext.get_current().execution_no_progress_timeout_s = no_progress_s(config)
         rows = _rows(ray, todo, target, run_id)
         if not os.environ.get("RAY_ADDRESS"):
-            most = min(todo.count, config.max_actors or max_actors(ray, config.cpus_per_actor, config.gpus_per_actor))
+            fitting = max_actors(ray, config.cpus_per_actor, config.gpus_per_actor)
+            most = min(todo.count, config.max_actors or fitting)
             # a private Ray needs no gradual start
             yield from reported(ray, _stage(rows, config, arguments, (most, most)))
         else:
@@ -75,15 +78,19 @@ def _on_cluster(
         most = min(count, config.max_actors or count)  # Ray asks for no more than the cluster can have
         stage = _stage(rows, config, arguments | {"board": board}, (min(config.min_actors, most), most), list(out))
         returned: list[str] = []
+        until = float("inf")
         with Watch(ray, board, wanted, bad, tuple(out.values())) as watch:
             for result in reported(ray, stage):
                 if result["status"] != UNFIT:
                     yield result
                     continue
-                if not watch.look().worked:
-                    raise _none_fit([*out.values(), *watch.state.faults])
                 returned.append(result["work"])
+                until = min(until, time.monotonic() + DRAIN_S)
+                if time.monotonic() > until and not watch.look().worked:
+                    break
             out |= {fault.node: fault for fault in watch.look().faults}
+            if returned and not watch.state.worked:  # at the end of the stage, so that Ray ends in order
+                raise _none_fit(list(out.values()))
         count = len(returned)
         rows = ray.data.from_items([{"work": work} for work in returned], override_num_blocks=count) if count else None
 
