@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -89,10 +89,22 @@ def _on_cluster(
                 if time.monotonic() > until and not watch.look().worked:
                     break
             out |= {fault.node: fault for fault in watch.look().faults}
-            if returned and not watch.state.worked:  # at the end of the stage, so that Ray ends in order
+            if returned and not (
+                watch.state.worked and _others(ray, config, out)
+            ):  # at the end of the stage, so that Ray ends in order
                 raise _none_fit(list(out.values()))
         count = len(returned)
         rows = ray.data.from_items([{"work": work} for work in returned], override_num_blocks=count) if count else None
+
+
+def _others(ray: Any, config: RunConfig, out: Mapping[str, Fault]) -> bool:
+    """Return whether a node that was not taken out has what an actor asks for."""
+    asked = {"CPU": config.cpus_per_actor, "GPU": config.gpus_per_actor}
+    return any(
+        node["Alive"] and all(node["Resources"].get(kind, 0) >= count for kind, count in asked.items())
+        for node in ray.nodes()
+        if node["NodeID"] not in out
+    )
 
 
 def _none_fit(faults: list[Fault]) -> DladiffError:

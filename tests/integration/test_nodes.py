@@ -45,6 +45,14 @@ def test_no_node_that_can_work_ends_the_run_with_one_line(tmp_path: Path) -> Non
     assert "no weights on bad one" in error and "no weights on bad two" in error
 
 
+def test_when_the_last_node_stops_working_the_run_ends_and_does_not_wait_for_others(tmp_path: Path) -> None:
+    found = run(tmp_path, "tires")
+    assert (
+        found["error"].startswith("no worker of the cluster can work. ") and "weights lost on tires" in found["error"]
+    )
+    assert len(list((tmp_path / "out" / "done").iterdir())) == 2
+
+
 def test_a_run_uses_nodes_that_come_late(tmp_path: Path) -> None:
     found = run(tmp_path, "--late", "first", "second")
     assert (found["done"], found["code"]) == (60, 0)

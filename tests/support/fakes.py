@@ -132,16 +132,21 @@ class Hungry(AddNoise):
 class Placed(AddNoise):
     """Takes a second an identity and writes its node's name into the reason; on a node named "bad" it has no weights.
 
+    On one named "tires" it loses them after two identities.
+
     DLADIFF_NODE is a node's name, set with `Cluster.add_node(env_vars=...)`.
     """
 
     def __init__(self, settings: Mapping[str, Any], seed: int, threads: int) -> None:
         super().__init__(settings, seed, threads)
-        self.node = os.environ.get("DLADIFF_NODE", "")
+        self.node, self.ended = os.environ.get("DLADIFF_NODE", ""), 0
         if self.node.startswith("bad"):
             raise ModelError(f"no weights on {self.node}")
 
     def protect_identity(self, identity: str, photos: Sequence[PhotoIn], clean: Sequence[Any]) -> IdentityOut:
         time.sleep(1)
+        self.ended += 1
+        if self.node.startswith("tires") and self.ended > 2:
+            raise ModelError(f"weights lost on {self.node}")
         out = super().protect_identity(identity, photos, clean)
         return replace(out, photos=[replace(photo, reason=self.node) for photo in out.photos])
