@@ -131,7 +131,7 @@ def locate(name: str) -> Path:
     for known in MODELS.values():
         if name in (*known.ids, *known.withdrawn):
             hint = f"dladiff models fetch {known.profile} gets it; then set method.model to {known.profile}"
-    raise ModelError(f"method.model {name}: no folder of the diffusers layout here, and no model fetched; {hint}")
+    raise ModelError(f"{name}: no folder of the diffusers layout here, and no model fetched; {hint}")
 
 
 def profile_faults(root: Path, profile: str) -> list[str]:

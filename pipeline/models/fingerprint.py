@@ -65,7 +65,7 @@ def _model_faults(method: MethodConfig) -> Iterator[tuple[str, str]]:
             if fault := profile_fault(method.profile, root):
                 yield "model", fault
     except ModelError as error:
-        yield "model", str(error).removeprefix("method.model ")
+        yield "model", str(error)
 
 
 def _vae_faults(method: MethodConfig) -> Iterator[tuple[str, str]]:
@@ -87,7 +87,7 @@ def _vae_faults(method: MethodConfig) -> Iterator[tuple[str, str]]:
             if not method.joint.vaes and (fault := vae_profile_fault(method.profile, name)):
                 yield setting, fault
     except ModelError as error:
-        yield setting, str(error).removeprefix("method.model ")
+        yield setting, str(error)
 
 
 def _shipped_fault(name: str) -> str | None:

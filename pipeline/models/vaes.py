@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dladiff.diffusion.bundle import CHECKSUMS, VAE, Pins, damage, read_pins, vae_pins
-from dladiff.diffusion.complete import vae_faults
+from dladiff.diffusion.complete import incomplete_vae, vae_faults
 from dladiff.diffusion.vae_architecture import read_vae
 from dladiff.diffusion.vae_catalogue import PREFIX, VAES, known_vae_faults, locate_vae
 from dladiff.errors import ModelError
@@ -84,8 +84,8 @@ def files_to_mirror(name: str) -> tuple[Pins, dict[str, Path]]:
     """Return the checksums of a local VAE and its files by their path in the copy. Raises ModelError."""
     folder = locate_vae(name)
     read_vae(folder)
-    if faults := vae_faults(folder):
-        raise ModelError(f"the VAE in {folder} is incomplete: {'; '.join(faults.values())}; fetch it again")
+    if fault := incomplete_vae(folder):
+        raise ModelError(fault)
     pins = vae_pins(folder)
     return pins, {path: folder / path.removeprefix(VAE) for path in pins.sha256}
 
