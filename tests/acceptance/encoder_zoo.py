@@ -36,6 +36,7 @@ from dladiff.settings.merge import merge
 from tests.acceptance.changed_loss import Changed, Loss, ScoredOnce
 from tests.acceptance.dreambooth import FaceEmbedder, read
 from tests.acceptance.evaluation_people import held_out
+from tests.acceptance.logged import command, options_of
 
 CHOOSING = ("mobile",)
 REPORTED = ("mobilefacenet_casia", "mobileface_v1")
@@ -240,22 +241,13 @@ def _by_person(part: Sequence[dict[str, Any]], encoders: Sequence[str]) -> dict[
 
 def main() -> None:
     """Measure, or print the table of a log."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--log", type=Path, required=True)
-    parser.add_argument("--table", action="store_true", help="print the table of the log; measure nothing")
-    parser.add_argument("--assets", type=Path)
+    parser = options_of(__doc__)
     parser.add_argument("--zoo", type=Path, default=Path("zoo"), help="folder with the other encoders, NAME.onnx")
     parser.add_argument("--condition", action="append", choices=list(CONDITIONS))
     parser.add_argument("--people", type=int, default=8, help="at most 16")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--save", type=Path, help="folder for the protected photos")
-    options = parser.parse_args()
-    if options.table:
-        print(table(rows(options.log)))
-    elif options.assets is None:
-        parser.error("--assets is needed to measure")
-    else:
-        measure(options)
+    command(parser, measure, lambda log: table(rows(log)))
 
 
 if __name__ == "__main__":

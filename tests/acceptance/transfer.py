@@ -39,6 +39,7 @@ from dladiff.layers.zero_shot import Box, pasted, perturb_face
 from dladiff.service import named_encoder
 from dladiff.settings.schema import ZeroShotConfig
 from tests.acceptance.dreambooth import FaceEmbedder, read
+from tests.acceptance.logged import command, options_of
 
 CHOOSING = ("mobilefacenet_tf", "mobile")
 REPORTED = ("mobilefacenet_casia", "mobileface_v1")
@@ -256,18 +257,9 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure, or print the table of a log."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--log", type=Path, required=True)
-    parser.add_argument("--table", action="store_true", help="print the table of the log; measure nothing")
-    parser.add_argument("--assets", type=Path)
+    parser = options_of(__doc__)
     parser.add_argument("--photos", type=int, default=8)
-    options = parser.parse_args()
-    if options.table:
-        print(table(rows(options.log)))
-    elif options.assets is None:
-        parser.error("--assets is needed to measure")
-    else:
-        measure(options)
+    command(parser, measure, lambda log: table(rows(log)))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from dladiff.evaluation.preprocessing_records import PREPROCESSINGS
 from dladiff.protect import protect
 from dladiff.service import Protector, named_encoder
 from tests.acceptance.dreambooth import read
+from tests.acceptance.logged import command, options_of
 from tests.acceptance.transfer import Evaluator, faces, rows
 
 CONDITIONS = {
@@ -147,18 +148,9 @@ def table(found: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure, or print the table of a log."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--log", type=Path, required=True)
-    parser.add_argument("--table", action="store_true", help="print the table of the log; measure nothing")
-    parser.add_argument("--assets", type=Path)
+    parser = options_of(__doc__)
     parser.add_argument("--photos", type=int, default=8)
-    options = parser.parse_args()
-    if options.table:
-        print(table(rows(options.log)))
-    elif options.assets is None:
-        parser.error("--assets is needed to measure")
-    else:
-        measure(options)
+    command(parser, measure, lambda log: table(rows(log)))
 
 
 if __name__ == "__main__":
