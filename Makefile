@@ -48,6 +48,8 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench.stages
 	$(BIN)/python -m tests.bench.speed --only tiny
+	@test -d "$(DLADIFF_ASSETS)/photos" || { echo "no $(DLADIFF_ASSETS)/photos: set DLADIFF_ASSETS for tests.bench.peers"; exit 2; }
+	$(BIN)/python -m tests.bench.peers
 
 docs: $(STAMP)
 	$(BIN)/python -m mkdocs build --strict
