@@ -18,6 +18,8 @@ from pipeline.run.local_ray import CLUSTERS
 from tests.integration.ports import free_ports, is_free
 
 ROOT = Path(__file__).resolve().parents[2]
+PATH = os.defpath
+"""Of every head, as where Ray was started by its full path: `dladiff` and `python` of the environment are not on it."""
 READY_S = 240  # only a failure, or a very busy machine, waits as long
 
 
@@ -49,7 +51,7 @@ def started_head(folder: str, log: Path, environment: Mapping[str, str] | None =
     command += ["--object-store-memory=200000000", f"--temp-dir={folder}"]
     command += [f"--{name}={port}" for name, port in ports.items()]
     inherited = os.environ | {
-        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "PATH": PATH,
         "PYTHONPATH": str(ROOT),  # the fake protector
         "DLADIFF_FAKE_SECONDS": "300",  # of the protector Slow: its job runs for as long as the test wants
         "RAY_USAGE_STATS_ENABLED": "0",
