@@ -54,7 +54,7 @@ def nightly(
 @click.option(
     "--address",
     envvar="RAY_API_SERVER_ADDRESS",
-    help="Ray cluster whose nodes to check: http://head:8265 asks from its head, ray://HOST:PORT or HOST:PORT from here.",
+    help="Ray cluster to check: http://head:8265 asks its nodes from the head, ray://HOST:PORT or HOST:PORT from here.",
 )
 @AS_JSON
 def doctor(config: Path | None, output: str | None, address: str | None, as_json: bool) -> int:
