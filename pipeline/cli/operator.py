@@ -76,7 +76,7 @@ def doctor(config: Path | None, output: str | None, address: str | None, as_json
     elif nodes:
         for line in table(nodes):
             click.echo(line)
-    return 0 if all(check.ok for check in (*checks, *nodes)) else 1
+    return 0 if all(check.ok for check in checks) and all(node.ok for node in nodes) else 1
 
 
 @output_option()

@@ -11,7 +11,7 @@ SAME_VERSION = Path(__file__).with_name("same_version.py")
 
 def command(script: Path, *arguments: str) -> str:
     """Return the entrypoint that runs a Python script of the job's folder with the Python of the head's Ray."""
-    return f'exec env RAY_PYTHON="$_" sh {shlex.join([RAY_PYTHON.name, script.name, *arguments])}'
+    return f"exec sh {shlex.join([RAY_PYTHON.name, script.name, *arguments])}"
 
 
 def put(folder: Path, scripts: Sequence[Path]) -> None:

@@ -60,9 +60,9 @@ def main() -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": "ERROR"}
     try:
         ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         print(FOUND + json.dumps({"error": _line(error)}), flush=True)
-        return
+        os._exit(0)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     with _marked(request["folder"]) as marker, ThreadPoolExecutor(AT_ONCE) as pool:
         found = list(pool.map(lambda node: _asked(ray, node, {**request, "marker": marker}), nodes))
@@ -95,7 +95,8 @@ def _asked(ray: Any, node: Mapping[str, Any], request: dict[str, Any]) -> dict[s
         answer(probe.now.remote())  # starts its process
         readings = [_clock(answer, probe) for _ in range(PINGS)]
         facts["round_trip_s"], facts["clock_s"] = min(readings)
-        return facts | answer(probe.look.remote(request | {"worker": holds, "gpus": facts["gpus"]}))
+        looked: dict[str, Any] = answer(probe.look.remote(request | {"worker": holds, "gpus": facts["gpus"]}))
+        return facts | looked
     except ray.exceptions.GetTimeoutError:
         return facts | {"error": f"no answer within {request['limit_s']:.0f} s"}
     except Exception as error:  # of Ray: the node is lost, its environment cannot be set up

@@ -70,7 +70,7 @@ def test_a_cluster_needs_no_command_on_its_path_but_the_version_of_the_client(
     job = make_job(tmp_path, "versions")
     monkeypatch.setattr(submit, "version", lambda _: "9.9.9")
     found = CliRunner().invoke(main, ["submit", str(tmp_path / "versions.yaml"), "--address", address])
-    assert found.exit_code == 2
+    assert found.exit_code == 2, found.output
     (line,) = found.output.splitlines()
     assert line.startswith(f"error: this cluster has dladiff {version('dladiff')} in the Python of its head (")
     assert "9.9.9" in line and "install" in line
