@@ -86,8 +86,8 @@ class RunConfig(Settings):
     limit: int | None = Field(default=None, ge=1)
     """Maximum number of identities to plan, in the order of their names; None: all."""
     shard: Annotated[str, unless(shard_fault)] | None = None
-    """Part of the identities to plan, as `3/8`: runs side by side, such as tasks of a job array, protect a part each, into
-    an output of its own. A hash of the identity's name decides; None: all."""
+    """Part of the identities to plan, as `3/8`: runs side by side, such as tasks of a job array, protect a part each,
+    into an output of its own. A hash of the identity's name decides; None: all."""
     method: dict[str, Any] = Field(default_factory=dict)
     """Settings of the method that differ from the profile: fields of dladiff.settings.schema.MethodConfig."""
     faces: Items[str] = ()

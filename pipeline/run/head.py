@@ -18,7 +18,7 @@ LOOK_S, CONNECT_S = 2.0, 5.0
 END_S = 25.0
 """Seconds that a run has then to give its lease back and print; afterwards this thread ends the process."""
 SIGNAL = signal.SIGUSR1
-LOST = "the head of the Ray cluster does not answer any more: finished work is kept; start the cluster again, and run again"
+LOST = "the head of the Ray cluster is gone: finished work is kept; start the cluster again, and run the same command"
 
 
 class HeadWatch:
