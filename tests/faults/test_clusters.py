@@ -25,7 +25,8 @@ PEOPLE = tuple(f"p{number}" for number in range(8))
 def started() -> Iterator[Head]:
     folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets below it may have 107 characters
     try:
-        with ray_token(), started_head(folder, Path(folder) / "head.log", {"DLADIFF_FAKE_SECONDS": "3"}) as head:
+        seconds = {"DLADIFF_FAKE_SECONDS": "3"}
+        with ray_token(), started_head(folder, Path(folder) / "head.log", seconds, dashboard=False) as head:
             yield head
     finally:
         shutil.rmtree(folder, ignore_errors=True)
