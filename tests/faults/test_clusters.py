@@ -1,35 +1,45 @@
 """Faults of a whole cluster: a wrong token, no GPU anywhere, a lost head; and a lease that cannot be renewed."""
 
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
-from pipeline.run.local_ray import CLUSTERS
 from tests.faults.harness import Ended, Scene, check_storage, check_sums, note, until
 from tests.faults.proxy import FaultyProxy
-from tests.integration.heads import Head, started_head
 from tests.integration.tokens import ray_token
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1200)]
 PEOPLE = tuple(f"p{number}" for number in range(8))
 
 
+@dataclass(frozen=True)
+class Head:
+    """A head with four CPUs, the only node of its cluster."""
+
+    address: str
+    token: str
+    gcs: int
+    """Process id of its GCS, without which a head is lost for every other node."""
+
+
 @contextmanager
 def started() -> Iterator[Head]:
-    folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets below it may have 107 characters
-    try:
-        seconds = {"DLADIFF_FAKE_SECONDS": "3"}
-        with ray_token(), started_head(folder, Path(folder) / "head.log", seconds, dashboard=False) as head:
-            yield head
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch, ray_token() as token:
+        patch.setenv("DLADIFF_FAKE_SECONDS", "3")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        arguments = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": 100_000_000}
+        cluster = Cluster(initialize_head=True, head_node_args=arguments)
+        try:
+            yield Head(cluster.address, token, cluster.head_node.all_processes["gcs_server"][0].process.pid)
+        finally:
+            cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +50,8 @@ def head() -> Iterator[Head]:
 
 def joined(scene: Scene, head: Head, token: str | None = None) -> None:
     """Let the next runs join the cluster."""
-    scene.environment = {"RAY_ADDRESS": head.gcs, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token or head.token}
-    scene.environment |= {CLUSTERS: "0"}  # its address is loopback
+    scene.environment = {"RAY_ADDRESS": head.address, "RAY_AUTH_MODE": "token"}
+    scene.environment |= {"RAY_AUTH_TOKEN": token or head.token}
     scene.settings |= {"max_actors": None}
 
 
@@ -80,8 +90,7 @@ def test_head_lost_and_a_new_cluster(scene: Scene, head: Head) -> None:
     scene.seconds = 3
     process = scene.start()
     until(lambda: len(scene.done()) >= 2, "two identities")
-    (gcs,) = [child for child in psutil.Process(head.pid).children(recursive=True) if child.name() == "gcs_server"]
-    os.kill(gcs.pid, signal.SIGKILL)
+    os.kill(head.gcs, signal.SIGKILL)
     ended = scene.end(process)  # within the harness's patience
     assert (ended.code, "the head of the Ray cluster is gone" in error_of(ended)) == (3, True), ended.errors
     before = scene.done()

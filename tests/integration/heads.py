@@ -1,13 +1,12 @@
 """A Ray head that a test starts and ends."""
 
 import contextlib
-import functools
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,25 +31,20 @@ class Head:
     dashboard: str
     gcs: str
     token: str
-    pid: int
-    """Of `ray start --block`, the parent of its processes."""
 
 
 @contextlib.contextmanager
-def started_head(
-    folder: str, log: Path, environment: Mapping[str, str] | None = None, *, dashboard: bool = True
-) -> Iterator[Head]:
-    """Start a head in its own process group; end that group, and no other Ray. Without a dashboard it takes no jobs.
+def started_head(folder: str, log: Path, environment: Mapping[str, str] | None = None) -> Iterator[Head]:
+    """Start a head in its own process group; end that group, and no other Ray.
 
     Its workers have `environment` beside that of this process. It asks for the token of
     `tests.integration.tokens.ray_token`, which is to be entered before.
     """
     assert os.environ.get("RAY_AUTH_MODE") == "token"
     for _ in range(STARTS):
-        process, head, agent = _begun(folder, log, environment or {}, dashboard)
+        process, head, agent = _begun(folder, log, environment or {})
         try:
-            ready = functools.partial(_takes_jobs, head, agent) if dashboard else functools.partial(_runs, log)
-            if _is_ready(process, ready):
+            if _is_ready(process, head, agent):
                 yield head
                 return
         finally:
@@ -58,9 +52,7 @@ def started_head(
     pytest.fail(f"the head did not start:\n{log.read_text()[-2000:]}")
 
 
-def _begun(
-    folder: str, log: Path, environment: Mapping[str, str], dashboard: bool
-) -> tuple["subprocess.Popen[bytes]", Head, int]:
+def _begun(folder: str, log: Path, environment: Mapping[str, str]) -> tuple["subprocess.Popen[bytes]", Head, int]:
     """Return a head that starts, and the port of the agent that starts its jobs."""
     names = (
         "dashboard-port", "port", "node-manager-port", "object-manager-port", "dashboard-agent-listen-port",
@@ -68,11 +60,7 @@ def _begun(
     )  # fmt: skip
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=4"]
-    command += [
-        "--node-ip-address=127.0.0.1",
-        "--dashboard-host=127.0.0.1",
-        f"--include-dashboard={str(dashboard).lower()}",
-    ]
+    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
     command += ["--object-store-memory=200000000", f"--temp-dir={folder}", "--disable-usage-stats"]
     command += [f"--{name}={port}" for name, port in ports.items()]
     inherited = os.environ | {
@@ -90,29 +78,20 @@ def _begun(
         process = subprocess.Popen(
             command, env=inherited, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-    shown, gcs = (f"127.0.0.1:{ports[name]}" for name in ("dashboard-port", "port"))
-    head = Head(f"http://{shown}", gcs, os.environ["RAY_AUTH_TOKEN"], process.pid)
+    dashboard, gcs = (f"127.0.0.1:{ports[name]}" for name in ("dashboard-port", "port"))
+    head = Head(f"http://{dashboard}", gcs, os.environ["RAY_AUTH_TOKEN"])
     return process, head, ports["dashboard-agent-listen-port"]
 
 
-def _is_ready(process: "subprocess.Popen[bytes]", ready: Callable[[], bool]) -> bool:
-    """Wait until the head is ready; return whether it is."""
+def _is_ready(process: "subprocess.Popen[bytes]", head: Head, agent: int) -> bool:
+    """Wait until the head takes jobs; return whether it does."""
     deadline = time.monotonic() + READY_S
     while process.poll() is None and time.monotonic() < deadline:
-        if ready():
-            return True
+        with contextlib.suppress(StorageError):
+            submit.jobs(head.dashboard)
+            if not is_free(agent):
+                return True
         time.sleep(0.5)
-    return False
-
-
-def _runs(log: Path) -> bool:
-    return "Ray runtime started" in log.read_text()
-
-
-def _takes_jobs(head: Head, agent: int) -> bool:
-    with contextlib.suppress(StorageError):
-        submit.jobs(head.dashboard)
-        return not is_free(agent)
     return False
 
 
