@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
+from urllib.parse import urlsplit
 
 from dladiff.errors import StorageError
 from pipeline.process.interrupts import install, interrupted
@@ -69,8 +70,8 @@ def _head(ray: Any) -> HeadWatch | None:
     if threading.current_thread() is not threading.main_thread():
         return None
     address = os.environ["RAY_ADDRESS"]
-    client = address.startswith("ray://")
-    return HeadWatch(address.removeprefix("ray://") if client else ray.get_runtime_context().gcs_address)
+    client = address.startswith("ray://")  # its driver's counterpart is the client server
+    return HeadWatch(urlsplit(address).netloc if client else ray.get_runtime_context().gcs_address)
 
 
 @contextlib.contextmanager

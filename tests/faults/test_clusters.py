@@ -11,6 +11,7 @@ import pytest
 
 from tests.faults.harness import Ended, Scene, check_storage, check_sums, note, until
 from tests.faults.proxy import FaultyProxy
+from tests.integration.patience import patient
 from tests.integration.tokens import ray_token
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1200)]
@@ -31,7 +32,7 @@ class Head:
 def started() -> Iterator[Head]:
     from ray.cluster_utils import Cluster
 
-    with pytest.MonkeyPatch.context() as patch, ray_token() as token:
+    with pytest.MonkeyPatch.context() as patch, ray_token() as token, patient():
         patch.setenv("DLADIFF_FAKE_SECONDS", "3")
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
         arguments = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": 100_000_000}
