@@ -19,6 +19,7 @@ from pipeline.models.fingerprint import by_content, missing
 from pipeline.process.private import chosen_umask, octal, umask_fault
 from pipeline.records.allowance import allowance_fault
 from pipeline.sources.layouts import LayoutName
+from pipeline.sources.share import shard_fault
 from pipeline.storage.base import MAX_OBJECT, S3_OPTIONS
 from pipeline.storage.keys import shown
 from pipeline.storage.open import address_fault
@@ -84,6 +85,9 @@ class RunConfig(Settings):
     """Treat all photos as one identity; the same as layout `one`."""
     limit: int | None = Field(default=None, ge=1)
     """Maximum number of identities to plan, in the order of their names; None: all."""
+    shard: Annotated[str, unless(shard_fault)] | None = None
+    """Part of the identities to plan, as `3/8`: runs side by side, such as tasks of a job array, protect a part each,
+    into an output of its own. A hash of the identity's name decides; None: all."""
     method: dict[str, Any] = Field(default_factory=dict)
     """Settings of the method that differ from the profile: fields of dladiff.settings.schema.MethodConfig."""
     faces: Items[str] = ()

@@ -51,16 +51,32 @@ def nightly(
     "--config", type=click.Path(path_type=Path), help="Settings of a run: check its models, input and output."
 )
 @output_option(help="Output to check, without a configuration.")
-@click.option("--address", envvar="RAY_API_SERVER_ADDRESS", help="Ray cluster to check.")
-def doctor(config: Path | None, output: str | None, address: str | None) -> int:
-    """Check this machine, a run's models and storage, and a cluster; exit code 1 when something is missing."""
+@click.option(
+    "--address",
+    envvar="RAY_API_SERVER_ADDRESS",
+    help="Ray cluster to check: http://head:8265 asks its nodes from the head, ray://HOST:PORT or HOST:PORT from here.",
+)
+@AS_JSON
+def doctor(config: Path | None, output: str | None, address: str | None, as_json: bool) -> int:
+    """Check this machine, a run's models and storage, a cluster's nodes; exit code 1 when something is missing."""
     from pipeline.config import run_config
-    from pipeline.doctor import doctor as look
+    from pipeline.doctor.look import doctor as look
+    from pipeline.doctor.nodes import cluster_nodes, table
 
-    checks = look(run_config(config, {}) if config else None, output=output, address=address)
-    for check in checks:
-        click.echo(check.line())
-    return 0 if all(check.ok for check in checks) else 1
+    run = run_config(config, {}) if config else None
+    checks = look(run, output=output, address=address)
+    reached = address is not None and checks[-1].ok
+    if not as_json:
+        for check in checks:
+            click.echo(check.line())
+    nodes = cluster_nodes(address, run, output) if address is not None and reached else []
+    if as_json:
+        facts = {"checks": [asdict(check) for check in checks], "nodes": [node.facts() for node in nodes]}
+        click.echo(json.dumps(facts))
+    elif nodes:
+        for line in table(nodes):
+            click.echo(line)
+    return 0 if all(check.ok for check in checks) and all(node.ok for node in nodes) else 1
 
 
 @output_option()

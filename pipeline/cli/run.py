@@ -38,6 +38,7 @@ def _settings(function: Command) -> Command:
         click.option("--method", "protection", help="A compared method: fsmg, aspl, mist ...; default: dladiff."),
         click.option("--config", type=click.Path(path_type=Path), help="YAML file; options override it."),
         click.option("--limit", type=int, help="Protect at most so many identities."),
+        click.option("--shard", help="Protect only this part of the identities, as 3/8, into an output of its own."),
         click.option("--max-failed", help="Photos that may fail with exit code 0: a number, or a share (1%)."),
         click.option("--seed", type=int, help="Seed of every random stream (0)."),
         click.option("--layout", help=f"{', '.join(LAYOUTS)}; left out: auto."),

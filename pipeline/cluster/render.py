@@ -3,6 +3,7 @@
 cluster/kuberay/ holds the rendered files of jobs/; a test compares them.
 """
 
+import shlex
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from pipeline.cluster.checks import relative_paths, unfit
 from pipeline.cluster.job_file import Job
 from pipeline.cluster.objects import Manifest, account, disruption_budget, meta, name_of, network, settings_map, text
 from pipeline.cluster.pods import SETTINGS, amounts, contained, head, scratch, small, variables, worker
-from pipeline.cluster.submit import entrypoint
+from pipeline.cluster.submit import arguments
 from pipeline.cluster.weights import weights
 
 TTL_S = 600  # seconds that a finished job's cluster is kept, for its logs
@@ -53,7 +54,7 @@ def _job_spec(job: Job) -> Manifest:
     context to the head, which namespaces of the pod security level `restricted` refuse.
     """
     return {
-        "entrypoint": entrypoint(job, SETTINGS),
+        "entrypoint": shlex.join(("dladiff", *arguments(job, SETTINGS))),  # of the image, where it is on PATH
         "entrypointNumCpus": 0,  # the driver waits most of the time
         "submissionMode": "K8sJobMode",
         "submitterConfig": {"backoffLimit": RECONNECTS},

@@ -5,19 +5,24 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import yaml
 
 from dladiff.errors import ConfigError, StorageError
+from pipeline.cluster import sent
 from pipeline.cluster.checks import relative_paths
 from pipeline.cluster.job_file import Job
+from pipeline.cluster.same_version import REFUSED, STARTED
 from pipeline.process.temporary import temporary_folder
 from pipeline.storage.keys import short, shown
 from pipeline.telemetry.metrics import JOB_VARIABLE
 
 POLL_S = 2.0  # seconds between two status requests
+CHECK_POLL_S = 0.5  # the same while the version check of a new job is waited for: its process starts within seconds
 PATIENCE_S = 120.0  # seconds that a waiting command tolerates a silent head
+CHECKED_S = 60.0  # seconds that a submission waits for the version check; later the job's own log has its result
 MAX_ANSWER = 300  # characters of the head's message in ours
 METRICS_PORTS = "9109-9112"  # of the driver, on the head's 127.0.0.1: four jobs at a time
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -52,9 +57,14 @@ def submission_id(job: Job) -> str:
     return f"dladiff-{job.name}-{job.digest()[:12]}"
 
 
-def entrypoint(job: Job, folder: str = "") -> str:
-    """Return the command to run on the cluster; `folder` holds the settings file and ends in a slash."""
-    return f"dladiff nightly {folder}job.yaml" if job.is_nightly else f"dladiff protect --config {folder}run.yaml"
+def arguments(job: Job, folder: str = "") -> tuple[str, ...]:
+    """Return the arguments of `dladiff` on the cluster; `folder` holds the settings file and ends in a slash."""
+    return ("nightly", f"{folder}job.yaml") if job.is_nightly else ("protect", "--config", f"{folder}run.yaml")
+
+
+def entrypoint(job: Job) -> str:
+    """Return the command of a submitted job: it ends with code 2 where dladiff has another version than here."""
+    return sent.command(sent.SAME_VERSION, version("dladiff"), *arguments(job))
 
 
 def environment(job: Job) -> dict[str, str]:
@@ -75,17 +85,19 @@ def submit(
     """Submit a job unless it is running or has succeeded (with `again`, also then).
 
     A failed or stopped job is submitted as the next attempt. `wait` returns at its end, `follow` also prints its
-    output. Raises ConfigError for relative paths in the job, StorageError.
+    output. Raises ConfigError for relative paths in the job and for a cluster with another version of dladiff,
+    StorageError.
     """
     if faults := relative_paths(job.runs()):
         raise ConfigError(faults)
-    client, name = _client(address), submission_id(job)
+    client, name = connected(address), submission_id(job)
     is_new, attempt = False, name
     for number in itertools.count(1):
         attempt = name if number == 1 else f"{name}-{number}"
         status = _statuses(client).get(attempt)
         if status is None:
-            is_new = _start(client, job, attempt)
+            if is_new := _start(client, job, attempt):
+                _check_version(client, attempt)
             break  # not new: another submitter was faster with the same job
         if status not in ENDED or (status == "SUCCEEDED" and not again):
             break
@@ -96,7 +108,7 @@ def submit(
 
 def jobs(address: str) -> dict[str, str]:
     """Return the status of every dladiff job on the cluster by submission id."""
-    statuses = _statuses(_client(address))
+    statuses = _statuses(connected(address))
     return {name: status for name, status in sorted(statuses.items()) if name.startswith("dladiff-")}
 
 
@@ -111,17 +123,18 @@ def logs(address: str, name: str, *, follow: bool = False, echo: Echo = print) -
     if follow:
         _follow(client, name, echo)
     else:
-        echo(_answer(lambda: client.get_job_logs(name)).rstrip("\n"))
+        echo(answered(lambda: client.get_job_logs(name)).rstrip("\n"))
 
 
 def stop(address: str, name: str) -> Submitted:
     """Stop a job and wait for its end: SIGTERM, SIGKILL three seconds later. Committed work stays."""
     client = _known(address, name)
-    _answer(lambda: client.stop_job(name))
+    answered(lambda: client.stop_job(name))
     return _ended(client, name, is_new=False)
 
 
-def _client(address: str) -> Any:
+def connected(address: str) -> Any:
+    """Return the client of a cluster's Jobs API. Raises StorageError."""
     from ray.job_submission import JobSubmissionClient
 
     try:
@@ -136,6 +149,7 @@ def _start(client: Any, job: Job, name: str) -> bool:
     variables = environment(job) | {"DLADIFF_JOB_METRICS": METRICS_PORTS}  # workers get them too: the label `job`
     with temporary_folder() as folder:
         (folder / file).write_text(text, encoding="utf-8")
+        sent.put(folder, [sent.SAME_VERSION])
         try:
             client.submit_job(
                 entrypoint=entrypoint(job),
@@ -151,8 +165,25 @@ def _start(client: Any, job: Job, name: str) -> bool:
     return True
 
 
+def _check_version(client: Any, name: str) -> None:
+    """Wait for the first line of the job, which compares versions. Raises ConfigError if they differ."""
+    until = time.monotonic() + CHECKED_S
+    while time.monotonic() < until:
+        ended = (
+            _status(client, name, is_new=True).exit_code is not None
+        )  # asked for before the log, which is then whole
+        for line in answered(lambda: client.get_job_logs(name)).splitlines():
+            if line.startswith(REFUSED):
+                raise ConfigError([line.removeprefix("error: ")])
+            if line.startswith(STARTED):
+                return
+        if ended:  # before the check: its environment could not be set up
+            return
+        time.sleep(min(POLL_S, CHECK_POLL_S))
+
+
 def _known(address: str, name: str) -> Any:
-    client = _client(address)
+    client = connected(address)
     statuses = _statuses(client)
     if name not in statuses:
         ours = ", ".join(sorted(n for n in statuses if n.startswith("dladiff-"))) or "none"
@@ -161,12 +192,12 @@ def _known(address: str, name: str) -> Any:
 
 
 def _statuses(client: Any) -> dict[str, str]:
-    found = _answer(client.list_jobs)
+    found = answered(client.list_jobs)
     return {entry.submission_id: str(entry.status.value) for entry in found if entry.submission_id}
 
 
 def _status(client: Any, name: str, is_new: bool) -> Submitted:
-    info = _answer(lambda: client.get_job_info(name))
+    info = answered(lambda: client.get_job_info(name))
     status = str(info.status.value)
     return Submitted(submission_id=name, status=status, exit_code=_exit_code(status, info), is_new=is_new)
 
@@ -228,7 +259,7 @@ def _follow(client: Any, name: str, echo: Echo) -> None:
         time.sleep(POLL_S)
 
 
-def _answer(call: Callable[[], Any]) -> Any:
+def answered(call: Callable[[], Any]) -> Any:
     """Call the head's API. Raises StorageError with one line for errors of head or network."""
     try:
         return call()

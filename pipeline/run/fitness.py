@@ -25,6 +25,8 @@ NONE_FIT_S = 60.0
 """The same where no actor has ended a task yet: other nodes may still start."""
 BEAT_S, GONE_S = 5.0, 60.0
 """Seconds between two signs of life of an actor, and without one after which it counts as gone."""
+JOIN_S = 5.0
+"""Seconds that the end waits for the thread, which may ask a cluster that does not answer."""
 SAID_EVERY_S = 60.0
 """Seconds between two messages that no worker is there."""
 
@@ -167,7 +169,7 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         """End it."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(JOIN_S)
 
     def look(self) -> State:
         """Return the board's state now; the last known one if the cluster does not answer."""

@@ -23,6 +23,7 @@ from pipeline.sources.find import Identity, Photo, find_identities
 from pipeline.sources.given_faces import with_faces
 from pipeline.sources.index_file import index_identities, is_index
 from pipeline.sources.left_out import LeftOut
+from pipeline.sources.share import Shard
 from pipeline.storage.base import FOLDERS, Storage
 from pipeline.storage.keys import shown
 from pipeline.storage.open import local_path, open_storage
@@ -135,14 +136,15 @@ def make_plan(config: RunConfig, *, retry: Retry | None = None, folder: Path | N
     digest, content = config.config_digest(), hashlib.sha256()
     clean_photos = config.method_config().clean_photos
     own = tuple(f"{target.uri.rstrip('/')}/{folder}/" for folder in FOLDERS) if target else ()
-    for identity in islice(identities(config, target, left=plan.left_out), config.limit):
+    shard, every = Shard(config.shard), identities(config, target, left=plan.left_out)
+    for identity in islice((one for one in every if shard.holds(one.name)), config.limit):
         _check_apart(identity, own)
         _add(plan, identity, config, (digest, clean_photos), retry)
         for photo in (*identity.photos, *identity.clean):
             if not photo.uri.startswith(roots):
                 plan.buckets.add(photo.uri)
             content.update(f"{photo.uri}\0{photo.tag}{photo.faces}\0".encode("utf-8", "surrogatepass"))
-    if not plan.identities:
+    if not shard.seen:
         unread = plan.left_out.unread
         more = f"; {unread} names or folders could not be read, the lines above name them" if unread else ""
         raise ConfigError([NO_PHOTOS.format(uri=config.input) + more])

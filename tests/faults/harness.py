@@ -22,6 +22,9 @@ from pipeline.storage.keys import escape
 from pipeline.storage.open import open_storage
 from tests.support.photo_bytes import flat_photo
 
+PEOPLE = ("ann", "bob", "cleo", "dora")
+OUTCOMES: list[tuple[str, str]] = []
+"""Fault and outcome of every test that held."""
 PATIENT_S = 240  # until an event is given up; generous, since the machine may be busy
 
 
@@ -33,6 +36,11 @@ def until(condition: Callable[[], Any], what: str) -> Any:
             return found
         time.sleep(0.05)
     raise TimeoutError(what)
+
+
+def note(fault: str, outcome: str) -> None:
+    """Add a row to the table."""
+    OUTCOMES.append((fault, outcome))
 
 
 @dataclass
@@ -54,6 +62,8 @@ class Scene:
     settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     seconds: float = 1.0
+    constants: dict[str, Any] = field(default_factory=dict)
+    """Constants of the program to change: "module:NAME" to a value."""
 
     def fill(self, *identities: str, photos: int = 2) -> None:
         """Write the input."""
@@ -74,7 +84,9 @@ class Scene:
         config.write_text(yaml.safe_dump(values | {"max_starts": 3} | self.settings))
         environment = os.environ | {"DLADIFF_FAKE_SECONDS": str(self.seconds)} | self.environment
         environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-        command = [sys.executable, "-m", "pipeline", "protect", "--config", str(config), "--json"]
+        environment["DLADIFF_TEST_CONSTANTS"] = json.dumps(self.constants)
+        program = "tests.faults.hasty" if self.constants else "pipeline"
+        command = [sys.executable, "-m", program, "protect", "--config", str(config), "--json"]
         before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         try:
             return subprocess.Popen(

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-Mode = Literal["pass", "busy", "cut", "read_only"]
+Mode = Literal["pass", "busy", "cut", "read_only", "no_lease"]
 SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>later</Message></Error>"
 REFUSED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>no</Message></Error>"
 HOP = {"connection", "transfer-encoding", "keep-alive"}
@@ -49,6 +49,8 @@ class FaultyProxy:
     def _handle(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         if self.mode == "busy":
+            self._answer(request, 503, SLOW_DOWN)
+        elif self.mode == "no_lease" and request.command == "PUT" and request.path.endswith("/lock.json"):
             self._answer(request, 503, SLOW_DOWN)
         elif self.mode == "read_only" and request.command in ("PUT", "POST", "DELETE"):
             self._answer(request, 403, REFUSED)

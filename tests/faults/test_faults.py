@@ -5,39 +5,16 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.storage.open import open_storage
-from tests.faults.harness import Scene, check_storage, check_sums, until
+from tests.faults.harness import PEOPLE, Scene, check_storage, check_sums, note, until
 from tests.faults.proxy import FaultyProxy
 from tests.integration.tokens import ray_token
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-PEOPLE = ("ann", "bob", "cleo", "dora")
-OUTCOMES: list[tuple[str, str]] = []
-
-
-@pytest.fixture(scope="module", autouse=True)
-def table() -> Iterator[None]:
-    """Print fault and outcome of every test that held, at the end."""
-    OUTCOMES.clear()
-    yield
-    width = max((len(fault) for fault, _ in OUTCOMES), default=0)
-    for fault, outcome in OUTCOMES:
-        print(f"\n| {fault:<{width}} | {outcome} |", end="")
-    print()
-
-
-@pytest.fixture
-def scene(tmp_path: Path) -> Scene:
-    return Scene(str(tmp_path / "in"), str(tmp_path / "out"), tmp_path)
-
-
-def note(fault: str, outcome: str) -> None:
-    OUTCOMES.append((fault, outcome))
 
 
 def test_actor_killed_in_the_middle_of_an_identity(scene: Scene) -> None:
@@ -156,14 +133,6 @@ def test_disk_full_and_freed(scene: Scene, tmp_path: Path) -> None:
     finally:
         subprocess.run(["umount", "-l", str(small)], check=False)
     note("disk full on local output, freed, run again", "run stops with one line, exit 3; then done, exit 0")
-
-
-@pytest.fixture
-def bucket(s3_uri: str, s3_endpoint: str, tmp_path: Path) -> Iterator[tuple[Scene, FaultyProxy]]:
-    with FaultyProxy(s3_endpoint) as proxy:
-        scene = Scene(f"{s3_uri}/in", f"{s3_uri}/out", tmp_path, environment={"AWS_ENDPOINT_URL": proxy.endpoint})
-        scene.fill(*PEOPLE)
-        yield scene, proxy
 
 
 @pytest.mark.parametrize(("mode", "seconds"), [("busy", 10.0), ("cut", 3.0)])

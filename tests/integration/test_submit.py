@@ -1,7 +1,9 @@
 """Jobs on a real head that the test starts: submitted once, followed, refused, resumed, stopped."""
 
+import shutil
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from pipeline.cli.main import main
 from pipeline.cluster import submit
 from pipeline.cluster.job_file import Job, load_job
 from pipeline.storage.open import open_storage
-from tests.integration.heads import Head
+from tests.integration.heads import PATH, Head
 from tests.integration.tokens import ray_token
 from tests.support import shown
 
@@ -59,6 +61,23 @@ def test_job_runs_once_and_again_only_on_request(address: str, tmp_path: Path) -
     submit.logs(address, third.submission_id, echo=printed.append)
     assert "skipped 2" in printed[0]
     assert submit.job_status(address, first.submission_id).exit_code == 0
+
+
+def test_a_cluster_needs_no_command_on_its_path_but_the_version_of_the_client(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shutil.which("dladiff", path=PATH) is None
+    job = make_job(tmp_path, "versions")
+    monkeypatch.setattr(submit, "version", lambda _: "9.9.9")
+    found = CliRunner().invoke(main, ["submit", str(tmp_path / "versions.yaml"), "--address", address])
+    assert found.exit_code == 2, found.output
+    (line,) = found.output.splitlines()
+    assert line.startswith(f"error: this cluster has dladiff {version('dladiff')} in the Python of its head (")
+    assert "9.9.9" in line and "install" in line
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    again = submit.submit(job, address, wait=True)
+    assert (again.exit_code, again.submission_id) == (0, f"{submit.submission_id(job)}-2")
 
 
 def test_commands_of_the_operations_page(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,29 @@ def test_ray_up_file_fits_rays_own_schema() -> None:
     for node in (head, gpu):
         assert node["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
         assert node["node_config"]["BlockDeviceMappings"][0]["Ebs"]["Encrypted"] is True
+    roles = [node["node_config"]["IamInstanceProfile"]["Name"] for node in (head, gpu)]
+    page = (ROOT / "docs" / "setup" / "cloud.md").read_text()
+    assert roles == ["dladiff-head", "dladiff-worker"]  # the head's role may start machines, the workers' may not
+    assert all(f"| `{role}` |" in page for role in roles) and "`ec2:RunInstances`" in page and "`iam:PassRole`" in page
+    assert "--volume /models:/models:ro" in config["docker"]["run_options"]
+    assert any("mkdir -p /models" in command for command in config["initialization_commands"])
+    assert config["file_mounts"] == {f"{pods.SCRATCH['home']}/.ray/auth_token": "~/.ray/auth_token"}
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        assert all("RAY_AUTH_MODE=token" in command for command in commands if "ray start" in command)
     assert not re.search(r"(?i)aws_secret|access_key", (CLUSTER / "aws.yaml").read_text())
+
+
+def test_image_has_what_ray_up_calls() -> None:
+    """Ray copies files into a container with rsync in it; the head's autoscaler logs in to workers with ssh."""
+    (install,) = re.findall(r"apt-get install .*?&&", (CLUSTER / "Dockerfile").read_text(), re.DOTALL)
+    assert {"bash", "openssh-client", "rsync"} <= set(install.split())
+
+
+def test_script_of_slurm_is_bash() -> None:
+    script = CLUSTER / "slurm" / "array.sh"
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    assert script.stat().st_mode & 0o111
+    assert "#SBATCH --signal=B:TERM@" in script.read_text() and "\nexec " in script.read_text()
 
 
 AGAIN = "run .venv/bin/python cluster/lock.py > cluster/lock.txt"

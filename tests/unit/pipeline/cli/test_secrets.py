@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from pipeline.cli.main import main
-from pipeline.doctor import Check, doctor
+from pipeline.doctor.checks import Check
+from pipeline.doctor.look import doctor
 from pipeline.storage import s3 as s3_storage
 from pipeline.storage.keys import redacted, short, shown
 

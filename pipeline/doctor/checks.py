@@ -1,9 +1,8 @@
-"""`dladiff doctor`: checks of this machine, one line each: `ok`, or what to do. torch is not imported."""
+"""Checks of this machine, one line each: `ok`, or what to do. torch is not imported."""
 
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from dladiff.diffusion.catalogue import MODELS
 from dladiff.errors import DladiffError, StorageError
@@ -52,23 +50,8 @@ class Check:
         return f"{'ok  ' if self.ok else 'FAIL'}  {self.name}: {self.text}"
 
 
-def doctor(config: RunConfig | None = None, *, output: str | None = None, address: str | None = None) -> list[Check]:
-    """Check Python, packages, memory, GPU; with a configuration its models, input and output; with an address Ray.
-
-    Writes only a probe object to the output, and deletes it.
-    """
-    found = [*_basics(config)]
-    uri = output or (config.output if config else None)
-    if config is not None:
-        found += [_model(config), _input(config)]
-    if uri is not None:
-        found += _storage(uri)
-    if address is not None:
-        found.append(_ray(address))
-    return found
-
-
-def _basics(config: RunConfig | None) -> Iterator[Check]:
+def machine_checks(config: RunConfig | None) -> Iterator[Check]:
+    """Check Python, packages, memory and GPU; with a configuration against what an actor of it needs."""
     running = sys.version_info[:3]
     text = ".".join(map(str, running))
     yield Check("python", running >= PYTHON, text if running >= PYTHON else f"{text}; install Python 3.11 or newer")
@@ -139,7 +122,7 @@ def _gpu(config: RunConfig | None) -> Check:
     return Check("gpu", True, text)
 
 
-def _model(config: RunConfig) -> Check:
+def model_check(config: RunConfig) -> Check:
     """Check that the weights named in the configuration exist; none is loaded."""
     try:
         method = config.method_config()
@@ -157,7 +140,7 @@ def _model(config: RunConfig) -> Check:
     return Check("models", True, "; ".join(filter(None, (f"{config.profile}: {text}", vaes_not_here(method)))))
 
 
-def _input(config: RunConfig) -> Check:
+def input_check(config: RunConfig) -> Check:
     """Check that the input can be listed, or that an index file exists."""
     try:
         if is_index(config.input):
@@ -172,7 +155,7 @@ def _input(config: RunConfig) -> Check:
     return Check("input", True, config.input)
 
 
-def _storage(uri: str) -> list[Check]:
+def storage_checks(uri: str) -> list[Check]:
     """Check put, conditional put, get, list and delete with a probe object, and compare clocks; clean up."""
     try:
         path = local_path(uri)
@@ -259,23 +242,6 @@ def _file_skew(folder: Path) -> float:
     probe = folder / uuid.uuid4().hex
     probe.touch()
     return time.time() - probe.stat().st_mtime
-
-
-def _ray(address: str) -> Check:
-    """Check that a head answers: the Jobs API of an http address, or the port of a Ray address."""
-    address = address if "://" in address else f"ray://{address}"  # with a scheme a password in it is redacted
-    try:
-        split = urlsplit(address)
-        if split.scheme.startswith("http"):
-            from pipeline.cluster.submit import jobs
-
-            return Check("ray", True, f"{address}: {len(jobs(address))} jobs of dladiff")
-        with socket.create_connection((split.hostname or "", split.port or 6379), timeout=ANSWER_S):
-            return Check("ray", True, f"{address} answers")
-    except DladiffError as error:
-        return Check("ray", False, str(error))
-    except (OSError, ValueError) as error:
-        return Check("ray", False, f"{address} does not answer ({error}); is the head up, and the port open from here?")
 
 
 def _version(name: str) -> str:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import doctor as module
 from pipeline.config import RunConfig, run_config
-from pipeline.doctor import Check, doctor
+from pipeline.doctor import checks as module
+from pipeline.doctor.checks import Check
+from pipeline.doctor.look import doctor
 from pipeline.models.fingerprint import EMBEDDED
 from pipeline.storage.local import LocalStorage
 
@@ -55,7 +56,7 @@ def test_a_folder_made_for_the_probe_is_gone_afterwards(tmp_path: Path) -> None:
 
 
 def test_torch_is_not_imported() -> None:
-    code = "import sys; from pipeline.doctor import doctor; doctor(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from pipeline.doctor.look import doctor; doctor(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
