@@ -79,6 +79,7 @@ def test_all_stages_run_and_stay_within_the_bound(layout: tuple[str, Path], flow
     assert config.surrogate == "lora" and config.recompute
     x = torch.rand(2, 3, 64, 64, generator=stream(3))
     losses: dict[str, list[torch.Tensor]] = {}
+    flow.fresh_network(config.rank)
     before = {name: p.clone() for name, p in flow.network.named_parameters() if "lora_" not in name}
     static = static_surrogate(flow, x, config, stream(4), losses)
     delta = perturb(flow, static, x, config, [stream(5), stream(6)], losses)
