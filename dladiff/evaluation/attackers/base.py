@@ -90,6 +90,14 @@ def load_base(folder: str | Path, device: torch.device | str = "cpu") -> Base:
     return Base(pipe, resolution, region, "tiny" if tiny else root.name, device)
 
 
+def load_unet_base(folder: str | Path, device: torch.device | str = "cpu") -> Base:
+    """Load a base model whose network is a U-Net; see `load_base`. Raises ModelError, also for a transformer."""
+    base = load_base(folder, device)
+    if base.transformer:
+        raise ModelError(f"{folder} is a transformer; purifiers take a Stable Diffusion model")
+    return base
+
+
 def settings_for(attack: str, base: Base) -> AttackSettings:
     """Return an attack's default settings for this base model. Raises ModelError: it does not support this kind."""
     kind = "tiny" if base.region == "face" else "sdxl" if base.sdxl else "full_size"

@@ -13,7 +13,7 @@ from dladiff.core.randomness import stream
 from dladiff.diffusion.loading import load_base_model
 from dladiff.errors import ModelError
 from dladiff.evaluation.attackers import flow
-from dladiff.evaluation.attackers.base import Base, load_base, settings_for
+from dladiff.evaluation.attackers.base import Base, load_base, load_unet_base, settings_for
 from dladiff.evaluation.attacks import ATTACKS
 from tests.support.transformer_layouts import TRANSFORMERS, write_transformer
 
@@ -81,12 +81,15 @@ def test_textual_inversion_changes_the_word_alone(base: Base) -> None:
     assert found[0].shape == (64, 64, 3) and not np.array_equal(found[0], plain[0])
     for part, old in zip(encoders, before, strict=True):
         assert all(torch.equal(v, part.state_dict()[k]) for k, v in old.items())
-        assert all(not m._forward_hooks for m in part.modules())
+        tables = [m for m in part.modules() if isinstance(m, torch.nn.Embedding)]
+        assert tables and all(not m._forward_hooks and not m._forward_pre_hooks for m in tables)
     with torch.no_grad():
         assert torch.equal(flow.text_inputs(base.pipe, "a photo of a cat")["encoder_hidden_states"], other)
 
 
-def test_attacks_of_other_kinds_are_refused(base: Base) -> None:
+def test_purifiers_and_attacks_of_other_kinds_are_refused(folder: Path, base: Base) -> None:
+    with pytest.raises(ModelError, match="is a transformer; purifiers take a Stable Diffusion model"):
+        load_unet_base(folder)
     with pytest.raises(
         ModelError, match=r"dreambooth does not attack .* \(a transformer\); attacks that do: lora, text"
     ):
