@@ -33,6 +33,9 @@ class LowRank(nn.Module):
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two sets are meant
             config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=[*layers])
             unet.add_adapter(config, adapter_name=name)
+        for key, module in unet.named_modules():  # the network may be bf16, what is trained is not
+            if key.endswith((f".lora_A.{name}", f".lora_B.{name}")):
+                module.float()
         own = [p for key, p in unet.named_parameters() if f".{name}." in key and ".lora_" in key]
         self.matrices = nn.ParameterList(own)
         self.first = [p.detach().clone() for p in own]
@@ -83,7 +86,4 @@ def low_rank_pair(unet: UNet2DConditionModel, device: torch.device, rank: int, b
 
 def low_rank_sets(shared: Any, rank: int, layers: Sequence[str]) -> tuple[LowRank, LowRank]:
     """Return the trainable and the frozen set on `layers` of one network, in fp32 whatever the network's type."""
-    sets = [LowRank(shared, name, rank, layers) for name in ("dynamic", "static")]
-    for matrices in sets:
-        matrices.matrices.float()
-    return sets[0], sets[1]
+    return LowRank(shared, "dynamic", rank, layers), LowRank(shared, "static", rank, layers)

@@ -45,6 +45,9 @@ def replaced(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: boo
     """Move a module as Module._apply does, by new parameters: those of weightless tensors cannot be swapped."""
     for part in module.modules():
         for name, weight in part._parameters.items():
-            if weight is not None:
-                part._parameters[name] = nn.Parameter(change(weight.detach()), requires_grad=weight.requires_grad)
+            if weight is None:
+                continue
+            changed = change(weight.detach())
+            if (changed.dtype, changed.device) != (weight.dtype, weight.device):  # else another module may share it
+                part._parameters[name] = nn.Parameter(changed, requires_grad=weight.requires_grad)
     return module

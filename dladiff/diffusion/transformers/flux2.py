@@ -75,7 +75,7 @@ class Flux2(Family):
         words = torch.zeros(length, 4, device=device)
         words[:, 3] = torch.arange(length, device=device)
         cells = torch.nn.functional.pad(positions(height, width, device), (0, 1))
-        out = network(
+        out: Tensor = network(
             hidden_states=noisy.flatten(2).transpose(1, 2),
             timestep=t,
             guidance=None,
@@ -84,7 +84,7 @@ class Flux2(Family):
             img_ids=cells,
             return_dict=False,
         )[0]
-        return out.transpose(1, 2).unflatten(2, (height, width))
+        return out.transpose(1, 2).reshape(noisy.shape)
 
     def install(self, network: Any, recorder: Recorder) -> None:
         """Put processors of our own into all attention layers."""

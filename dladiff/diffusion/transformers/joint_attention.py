@@ -66,7 +66,7 @@ class Recorder:
 
 def heads(states: Tensor, dim: int) -> Tensor:
     """Return projected states `b n c` as `b heads n d`."""
-    return states.unflatten(-1, (-1, dim)).transpose(1, 2)
+    return states.reshape(*states.shape[:-1], -1, dim).transpose(1, 2)
 
 
 def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def velocity(pipe: Any, noisy: Tensor, t: Tensor, text: dict[str, Any]) -> Tenso
             hidden_states=pipe._pack_latents(noisy), timestep=t, img_ids=ids, txt_ids=text["txt_ids"],
             return_dict=False, **rows,
         )[0]  # fmt: skip
-        return out.transpose(1, 2).unflatten(2, (height, width))
+        return out.transpose(1, 2).reshape(noisy.shape)
     tokens = pipe._pack_latents(noisy, count, channels, height, width)
     if name == "FluxPipeline":
         more: dict[str, Any] = {
