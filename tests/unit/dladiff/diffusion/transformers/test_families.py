@@ -119,7 +119,8 @@ def test_maps_are_the_softmax_of_diffusers_attention(
 ) -> None:
     """Recorded queries and keys, times the values of an untouched network, give what its attention mixes."""
     name, named = layout[0], calls[1][0]
-    network, kept = pipe.transformer, {}
+    network = pipe.transformer
+    kept: dict[str, Any] = {}
 
     def before(_: object, __: object, given: dict[str, Any]) -> None:
         kept["in"] = given
