@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 
 from dladiff.core.arrays import Pixels
@@ -14,8 +14,8 @@ from dladiff.core.pixels import Images, to_float, to_uint8
 from dladiff.core.randomness import stream
 from dladiff.core.tiles import face_square
 from dladiff.core.views import View, attacker_views
-from dladiff.diffusion.attention import MapReader
-from dladiff.diffusion.surrogate import Surrogate
+from dladiff.diffusion.base_model import BaseModel
+from dladiff.diffusion.loading import load_base_model
 from dladiff.errors import ConfigError, PhotoError
 from dladiff.layers.finetuning import static_surrogate
 from dladiff.protect import Models
@@ -46,7 +46,7 @@ class Explanation:
 
 
 def explain(pairs: Sequence[Pair], chosen: int, models: Models, config: MethodConfig, seed: int) -> Explanation:
-    """Return the maps of `pairs[chosen]` in the pretrained UNet and in two fine-tuned on the photos of `pairs`.
+    """Return the maps of `pairs[chosen]` in the pretrained network and in two fine-tuned on the photos of `pairs`.
 
     The square frames the clean photo's largest face, or is the middle square. Raises PhotoError if a photo and
     its protected version differ in size, ConfigError if the model has no maps of `attention_resolution`.
@@ -63,35 +63,33 @@ def explain(pairs: Sequence[Pair], chosen: int, models: Models, config: MethodCo
         for name in PHOTOS
     }  # fmt: skip
     maps: dict[tuple[str, str], Map] = {}
-    surrogate = models.surrogate or Surrogate(config.model, models.device)  # a latent push loads no UNet
+    surrogate = models.surrogate or load_base_model(config.model, models.device)  # a latent push loads no network
     for weights, training_set in zip(WEIGHTS, (None, "clean", "protected"), strict=True):
-        unet = surrogate.fresh_unet()
+        network = surrogate.fresh_network(config.finetuning.low_rank)
         if training_set is not None:
             own = stream(seed, "explain", training_set)
-            unet = static_surrogate(surrogate, images[training_set], config.finetuning, own)
+            network = static_surrogate(surrogate, images[training_set], config.finetuning, own)
         for name in PHOTOS:
             square = images[name][chosen : chosen + 1]
-            maps[weights, name] = instance_map(surrogate, unet, square, config, seed)
+            maps[weights, name] = instance_map(surrogate, network, square, config, seed)
     return Explanation({name: to_uint8(images[name][chosen : chosen + 1]) for name in PHOTOS}, maps)
 
 
-def instance_map(
-    surrogate: Surrogate, unet: UNet2DConditionModel, square: Images, config: MethodConfig, seed: int
-) -> Map:
+def instance_map(surrogate: BaseModel, network: Any, square: Images, config: MethodConfig, seed: int) -> Map:
     """Return the attention of a square `1 3 r r` to the prompt's instance word, averaged over layers and DRAWS draws.
 
     The draws depend on the seed only, so that maps of different weights and photos are comparable.
     """
     settings = config.finetuning
     prompt = surrogate.prompt(settings.prompt)
-    map_reader, total = MapReader(settings.attention_resolution), torch.zeros((), device=square.device)
+    map_reader, total = surrogate.map_reader(settings.attention_resolution), torch.zeros((), device=square.device)
     posterior = surrogate.encode_fixed(square, 1)
     position = prompt.instance if prompt.instance is not None else 1
     for number in range(DRAWS):
         noise = surrogate.draw([stream(seed, "explain", str(number))], square.shape[-1])
         latents = surrogate.latents(posterior, noise)
         with torch.no_grad(), surrogate.autocast():
-            maps = map_reader(unet, partial(surrogate.predict, unet, latents, noise, prompt))
+            maps = map_reader(network, partial(surrogate.predict, network, latents, noise, prompt))
         if not maps.cross:
             raise ConfigError(["finetuning.attention_resolution: no cross-attention layer has such maps; change it"])
         total = total + torch.stack([layer.attention_map()[0, :, position].float() for layer in maps.cross]).mean(0)

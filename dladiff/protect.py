@@ -14,6 +14,7 @@ from dladiff.core.exchange import PhotoIn, PhotoOut
 from dladiff.core.field import Photos, Squares
 from dladiff.core.pixels import Images, to_uint8, whole_levels
 from dladiff.core.randomness import stream
+from dladiff.diffusion.base_model import BaseModel
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.diffusion.vae import WeightedVae
 from dladiff.faces.detect import Detector
@@ -30,7 +31,7 @@ from dladiff.settings.schema import MethodConfig
 class Models:
     """The networks of one run, on one device."""
 
-    surrogate: Surrogate | None
+    surrogate: BaseModel | None
     """The whole base model; None where no layer needs more than VAEs."""
     encoders: Sequence[IdentityEncoder]
     held_out: Sequence[IdentityEncoder]
@@ -40,7 +41,7 @@ class Models:
     """The VAEs whose latents are pushed."""
 
     @property
-    def whole(self) -> Surrogate:
+    def whole(self) -> BaseModel:
         """The whole base model. Raises AssertionError where it was not loaded, which is a bug."""
         assert self.surrogate is not None, "this configuration loads no base model"
         return self.surrogate
@@ -164,7 +165,9 @@ def _compared_layer(
     views, names = _clean_views(works, clean, models, config)
     x, streams = _views(works, seed)
     shared_generator = stream(seed, "compared", *names)
-    deltas = compared_layer(models.whole, views, x, config, streams, shared_generator)
+    surrogate = models.whole
+    assert isinstance(surrogate, Surrogate), "compared methods attack U-Nets; the settings are checked at loading"
+    deltas = compared_layer(surrogate, views, x, config, streams, shared_generator)
     for work, own in zip(works, torch.split(deltas, [len(work.views) for work in works]), strict=True):
         work.perturbation = Squares(work.crops, config.finetuning.eta)
         work.perturbation.delta = own.mean(1, keepdim=True).expand_as(own) if work.codec.grey else own

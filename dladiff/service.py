@@ -16,8 +16,11 @@ from PIL import Image, ImageOps
 from dladiff.core.arrays import Pixels
 from dladiff.core.exchange import IdentityOut, PhotoIn, PhotoOut
 from dladiff.core.pixels import Images, to_float
+from dladiff.diffusion.architecture import read_architecture
+from dladiff.diffusion.base_model import BaseModel
 from dladiff.diffusion.catalogue import locate, profile_fault
-from dladiff.diffusion.surrogate import Surrogate
+from dladiff.diffusion.loading import load_base_model
+from dladiff.diffusion.transformer_architecture import settings_fault
 from dladiff.diffusion.vae import Vae, load_vaes
 from dladiff.diffusion.vae_catalogue import resolution_fault, vae_profile_fault
 from dladiff.errors import ConfigError, ModelError
@@ -78,7 +81,7 @@ class Protector:
             if fault := resolution_fault(weighted.vae.name, weighted.vae.factor, self.config.resolution):
                 raise ConfigError([fault])
 
-    def _surrogate(self, device: torch.device) -> Surrogate | None:
+    def _surrogate(self, device: torch.device) -> BaseModel | None:
         """Return the whole base model, None where no layer needs it. Raises ConfigError or ModelError."""
         config = self.config
         if not config.trains_surrogate:
@@ -91,7 +94,11 @@ class Protector:
             return None
         if fault := profile_fault(config.profile, locate(config.model)):
             raise ConfigError([fault])
-        surrogate, finetuning = Surrogate(config.model, device), config.finetuning
+        finetuning, compared = config.finetuning, config.protection != "dladiff"
+        architecture = read_architecture(locate(config.model))
+        if fault := settings_fault(architecture, compared, finetuning.low_rank, config.gpu_memory):
+            raise ConfigError([fault])
+        surrogate = load_base_model(config.model, device)
         sides = surrogate.map_sides(config.resolution)
         if finetuning.iter_1 and finetuning.attention_resolution not in sides:
             raise ConfigError(
@@ -100,10 +107,8 @@ class Protector:
                     f"attention maps at {config.resolution} px; choose one of {', '.join(map(str, sides))}"
                 ]
             )
-        if config.gpu_memory != "any" and len(surrogate.encoders) > 1:
-            raise ConfigError(
-                ["gpu_memory: SDXL's weights, gradients and moments alone take 41 GB; leave this setting out"]
-            )
+        if config.gpu_memory != "any" and surrogate.card_fault:
+            raise ConfigError([f"gpu_memory: {surrogate.card_fault}; leave this setting out"])
         if finetuning.class_images:
             images = class_images(Path(finetuning.class_images), config.resolution)
             surrogate.set_prior(images, finetuning.class_prompt, finetuning.batch)
@@ -177,7 +182,7 @@ class Protector:
     def _described(self) -> list[dict[str, str]]:
         models = self.models
         rows = []
-        bases: list[tuple[str, Surrogate | Vae]] = [("vae", weighted.vae) for weighted in models.vaes]
+        bases: list[tuple[str, BaseModel | Vae]] = [("vae", weighted.vae) for weighted in models.vaes]
         for role, base in [("surrogate", models.surrogate), *bases] if models.surrogate else bases:
             pinned = {"licence": base.licence, "source": base.source, "revision": base.revision}
             rows.append({"name": base.name, "role": role, "sha256": base.sha256} | pinned)

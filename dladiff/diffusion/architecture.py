@@ -1,52 +1,27 @@
 """Architecture of a model folder, read from its configurations; `complete` checks its files.
 
 Supported: a UNet2DConditionModel on the latents of an AutoencoderKL, with one CLIP text encoder (SD 1.x and 2.x) or two
-(SDXL). Other models are refused before loading, with a message that names the unsupported part.
+(SDXL), and the transformers of `transformer_layouts`. Other models are refused before loading, with a message that
+names the unsupported part.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dladiff.diffusion.model_facts import SCALING, Architecture, size_fault
 from dladiff.diffusion.model_json import quoted, read_object
+from dladiff.diffusion.transformer_architecture import read_transformer
+from dladiff.diffusion.transformer_layouts import layout_of
 from dladiff.errors import ModelError
 
-SUPPORTED = "supported are SD 1.x, SD 2.x and SDXL text-to-image models"
+SUPPORTED = (
+    "supported are SD 1.x, SD 2.x, SDXL, SD 3.5, FLUX.1, FLUX.2 klein and Qwen-Image text-to-image models in the "
+    "diffusers layout"
+)
 PREDICTIONS = ("epsilon", "v_prediction")
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 """Classes of `text_encoder` and, in SDXL, `text_encoder_2`."""
-SCALING = 0.18215
-"""Default scaling_factor of AutoencoderKL (SD 1.x and 2.x)."""
-MAX_NUMBER = 100_000
-"""Largest number accepted in a configuration: CLIP's vocabulary has 49,408 entries."""
-MAX_LAYERS = 128
-"""Largest number of layers, blocks or list entries (SDXL's text encoder has 32 layers). Loaders build any number."""
-MAX_DEPTH = 4
-"""Deepest nesting of configurations: CLIP's contains its vision tower's."""
 LIBRARIES = (None, "diffusers", "transformers")
-LAYERS = (
-    "layers_per_block",
-    "num_hidden_layers",
-    "transformer_layers_per_block",
-    "num_encoder_blocks",
-    "num_decoder_blocks",
-    "num_res_blocks",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """Properties in which supported models differ."""
-
-    context: int
-    """Width of the text embedding in the UNet's cross-attention."""
-    latent_channels: int
-    prediction: str
-    """`epsilon` or `v_prediction`."""
-    scaling: float
-    """Factor of the VAE's latents."""
-    text_encoders: int
-    """1, or 2 in SDXL."""
 
 
 def read_architecture(root: Path) -> Architecture:
@@ -66,6 +41,8 @@ def _architecture(root: Path) -> Architecture:
     index = _config(root, "model_index.json")
     if foreign := foreign_part(index):
         raise ModelError(f"the model in {root} brings its own code for {foreign}, which is not run; {SUPPORTED}")
+    if _has(index, "transformer") and (layout := layout_of(index)):
+        return read_transformer(root, layout, SUPPORTED)
     if faults := _parts(root, index):
         raise ModelError(f"the model in {root} is not supported: {'; '.join(faults)}; {SUPPORTED}")
     unet, vae = _config(root, "unet/config.json"), _config(root, "vae/config.json")
@@ -90,28 +67,6 @@ def _architecture(root: Path) -> Architecture:
     if faults:
         raise ModelError(f"the model in {root} is not supported: {'; '.join(faults)}; {SUPPORTED}")
     return found
-
-
-def size_fault(config: dict[str, Any], depth: int = 0) -> str | None:
-    """Return the size in a configuration that exceeds a limit, or None.
-
-    Loaders build a network before they read its weights, so sizes must be checked first.
-    """
-    for name, value in config.items():
-        if isinstance(value, dict):
-            if depth >= MAX_DEPTH:
-                return f"is nested too deep in {quoted(name)}"
-            if fault := size_fault(value, depth + 1):
-                return fault
-            continue
-        values = value if isinstance(value, list) else [value]
-        if len(values) > MAX_LAYERS:
-            return f"has {len(values)} entries in {quoted(name)}"
-        most = MAX_LAYERS if name in LAYERS else MAX_NUMBER
-        large = [v for v in values if isinstance(v, int | float) and not abs(v) <= most]
-        if large or (name in LAYERS and any(isinstance(v, list) for v in values)):
-            return f"has {quoted(name)} {quoted(large[0] if large else values)}, at most {most} is read"
-    return None
 
 
 def foreign_part(index: dict[str, Any]) -> str | None:

@@ -23,10 +23,18 @@ class Layer:
 
     query: Tensor
     key: Tensor
+    columns: slice | None = None
+    """The keys that the map is of, None: all; in joint attention the softmax is over those of text and image."""
 
     def attention_map(self) -> Tensor:
-        """Return the attention map `b n m`, averaged over the heads."""
-        return (self.query @ self.key.transpose(-1, -2)).softmax(-1).mean(1)
+        """Return the attention map `b n m`, averaged over the heads; m counts the keys of `columns`."""
+        whole = (self.query @ self.key.transpose(-1, -2)).softmax(-1).mean(1)
+        return whole if self.columns is None else whole[..., self.columns]
+
+    @property
+    def width(self) -> int:
+        """The number of keys that the map is of."""
+        return len(range(self.key.shape[2])[self.columns or slice(None)])
 
 
 @dataclass(frozen=True)
@@ -132,14 +140,14 @@ def _mse(p: Layer, q: Layer) -> Tensor:
     if rows >= p.query.shape[2]:
         return _square_distance(p, q).mean()
     parts = [
-        checkpoint(_block_sum, *block, p.key, q.key, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(_block_sum, *block, p, q, use_reentrant=False, preserve_rng_state=False)
         for block in zip(torch.split(p.query, rows, 2), torch.split(q.query, rows, 2), strict=True)
     ]
-    return torch.stack(parts).sum() / (p.query.shape[0] * p.query.shape[2] * p.key.shape[2])
+    return torch.stack(parts).sum() / (p.query.shape[0] * p.query.shape[2] * p.width)
 
 
-def _block_sum(p_rows: Tensor, q_rows: Tensor, p_key: Tensor, q_key: Tensor) -> Tensor:
-    return _square_distance(Layer(p_rows, p_key), Layer(q_rows, q_key)).sum()
+def _block_sum(p_rows: Tensor, q_rows: Tensor, p: Layer, q: Layer) -> Tensor:
+    return _square_distance(Layer(p_rows, p.key, p.columns), Layer(q_rows, q.key, q.columns)).sum()
 
 
 def _square_distance(p: Layer, q: Layer) -> Tensor:

@@ -22,6 +22,7 @@ PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
 VAE = "vae/"
 """Start of the paths of a VAE's files."""
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+_LANGUAGE_MODEL = ("chat_template.jinja", "added_tokens.json")  # beside these, in a Qwen model's tokenizer
 
 
 def _weights(stem: str) -> tuple[str, ...]:
@@ -31,9 +32,10 @@ def _weights(stem: str) -> tuple[str, ...]:
 FILES: tuple[str, ...] = (
     "model_index.json",
     "scheduler/scheduler_config.json",
-    *(f"{part}/{name}" for part in ("unet", "vae") for name in _weights("diffusion_pytorch_model")),
-    *(f"{part}/{name}" for part in ("text_encoder", "text_encoder_2") for name in _weights("model")),
-    *(f"{part}/{name}" for part in ("tokenizer", "tokenizer_2") for name in _TOKENIZER),
+    *(f"{part}/{name}" for part in ("unet", "transformer", "vae") for name in _weights("diffusion_pytorch_model")),
+    *(f"{part}/{name}" for part in ("text_encoder", "text_encoder_2", "text_encoder_3") for name in _weights("model")),
+    *(f"{part}/{name}" for part in ("tokenizer", "tokenizer_2", "tokenizer_3") for name in _TOKENIZER),
+    *(f"tokenizer/{name}" for name in _LANGUAGE_MODEL),
 )
 """Patterns of the files that a surrogate loads: no variants (fp16, non_ema), no pickles, no safety checker."""
 

@@ -5,12 +5,13 @@ The owners withdrew several of the originals, so each profile also lists mirrors
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
-from dladiff.diffusion.architecture import Architecture, read_architecture
+from dladiff.diffusion.architecture import read_architecture
 from dladiff.diffusion.bundle import read_pins
 from dladiff.diffusion.complete import single_file_fault
+from dladiff.diffusion.model_facts import Architecture, KnownModel
+from dladiff.diffusion.transformer_catalogue import TRANSFORMERS
 from dladiff.errors import ModelError
 
 EMBEDDED = Path(__file__).parents[1] / "profiles" / "tiny" / "bundle"
@@ -23,21 +24,6 @@ INDEX = "model_index.json"
 """File of a whole model."""
 SD = 0.18215
 SDXL = 0.13025
-
-
-@dataclass(frozen=True, kw_only=True)
-class KnownModel:
-    """The model of a profile."""
-
-    profile: str
-    ids: tuple[str, ...]
-    """Hub ids in the order that `fetch` tries them: the owner's if it still exists, then mirrors."""
-    withdrawn: tuple[str, ...] = ()
-    """Former hub ids of the model; caches may still hold it under them."""
-    licence: str
-    resolution: int
-    """Side of its training images, pixels."""
-    architecture: Architecture
 
 
 MODELS: dict[str, KnownModel] = {
@@ -86,6 +72,7 @@ MODELS: dict[str, KnownModel] = {
                 context=2048, latent_channels=4, prediction="epsilon", scaling=SDXL, text_encoders=2
             ),
         ),
+        *TRANSFORMERS,
     )
 }
 """Known models by profile."""
@@ -146,6 +133,9 @@ def profile_faults(root: Path, profile: str) -> list[str]:
         "prediction": "prediction type",
         "scaling": "VAE scaling factor",
         "text_encoders": "number of text encoders",
+        "family": "family",
+        "layers": "number of blocks",
+        "guidance": "input of guidance",
     }
     return [
         f"{label} is {getattr(have, name)}, that of {profile} is {getattr(want, name)}"

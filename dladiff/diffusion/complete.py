@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dladiff.diffusion.model_json import MAX_JSON, parsed, quoted, read_object
+from dladiff.diffusion.transformer_complete import language_blocks, transformer_blocks, transformer_faults
+from dladiff.diffusion.transformer_layouts import QWEN3, QWEN_VL, T5, layout_of
 from dladiff.errors import ModelError
 
 MAX_HEAD = MAX_JSON
@@ -35,6 +37,8 @@ def model_faults(root: Path) -> dict[str, str]:
 
     Reads configurations, vocabularies and the headers of weight files. The architecture was checked before.
     """
+    if (root / "transformer").is_dir() and (layout := layout_of(read_object(root / "model_index.json"))):
+        return transformer_faults(root, layout, _part_faults, _tokenizer_faults)
     faults = weight_faults(root)
     for ending in ("", "_2"):
         if (root / f"text_encoder{ending}").is_dir():
@@ -66,12 +70,13 @@ def vae_faults(folder: Path) -> dict[str, str]:
 
 
 def incomplete_vae(folder: Path) -> str | None:
-    """Return what a VAE's folder lacks, or the whole model of a UNet that lends its VAE; None: nothing.
+    """Return what a VAE's folder lacks, or the whole model that lends its VAE; None: nothing.
 
     What a model lacks elsewhere no latent push needs. But it was meant to be whole, and a later run may need it.
     """
     root = folder.parent
-    whole = folder.name == "vae" and (root / "model_index.json").is_file() and (root / "unet").is_dir()
+    network = any((root / name).is_dir() for name in ("unet", "transformer"))
+    whole = folder.name == "vae" and (root / "model_index.json").is_file() and network
     faults = model_faults(root) if whole else vae_faults(folder)
     what = f"the model in {root}" if whole else f"the VAE in {folder}"
     return f"{what} is incomplete: {'; '.join(faults.values())}; fetch it again" if faults else None
@@ -105,7 +110,7 @@ def _is_xl(file: Path) -> bool:
 
 def _part_faults(root: Path, part: str, faults: dict[str, str], kind: str = "") -> None:
     kind = kind or part
-    stem = "diffusion_pytorch_model" if kind in ("unet", "vae") else "model"
+    stem = "diffusion_pytorch_model" if kind in ("unet", "vae", "transformer") else "model"
     index = root / part / f"{stem}.safetensors.index.json"
     names = [f"{stem}.safetensors"]
     if not (root / part / names[0]).is_file() and index.is_file():
@@ -182,6 +187,10 @@ def _blocks(part: str, config: dict[str, Any]) -> Iterator[str]:
             yield from (f"{side}_blocks.{i}" for i in range(len(config.get(f"{side}_block_types", ()))))
     elif part == "vae":
         yield from _vae_blocks(config)
+    elif part == "transformer":
+        yield from transformer_blocks(config)
+    elif part in (T5, QWEN3, QWEN_VL):
+        yield from language_blocks(config)
     else:
         yield from ("embeddings.token_embedding", "embeddings.position_embedding", "final_layer_norm")
         yield from (f"encoder.layers.{i}" for i in range(config.get("num_hidden_layers", 12)))

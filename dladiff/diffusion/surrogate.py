@@ -1,7 +1,6 @@
 """The Stable Diffusion surrogate: loading, latents, noising and the denoising loss."""
 
 import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from dladiff.core.pixels import Images
 from dladiff.diffusion.architecture import map_sides, read_architecture
+from dladiff.diffusion.attention import MapReader
+from dladiff.diffusion.base_model import BaseModel, Batch, Noise, Posterior, Prior, recompute
 from dladiff.diffusion.bundle import verified_pins
 from dladiff.diffusion.catalogue import EMBEDDED, locate
 from dladiff.diffusion.complete import model_faults
@@ -23,59 +24,11 @@ from dladiff.errors import ModelError
 __all__ = ["EMBEDDED", "Batch", "Noise", "Posterior", "Prior", "Prompt", "Surrogate"]
 
 
-@dataclass(frozen=True)
-class Noise:
-    """Random draws of one forward diffusion: timesteps `b`, latent noise and posterior noise `b c h w`."""
-
-    t: Tensor
-    latent: Tensor
-    posterior: Tensor
-
-    def pick(self, rows: slice) -> "Noise":
-        """Return these images' rows."""
-        return Noise(self.t[rows], self.latent[rows], self.posterior[rows])
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """The VAE's posterior of images: mean and standard deviation of their unscaled latents, `b c h w`."""
-
-    mean: Tensor
-    std: Tensor
-
-    def pick(self, rows: list[int]) -> "Posterior":
-        """Return these images' rows."""
-        return Posterior(self.mean[rows], self.std[rows])
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Input of one training step: scaled latents `b c h w`, their noise, the prompt."""
-
-    latents: Tensor
-    noise: Noise
-    prompt: Prompt
-
-    def pick(self, rows: slice) -> "Batch":
-        """Return these images' rows."""
-        return Batch(self.latents[rows], self.noise.pick(rows), self.prompt)
-
-
-@dataclass(frozen=True)
-class Prior:
-    """Class images of the prior-preservation term of L_db, encoded once."""
-
-    posterior: Posterior
-    prompt: Prompt
-
-
-class Surrogate:
+class Surrogate(BaseModel):
     """Frozen text encoders, VAE and noise schedule, and the pretrained UNet that surrogates are copied from.
 
     The pretrained UNet and the text encoders run rarely and stay in the host's memory.
     """
-
-    host = torch.device("cpu")
 
     def __init__(self, model: str | Path, device: torch.device) -> None:
         """Load a model; `model` as in `locate`: `embedded`, a folder, a profile's name or a hub id.
@@ -84,6 +37,8 @@ class Surrogate:
         """
         root = locate(str(model))
         architecture = read_architecture(root)
+        if architecture.family:
+            raise ModelError(f"the model in {root} is a transformer, and a U-Net is needed here; name another model")
         if faults := model_faults(root):
             raise ModelError(f"the model in {root} is incomplete: {'; '.join(faults.values())}; fetch it again")
         pins = verified_pins(root)
@@ -112,11 +67,13 @@ class Surrogate:
         self.prior: Prior | None = None
         self.alphas = scheduler.alphas_cumprod.to(device)
         self.prediction = architecture.prediction
+        if architecture.text_encoders == 2:
+            self.card_fault = "SDXL's weights, gradients and moments alone take 41 GB"
         self.name = "tiny" if root == EMBEDDED else pins.source or root.name
         self.sha256, self.licence = pins.digest(), pins.licence or "see the model card"
         self.source, self.revision = pins.source, pins.revision
 
-    def fresh_unet(self, rank: int = 0) -> UNet2DConditionModel:
+    def fresh_network(self, rank: int = 0) -> UNet2DConditionModel:
         """Return the trainable UNet with the pretrained fp32 weights, gradients disabled.
 
         There is one such UNet: every call returns the same object and resets its weights. With `rank`, only low-rank
@@ -169,6 +126,10 @@ class Surrogate:
         """Return the sides of the UNet's attention maps at this working resolution, largest first."""
         return map_sides(dict(self.unet.config), resolution // self.factor)
 
+    def map_reader(self, side: int) -> MapReader:
+        """Return a reader of the attention maps of `side` x `side` cells."""
+        return MapReader(side)
+
     def draw(self, generators: list[Generator], resolution: int) -> Noise:
         """Return t in 1..T-1 and noise, drawn from one stream for each image: draws do not depend on other images."""
         side = resolution // self.factor
@@ -184,13 +145,6 @@ class Surrogate:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bf16 and not bf16_vae):
             posterior = self.vae.encode(inputs.to(self.vae.dtype) if bf16_vae else inputs).latent_dist
         return Posterior(posterior.mean.to(images.dtype), posterior.std.to(images.dtype))
-
-    def encode_fixed(self, images: Images, size: int) -> Posterior:
-        """Return the posterior of [0, 1] images, encoded `size` at a time without gradients, in the images' dtype."""
-        with torch.no_grad(), self.autocast():
-            parts = [self.encode(part) for part in torch.split(images, size)]
-        mean, std = torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts])
-        return Posterior(mean.to(images.dtype), std.to(images.dtype))
 
     def latents(self, posterior: Posterior, noise: Noise) -> Tensor:
         """Return scaled latents `b c h w`, sampled from the posterior with the given noise."""
@@ -222,25 +176,9 @@ class Surrogate:
             target = signal * noise.latent - spread * latents
         return functional.mse_loss(predicted.float(), target.float())
 
-    def set_prior(self, images: Images, prompt: str, batch: int) -> None:
-        """Set the class images (`m 3 r r`) of the prior term, shared by all identities of a job."""
-        self.prior = Prior(self.encode_fixed(images.to(self.device), batch), self.prompt(prompt))
-
-    def prior_batch(self, generators: list[Generator]) -> Batch | None:
-        """Return one class image and its noise from each stream; None, with nothing drawn, without class images."""
-        if self.prior is None:
-            return None
-        count = len(self.prior.posterior.mean)
-        rows = [int(torch.randint(count, (1,), generator=g)) for g in generators]
-        noise = self.draw(generators, self.prior.posterior.mean.shape[-1] * self.factor)
-        return Batch(self.latents(self.prior.posterior.pick(rows), noise), noise, self.prior.prompt)
-
-    def autocast(self) -> torch.autocast:
-        """Return the autocast context: bf16 on CUDA over fp32 master weights, fp32 on the CPU.
-
-        SDXL's VAE overflows in fp16; bf16 has the range of fp32.
-        """
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bf16)
+    def recompute_vae(self, on: bool) -> None:
+        """Switch gradient checkpointing of the VAE on or off."""
+        recompute(self.vae, on)
 
     def _scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self.alphas[t].to(like.dtype).view(-1, 1, 1, 1)

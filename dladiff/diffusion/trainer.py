@@ -1,15 +1,14 @@
-"""AdamW training steps of a surrogate's UNet, with gradient accumulation."""
+"""AdamW training steps of a surrogate's network, with gradient accumulation."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from dladiff.diffusion.base_model import BaseModel, Batch, Noise
 from dladiff.diffusion.graphs import Graphs, Step
-from dladiff.diffusion.surrogate import Batch, Noise, Surrogate
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def in_parts(batch: Batch, size: int) -> list[MicroBatch]:
 
 
 class Trainer:
-    """AdamW over one UNet: fp32 master weights, gradients clipped to norm 1; one trainer for each identity.
+    """AdamW over one network: fp32 master weights, gradients clipped to norm 1; one trainer for each identity.
 
     With `host`, the moments stay there between steps and are moved to the device one group at a time. With `graphs`,
     steps are captured: every step must have parts of the same sizes, prompts and shares, and the same prior weight.
@@ -44,35 +43,35 @@ class Trainer:
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        network: nn.Module,
         lr: float,
         weight_decay: float,
         host: torch.device | None = None,
         graphs: Graphs | None = None,
     ) -> None:
-        self.unet, self.host = unet, host
+        self.network, self.host = network, host
         self.graphs = graphs if graphs is not None and host is None else Graphs(torch.device("cpu"))
-        groups = [list(unet.parameters())] if host is None else list(_groups(unet.parameters()))
+        groups = [list(network.parameters())] if host is None else list(_groups(network.parameters()))
         self.optimisers = [
             torch.optim.AdamW(group, lr=lr, weight_decay=weight_decay, fused=True, capturable=self.graphs.on)
             for group in groups
         ]
         self.captured_step: Step | None = None
 
-    def step(self, surrogate: Surrogate, parts: Iterable[MicroBatch], weight: float = 1.0) -> Tensor:
+    def step(self, surrogate: BaseModel, parts: Iterable[MicroBatch], weight: float = 1.0) -> Tensor:
         """Take one training step on L_cond plus `weight` times the class images' loss (L_db); return the loss.
 
-        Gradients accumulate over the parts, weighted by their shares, so the split does not change the step. The UNet's
-        weights do not require gradients afterwards.
+        Gradients accumulate over the parts, weighted by their shares, so the split does not change the step. The
+        network's weights do not require gradients afterwards.
         """
         if not self.graphs.on:
-            total = _accumulate_gradients(self.unet, surrogate, parts, weight)
+            total = _accumulate_gradients(self.network, surrogate, parts, weight)
             self._optimiser_step(surrogate.device)
             return total
         parts = list(parts)
         if self.captured_step is None:
             # The step must not refer to this trainer, so that its memory is freed together with the trainer.
-            step = partial(_training_step, self.unet, self.optimisers, surrogate, parts, weight)
+            step = partial(_training_step, self.network, self.optimisers, surrogate, parts, weight)
             self.captured_step = self.graphs.captured(step)
         (total,) = self.captured_step(*_tensors(parts))
         return total
@@ -94,28 +93,28 @@ class Trainer:
 
 
 def _accumulate_gradients(
-    unet: UNet2DConditionModel, surrogate: Surrogate, parts: Iterable[MicroBatch], weight: float
+    network: nn.Module, surrogate: BaseModel, parts: Iterable[MicroBatch], weight: float
 ) -> Tensor:
-    """Set the clipped gradients of one step on the UNet's weights; return the loss."""
-    unet.requires_grad_(True)
+    """Set the clipped gradients of one step on the network's weights; return the loss."""
+    network.requires_grad_(True)
     total = torch.zeros((), device=surrogate.device)
     for part in parts:
         batch, prior = part.batch, part.prior
         with surrogate.autocast():
-            loss = surrogate.loss(unet, batch.latents, batch.noise, batch.prompt)
+            loss = surrogate.loss(network, batch.latents, batch.noise, batch.prompt)
             if prior is not None:
-                loss = loss + weight * surrogate.loss(unet, prior.latents, prior.noise, prior.prompt)
+                loss = loss + weight * surrogate.loss(network, prior.latents, prior.noise, prior.prompt)
         (part.share * loss).backward()  # type: ignore[no-untyped-call]
         total += part.share * loss.detach()
-    torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-    unet.requires_grad_(False)
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    network.requires_grad_(False)
     return total
 
 
 def _training_step(
-    unet: UNet2DConditionModel,
+    network: nn.Module,
     optimisers: list[torch.optim.AdamW],
-    surrogate: Surrogate,
+    surrogate: BaseModel,
     like: list[MicroBatch],
     weight: float,
     *tensors: Tensor,
@@ -129,7 +128,7 @@ def _training_step(
             for b in part.batches()
         ]
         parts.append(MicroBatch(batches[0], batches[1] if part.prior else None, part.share))
-    total = _accumulate_gradients(unet, surrogate, parts, weight)
+    total = _accumulate_gradients(network, surrogate, parts, weight)
     for optimiser in optimisers:
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

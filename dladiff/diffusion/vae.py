@@ -67,6 +67,7 @@ class BaseVae:
         pins = vae_pins(folder)
         network = _loaded(folder, architecture)
         self.kind, self.factor, self.device = architecture.kind, architecture.factor, device
+        self.channels = architecture.channels * (PATCH**2 if architecture.kind == FLUX2 else 1)
         self.use_bf16 = device.type == "cuda"
         if self.use_bf16:
             network.bfloat16()
@@ -130,7 +131,7 @@ def _loaded(folder: Path, architecture: VaeArchitecture) -> Any:
     """Return the network with its decoder left out, frozen, in fp32. Raises ModelError."""
     kind = getattr(diffusers, architecture.kind)
     try:
-        _compare(kind, folder)
+        compare(kind, folder)
         network, report = kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
@@ -145,8 +146,8 @@ def _loaded(folder: Path, architecture: VaeArchitecture) -> Any:
     return network.eval().requires_grad_(False).float()
 
 
-def _compare(kind: Any, folder: Path) -> None:
-    """Raise ModelError if the weights' names or shapes are not those of the configuration.
+def compare(kind: Any, folder: Path, part: str = VAE) -> None:
+    """Raise ModelError if the weights' names or shapes in a part's folder are not those of the configuration.
 
     The network is built without memory first: a configuration may ask for more than its weights hold.
     """
@@ -154,14 +155,15 @@ def _compare(kind: Any, folder: Path) -> None:
         built = kind.from_config(kind.load_config(folder, local_files_only=True)).state_dict()
     found: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        if needed(f"{VAE}{file.name}"):
+        if needed(f"{part}{file.name}"):
             with safe_open(file, "pt") as weights:
                 found |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}
     wanted = {name: tuple(tensor.shape) for name, tensor in built.items() if not name.endswith("num_batches_tracked")}
     found = {_current(name): shape for name, shape in found.items()}
     if lacking := [name for name, shape in wanted.items() if _element_count(found.get(name)) != _element_count(shape)]:
         raise ModelError(
-            f"the VAE in {folder} lacks {len(lacking)} tensors of its configuration, {lacking[0]} first; fetch it again"
+            f"the {'VAE' if part == VAE else 'network'} in {folder} lacks {len(lacking)} tensors of its configuration, "
+            f"{lacking[0]} first; fetch it again"
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dladiff.diffusion.architecture import SCALING, size_fault
+from dladiff.diffusion.model_facts import SCALING, size_fault
 from dladiff.diffusion.model_json import quoted, read_object
 from dladiff.errors import ModelError
 

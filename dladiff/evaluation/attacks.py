@@ -39,7 +39,7 @@ class AttackSettings(Settings):
     sampling_steps: int = 20
     """Steps of DPM-Solver++."""
     guidance: float = 7.5
-    """Scale of classifier-free guidance."""
+    """Scale of classifier-free guidance; 0, on transformers: their pipeline's default."""
     adapter: str = ""
     """Zero-shot: weights file in the layout of IP-Adapter FaceID or InstantID, or a folder that holds one."""
     encoder: str = ""
@@ -73,6 +73,8 @@ class Attack(Record):
     """For Stable Diffusion 1 and 2."""
     sdxl: AttackSettings | None = None
     """For SDXL."""
+    transformer: AttackSettings | None = None
+    """For SD 3.5, FLUX.1, FLUX.2 klein and Qwen-Image."""
     tiny: AttackSettings | None = None
     """For the tiny model, chosen by measurement; docs/evaluation.md lists the similarity that clean photos reach."""
     check: str = ""
@@ -80,7 +82,12 @@ class Attack(Record):
 
     def settings(self) -> dict[str, AttackSettings]:
         """Return the settings by kind of base model, without the kinds that the attack does not support."""
-        kinds = {"full_size": self.full_size, "sdxl": self.sdxl, "tiny": self.tiny}
+        kinds = {
+            "full_size": self.full_size,
+            "sdxl": self.sdxl,
+            "transformer": self.transformer,
+            "tiny": self.tiny,
+        }
         return {kind: settings for kind, settings in kinds.items() if settings is not None}
 
 

@@ -15,7 +15,7 @@ from dladiff.core.arrays import Pixels
 from dladiff.core.pixels import to_float, to_uint8
 from dladiff.core.tiles import Square, covering_squares
 from dladiff.errors import ModelError
-from dladiff.evaluation.attackers.base import load_base
+from dladiff.evaluation.attackers.base import load_unet_base
 from dladiff.evaluation.preprocessing_records import Preprocessing
 from dladiff.evaluation.squares import MAX_SQUARES, in_squares, mean_of_squares, seeded, squares_of
 from dladiff.faces.detect import CenterFaceDetector
@@ -85,7 +85,7 @@ class _SdEdit:
     def __init__(self, model: str, device: str) -> None:
         from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline
 
-        base = load_base(model, device)
+        base = load_unet_base(model, device)
         parts = {k: getattr(base.pipe, k) for k in ("vae", "text_encoder", "tokenizer", "unet")}
         self.base = base
         self.pipe = StableDiffusionImg2ImgPipeline(

@@ -197,7 +197,7 @@ def main() -> None:
     surrogate, encoder = Surrogate("embedded", torch.device("cpu")), named_encoder(options.encoder)
     pool = encode_pool(options.assets, surrogate, encoder, options.crops)
     print(json.dumps({"crops": len(pool.same), "encoder": encoder.name, "base": surrogate.sha256}), flush=True)
-    unet = surrogate.fresh_unet()
+    unet = surrogate.fresh_network()
     weights = initial_adapter(unet, pool.embeddings.shape[1], Generator().manual_seed(options.seed))
     if options.start:
         weights = {

@@ -12,7 +12,7 @@ from torch.nn import functional
 from dladiff.core.arrays import Pixels
 from dladiff.core.pixels import Images
 from dladiff.core.ssimulacra2 import Ssimulacra2
-from dladiff.evaluation.attackers.base import load_base
+from dladiff.evaluation.attackers.base import load_unet_base
 from dladiff.evaluation.preprocessing_records import Preprocessing
 from dladiff.evaluation.squares import in_squares, seeded, squares_of
 from dladiff.faces.detect import CenterFaceDetector
@@ -87,7 +87,7 @@ class _OfVae:
     """A purifier of squares with the VAE of a base model."""
 
     def __init__(self, model: str, device: str, purify: Callable[[torch.nn.Module, Images, Generator], Images]) -> None:
-        self.base, self.purify = load_base(model, device), purify
+        self.base, self.purify = load_unet_base(model, device), purify
         self.detector = CenterFaceDetector()
 
     def __call__(self, photo: Pixels) -> Pixels:

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
-from diffusers import ModelMixin, UNet2DConditionModel
 from torch import Generator, Tensor
 
 from dladiff.core.field import Perturbation, Squares
 from dladiff.core.pixels import Images
-from dladiff.diffusion.attention import MapReader, map_distance
+from dladiff.diffusion.attention import map_distance
+from dladiff.diffusion.base_model import BaseModel, Batch, Noise, Posterior, ReadMaps, recompute
 from dladiff.diffusion.graphs import Graphs
-from dladiff.diffusion.surrogate import Batch, Noise, Posterior, Surrogate
 from dladiff.diffusion.trainer import MicroBatch, Trainer, in_parts
 from dladiff.settings.schema import FinetuningConfig
 
@@ -22,18 +22,18 @@ Losses = dict[str, list[Tensor]]
 
 
 def static_surrogate(
-    surrogate: Surrogate,
+    surrogate: BaseModel,
     clean: Images,
     config: FinetuningConfig,
     generator: Generator,
     losses: Losses | None = None,
-) -> UNet2DConditionModel:
-    """Algorithm 1, lines 1-9: return a frozen copy of the UNet fine-tuned on the clean set `m 3 r r`."""
-    unet = surrogate.fresh_unet(config.low_rank)
-    recompute(unet, config.recompute)
+) -> Any:
+    """Algorithm 1, lines 1-9: return a frozen copy of the network fine-tuned on the clean set `m 3 r r`."""
+    network = surrogate.fresh_network(config.low_rank)
+    recompute(network, config.recompute)
     prompt = surrogate.prompt(config.prompt)
     host, graphs = surrogate.host if config.offload else None, _graphs(surrogate, config)
-    trainer = Trainer(unet, config.lr_static, config.weight_decay, host, graphs)
+    trainer = Trainer(network, config.lr_static, config.weight_decay, host, graphs)
     size = min(config.batch, len(clean))
     posterior = surrogate.encode_fixed(clean, min(config.batch_photos, size))
     order: list[int] = []
@@ -45,12 +45,12 @@ def static_surrogate(
         training_batch = Batch(surrogate.latents(batch, noise), noise, prompt)
         loss = trainer.step(surrogate, in_parts(training_batch, config.batch_photos))
         _keep(losses, "static surrogate", loss)
-    return surrogate.freeze(unet)
+    return surrogate.freeze(network)
 
 
 def perturb(
-    surrogate: Surrogate,
-    static: UNet2DConditionModel,
+    surrogate: BaseModel,
+    static: Any,
     x: Images,
     config: FinetuningConfig,
     generators: list[Generator],
@@ -65,17 +65,17 @@ def perturb(
     the result, except for rounding.
     """
     prompt = surrogate.prompt(config.prompt)
-    dynamic = surrogate.fresh_unet(config.low_rank)
+    dynamic = surrogate.fresh_network(config.low_rank)
     recompute(dynamic, config.recompute)
-    recompute(surrogate.vae, config.recompute)
+    surrogate.recompute_vae(config.recompute)
     host, graphs = surrogate.host if config.offload else None, _graphs(surrogate, config)
     trainer = Trainer(dynamic, config.lr_dynamic, config.weight_decay, host, graphs)
     size = min(config.batch_photos, len(x))
     parts = [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
-    map_reader = MapReader(config.attention_resolution)
-    unets = (static, dynamic)
+    map_reader = surrogate.map_reader(config.attention_resolution)
+    networks = (static, dynamic)
     ascents = [
-        _Ascent(surrogate, unets, map_reader, x[part], config, generators[part], graphs, losses) for part in parts
+        _Ascent(surrogate, networks, map_reader, x[part], config, generators[part], graphs, losses) for part in parts
     ]
     perturbation = perturbation or Squares(x, config.eta, config.min_psnr)
 
@@ -115,13 +115,7 @@ def _keep(losses: Losses | None, stage: str, loss: Tensor) -> None:
         losses.setdefault(stage, []).append(loss.detach())
 
 
-def recompute(network: ModelMixin, on: bool) -> None:
-    """Switch gradient checkpointing of a network on or off."""
-    if on != network.is_gradient_checkpointing:
-        (network.enable_gradient_checkpointing if on else network.disable_gradient_checkpointing)()
-
-
-def _graphs(surrogate: Surrogate, config: FinetuningConfig) -> Graphs:
+def _graphs(surrogate: BaseModel, config: FinetuningConfig) -> Graphs:
     """Return graphs, enabled if no step needs the host: offloading and recomputation do."""
     capturable = not (config.offload or config.recompute)
     return Graphs(surrogate.device, surrogate.use_cuda_graphs and capturable)
@@ -132,16 +126,16 @@ class _Ascent:
 
     def __init__(
         self,
-        surrogate: Surrogate,
-        unets: tuple[UNet2DConditionModel, UNet2DConditionModel],
-        map_reader: MapReader,
+        surrogate: BaseModel,
+        networks: tuple[Any, Any],
+        map_reader: ReadMaps,
         x: Images,
         config: FinetuningConfig,
         generators: list[Generator],
         graphs: Graphs,
         losses: Losses | None,
     ) -> None:
-        self.surrogate, (self.static, self.dynamic) = surrogate, unets
+        self.surrogate, (self.static, self.dynamic) = surrogate, networks
         self.map_reader, self.losses = map_reader, losses
         self.x, self.config, self.generators = x, config, generators
         self.prompt = surrogate.prompt(config.prompt)
@@ -161,9 +155,9 @@ class _Ascent:
     def attention(self, point: Tensor, noise: Noise) -> Tensor:
         """Return the attention loss (Eq. 8), mean over the views; both branches get the same timestep and noise."""
 
-        def forward(unet: UNet2DConditionModel, posterior: Posterior) -> Tensor:
+        def forward(network: Any, posterior: Posterior) -> Tensor:
             latents = self.surrogate.latents(posterior, noise)
-            return self.surrogate.predict(unet, latents, noise, self.prompt)
+            return self.surrogate.predict(network, latents, noise, self.prompt)
 
         with self.surrogate.autocast():
             with torch.no_grad():

@@ -9,6 +9,7 @@ from pipeline.cli.options import AS_JSON, checked
 from pipeline.storage.keys import shown
 
 MODEL = click.argument("model")
+GATED = " (asks for consent to its licence)"
 
 
 @AS_JSON
@@ -24,13 +25,13 @@ def list_(as_json: bool) -> int:
     for row in rows:
         click.echo(shown(f"{row['profile']}: {row['resolution']} px, {row['licence']}, {_folder(row)}"))
         for hub_id in row["ids"]:
-            click.echo(f"  {hub_id}")
+            click.echo(f"  {hub_id}" + GATED * (hub_id in row["gated"]))
         for hub_id in row["withdrawn"]:
             click.echo(f"  {hub_id} (withdrawn)")
     for row in vaes:
         click.echo(shown(f"{row['profile']}: VAE of {row['models']}, {row['licence']}, {_folder(row)}"))
         for hub_id in row["ids"]:
-            click.echo(f"  {hub_id}" + " (asks for consent to its licence)" * (hub_id in row["gated"]))
+            click.echo(f"  {hub_id}" + GATED * (hub_id in row["gated"]))
     return 0
 
 

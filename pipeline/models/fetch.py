@@ -68,6 +68,7 @@ def listed() -> list[dict[str, Any]]:
                 "profile": name,
                 "ids": [*known.ids],
                 "withdrawn": [*known.withdrawn],
+                "gated": [*known.gated],
                 "licence": known.licence,
                 "resolution": known.resolution,
                 "folder": str(folder) if folder else None,

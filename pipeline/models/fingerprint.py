@@ -11,6 +11,7 @@ from dladiff.diffusion.architecture import read_architecture
 from dladiff.diffusion.bundle import CHECKSUMS, VAE, Pins, parse_pins, quick_digest, read_pins
 from dladiff.diffusion.catalogue import locate, profile_fault
 from dladiff.diffusion.complete import incomplete_vae, model_faults
+from dladiff.diffusion.transformer_architecture import settings_fault
 from dladiff.diffusion.vae_architecture import read_vae
 from dladiff.diffusion.vae_catalogue import locate_vae, resolution_fault, vae_profile_fault
 from dladiff.errors import ModelError, NotFoundError
@@ -59,7 +60,11 @@ def _model_faults(method: MethodConfig) -> Iterator[tuple[str, str]]:
             stored_pins(open_storage(method.model))
         else:
             root = locate(method.model)
-            read_architecture(root)
+            architecture = read_architecture(root)
+            compared, rank = method.protection != "dladiff", method.finetuning.low_rank
+            if fault := settings_fault(architecture, compared, rank, method.gpu_memory):
+                setting, _, why = fault.partition(": ")
+                yield setting, why
             if faults := model_faults(root):
                 yield "model", f"the model in {root} is incomplete: {'; '.join(faults.values())}; fetch it again"
             if fault := profile_fault(method.profile, root):

@@ -95,7 +95,7 @@ def formats(case: Case, say: Callable[[str], None]) -> None:
     for name, (kind, vae, unets, tried) in FORMATS.items():
         torch.backends.cudnn.benchmark = tried
         resident.vae.to(kind, memory_format=vae)
-        resident.fresh_unet().to(memory_format=unets)
+        resident.fresh_network().to(memory_format=unets)
         resident.freeze(resident.unet).to(memory_format=unets)
         found = intervals(case, resident, partial(now, case.device), LONGER)
         steps = counts(PAPER, True)

@@ -1,12 +1,10 @@
-"""GPU memory of layer 1 on Stable Diffusion 2.1, counted without a GPU: `python -m tests.bench.memory`.
+"""GPU memory of layer 1 on SD 2.1 and on transformers, counted without a GPU: `python -m tests.bench.memory`.
 
 The real code runs on tensors that have sizes and no values, those of a CUDA run: fp32 weights, bf16 autocast, a VAE in
 bf16, fused attention. What the networks, gradients, moments and inner values take at their peak is counted, byte for
 byte. Not counted: CUDA's own, the libraries' workspaces, the allocator's gaps, and what recorded steps keep.
 """
 
-import weakref
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 from unittest import mock
@@ -15,21 +13,17 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
-from torch.utils.weak import WeakIdKeyDictionary
 
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.diffusion.text import Prompt
 from dladiff.layers.finetuning import perturb, static_surrogate
 from dladiff.settings.presets import GPU_MEMORY
 from dladiff.settings.schema import FinetuningConfig
+from tests.bench.counter import ELSEWHERE, GIB, Counter, replaced
+from tests.bench.transformer_memory import transformer_table
 
-ELSEWHERE = torch.device("meta")
-"""Stands for the host's memory: the tracker tells devices apart."""
-GIB = 2**30
 UNET: dict[str, Any] = {
     "sample_size": 64,
     "block_out_channels": (320, 640, 1280, 1280),
@@ -43,41 +37,6 @@ VAE: dict[str, Any] = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "layers_per_block": 2,
 }
-
-
-class Counter(TorchDispatchMode):
-    """Counts the bytes that tensors hold on the device, and the most that they held."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.known = WeakIdKeyDictionary()
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return 0  # a number that the code asks for: an order of photos
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor) and tensor.device != ELSEWHERE:
-                storage = tensor.untyped_storage()
-                if storage not in self.known:
-                    self.known[storage] = size = storage.nbytes()
-                    self._add(size)
-                    weakref.finalize(storage, self._add, -size)
-        return out
-
-    def _add(self, size: int) -> None:
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-
-def replaced(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """Move a module as Module._apply does, by new parameters: those of weightless tensors cannot be swapped."""
-    for part in module.modules():
-        for name, weight in part._parameters.items():
-            if weight is not None:
-                part._parameters[name] = nn.Parameter(change(weight.detach()), requires_grad=weight.requires_grad)
-    return module
 
 
 def weightless() -> Surrogate:
@@ -142,6 +101,8 @@ def main() -> None:
     for views in (1, 2, 4):
         latent.add_row(str(views), f"{latent_peak(views):.1f}")
     Console(width=120).print(latent)
+    for transformer in transformer_table():
+        Console(width=120).print(transformer)
 
 
 if __name__ == "__main__":

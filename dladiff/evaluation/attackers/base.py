@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -18,6 +19,10 @@ from dladiff.diffusion.model_json import read_object
 from dladiff.errors import ModelError
 from dladiff.evaluation.attacks import ATTACKS, TINY, AttackSettings
 
+TRANSFORMERS = ("StableDiffusion3Pipeline", "FluxPipeline", "Flux2KleinPipeline", "QwenImagePipeline")
+"""Pipelines of transformers that are attacked."""
+TRAINING_SIDE = 512
+"""Side of a transformer's training photos, pixels: the default of diffusers' scripts. Their networks take any."""
 SAMPLING_BATCH = 8
 """Images of one sampling batch; it bounds memory."""
 
@@ -27,7 +32,7 @@ class Base:
     """A base model that the attacker customizes. Attacks train copies; the base itself never changes."""
 
     pipe: Any
-    """StableDiffusionPipeline or StableDiffusionXLPipeline, fp32, without a safety checker."""
+    """StableDiffusionPipeline or StableDiffusionXLPipeline, fp32, without a safety checker, or a transformer's."""
     resolution: int
     """Side in px of its training photos."""
     region: str
@@ -40,12 +45,18 @@ class Base:
         """Tell whether this is SDXL, with two text encoders."""
         return isinstance(self.pipe, StableDiffusionXLPipeline)
 
+    @property
+    def transformer(self) -> bool:
+        """Tell whether its network is a transformer."""
+        return type(self.pipe).__name__ in TRANSFORMERS
+
 
 def load_base(folder: str | Path, device: torch.device | str = "cpu") -> Base:
-    """Load a Stable Diffusion or SDXL folder in the diffusers layout, or `embedded`, the tiny bundle.
+    """Load a folder in the diffusers layout (Stable Diffusion, SDXL or one of TRANSFORMERS), or `embedded`.
 
     `region` is `face` for models trained on face crops only: the tiny bundle, and models whose model_index.json has
-    `"_region": "face"` (written by dladiff.training.base). It is `photo` for all others. Raises ModelError.
+    `"_region": "face"` (written by dladiff.training.base). It is `photo` for all others.
+    On a GPU transformers are bf16. Raises ModelError.
     """
     tiny = str(folder) == "embedded"
     root = TINY / "bundle" if tiny else Path(folder)
@@ -58,6 +69,8 @@ def load_base(folder: str | Path, device: torch.device | str = "cpu") -> Base:
             raise ModelError(f"the base model in {root} needs custom code for {foreign}, which is never run")
         if index.get("_class_name") == "StableDiffusionXLPipeline":
             kind, without = StableDiffusionXLPipeline, {}
+        elif index.get("_class_name") in TRANSFORMERS:
+            kind, without = getattr(diffusers, index["_class_name"]), {}
         else:
             kind, without = StableDiffusionPipeline, {"safety_checker": None}
         pipe = kind.from_pretrained(root, **without, local_files_only=True, use_safetensors=True)
@@ -67,20 +80,31 @@ def load_base(folder: str | Path, device: torch.device | str = "cpu") -> Base:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"the base model in {root} cannot be loaded: {why}") from error
     device = torch.device(device)
+    whole = index.get("_class_name") in TRANSFORMERS
+    dtype = torch.bfloat16 if whole and device.type == "cuda" else torch.float32
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
-            part.eval().requires_grad_(False).float().to(device)
-    resolution = pipe.unet.config.sample_size * pipe.vae_scale_factor
+            part.eval().requires_grad_(False).to(device, dtype)
+    resolution = TRAINING_SIDE if whole else pipe.unet.config.sample_size * pipe.vae_scale_factor
     region = "face" if tiny or index.get("_region") == "face" else "photo"
     return Base(pipe, resolution, region, "tiny" if tiny else root.name, device)
+
+
+def load_unet_base(folder: str | Path, device: torch.device | str = "cpu") -> Base:
+    """Load a base model whose network is a U-Net; see `load_base`. Raises ModelError, also for a transformer."""
+    base = load_base(folder, device)
+    if base.transformer:
+        raise ModelError(f"{folder} is a transformer; purifiers take a Stable Diffusion model")
+    return base
 
 
 def settings_for(attack: str, base: Base) -> AttackSettings:
     """Return an attack's default settings for this base model. Raises ModelError: it does not support this kind."""
     kind = "tiny" if base.region == "face" else "sdxl" if base.sdxl else "full_size"
+    kind = "transformer" if base.transformer else kind
     known = {name: record.settings()[kind] for name, record in ATTACKS.items() if kind in record.settings()}
     if attack not in known:
-        model = "SDXL" if base.sdxl else "SD 1.x or 2.x"
+        model = "a transformer" if base.transformer else "SDXL" if base.sdxl else "SD 1.x or 2.x"
         raise ModelError(f"{attack} does not attack {base.name} ({model}); attacks that do: {', '.join(known)}")
     return known[attack]
 

@@ -1,6 +1,7 @@
 """Textual Inversion (Gal et al. 2023): trains the embedding of one token and nothing else.
 
-The placeholder token is `sks`, which CLIP's vocabulary contains. So all attacks share their prompts.
+The placeholder token is `sks`, which CLIP's vocabulary contains. So all attacks share their prompts. Transformers have
+other text encoders too, whose vocabularies lack it: there `sks` becomes a word of its own in each.
 """
 
 import copy
@@ -11,6 +12,7 @@ import torch
 from dladiff.core.arrays import Pixels
 from dladiff.errors import ModelError
 from dladiff.evaluation.attackers.base import Base, customize, sample, sampling_pipeline
+from dladiff.evaluation.attackers.inversion import inverted
 from dladiff.evaluation.attacks import Attack, AttackSettings
 
 ATTACK = Attack(
@@ -22,6 +24,7 @@ ATTACK = Attack(
     about="the embedding of `sks`, initialised from `person`",
     source="diffusers' textual_inversion: 5e-4, batch 1, accumulated and scaled to 2e-3 over 4",
     full_size=AttackSettings(steps=3000, lr=2e-3, batch=4, sampling_steps=25),
+    transformer=AttackSettings(steps=3000, lr=2e-3, batch=1, sampling_steps=28, guidance=0.0),
     tiny=AttackSettings(steps=300, lr=5e-2, batch=4, guidance=2.0),
 )
 
@@ -35,6 +38,8 @@ def textual_inversion(
 
     Raises ModelError: one of the two words is not a single token.
     """
+    if base.transformer:
+        return inverted(base, photos, settings, prompts, count, seed)
     placeholder, initializer = (_token(base, word) for word in (PLACEHOLDER, settings.initializer))
     text = copy.deepcopy(base.pipe.text_encoder)
     table = text.get_input_embeddings().weight

@@ -6,7 +6,10 @@ import torch
 from dladiff.settings.merge import merge
 from dladiff.settings.presets import GPU_MEMORY
 from dladiff.settings.schema import FinetuningConfig, method_config
+from pipeline.models.memory import gpu_gib, host_gib
 from tests.bench.memory import ELSEWHERE, Counter, peaks, shortened
+from tests.bench.transformer_memory import transformer_peaks
+from tests.support.full_size_transformers import WEIGHTS
 
 FREE = 2.0  # GiB of a card for CUDA, workspaces, the detector and identity encoders, and the allocator's gaps
 
@@ -32,6 +35,28 @@ def test_fits_gives_way_to_settings_and_goes_over_a_preset() -> None:
         == 3
     )
     assert not method_config("sd21", None, {}).finetuning.recompute
+
+
+def test_an_actor_of_a_transformer_holds_network_and_text_encoder() -> None:
+    """Weights of the full-size configurations in bf16; the latent push needs the VAE alone."""
+    for profile, count in WEIGHTS.items():
+        whole = method_config(profile, None, {"visibility": 0.0})
+        text = 4.76e9 if profile[:4] in ("sd35", "flux") and profile != "flux2-klein" else 4.02e9
+        text = 8.29e9 if profile == "qwen-image" else text
+        assert gpu_gib(whole) == pytest.approx(2 * (count + text) / 2**30 + 2, abs=0.2)
+        assert host_gib(whole) == gpu_gib(whole) > gpu_gib(method_config(profile, None, {}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", list(WEIGHTS))
+def test_training_takes_no_more_than_the_prompt_did(profile: str) -> None:
+    resident, first, second = transformer_peaks(profile, 2)
+    assert (
+        2 * WEIGHTS[profile] / 2**30
+        < resident
+        < max(first, second)
+        < gpu_gib(method_config(profile, None, {"visibility": 0.0}))
+    )
 
 
 @pytest.mark.slow

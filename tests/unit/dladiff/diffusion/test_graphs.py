@@ -34,7 +34,7 @@ def test_the_captured_training_step_equals_the_eager_one(prior: bool) -> None:
     surrogate, found = Surrogate("embedded", CPU), []
     for graphs in (None, EagerGraphs(CPU)):
         generators = [stream(i) for i in range(3)]
-        unet = surrogate.fresh_unet()
+        unet = surrogate.fresh_network()
         trainer = Trainer(unet, 1e-4, 1e-2, graphs=graphs)
         losses = []
         for _ in range(3):

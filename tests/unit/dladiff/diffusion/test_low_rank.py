@@ -32,8 +32,8 @@ def photos() -> Tensor:
 
 
 def test_fresh_matrices_are_the_pretrained_unet(surrogate: Surrogate) -> None:
-    fresh = surrogate.fresh_unet(4)
-    assert isinstance(fresh, LowRank) and fresh is surrogate.fresh_unet(4)
+    fresh = surrogate.fresh_network(4)
+    assert isinstance(fresh, LowRank) and fresh is surrogate.fresh_network(4)
     assert torch.equal(predicted(surrogate, fresh), predicted(surrogate, surrogate.unet))
     layers = [m for name, m in surrogate.unet.named_modules() if name.endswith(tuple(LAYERS))]
     assert sum(p.numel() for p in fresh.parameters()) == sum(4 * (m.in_features + m.out_features) for m in layers)
@@ -44,7 +44,7 @@ def test_training_changes_one_set_and_no_weight(surrogate: Surrogate) -> None:
     static = static_surrogate(surrogate, photos(), CONFIG, stream(2))
     learnt = predicted(surrogate, static)
     assert not torch.equal(learnt, predicted(surrogate, surrogate.unet))
-    dynamic = surrogate.fresh_unet(4)
+    dynamic = surrogate.fresh_network(4)
     assert torch.equal(predicted(surrogate, dynamic), predicted(surrogate, surrogate.unet))
     trainer, noise = Trainer(dynamic, 5e-3, 0.0), surrogate.draw([stream(3)] * 2, 128)
     batch = Batch(torch.ones_like(noise.latent), noise, surrogate.prompt("a photo of sks person"))

@@ -178,13 +178,13 @@ def test_loss_in_blocks_is_the_loss_of_whole_maps(monkeypatch: pytest.MonkeyPatc
 
 
 def test_copies_are_reset_in_place(surrogate: Surrogate) -> None:
-    unet = surrogate.fresh_unet()
+    unet = surrogate.fresh_network()
     with torch.no_grad():
         unet.conv_in.weight.add_(1)
     frozen = surrogate.freeze(unet)
     unet.requires_grad_(True)
     unet.conv_in.weight.sum().backward()
-    again = surrogate.fresh_unet()
+    again = surrogate.fresh_network()
     assert again is unet and torch.equal(frozen.conv_in.weight, surrogate.unet.conv_in.weight + 1)
     assert surrogate.freeze(again) is frozen and torch.equal(frozen.conv_in.weight, surrogate.unet.conv_in.weight)
     assert torch.equal(again.conv_in.weight, surrogate.unet.conv_in.weight)
@@ -208,7 +208,7 @@ def test_the_frozen_bf16_copy_computes_what_autocast_computes(surrogate: Surroga
     bf16.use_bf16 = True
     noise = surrogate.draw([stream(0)], 64)
     z, prompt = torch.randn(1, 8, 8, 8, generator=stream(1)), surrogate.prompt("a photo of sks person")
-    unet = bf16.fresh_unet()
+    unet = bf16.fresh_network()
     frozen = bf16.freeze(unet)
     assert {p.dtype for p in frozen.parameters()} == {torch.float32, torch.bfloat16}
     with torch.no_grad(), bf16.autocast():

@@ -22,7 +22,7 @@ def surrogate() -> Surrogate:
 @pytest.mark.networks
 def test_trainer_changes_its_weights_and_not_the_pretrained_ones(surrogate: Surrogate) -> None:
     before = surrogate.unet.conv_in.weight.clone()
-    unet = surrogate.fresh_unet()
+    unet = surrogate.fresh_network()
     prompt = surrogate.prompt("a photo of sks person")
     noise = surrogate.draw([stream(0)], 128)
     latents = torch.randn(1, 8, 16, 16, generator=stream(1))
@@ -40,7 +40,7 @@ def test_offloaded_moments_change_no_step(surrogate: Surrogate, monkeypatch: pyt
     batch = Batch(torch.randn(1, 8, 8, 8, generator=stream(1)), noise, surrogate.prompt("a photo of sks person"))
     found = []
     for host in (None, CPU):
-        training = Trainer(unet := surrogate.fresh_unet(), 1e-4, 1e-2, host)
+        training = Trainer(unet := surrogate.fresh_network(), 1e-4, 1e-2, host)
         for _ in range(3):
             training.step(surrogate, [MicroBatch(batch)])
         found.append([p.clone() for p in unet.parameters()])
@@ -56,7 +56,7 @@ def test_a_training_step_in_parts_is_the_whole_step(surrogate: Surrogate) -> Non
     batch = Batch(latents, noise, prompt)
     found = []
     for size in (3, 2):
-        unet = surrogate.fresh_unet()
+        unet = surrogate.fresh_network()
         loss = Trainer(unet, 1e-4, 1e-2).step(surrogate, in_parts(batch, size))
         found.append((loss, unet.conv_in.weight - surrogate.unet.conv_in.weight))
     (whole, moved), (halves, moved_too) = found
@@ -84,7 +84,7 @@ def test_the_prior_term_is_the_loss_on_class_images_and_without_them_nothing_is_
         assert batch is not None and batch.latents.shape == batch.noise.latent.shape
         prompt = surrogate.prompt("a photo of sks person")
         own = Batch(batch.latents.flip(0), batch.noise, prompt)
-        unet = surrogate.fresh_unet()
+        unet = surrogate.fresh_network()
         with torch.no_grad():
             apart = [surrogate.loss(unet, b.latents, b.noise, b.prompt) for b in (own, batch)]
         together = Trainer(unet, 1e-4, 1e-2).step(surrogate, [MicroBatch(own, batch)], 0.5)
