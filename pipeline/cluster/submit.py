@@ -16,6 +16,7 @@ from pipeline.cluster.checks import relative_paths
 from pipeline.cluster.job_file import Job
 from pipeline.cluster.same_version import REFUSED, STARTED
 from pipeline.process.temporary import temporary_folder
+from pipeline.run.session import NO_TOKEN
 from pipeline.storage.keys import short, shown
 from pipeline.telemetry.metrics import JOB_VARIABLE
 
@@ -23,6 +24,7 @@ POLL_S = 2.0  # seconds between two status requests
 CHECK_POLL_S = 0.5  # the same while the version check of a new job is waited for: its process starts within seconds
 PATIENCE_S = 120.0  # seconds that a waiting command tolerates a silent head
 CHECKED_S = 60.0  # seconds that a submission waits for the version check; later the job's own log has its result
+REFUSED_CLIENT = f"the Ray cluster refuses this client: {NO_TOKEN}"
 MAX_ANSWER = 300  # characters of the head's message in ours
 METRICS_PORTS = "9109-9112"  # of the driver, on the head's 127.0.0.1: four jobs at a time
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -135,11 +137,14 @@ def stop(address: str, name: str) -> Submitted:
 
 def connected(address: str) -> Any:
     """Return the client of a cluster's Jobs API. Raises StorageError."""
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except AuthenticationError as error:
+        raise StorageError(REFUSED_CLIENT) from error
+    except (OSError, RuntimeError, ValueError) as error:
         raise _out_of_reach(address, error) from error
 
 
@@ -260,9 +265,13 @@ def _follow(client: Any, name: str, echo: Echo) -> None:
 
 
 def answered(call: Callable[[], Any]) -> Any:
-    """Call the head's API. Raises StorageError with one line for errors of head or network."""
+    """Call the head's API. Raises StorageError with one line for errors of head or network, and for a wrong token."""
+    from ray.exceptions import AuthenticationError
+
     try:
         return call()
+    except AuthenticationError as error:
+        raise StorageError(REFUSED_CLIENT) from error
     except (OSError, RuntimeError) as error:
         raise StorageError(f"the cluster does not answer: {_line(error)}; if the job runs, it continues") from error
 

@@ -8,6 +8,7 @@ without dladiff, or with another version of it, can answer too. It imports no mo
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import sys
@@ -57,7 +58,7 @@ def main() -> None:
     import ray
 
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": "ERROR"}
+    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
     try:
         ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
     except BaseException as error:

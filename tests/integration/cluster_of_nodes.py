@@ -24,6 +24,7 @@ from pipeline.run import fitness
 from pipeline.run.driver import protect
 from pipeline.storage.open import open_storage
 from tests.faults.harness import Scene, until
+from tests.integration.patience import patient
 from tests.integration.tokens import ray_token
 
 
@@ -91,7 +92,7 @@ def main() -> None:
 
     folder, *names = sys.argv[1:]
     fitness.IDLE_S, fitness.NONE_FIT_S = 2.0, 20.0
-    with ray_token():
+    with ray_token(), patient():
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         os.environ["RAY_ADDRESS"] = cluster.address
         if names[0] == "--late":

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from pipeline.cli.main import main as dladiff
 from pipeline.doctor import nodes
+from tests.integration.patience import patient
 from tests.integration.tokens import ray_token
 
 NODE_S = 90.0  # seconds; a busy machine imports slowly
@@ -60,7 +61,7 @@ def main() -> None:
         "stopped": {"env_vars": {"DLADIFF_FACES": packs}},
     }
     nodes.NODE_S = NODE_S
-    with ray_token():
+    with ray_token(), patient():
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         started = {
             name: cluster.add_node(num_cpus=len(name), object_store_memory=100_000_000, **kind)

@@ -1,16 +1,43 @@
 """What a submitted job gets: the name of the job and ports for the driver's metrics."""
 
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import click
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from pipeline.cli.main import main
 from pipeline.cluster.job_file import load_job
 from pipeline.cluster.submit import METRICS_PORTS, _start
 from pipeline.telemetry.driver import served
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_wrong_or_missing_token_is_one_line(status: int) -> None:
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Refuses)
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}"
+        found = CliRunner().invoke(main, ["jobs", "--address", address])
+        checked = CliRunner().invoke(main, ["doctor", "--address", address])
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert found.exit_code == 3
+    assert found.output.splitlines()[-1].startswith("error: the Ray cluster refuses this client: set RAY_AUTH_TOKEN")
+    assert checked.exit_code == 1 and "FAIL  ray: the Ray cluster refuses this client" in checked.output
 
 
 class Head:
