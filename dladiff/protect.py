@@ -222,8 +222,13 @@ def _displace(works: list[Work], clean: Sequence[Pixels], models: Models, config
     """
     photos = [(work.photo.pixels, work.faces) for work in works]
     learnt = [(pixels, models.detector.detect(pixels)) for pixels in clean] or photos
-    networks = geometry.Networks(models.encoders, models.detector, models.device)
-    moved = geometry.displace(photos, learnt, networks, config.zero_shot, config.experimental.geometry, seed)
+    used = [i for i, encoder in enumerate(models.encoders) if geometry.reads_face(encoder)]
+    if not used:
+        return
+    weights = config.zero_shot.encoder_weights
+    zero_shot = config.zero_shot.replaced(encoder_weights=tuple(weights[i] for i in used) if weights else ())
+    networks = geometry.Networks([models.encoders[i] for i in used], models.detector, models.device)
+    moved = geometry.displace(photos, learnt, networks, zero_shot, config.experimental.geometry, seed)
     for work, photo in zip(works, moved, strict=True):
         work.moved = photo
 

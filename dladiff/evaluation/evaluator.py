@@ -16,9 +16,9 @@ from dladiff.core.arrays import Pixels
 from dladiff.core.pixels import to_float
 from dladiff.errors import ModelError, PhotoError
 from dladiff.evaluation.verification import unit_mean
-from dladiff.faces.detect import Detector, Face, alignment_matrix, warp
+from dladiff.faces.cuts import cut_of
+from dladiff.faces.detect import Detector, Face, alignment_matrix
 from dladiff.faces.encoder import IdentityEncoder
-from dladiff.layers.zero_shot import enlarged
 from dladiff.service import chosen_device, named_detector, named_encoder
 
 Embeddings = dict[str, NDArray[np.float64]]
@@ -51,11 +51,8 @@ class Evaluator:
                 continue
             image = to_float(picture)
             with torch.no_grad():
-                crops = {
-                    side: warp(image, torch.from_numpy(enlarged(matrix, side)).to(image)[None], side)
-                    for side in {e.crop for e in self.encoders}
-                }
-                embeddings = {e.name: e(crops[e.crop])[0].numpy().astype(np.float64) for e in self.encoders}
+                crops = {cut: cut_of(image, matrix[None], cut) for cut in dict.fromkeys(e.cut for e in self.encoders)}
+                embeddings = {e.name: e(crops[e.cut])[0].numpy().astype(np.float64) for e in self.encoders}
             return EmbeddedFaces(faces, embeddings)
         return None
 
