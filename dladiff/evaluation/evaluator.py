@@ -19,7 +19,9 @@ from dladiff.evaluation.verification import unit_mean
 from dladiff.faces.cuts import cut_of
 from dladiff.faces.detect import Detector, Face, alignment_matrix
 from dladiff.faces.encoder import IdentityEncoder
+from dladiff.faces.weights import missing_weights
 from dladiff.service import chosen_device, named_detector, named_encoder
+from dladiff.settings.adapters import expanded
 
 Embeddings = dict[str, NDArray[np.float64]]
 """Encoder name to a unit vector."""
@@ -65,8 +67,17 @@ class Evaluator:
 
 
 def load_evaluator(encoders: Sequence[str]) -> Evaluator:
-    """Load an evaluator. An encoder is `embedded:NAME`, an ONNX file, a pack or `clip:FOLDER`. Raises ModelError."""
-    loaded = [named_encoder(name) for name in encoders]
+    """Load an evaluator. Raises ModelError.
+
+    An encoder is `embedded:NAME`, an ONNX file, a pack, `clip:FOLDER`, or `adapter:NAME`: each reading of an adapter.
+    """
+    try:
+        names = expanded(encoders)
+    except ValueError as error:
+        raise ModelError(f"--evaluator: {error}") from error
+    if fault := missing_weights(names):
+        raise ModelError(f"--evaluator: {fault}")
+    loaded = [named_encoder(name) for name in names]
     if repeated := {e.name for e in loaded if sum(e.name == other.name for other in loaded) > 1}:
         raise ModelError(f"--evaluator: two encoders are named {', '.join(sorted(repeated))}; rename one of the files")
     return Evaluator(named_detector("centerface", 8, 0.5), loaded)

@@ -1,4 +1,4 @@
-"""Convert an encoder's published pickle to safetensors: `python -m dladiff.faces.convert_encoder IN.pth OUT.safetensors`.
+"""Convert an encoder's pickle to safetensors: `python -m dladiff.faces.convert_encoder IN.pth OUT.safetensors`.
 
 Reading a pickle can run code. `weights_only=True` allows only tensors, but that reader has had security faults
 (docs/decisions/0014-supply-chain.md). So no run reads a pickle. Convert the file once, on a machine without secrets.
@@ -40,7 +40,7 @@ def _tensors(values: Any, prefix: str, depth: int) -> Iterator[tuple[str, Tensor
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pickle", type=Path, help="EVA02_CLIP_L_336_psz14_s6B.pt, parsing_bisenet.pth, photomaker-v2.bin")
+    parser.add_argument("pickle", type=Path, help="published file, such as parsing_bisenet.pth")
     parser.add_argument("target", type=Path, help="safetensors file to write")
     arguments = parser.parse_args()
     print(f"{arguments.target}: {convert(arguments.pickle, arguments.target)} tensors")

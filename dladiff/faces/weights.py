@@ -3,7 +3,7 @@
 Imports no torch: the driver uses it. Nothing is downloaded.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,9 +149,13 @@ def located(name: str) -> Path:
     raise ModelError(f"not on this machine: {WEIGHTS[name].wanted()}; {_put()}")
 
 
-def missing_weights(encoders: Iterable[str]) -> str | None:
-    """Return one line with every file that adapters among these encoders need and this machine lacks, else None."""
-    lacking = {name: adapters for name, adapters in needed_by(encoders).items() if find(name) is None}
+def missing_weights(encoders: Iterable[str], stored: Callable[[str], bool] = lambda name: False) -> str | None:
+    """Return one line with every file that adapters among these encoders need and this machine lacks, else None.
+
+    `stored`: whether weights are elsewhere, from where the run copies them.
+    """
+    needed = needed_by(encoders)
+    lacking = {name: adapters for name, adapters in needed.items() if find(name) is None and not stored(name)}
     if not lacking:
         return None
     named = list(dict.fromkeys(adapter for adapters in lacking.values() for adapter in adapters))

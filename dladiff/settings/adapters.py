@@ -5,10 +5,13 @@ Nothing here imports torch: the driver reads it.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from dladiff.settings.merge import nearest
 from dladiff.settings.records import Record, read_records
+from dladiff.settings.validate import Items
 
 PREFIX = "adapter:"
 """Start of an encoder's name that is an adapter (`adapter:pulid`) or one of its readings (`adapter:pulid.eva`)."""
@@ -68,6 +71,7 @@ ADAPTERS: dict[str, Adapter] = {
     )
 }
 """Adapters by name."""
+ALL = f"known: {', '.join(ADAPTERS)}"
 
 
 def reading_of(name: str) -> Reading:
@@ -92,12 +96,9 @@ def expanded(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(out.values())
 
 
-def adapters_of(text: str) -> list[str]:
-    """Return the encoders' names of a list of adapters that are separated by commas. Raises ValueError."""
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    for name in names:
-        _known(name)
-    return [f"{PREFIX}{name}" for name in names]
+def adapter_fault(name: str) -> str | None:
+    """Return what is wrong with an adapter's name, None if it is known."""
+    return None if name in ADAPTERS else f"no adapter named {name!r}{nearest(name, list(ADAPTERS))}; {ALL}"
 
 
 def _readings(name: str) -> list[str]:
@@ -111,6 +112,10 @@ def _readings(name: str) -> list[str]:
 
 
 def _known(name: str) -> Adapter:
-    if name not in ADAPTERS:
-        raise ValueError(f"no adapter named {name!r}{nearest(name, list(ADAPTERS))}; known: {', '.join(ADAPTERS)}")
+    if fault := adapter_fault(name):
+        raise ValueError(fault)
     return ADAPTERS[name]
+
+
+Encoders = Annotated[Items[str], AfterValidator(expanded)]
+"""Names of encoders in settings, adapters replaced by their readings."""
