@@ -16,7 +16,6 @@ from dladiff.core.arrays import Pixels
 from dladiff.core.colour import GREY, grey_to_srgb, profile_of
 from dladiff.errors import ConfigError, PhotoError
 from dladiff.service import PhotoIn, PhotoOut, Protector
-from dladiff.settings.adapters import PREFIX
 from dladiff.settings.presets import STRENGTHS
 
 __all__ = ["Photo", "ProtectedPhoto", "Similarity", "protect_photos"]
@@ -70,18 +69,16 @@ def protect_photos(
     preset: str | None = None,
     seed: int = 0,
     encoders: Sequence[str] = (),
-    against: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> list[ProtectedPhoto]:
     """Return the protected photos of one person, in the order given.
 
     `clean`: photos of the same person for training layer 1's static surrogate; by default the photos themselves.
     `encoders`: the encoders of layer 2 (`embedded:residual`, an ONNX file, an InsightFace pack's name or folder,
-    `clip:FOLDER`); by default the profile's. `against`: identity adapters (`faceid`, `pulid`, ...) whose encoders are
-    added to these, or replace the profile's. `settings`: fields of MethodConfig that differ from the profile. The same
-    photos, settings and seed give the same pixels on the CPU. Models stay in memory for later calls with the same
-    settings and seed. `strength`: how visible the protection may be (`faint`, `balanced` or `strong`), the preset of
-    this name; give it or `preset`.
+    `clip:FOLDER`, `adapter:pulid` for all that an identity adapter reads); by default the profile's. `settings`: fields
+    of MethodConfig that differ from the profile. The same photos, settings and seed give the same pixels on the CPU.
+    Models stay in memory for later calls with the same settings and seed. `strength`: how visible the protection may be
+    (`faint`, `balanced` or `strong`), the preset of this name; give it or `preset`.
 
     Raises PhotoError (it names the photo), ConfigError or ModelError: one line that says what to do.
     """
@@ -90,10 +87,6 @@ def protect_photos(
         raise PhotoError("photos: is empty; give at least one photo")
     cleaned = [photo.pixels for photo in _read_all("clean", clean)]
     overrides = dict(settings or {}) | ({"encoders": list(encoders)} if encoders else {})
-    if isinstance(against, str):
-        raise ConfigError([f"against: give a list of adapters, not {against!r}"])
-    if against:
-        overrides["encoders"] = [*overrides.get("encoders", ()), *(f"{PREFIX}{name}" for name in against)]
     chosen = {"profile": profile, "preset": _preset(strength, preset), "overrides": overrides}
     try:
         request = json.dumps(chosen, sort_keys=True)

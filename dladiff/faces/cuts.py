@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dladiff.core.pixels import Images
-from dladiff.faces.detect import ARCFACE_TEMPLATE, CROP, Matrix, similarity, warp
+from dladiff.faces.detect import ARCFACE_TEMPLATE, CROP, Matrix, inverse, similarity, warp
 
 FFHQ_TEMPLATE = np.array(
     [
@@ -38,11 +38,12 @@ class FaceCut:
     def matrices(self, alignments: Matrix) -> Matrix:
         """Return k alignments (2 x 3) to this cut, for alignments to InsightFace's 112 px crop.
 
-        An alignment to facexlib's template is carried over by the similarity between both templates.
+        An alignment to facexlib's template is carried over by the similarity that aligns this template to InsightFace's.
+        It is exact for landmarks that are facexlib's template, moved, turned and scaled.
         """
         if not self.ffhq:
             return alignments * (self.side / CROP)
-        over = similarity(ARCFACE_TEMPLATE, FFHQ_TEMPLATE * (self.side / FFHQ_SIDE))
+        over = inverse(similarity(FFHQ_TEMPLATE * (self.side / FFHQ_SIDE), ARCFACE_TEMPLATE))
         moved = over[:, :2] @ alignments
         moved[..., 2] += over[:, 2]
         return moved
