@@ -38,7 +38,7 @@ class FaceCut:
     def matrices(self, alignments: Matrix) -> Matrix:
         """Return k alignments (2 x 3) to this cut, for alignments to InsightFace's 112 px crop.
 
-        An alignment to facexlib's template is carried over by the similarity that aligns this template to InsightFace's.
+        An alignment to facexlib's template is carried over by the similarity that aligns that one to InsightFace's.
         It is exact for landmarks that are facexlib's template, moved, turned and scaled.
         """
         if not self.ffhq:

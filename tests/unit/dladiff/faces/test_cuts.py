@@ -31,6 +31,12 @@ def test_an_aligned_face_is_insightfaces(side: int) -> None:
     assert np.abs(got - reference / 255).mean() < LEVEL  # OpenCV rounds positions to 1/32 px
 
 
+def like_pillow(difference: np.ndarray) -> None:
+    """Pillow rounds after each of two passes, and clips overshoots between them."""
+    assert difference.mean() < 0.5 * LEVEL and np.quantile(difference, 0.999) < 2 * LEVEL
+    assert difference.max() < 12 * LEVEL
+
+
 def _facexlib(pixels: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """The reference: least median of squares, warp in BGR, grey outside; returned as RGB."""
     matrix = cv2.estimateAffinePartial2D(landmarks, FFHQ_TEMPLATE, method=cv2.LMEDS)[0]
@@ -71,14 +77,14 @@ def test_the_middle_of_the_photo_is_transformers(height: int, width: int) -> Non
         reference = processor(images=Image.fromarray(photo(height, width)), return_tensors="pt").pixel_values
     got = PhotoCut(224, middle=True).crop(to_float(photo(height, width)))
     assert reference.shape == got.shape
-    assert float((got.clamp(0, 1) - reference).abs().max()) < 2 * LEVEL  # Pillow rounds after each of two passes
+    like_pillow((got.clamp(0, 1) - reference).abs().numpy())
 
 
 @pytest.mark.parametrize(("height", "width"), [(400, 300), (120, 250)])
 def test_the_photo_as_a_square_is_pillows(height: int, width: int) -> None:
     reference = np.asarray(Image.fromarray(photo(height, width)).resize((384, 384), Image.Resampling.BICUBIC)) / 255
     got = PhotoCut(384, middle=False).crop(to_float(photo(height, width)))[0].permute(1, 2, 0).clamp(0, 1).numpy()
-    assert np.abs(got - reference).max() < 2 * LEVEL
+    like_pillow(np.abs(got - reference))
 
 
 def test_a_part_adds_what_it_adds_to_the_whole() -> None:
@@ -92,8 +98,8 @@ def test_a_part_adds_what_it_adds_to_the_whole() -> None:
 
 def test_gradients_against_finite_differences() -> None:
     generator = torch.Generator().manual_seed(1)
-    image = torch.rand(1, 3, 40, 50, generator=generator, dtype=torch.float64, requires_grad=True)
-    matrices = np.array([[[0.2, 0.01, 1.0], [-0.01, 0.2, 2.0]]])
+    image = torch.rand(1, 3, 11, 13, generator=generator, dtype=torch.float64, requires_grad=True)
+    matrices = np.array([[[4.1, 0.3, 20.0], [-0.3, 4.1, 30.0]]])  # to a crop of 112 px
     for cut in (FaceCut(8), FaceCut(8, ffhq=True), PhotoCut(6, middle=True), PhotoCut(6, middle=False)):
         weights = torch.rand(1, 3, cut.side, cut.side, generator=generator, dtype=torch.float64)
         assert torch.autograd.gradcheck(lambda i, c=cut, w=weights: (cut_of(i, matrices, c) * w).sum(), (image,))
