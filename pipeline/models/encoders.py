@@ -53,10 +53,10 @@ def read_encoder_pins(folder: Path) -> Pins | None:
 
 
 def stored_weights(source: str | None) -> Callable[[str], bool]:
-    """Return whether a folder or bucket holds known weights, by name. Raises StorageError: out of reach."""
+    """Return whether a folder or bucket holds known weights, by name. Raises StorageError: a bucket is out of reach."""
 
     def stored(name: str) -> bool:
-        if source is None:
+        if source is None or not (source.startswith("s3://") or Path(within(source, name)).expanduser().is_dir()):
             return False
         try:
             encoder_pins(open_storage(within(source, name)))

@@ -6,6 +6,7 @@ Names of the modules are those of the published tensors.
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dladiff.faces.networks.state import State, numbered
 
@@ -95,7 +96,16 @@ class ImprovedResnet(nn.Module):
 
 def structure_and_identity(maps: list[Tensor], side: int = 16) -> list[Tensor]:
     """Return UniPortrait's tokens `b t c` of feature maps: the last one's cells, and the others resized and stacked."""
-    resized = [
-        torch.nn.functional.interpolate(one, (side, side), mode="bilinear", align_corners=False) for one in maps[:-1]
-    ]
-    return [maps[-1].flatten(2).transpose(1, 2), torch.cat(resized, 1).flatten(2).transpose(1, 2)]
+    resized = [functional.interpolate(x, (side, side), mode="bilinear", align_corners=False) for x in maps[:-1]]
+    return [_cells(maps[-1]), _cells(torch.cat(resized, 1))]
+
+
+def _cells(maps: Tensor) -> Tensor:
+    """Return the cells `b t c` of maps `b c h w`.
+
+    The gradient is made contiguous: with the strides of a transposed one and a batch of 1, batch normalisation in
+    evaluation mode returns a wrong gradient (torch 2.13, CPU).
+    """
+    if maps.requires_grad:
+        maps.register_hook(lambda gradient: gradient.contiguous())
+    return maps.flatten(2).transpose(1, 2)
