@@ -222,12 +222,10 @@ def _displace(works: list[Work], clean: Sequence[Pixels], models: Models, config
     """
     photos = [(work.photo.pixels, work.faces) for work in works]
     learnt = [(pixels, models.detector.detect(pixels)) for pixels in clean] or photos
-    used = [i for i, encoder in enumerate(models.encoders) if geometry.reads_face(encoder)]
-    if not used:
+    encoders, zero_shot = geometry.of_faces(models.encoders, config.zero_shot)
+    if not encoders:
         return
-    weights = config.zero_shot.encoder_weights
-    zero_shot = config.zero_shot.replaced(encoder_weights=tuple(weights[i] for i in used) if weights else ())
-    networks = geometry.Networks([models.encoders[i] for i in used], models.detector, models.device)
+    networks = geometry.Networks(encoders, models.detector, models.device)
     moved = geometry.displace(photos, learnt, networks, zero_shot, config.experimental.geometry, seed)
     for work, photo in zip(works, moved, strict=True):
         work.moved = photo

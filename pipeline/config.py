@@ -161,17 +161,13 @@ class RunConfig(Settings):
         if self.faces:
             overrides.setdefault("encoders", list(self.faces))
             overrides.setdefault("detector", self.faces[0])
-        if self.against:
-            overrides["encoders"] = [*overrides.get("encoders", ()), *(f"{PREFIX}{name}" for name in self.against)]
-        settings = {
-            "profile": self.profile,
-            "preset": self.strength or self.preset,
-            "overrides": overrides,
-            "trace": self.trace,
-        }
+        named = overrides.get("encoders", [])
+        if self.against and isinstance(named, list | tuple):
+            overrides["encoders"] = [*named, *(f"{PREFIX}{name}" for name in self.against)]
+        settings = {"profile": self.profile, "preset": self.strength or self.preset, "overrides": overrides}
         if self.encoders_from:
             settings["encoders_from"] = self.encoders_from
-        return settings | {"gpu": self.gpus_per_actor > 0}
+        return settings | {"trace": self.trace, "gpu": self.gpus_per_actor > 0}
 
     def method_config(self) -> MethodConfig:
         """Return the method's configuration. Raises ConfigError."""
@@ -192,11 +188,8 @@ class RunConfig(Settings):
 
     def config_digest(self) -> str:
         """Return the digest of the settings that affect the output's bytes; weights enter by content."""
-        parts = {
-            "method": by_content(self.method_config(), self.encoders_from),
-            "seed": self.seed,
-            "max_pixels": self.max_pixels,
-        }
+        method = by_content(self.method_config(), self.encoders_from)
+        parts = {"method": method, "seed": self.seed, "max_pixels": self.max_pixels}
         return digest(parts)
 
     def missing_weights(self) -> list[str]:

@@ -42,7 +42,7 @@ class Networks:
     """What the field is optimised against, and what finds faces."""
 
     encoders: Sequence[IdentityEncoder]
-    """Those that read an aligned face (`reads_face`)."""
+    """Those that read an aligned face (`of_faces`)."""
     detector: Detector
     device: torch.device
 
@@ -85,9 +85,13 @@ class Portrait:
         return functional.grid_sample(images, (2 * moved + 1) / size - 1, padding_mode="zeros", align_corners=False)
 
 
-def reads_face(encoder: IdentityEncoder) -> bool:
-    """Return whether an encoder reads a face aligned to InsightFace's template: the field is of such a crop."""
-    return isinstance(encoder.cut, FaceCut) and not encoder.cut.ffhq
+def of_faces(
+    encoders: Sequence[IdentityEncoder], config: ZeroShotConfig
+) -> tuple[list[IdentityEncoder], ZeroShotConfig]:
+    """Return the encoders that read a face aligned to InsightFace's template, and the settings with their weights."""
+    used = [i for i, e in enumerate(encoders) if isinstance(e.cut, FaceCut) and not e.cut.ffhq]
+    weights = tuple(config.encoder_weights[i] for i in used) if config.encoder_weights else ()
+    return [encoders[i] for i in used], config.replaced(encoder_weights=weights)
 
 
 def displace(

@@ -175,9 +175,9 @@ class _Run:
         self.views = [FaceView(around, face.bases, box, self.grid, block, cuts) for face in canvas.faces]
         for weighted in networks.vaes:
             weighted.vae.recompute(networks.recompute)
-        sizes, grid = (networks.resolution, networks.batch_views), (box, self.grid)
-        pushed = (networks.vaes, sizes, self.config.log_variance, canvas.learnt)
-        self.latents = LatentShift(original, views, grid, *pushed) if (views := canvas.part.views) else None
+        sizes, views = (networks.resolution, networks.batch_views), canvas.part.views
+        pushed = ((box, self.grid), networks.vaes, sizes, self.config.log_variance, canvas.learnt)
+        self.latents = LatentShift(original, views, *pushed) if views else None
         self.fade = fade(canvas.part, self.grid.shape, original)
         self.hinge, self.course = HINGE_WEIGHTS[1], Course()
         for face in canvas.faces:
@@ -185,9 +185,9 @@ class _Run:
 
     def _around(self, original: Images) -> Images:
         """Return the photo with the perturbation so far outside of this canvas."""
-        outside = self.start.clone()
-        outside[self.inside] = 0
-        return (original + outside).clamp(0, 1)
+        changed = (original + self.start).clamp(0, 1)
+        changed[self.inside] = original[self.inside]
+        return changed
 
     def first(self, generator: Generator) -> Tensor:
         """Return the first perturbation of the grid: the one so far, and noise."""
@@ -262,8 +262,7 @@ class _Run:
         augmentation = draw_augmentation(config.eot, face.generator, self.codec)
         known = list(face.history[-1]) if face.history else [1.0] * len(encoders)
         picked = self._picked(face)
-        cuts = dict.fromkeys(encoders[i].cut for i in picked)
-        crops = {cut: augmentation(view, point, matrices, cut) for cut in cuts}
+        crops = {c: augmentation(view, point, matrices, c) for c in dict.fromkeys(encoders[i].cut for i in picked)}
         weights, terms = config.encoder_weights or (1.0,) * len(encoders), []
         for i in picked:
             cosines = (encoders[i](crops[encoders[i].cut]) * face.targets[i][chosen]).sum(1)
@@ -298,6 +297,5 @@ def _adam(gradient: Tensor, moments: tuple[Tensor, Tensor], step: int) -> Tensor
 
 
 def _resized(image: Tensor, shape: tuple[int, int]) -> Tensor:
-    if image.shape[-2:] == shape:
-        return image
-    return functional.interpolate(image, shape, mode="bilinear", antialias=True)
+    same = image.shape[-2:] == shape
+    return image if same else functional.interpolate(image, shape, mode="bilinear", antialias=True)
