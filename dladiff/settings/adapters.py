@@ -71,6 +71,13 @@ ADAPTERS: dict[str, Adapter] = {
     )
 }
 """Adapters by name."""
+PACKS = {
+    reading.weights: replace(reading, normalised=True)
+    for adapter in ADAPTERS.values()
+    for reading in adapter.readings.values()
+    if reading.kind == "pack"
+}
+"""InsightFace packs by name, as adapters read them."""
 ALL = f"known: {', '.join(ADAPTERS)}"
 
 
@@ -83,13 +90,15 @@ def reading_of(name: str) -> Reading:
 def expanded(names: Iterable[str]) -> tuple[str, ...]:
     """Return names of encoders with each adapter (`adapter:NAME`) replaced by its readings.
 
-    A reading that is equal to one before it is left out; the loss is the same with and without unit length. Raises
-    ValueError: an unknown adapter or reading.
+    A reading that is equal to one before it, or to a pack that is named, is left out; the loss is the same with and
+    without unit length. Raises ValueError: an unknown adapter or reading.
     """
     out: dict[object, str] = {}
     for name in names:
         if not name.startswith(PREFIX):
-            out[(name, len(out))] = name  # repeated names are reported when the encoders are loaded
+            pack = PACKS.get(name)
+            known = pack if pack is not None and pack not in out else (name, len(out))
+            out[known] = name  # repeated names are reported when the encoders are loaded
             continue
         for one in _readings(name):
             out.setdefault(replace(reading_of(one), normalised=True), one)

@@ -184,8 +184,8 @@ def save_towers(folder: Path) -> None:
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / WEIGHTS[name].file)
 
 
-def save_all(folder: Path, pack: Path) -> None:
-    """Write every known encoder; a pack stands for both of InsightFace's."""
-    for name in ("buffalo_l", "antelopev2"):
-        shutil.copytree(pack, folder / name)
+def save_all(folder: Path, packs: Path) -> None:
+    """Write every known encoder; the small packs in `packs` stand for InsightFace's."""
+    for name, small in (("buffalo_l", "mini_y1"), ("antelopev2", "mini_relu6")):
+        shutil.copytree(packs / small, folder / name)
     save_towers(folder)

@@ -107,5 +107,5 @@ def _cells(maps: Tensor) -> Tensor:
     evaluation mode returns a wrong gradient (torch 2.13, CPU).
     """
     if maps.requires_grad:
-        maps.register_hook(lambda gradient: gradient.contiguous())
+        maps.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
     return maps.flatten(2).transpose(1, 2)

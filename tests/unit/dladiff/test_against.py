@@ -30,7 +30,7 @@ def settings(*adapters: str, **more: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory, assets: Path) -> Path:
     folder = tmp_path_factory.mktemp("weights")
-    save_all(folder, assets / "insightface_pack" / "mini_y1")
+    save_all(folder, assets / "insightface_pack")
     return folder
 
 

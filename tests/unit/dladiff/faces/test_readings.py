@@ -216,7 +216,7 @@ def _eva(state: dict[str, Tensor], x: Tensor, cells: int, taken: tuple[int, ...]
 def _half_background(encoder: ReadingEncoder) -> None:
     """Let the parsing network find background in the left half: random weights find it anywhere."""
     left = (torch.arange(512) < 256).expand(1, 1, 512, 512)
-    encoder.parsing.background = lambda x: left.expand(len(x), -1, -1, -1)
+    setattr(encoder.parsing, "background", lambda x: left.expand(len(x), -1, -1, -1))  # noqa: B010 - a method
 
 
 def test_pulid_reads_the_grey_face_on_white(folder: Path) -> None:
@@ -224,7 +224,7 @@ def test_pulid_reads_the_grey_face_on_white(folder: Path) -> None:
     assert isinstance(encoder, ReadingEncoder) and encoder.cut == FaceCut(512, ffhq=True)
     _half_background(encoder)
     state = read_state(folder / WEIGHTS["eva02-clip-l-336"].file, "visual.")
-    grey = sum(w * crops(512)[:, i : i + 1] for i, w in enumerate((0.299, 0.587, 0.114)))
+    grey = torch.einsum("bchw,c->bhw", crops(512), torch.tensor([0.299, 0.587, 0.114]))[:, None]
     grey = grey.expand(-1, 3, -1, -1).clone()
     grey[..., :256] = 1
     small = functional.interpolate(grey, (336, 336), mode="bicubic", antialias=True)

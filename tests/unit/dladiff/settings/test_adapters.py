@@ -36,6 +36,8 @@ def test_equal_readings_are_optimised_once() -> None:
         "adapter:faceid.id", "adapter:faceid-plus.face", "adapter:instantid.id", "adapter:pulid.eva", "own.onnx",
     )  # fmt: skip
     assert expanded(names) == names  # settings are read twice on the way to a worker
+    assert expanded(["buffalo_l", "adapter:faceid-plus"]) == ("buffalo_l", "adapter:faceid-plus.face")
+    assert expanded(["buffalo_l", "buffalo_l"]) == ("buffalo_l", "buffalo_l")
     assert expanded(["a", "a"]) == ("a", "a")  # a fault of its own, with its own message
 
 
