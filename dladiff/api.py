@@ -75,10 +75,10 @@ def protect_photos(
 
     `clean`: photos of the same person for training layer 1's static surrogate; by default the photos themselves.
     `encoders`: the encoders of layer 2 (`embedded:residual`, an ONNX file, an InsightFace pack's name or folder,
-    `clip:FOLDER`); by default the profile's. `settings`: fields of MethodConfig that differ from the profile. The same
-    photos, settings and seed give the same pixels on the CPU. Models stay in memory for later calls with the same
-    settings and seed. `strength`: how visible the protection may be (`faint`, `balanced` or `strong`), the preset of
-    this name; give it or `preset`.
+    `clip:FOLDER`, `adapter:pulid` for all that an identity adapter reads); by default the profile's. `settings`: fields
+    of MethodConfig that differ from the profile. The same photos, settings and seed give the same pixels on the CPU.
+    Models stay in memory for later calls with the same settings and seed. `strength`: how visible the protection may be
+    (`faint`, `balanced` or `strong`), the preset of this name; give it or `preset`.
 
     Raises PhotoError (it names the photo), ConfigError or ModelError: one line that says what to do.
     """

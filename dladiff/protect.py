@@ -225,8 +225,11 @@ def _displace(works: list[Work], clean: Sequence[Pixels], models: Models, config
     """
     photos = [(work.photo.pixels, work.faces) for work in works]
     learnt = [(pixels, models.detector.detect(pixels)) for pixels in clean] or photos
-    networks = geometry.Networks(models.encoders, models.detector, models.device)
-    moved = geometry.displace(photos, learnt, networks, config.zero_shot, config.experimental.geometry, seed)
+    encoders, zero_shot = geometry.of_faces(models.encoders, config.zero_shot)
+    if not encoders:
+        return
+    networks = geometry.Networks(encoders, models.detector, models.device)
+    moved = geometry.displace(photos, learnt, networks, zero_shot, config.experimental.geometry, seed)
     for work, photo in zip(works, moved, strict=True):
         work.moved = photo
 

@@ -30,8 +30,11 @@ from dladiff.faces.clip_encoder import load_clip_encoder
 from dladiff.faces.detect import CenterFaceDetector, Detector, ScrfdDetector
 from dladiff.faces.encoder import IdentityEncoder, detector_from_pack, encoder_from_pack, load_encoder
 from dladiff.faces.largest import largest_faces
+from dladiff.faces.readings import load_reading
+from dladiff.faces.weights import missing_weights
 from dladiff.layers.pushed import pushed_vaes, vaes_not_here
 from dladiff.protect import Models, protect
+from dladiff.settings.adapters import PREFIX
 from dladiff.settings.schema import encoder_fault, method_config
 
 __all__ = ["IdentityOut", "PhotoIn", "PhotoOut", "Protector"]
@@ -59,6 +62,8 @@ class Protector:
         self.config = method_config(settings["profile"], settings.get("preset"), settings.get("overrides") or {})
         if fault := encoder_fault(self.config):
             raise ConfigError([fault])
+        if fault := missing_weights([*self.config.encoders, *self.config.held_out]):
+            raise ModelError(fault)
         self.seed, self.trace = seed, bool(settings.get("trace"))
         device = chosen_device(settings.get("gpu"))
         zero_shot = self.config.zero_shot
@@ -73,7 +78,7 @@ class Protector:
         held = {e.sha256: e.name for e in self.models.held_out}
         if twice := [f"{e.name} ({held[e.sha256]})" for e in self.models.encoders if e.sha256 in held]:
             raise ConfigError([f"held_out: {', '.join(twice)} is optimised: encoders names the same file"])
-        if len({e.sha256 for e in self.models.encoders}) < len(self.models.encoders):
+        if len({(e.sha256, e.reading) for e in self.models.encoders}) < len(self.models.encoders):
             raise ConfigError(
                 ["encoders: one file is listed twice; remove one, and set its weight in zero_shot.encoder_weights"]
             )
@@ -223,7 +228,9 @@ def class_images(folder: Path, resolution: int) -> Images:
 
 
 def named_encoder(name: str) -> IdentityEncoder:
-    """Load `embedded:NAME`, an ONNX file, an InsightFace pack (name or folder) or `clip:FOLDER`. Raises ModelError."""
+    """Load `embedded:NAME`, an ONNX file, an InsightFace pack (name or folder), `clip:FOLDER`, or one reading of an
+    adapter (`adapter:pulid.eva`). Raises ModelError.
+    """
     if name.startswith("embedded:"):
         short = name.removeprefix("embedded:")
         path = EMBEDDED_ENCODERS / f"{short}.onnx"
@@ -233,6 +240,8 @@ def named_encoder(name: str) -> IdentityEncoder:
         return load_encoder(path, short)
     if name.startswith(packs.CLIP):
         return load_clip_encoder(name)
+    if name.startswith(PREFIX):
+        return load_reading(name)
     source = packs.located(name)
     return load_encoder(encoder_from_pack(source), source.name) if source.is_dir() else load_encoder(source)
 

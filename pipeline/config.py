@@ -11,6 +11,7 @@ import yaml
 from pydantic import BeforeValidator, Field, field_validator
 
 from dladiff.errors import ConfigError
+from dladiff.settings.adapters import PREFIX, adapter_fault
 from dladiff.settings.merge import digest, merge, nearest
 from dladiff.settings.presets import STRENGTHS
 from dladiff.settings.schema import MethodConfig, encoder_fault, method_config
@@ -92,6 +93,12 @@ class RunConfig(Settings):
     """Settings of the method that differ from the profile: fields of dladiff.settings.schema.MethodConfig."""
     faces: Items[str] = ()
     """InsightFace pack folders: the encoders to protect against; the first pack's detector is used."""
+    against: Items[Annotated[str, unless(adapter_fault)]] = ()
+    """Identity adapters to protect against (`faceid`, `pulid`, ...), besides what `faces` or `method.encoders` names.
+    `docs/encoders.md` ("Adapters by name") lists them and what each reads."""
+    encoders_from: Address | None = None
+    """Folder or s3://bucket/prefix with the adapters' weights, as `models mirror encoder:NAME URI/NAME` writes them. A
+    worker copies those that it lacks."""
     max_pixels: int = Field(default=50_000_000, ge=4096, le=2**31 - 1)
     """Maximum number of pixels (width times height) of a photo."""
     max_photo_bytes: int = Field(default=200_000_000, ge=1024, le=MAX_OBJECT)
@@ -158,13 +165,13 @@ class RunConfig(Settings):
         if self.faces:
             overrides.setdefault("encoders", list(self.faces))
             overrides.setdefault("detector", self.faces[0])
-        settings = {
-            "profile": self.profile,
-            "preset": self.strength or self.preset,
-            "overrides": overrides,
-            "trace": self.trace,
-        }
-        return settings | {"gpu": self.gpus_per_actor > 0}
+        named = overrides.get("encoders", [])
+        if self.against and isinstance(named, list | tuple):
+            overrides["encoders"] = [*named, *(f"{PREFIX}{name}" for name in self.against)]
+        settings = {"profile": self.profile, "preset": self.strength or self.preset, "overrides": overrides}
+        if self.encoders_from:
+            settings["encoders_from"] = self.encoders_from
+        return settings | {"trace": self.trace, "gpu": self.gpus_per_actor > 0}
 
     def method_config(self) -> MethodConfig:
         """Return the method's configuration. Raises ConfigError."""
@@ -185,7 +192,8 @@ class RunConfig(Settings):
 
     def config_digest(self) -> str:
         """Return the digest of the settings that affect the output's bytes; weights enter by content."""
-        parts = {"method": by_content(self.method_config()), "seed": self.seed, "max_pixels": self.max_pixels}
+        method = by_content(self.method_config(), self.encoders_from)
+        parts = {"method": method, "seed": self.seed, "max_pixels": self.max_pixels}
         return digest(parts)
 
     def missing_weights(self) -> list[str]:
@@ -198,7 +206,8 @@ class RunConfig(Settings):
         unnamed = [fault] if (fault := encoder_fault(method)) else []
         if os.environ.get("RAY_ADDRESS"):
             return unnamed
-        return unnamed + [f"{fault}; or name a cluster that has it in RAY_ADDRESS" for fault in missing(method)]
+        lacking = missing(method, self.encoders_from)
+        return unnamed + [f"{fault}; or name a cluster that has it in RAY_ADDRESS" for fault in lacking]
 
     def layout_name(self) -> str:
         """Return the layout, with `one_identity` applied."""

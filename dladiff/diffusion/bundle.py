@@ -6,7 +6,7 @@ Imports no torch, because the driver uses this module.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -74,8 +74,8 @@ class Pins:
         return json.dumps(about | {"files": files}, indent=1) + "\n"
 
 
-def parse_pins(text: str | bytes, where: str) -> Pins:
-    """Return the content of a `checksums.json`. Raises ModelError: not valid, or names a file that is not needed."""
+def parse_pins(text: str | bytes, where: str, allowed: Callable[[str], bool] = needed) -> Pins:
+    """Return the content of a `checksums.json`. Raises ModelError: not valid, or names a file that is not allowed."""
     try:
         if len(text) > MAX_JSON:
             raise ValueError("too large")
@@ -84,7 +84,7 @@ def parse_pins(text: str | bytes, where: str) -> Pins:
         about = {name: str(found[name]) for name in ("source", "revision", "licence")}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ModelError(f"{where}: not a list of checksums; mirror the model again: dladiff models mirror") from error
-    strange = [path for path in files if not needed(path)]
+    strange = [path for path in files if not allowed(path)]
     if strange or not files:
         raise ModelError(
             f"{where}: names {quoted(repr(strange[0]))}, which no model needs" if strange else f"{where}: names no file"

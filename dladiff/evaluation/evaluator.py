@@ -16,10 +16,12 @@ from dladiff.core.arrays import Pixels
 from dladiff.core.pixels import to_float
 from dladiff.errors import ModelError, PhotoError
 from dladiff.evaluation.verification import unit_mean
-from dladiff.faces.detect import Detector, Face, alignment_matrix, warp
+from dladiff.faces.cuts import cut_of
+from dladiff.faces.detect import Detector, Face, alignment_matrix
 from dladiff.faces.encoder import IdentityEncoder
-from dladiff.layers.zero_shot import enlarged
+from dladiff.faces.weights import missing_weights
 from dladiff.service import chosen_device, named_detector, named_encoder
+from dladiff.settings.adapters import expanded
 
 Embeddings = dict[str, NDArray[np.float64]]
 """Encoder name to a unit vector."""
@@ -51,11 +53,8 @@ class Evaluator:
                 continue
             image = to_float(picture)
             with torch.no_grad():
-                crops = {
-                    side: warp(image, torch.from_numpy(enlarged(matrix, side)).to(image)[None], side)
-                    for side in {e.crop for e in self.encoders}
-                }
-                embeddings = {e.name: e(crops[e.crop])[0].numpy().astype(np.float64) for e in self.encoders}
+                crops = {cut: cut_of(image, matrix[None], cut) for cut in dict.fromkeys(e.cut for e in self.encoders)}
+                embeddings = {e.name: e(crops[e.cut])[0].numpy().astype(np.float64) for e in self.encoders}
             return EmbeddedFaces(faces, embeddings)
         return None
 
@@ -68,8 +67,17 @@ class Evaluator:
 
 
 def load_evaluator(encoders: Sequence[str]) -> Evaluator:
-    """Load an evaluator. An encoder is `embedded:NAME`, an ONNX file, a pack or `clip:FOLDER`. Raises ModelError."""
-    loaded = [named_encoder(name) for name in encoders]
+    """Load an evaluator. Raises ModelError.
+
+    An encoder is `embedded:NAME`, an ONNX file, a pack, `clip:FOLDER`, or `adapter:NAME`: each reading of an adapter.
+    """
+    try:
+        names = expanded(encoders)
+    except ValueError as error:
+        raise ModelError(f"--evaluator: {error}") from error
+    if fault := missing_weights(names):
+        raise ModelError(f"--evaluator: {fault}")
+    loaded = [named_encoder(name) for name in names]
     if repeated := {e.name for e in loaded if sum(e.name == other.name for other in loaded) > 1}:
         raise ModelError(f"--evaluator: two encoders are named {', '.join(sorted(repeated))}; rename one of the files")
     return Evaluator(named_detector("centerface", 8, 0.5), loaded)

@@ -109,14 +109,22 @@ class ScrfdDetector(MultiPassDetector):
 def alignment_matrix(landmarks: Landmarks) -> Matrix:
     """Return the 2 x 3 least-squares similarity from 5 x 2 landmarks to the ArcFace template.
 
-    Raises PhotoError if all landmarks coincide. Source: Umeyama 1991, eqs. 40-42.
+    Raises PhotoError if all landmarks coincide.
+    """
+    return similarity(landmarks, ARCFACE_TEMPLATE)
+
+
+def similarity(landmarks: Landmarks, template: NDArray[np.float64]) -> Matrix:
+    """Return the 2 x 3 least-squares similarity from n x 2 points to others. Source: Umeyama 1991, eqs. 40-42.
+
+    Raises PhotoError if all points coincide.
     """
     source = np.asarray(landmarks, dtype=np.float64)
-    centre, target = source.mean(0), ARCFACE_TEMPLATE.mean(0)
+    centre, target = source.mean(0), template.mean(0)
     variance = ((source - centre) ** 2).sum() / len(source)
     if not np.isfinite(variance) or variance == 0:
         raise PhotoError("a face's landmarks are one point: no alignment")
-    covariance = (ARCFACE_TEMPLATE - target).T @ (source - centre) / len(source)
+    covariance = (template - target).T @ (source - centre) / len(source)
     left, singular, right = np.linalg.svd(covariance)
     sign = np.array([1.0, np.sign(np.linalg.det(left) * np.linalg.det(right))])
     linear = (left * sign) @ right * (singular @ sign) / variance

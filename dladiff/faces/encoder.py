@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from dladiff.diffusion.bundle import file_sha256
 from dladiff.errors import ModelError
+from dladiff.faces.cuts import Cut, FaceCut
 from dladiff.faces.detect import CROP
 from dladiff.faces.onnx_file import MAX_BYTES, load_model
 from dladiff.faces.onnx_import import OnnxNetwork, check_parity
@@ -21,6 +22,9 @@ UNKNOWN_LICENCE = "unknown: see the pack's own licence"
 class IdentityEncoder(nn.Module):
     """A frozen recognition network and its input scaling."""
 
+    reading = ""
+    """What an adapter reads with it: one file may serve several readings. Empty for an encoder that is named itself."""
+
     def __init__(
         self, network: nn.Module, name: str, sha256: str, licence: str, *, mean: float, std: float, crop: int = CROP
     ) -> None:
@@ -28,6 +32,7 @@ class IdentityEncoder(nn.Module):
         super().__init__()
         self.network, self.name, self.sha256, self.licence = network, name, sha256, licence
         self.mean, self.std, self.crop = mean, std, crop
+        self.cut: Cut = FaceCut(crop)
         self.eval().requires_grad_(False)
 
     def scaled(self, crops: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from dladiff.core.arrays import Pixels
 from dladiff.core.pixels import to_float
+from dladiff.faces.cuts import FaceCut
 from dladiff.faces.detect import Detector, alignment_matrix, warp
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.faces.packs import CLIP
@@ -18,10 +19,10 @@ def largest_faces(
 ) -> list[NDArray[np.float32]]:
     """Return a unit embedding for the largest face of each photo; photos without a face are left out.
 
-    The cosine of two embeddings is the mean of the encoders' cosines. CLIP towers take no part: they find any two faces
-    similar.
+    The cosine of two embeddings is the mean of the encoders' cosines. CLIP and SigLIP take no part: they find any two
+    faces similar.
     """
-    used = [encoder for encoder in encoders if not encoder.name.startswith(CLIP)]
+    used = [encoder for encoder in encoders if encoder.cut == FaceCut() and not encoder.name.startswith(CLIP)]
     if not used:
         return []
     return [

@@ -22,10 +22,10 @@ def find(name: str) -> Path | None:
         return None
     path = Path(name.removeprefix(CLIP))
     if path.exists():
-        return _pack(path) or path
+        return pack(path) or path
     if not _bare(name):
         return None
-    return next((pack for folder in _folders() if (pack := _pack(folder / name)) is not None), None)
+    return next((found for folder in folders() if (found := pack(folder / name)) is not None), None)
 
 
 def located(name: str) -> Path:
@@ -37,7 +37,7 @@ def located(name: str) -> Path:
         raise ModelError(f"no CLIP vision tower at {name.removeprefix(CLIP)}: name a folder saved by transformers")
     if not _bare(name):
         raise ModelError(f"nothing at {name}: name an ONNX file, an InsightFace pack folder, or a pack (buffalo_l)")
-    searched = ", ".join(str(folder / name) for folder in _folders())
+    searched = ", ".join(str(folder / name) for folder in folders())
     raise ModelError(
         f"no InsightFace pack {name} in {searched}: unpack {name}.zip from the releases of "
         f"github.com/deepinsight/insightface (model zoo; non-commercial use) there, or set {VARIABLE} to the folder "
@@ -50,15 +50,16 @@ def _bare(name: str) -> bool:
     return bool(name) and not set(name) & set("/\\:") and not name.startswith(".") and not name.endswith(".onnx")
 
 
-def _folders() -> list[Path]:
+def folders() -> list[Path]:
+    """Return the folders of packs and other encoders: that of DLADIFF_FACES, then InsightFace's own."""
     own = os.environ.get(VARIABLE)
-    folders = [Path(own)] if own else []
+    found = [Path(own)] if own else []
     with contextlib.suppress(RuntimeError):  # users in containers may have no home folder
-        folders.append(Path.home() / ".insightface" / "models")
-    return folders
+        found.append(Path.home() / ".insightface" / "models")
+    return found
 
 
-def _pack(folder: Path) -> Path | None:
+def pack(folder: Path) -> Path | None:
     """Return the folder with a pack's models, or None: antelopev2's zip nests a folder of the same name."""
     for candidate in (folder, folder / folder.name):
         if any(candidate.glob("*.onnx")):

@@ -11,11 +11,12 @@ from torch.nn import functional
 from dladiff.core.arrays import Pixels
 from dladiff.core.pixels import Images, content_digest, to_float
 from dladiff.core.randomness import stream
+from dladiff.faces.cuts import Cut, FaceCut
 from dladiff.faces.detect import Detector, Face, Matrix, alignment_matrix, face_quad, inverse
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers.displacement import Displaced, Field, displaced, rectangle, shifts
 from dladiff.layers.stop_rule import JITTER_SHARE, FaceReader
-from dladiff.layers.zero_shot import enlarged, jitter
+from dladiff.layers.zero_shot import jitter
 from dladiff.settings.schema import ZeroShotConfig
 
 STEPS, RATE = 150, 0.2
@@ -41,6 +42,7 @@ class Networks:
     """What the field is optimised against, and what finds faces."""
 
     encoders: Sequence[IdentityEncoder]
+    """Those that read an aligned face (`of_faces`)."""
     detector: Detector
     device: torch.device
 
@@ -70,17 +72,26 @@ class Portrait:
         frame = _from(alignment_matrix(face.landmarks), (x0, y0))
         return cls(whole[..., y0:y1, x0:x1].clone(), frame, bases, reader.targets)
 
-    def crops(self, field: Field, matrices: Matrix, side: int) -> Images:
+    def crops(self, field: Field, matrices: Matrix, cut: FaceCut) -> Images:
         """Return crops `k 3 s s` of the displaced photo at alignments k x 2 x 3; differentiable in the field."""
         height, width = self.photo.shape[-2:]
-        pixels = torch.arange(side, dtype=torch.float64)
+        pixels = torch.arange(cut.side, dtype=torch.float64)
         grid = torch.stack(torch.meshgrid(pixels, pixels, indexing="xy"), dim=-1)
-        back = [torch.from_numpy(inverse(matrix)) for matrix in enlarged(matrices, side)]
+        back = [torch.from_numpy(inverse(matrix)) for matrix in cut.matrices(matrices)]
         points = torch.stack([grid @ m[:, :2].T + m[:, 2] for m in back]).to(self.photo)
         moved = points + shifts(field, points, self.frame)
         size = moved.new_tensor([width, height])
         images = self.photo.expand(len(moved), -1, -1, -1)
         return functional.grid_sample(images, (2 * moved + 1) / size - 1, padding_mode="zeros", align_corners=False)
+
+
+def of_faces(
+    encoders: Sequence[IdentityEncoder], config: ZeroShotConfig
+) -> tuple[list[IdentityEncoder], ZeroShotConfig]:
+    """Return the encoders that read a face aligned to InsightFace's template, and the settings with their weights."""
+    used = [i for i, e in enumerate(encoders) if isinstance(e.cut, FaceCut) and not e.cut.ffhq]
+    weights = tuple(config.encoder_weights[i] for i in used) if config.encoder_weights else ()
+    return [encoders[i] for i in used], config.replaced(encoder_weights=weights)
 
 
 def displace(
@@ -159,9 +170,10 @@ def objective(
         matrices = portrait.bases[chosen]
         if round_ % 2:
             matrices = jitter(matrices, *noise, generator)
-        crops = {side: portrait.crops(field, matrices, side) for side in {encoder.crop for encoder in encoders}}
+        cuts = dict.fromkeys(e.cut for e in encoders if isinstance(e.cut, FaceCut))
+        crops: dict[Cut, Images] = {cut: portrait.crops(field, matrices, cut) for cut in cuts}
         for found, encoder, target in zip(cosines, encoders, portrait.targets, strict=True):
-            found.append((encoder(crops[encoder.crop]) * target[chosen]).sum(1))
+            found.append((encoder(crops[encoder.cut]) * target[chosen]).sum(1))
     low = config.threshold - config.margin
     above = [w * (torch.cat(c) - low).clamp_min(0).mean() for w, c in zip(weights, cosines, strict=True)]
     return torch.stack(above).sum()

@@ -17,6 +17,7 @@ from dladiff.core.codec import BLOCK, Codec
 from dladiff.core.pixels import Images
 from dladiff.core.transforms import blur
 from dladiff.diffusion.vae import WeightedVae
+from dladiff.faces.cuts import PhotoCut
 from dladiff.faces.detect import Matrix
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers.budget import Budget
@@ -169,16 +170,24 @@ class _Run:
         whole = box == Box(0, 0, original.shape[-1], original.shape[-2])
         self.budget = Budget(self.clean, regions, canvas.target, self.config.colour, whole)
         block = BLOCK if codec.lossy else 1
-        self.views = [FaceView(original, face.bases, box, self.grid, block) for face in canvas.faces]
+        cuts = list(dict.fromkeys(encoder.cut for encoder in networks.encoders))
+        around = self._around(original) if any(isinstance(cut, PhotoCut) for cut in cuts) else original
+        self.views = [FaceView(around, face.bases, box, self.grid, block, cuts) for face in canvas.faces]
         for weighted in networks.vaes:
             weighted.vae.recompute(networks.recompute)
-        sizes, grid = (networks.resolution, networks.batch_views), (box, self.grid)
-        pushed = (networks.vaes, sizes, self.config.log_variance, canvas.learnt)
-        self.latents = LatentShift(original, views, grid, *pushed) if (views := canvas.part.views) else None
+        sizes, views = (networks.resolution, networks.batch_views), canvas.part.views
+        pushed = ((box, self.grid), networks.vaes, sizes, self.config.log_variance, canvas.learnt)
+        self.latents = LatentShift(original, views, *pushed) if views else None
         self.fade = fade(canvas.part, self.grid.shape, original)
         self.hinge, self.course = HINGE_WEIGHTS[1], Course()
         for face in canvas.faces:
             face.floors = [self.zero_shot.threshold - self.zero_shot.margin] * len(networks.encoders)
+
+    def _around(self, original: Images) -> Images:
+        """Return the photo with the perturbation so far outside of this canvas."""
+        changed = (original + self.start).clamp(0, 1)
+        changed[self.inside] = original[self.inside]
+        return changed
 
     def first(self, generator: Generator) -> Tensor:
         """Return the first perturbation of the grid: the one so far, and noise."""
@@ -253,10 +262,10 @@ class _Run:
         augmentation = draw_augmentation(config.eot, face.generator, self.codec)
         known = list(face.history[-1]) if face.history else [1.0] * len(encoders)
         picked = self._picked(face)
-        crops = {side: augmentation(view, point, matrices, side) for side in {encoders[i].crop for i in picked}}
+        crops = {c: augmentation(view, point, matrices, c) for c in dict.fromkeys(encoders[i].cut for i in picked)}
         weights, terms = config.encoder_weights or (1.0,) * len(encoders), []
         for i in picked:
-            cosines = (encoders[i](crops[encoders[i].crop]) * face.targets[i][chosen]).sum(1)
+            cosines = (encoders[i](crops[encoders[i].cut]) * face.targets[i][chosen]).sum(1)
             known[i] = float(cosines.detach().max())
             terms.append(weights[i] * (cosines - face.floors[i]).clamp_min(0).mean())
         face.history.append(known)
@@ -288,6 +297,5 @@ def _adam(gradient: Tensor, moments: tuple[Tensor, Tensor], step: int) -> Tensor
 
 
 def _resized(image: Tensor, shape: tuple[int, int]) -> Tensor:
-    if image.shape[-2:] == shape:
-        return image
-    return functional.interpolate(image, shape, mode="bilinear", antialias=True)
+    same = image.shape[-2:] == shape
+    return image if same else functional.interpolate(image, shape, mode="bilinear", antialias=True)

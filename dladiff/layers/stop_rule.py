@@ -11,9 +11,10 @@ from dladiff.core.arrays import Pixels
 from dladiff.core.codec import PNG, Codec
 from dladiff.core.pixels import Images, to_float, to_uint8
 from dladiff.faces.boxes import SAME_FACE, Face, iou
-from dladiff.faces.detect import Detector, Matrix, alignment_matrix, face_quad, warp
+from dladiff.faces.cuts import cut_of
+from dladiff.faces.detect import Detector, Matrix, alignment_matrix, face_quad
 from dladiff.faces.encoder import IdentityEncoder
-from dladiff.layers.zero_shot import Box, enlarged, jitter
+from dladiff.layers.zero_shot import Box, jitter
 from dladiff.settings.schema import ZeroShotConfig
 
 JITTERED_ALIGNMENTS = 8
@@ -66,8 +67,8 @@ class FaceReader:
 
     def _embed(self, photo: Images, matrices: Matrix) -> list[Tensor]:
         with torch.no_grad():
-            crops = {side: _crops(photo, matrices, side) for side in {encoder.crop for encoder in self.encoders}}
-            return [encoder(crops[encoder.crop]) for encoder in self.encoders]
+            crops = {cut: cut_of(photo, matrices, cut) for cut in dict.fromkeys(e.cut for e in self.encoders)}
+            return [encoder(crops[encoder.cut]).expand(len(matrices), -1) for encoder in self.encoders]
 
 
 class StopRule:
@@ -118,10 +119,6 @@ def similarity_rows(
         {"encoder": e.name, "optimised": i < optimised, "before": float(columns[0][i]), "after": float(columns[1][i])}
         for i, e in enumerate(readers[0].encoders)
     ]
-
-
-def _crops(photo: Images, matrices: Matrix, side: int) -> Images:
-    return warp(photo.expand(len(matrices), -1, -1, -1), torch.from_numpy(enlarged(matrices, side)).to(photo), side)
 
 
 def _distinct(matrices: Sequence[Matrix]) -> tuple[Matrix, list[int]]:

@@ -37,7 +37,7 @@ def read_records(package: str, kind: type[R], known: Mapping[str, Any]) -> list[
     """Return the records of a kind in the files of a package, by file name.
 
     A record is a value at the top of its file: `METHOD = Method(...)`, or a tuple of such calls. Its arguments are
-    literals, products and quotients of numbers, and names and calls of `known`.
+    literals, products and quotients of numbers, names and calls of `known`, and dicts of these.
     """
     names = {kind.__name__: kind, **known}
     return [
@@ -69,6 +69,10 @@ def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
     if isinstance(node, ast.Call):
         values = [_value(value, names) for value in node.args]
         return _value(node.func, names)(*values, **{str(k.arg): _value(k.value, names) for k in node.keywords})
+    if isinstance(node, ast.Dict):
+        return {
+            _value(key, names): _value(value, names) for key, value in zip(node.keys, node.values, strict=True) if key
+        }
     if isinstance(node, ast.BinOp):
         return _OPERATORS[type(node.op)](_value(node.left, names), _value(node.right, names))
     return ast.literal_eval(node)

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from dladiff.core.formats import FormatName
 from dladiff.errors import ConfigError
+from dladiff.settings.adapters import Encoders
 from dladiff.settings.joint import JointConfig
 from dladiff.settings.merge import merge, nearest
 from dladiff.settings.presets import GPU_MEMORY, LOW_RANK, PRESETS, PROFILES
@@ -17,7 +18,7 @@ from dladiff.settings.schedules import SCHEDULES, Protection
 from dladiff.settings.validate import Items, Settings
 
 WHERE_ENCODERS_COME_FROM = (
-    "give --faces buffalo_l --faces antelopev2, or method.encoders; the packs are in the releases of "
+    "give --against faceid,instantid, --faces buffalo_l, or method.encoders; the packs are in the releases of "
     "github.com/deepinsight/insightface (model zoo; non-commercial use): unpack them in ~/.insightface/models, or in "
     "the folder that DLADIFF_FACES names; method.layers: finetuning needs no encoder"
 )
@@ -164,11 +165,11 @@ class MethodConfig(Settings):
     """Largest number of clean photos for the static surrogate; those with the largest, sharpest faces are chosen."""
     detector: str = "centerface"
     """`centerface`, or an InsightFace pack (its name or folder) or SCRFD ONNX file."""
-    encoders: Items[str] = ("embedded:residual", "embedded:mobilefacenet")
-    """Optimised identity encoders: `embedded:NAME`, an ONNX file, an InsightFace pack (its name, `buffalo_l`, or its
-    folder), or `clip:FOLDER`, a CLIP vision tower. The default is of the profile tiny; other profiles have none, so
-    this setting or `faces` must name them."""
-    held_out: Items[str] = Field(default=("embedded:mobile",), validate_default=True)
+    encoders: Encoders = ("embedded:residual", "embedded:mobilefacenet")
+    """Optimised identity encoders: `embedded:NAME`, an ONNX file, an InsightFace pack (its name or folder),
+    `clip:FOLDER` (a CLIP vision tower), `adapter:NAME` (what an identity adapter reads), or a file or folder in s3://.
+    The default is of the profile tiny; other profiles have none: this setting, `faces` or `against` names them."""
+    held_out: Encoders = Field(default=("embedded:mobile",), validate_default=True)
     """Encoders that are only measured, never optimised. The default is of the profile tiny; other profiles have
     none."""
     gpu_memory: Literal["any", "24GB", "16GB", "12GB"] = "any"

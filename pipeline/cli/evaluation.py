@@ -49,7 +49,7 @@ def _renamed(new: str) -> Callable[[click.Context, click.Parameter, tuple[str, .
     "--evaluator",
     "evaluators",
     multiple=True,
-    help="Encoder that compares faces: embedded:NAME, an ONNX file or a pack folder; repeatable.",
+    help="Encoder that compares faces: embedded:NAME, an ONNX file, a pack, or adapter:NAME; repeatable.",
 )
 @click.option(
     "--calibration",
@@ -109,7 +109,7 @@ def evaluate(
     "evaluators",
     multiple=True,
     required=True,
-    help="Encoder: embedded:NAME, an ONNX file or a pack folder; repeatable.",
+    help="Encoder: embedded:NAME, an ONNX file, a pack, or adapter:NAME; repeatable.",
 )
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write.")
 @click.option(

@@ -14,13 +14,14 @@ GATED = " (asks for consent to its licence)"
 
 @AS_JSON
 def list_(as_json: bool) -> int:
-    """List the known models and VAEs: hub ids, licence, resolution, and the local folder."""
+    """List the known models, VAEs and encoders: where they are published, licence, and the local folder."""
+    from pipeline.models.encoders import listed_encoders
     from pipeline.models.fetch import listed
     from pipeline.models.vaes import listed_vaes
 
-    rows, vaes = listed(), listed_vaes()
+    rows, vaes, encoders = listed(), listed_vaes(), listed_encoders()
     if as_json:
-        click.echo(json.dumps([*rows, *vaes]))
+        click.echo(json.dumps([*rows, *vaes, *encoders]))
         return 0
     for row in rows:
         click.echo(shown(f"{row['profile']}: {row['resolution']} px, {row['licence']}, {_folder(row)}"))
@@ -32,6 +33,10 @@ def list_(as_json: bool) -> int:
         click.echo(shown(f"{row['profile']}: VAE of {row['models']}, {row['licence']}, {_folder(row)}"))
         for hub_id in row["ids"]:
             click.echo(f"  {hub_id}" + GATED * (hub_id in row["gated"]))
+    for row in encoders:
+        where = f"in {row['folder']}" if row["folder"] else "not here"
+        click.echo(shown(f"{row['profile']}: {row['file']}, {row['licence']}, {where}"))
+        click.echo(f"  {row['place']}")
     return 0
 
 
@@ -72,7 +77,9 @@ def check(model: str, profile: str | None, as_json: bool) -> int:
     help="Source: folder, s3://bucket/prefix or hub id; default: the hub's known ids.",
 )
 def fetch(models: tuple[str, ...], source: str | None) -> int:
-    """Fetch models (profile, hub id, or vae:NAME, only the VAE) to DLADIFF_MODELS, or ~/.cache/dladiff/models."""
+    """Fetch models (profile, hub id, vae:NAME, or encoder:NAME with --from) to DLADIFF_MODELS, or
+    ~/.cache/dladiff/models.
+    """
     from dladiff.errors import ConfigError
     from pipeline.models.fetch import fetch as call
 

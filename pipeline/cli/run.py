@@ -11,6 +11,7 @@ import click
 
 from dladiff.core.formats import FORMATS
 from dladiff.errors import ConfigError
+from dladiff.settings.adapters import ADAPTERS
 from dladiff.settings.presets import STRENGTHS
 from pipeline.cli.options import AS_JSON, METRICS, PRICE, Command, print_facts
 from pipeline.sources.layouts import LAYOUTS
@@ -24,6 +25,11 @@ STRENGTH_HELP = (
     "How visible the protection may be. faint: hardly seen side by side, weakest. balanced: seen when compared. "
     "strong: seen without a comparison, protects most. What each protects: docs/evaluation.md (Strength)."
 )
+
+
+def _names(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names in options that may each hold several, separated by commas, each name once."""
+    return tuple(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
 
 
 def _settings(function: Command) -> Command:
@@ -51,6 +57,13 @@ def _settings(function: Command) -> Command:
         ),
         click.option("--one-identity", is_flag=True, default=None, help="All photos are one person."),
         click.option("--faces", multiple=True, help="InsightFace pack, by name or folder; repeatable."),
+        click.option(
+            "--against",
+            multiple=True,
+            callback=_names,
+            help=f"Identity adapters whose encoders to protect against, separated by commas: {', '.join(ADAPTERS)}.",
+        ),
+        click.option("--encoders-from", help="Folder or s3://bucket/prefix of the adapters' weights (see --against)."),
         click.option("--format", type=click.Choice(list(FORMATS)), help="Format of the protected photos (png)."),
         click.option("--opt-out", is_flag=True, default=None, help='Write "Data Mining: prohibited" into each photo.'),
         click.option("--retry-failed", is_flag=True, help="Try failed and quarantined identities again."),

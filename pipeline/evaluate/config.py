@@ -5,13 +5,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from dladiff.errors import ModelError
 from dladiff.evaluation.attacks import ATTACKS, ENCODER_ONLY
 from dladiff.evaluation.paper_tables import PROMPTS
 from dladiff.evaluation.preprocessing_records import PREPROCESSINGS
 from dladiff.faces import packs
+from dladiff.faces.weights import missing_weights
+from dladiff.settings.adapters import PREFIX, expanded
 from dladiff.settings.merge import nearest
 from dladiff.settings.validate import FaultsError, Items, Settings, T, unless
 from pipeline.config import Address, Umask
@@ -48,6 +50,8 @@ UniqueItems = Annotated[Items[T], unless(_unique_fault)]
 
 def encoder_name(evaluator: str) -> str:
     """Return the name that an encoder of the evaluator has in the tables: `service.named_encoder` gives the same."""
+    if evaluator.startswith(PREFIX):
+        return evaluator.removeprefix(PREFIX)
     name = Path(evaluator.removeprefix(SHIPPED).removeprefix(packs.CLIP)).name
     return name.removesuffix(".onnx")
 
@@ -80,8 +84,9 @@ class EvaluateConfig(Settings):
     """Prompts of the generated pictures."""
     bases: UniqueItems[str] = ("embedded",)
     """Base models of the attacker: first the main one, then those of Table 3."""
-    evaluators: UniqueItems[str] = ("embedded:mobile", "embedded:residual")
-    """Identity encoders of the evaluator. Of the defaults, the tiny profile holds out the first."""
+    evaluators: Annotated[UniqueItems[str], AfterValidator(expanded)] = ("embedded:mobile", "embedded:residual")
+    """Identity encoders of the evaluator; `adapter:NAME` is each reading of an identity adapter. Of the defaults, the
+    tiny profile holds out the first."""
     thresholds: dict[str, Annotated[float, Field(ge=-1, le=1)]] = Field(default_factory=dict, title="--threshold")
     """Name of an encoder of the evaluator to the smallest cosine that verifies a person."""
     calibrations: Items[str] = Field(default=(), title="--calibration")
@@ -183,7 +188,11 @@ class EvaluateConfig(Settings):
 def missing(config: EvaluateConfig) -> list[str]:
     """Return one line for each model in the settings that this machine does not have."""
     faults = []
+    if fault := missing_weights(config.evaluators):
+        faults.append(f"--evaluator: {fault}")
     for encoder in config.evaluators:
+        if encoder.startswith(PREFIX):
+            continue
         try:
             if fingerprint(encoder) == encoder:  # neither a file, a folder nor a bundled encoder
                 packs.located(encoder)

@@ -4,9 +4,8 @@ Nothing here imports torch. Only `fetch` contacts the hub; runs do not.
 """
 
 import contextlib
-import fcntl
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +32,13 @@ from dladiff.diffusion.catalogue import (
 )
 from dladiff.diffusion.complete import conversion, model_faults, single_file_fault
 from dladiff.diffusion.vae_catalogue import VAES, locate_vae
-from dladiff.errors import ConfigError, ModelError, StorageError
+from dladiff.errors import ConfigError, ModelError
 from dladiff.settings.merge import nearest
 from dladiff.settings.schema import method_config
+from pipeline.models.encoders import checked_encoder, is_encoder, mirror_encoder
+from pipeline.models.fetch_encoder import copied_encoders, fetch_encoder
 from pipeline.models.fingerprint import stored_pins
+from pipeline.models.folders import finish, locked
 from pipeline.models.origins import from_bucket, from_folder, from_hub
 from pipeline.models.vaes import checked_vae, files_to_mirror, is_vae, only_vae, refuse_vae
 from pipeline.storage.base import TEMP_PREFIX, Storage
@@ -84,6 +86,8 @@ def check(name: str, profile: str | None = None) -> Checked:
     file = Path(name).expanduser()
     if file.suffix in CHECKPOINTS and file.is_file():
         return Checked(None, [single_file_fault(file).partition("; dladiff")[0]], [], (*conversion(file),))
+    if is_encoder(name):
+        return Checked(*checked_encoder(name))
     if is_vae(name):
         folder, faults, notes = checked_vae(name)
         return Checked(folder, faults + _pickles(folder) if folder else faults, notes)
@@ -121,6 +125,8 @@ def fetch(name: str, source: str | None = None, *, endpoint: str | None = None) 
     The folder gets its final name when the model is complete, of a supported architecture, and has its checksums. An
     interrupted download is resumed. Raises ModelError, StorageError, ConfigError.
     """
+    if is_encoder(name):
+        return fetch_encoder(name, source)
     if name not in (*MODELS, *VAES) and HUB_ID.fullmatch(name) is None:
         known, near = ", ".join((*MODELS, *VAES)), nearest(name, [*MODELS, *VAES])
         raise ConfigError([f"{name}: no known model{near}; known: {known}, or a hub id owner/name"])
@@ -129,7 +135,7 @@ def fetch(name: str, source: str | None = None, *, endpoint: str | None = None) 
         with contextlib.suppress(ModelError):
             return locate_vae(name).parent  # of a model that is here
     revision = name.partition("@")[2]
-    with _locked(target):
+    with locked(target):
         if _there(target, revision, source):
             return target
         if target.exists():
@@ -152,7 +158,7 @@ def fetch(name: str, source: str | None = None, *, endpoint: str | None = None) 
         if wrong:
             shutil.rmtree(partial)
             raise ModelError(f"{', '.join(wrong)} came from {found.source} damaged; fetch again")
-        _finish(partial, target, pins)
+        finish(partial, target, pins)
     return target
 
 
@@ -172,6 +178,8 @@ def mirror(name: str, uri: str) -> Pins:
 
     Raises ModelError when the model is missing, incomplete or not supported; StorageError.
     """
+    if is_encoder(name):
+        return mirror_encoder(name, uri)
     pins, files = files_to_mirror(name) if is_vae(name) else _whole(name)
     storage = open_storage(uri, create=True)
     with contextlib.suppress(ModelError):
@@ -197,8 +205,9 @@ def _whole(name: str) -> tuple[Pins, dict[str, Path]]:
 def on_this_machine(settings: Mapping[str, Any], opened: Callable[[str], Storage]) -> dict[str, Any]:
     """Return a protector's settings with models in buckets replaced by local folders; each model is copied once.
 
-    `settings` holds profile, preset, overrides; `opened` opens a storage. Where only VAEs are needed, only they are
-    copied. Raises ConfigError, ModelError, StorageError.
+    `settings` holds profile, preset, overrides, and the address of the adapters' weights (`encoders_from`); `opened`
+    opens a storage. Where only VAEs are needed, only they are copied. Encoders in buckets are copied too. Raises
+    ConfigError, ModelError, StorageError.
     """
     overrides = settings.get("overrides") or {}
     config = method_config(settings["profile"], settings.get("preset"), overrides)
@@ -208,6 +217,7 @@ def on_this_machine(settings: Mapping[str, Any], opened: Callable[[str], Storage
     if any(name.startswith("s3://") for name in config.joint.vaes) and config.pushes_latents:
         vaes = [_copied(name, opened, VAE) if name.startswith("s3://") else name for name in config.joint.vaes]
         changed["joint"] = {**(overrides.get("joint") or {}), "vaes": vaes}
+    changed |= copied_encoders(config, settings.get("encoders_from"), opened)
     return {**settings, "overrides": {**overrides, **changed}} if changed else dict(settings)
 
 
@@ -217,10 +227,10 @@ def _copied(uri: str, opened: Callable[[str], Storage], part: str) -> str:
     pins = stored_pins(storage)
     pins = only_vae(pins, uri) if part else pins
     target = models_folder() / f"s3-{pins.digest()[:16]}"
-    with _locked(target):  # several actors of one machine may need it
+    with locked(target):  # several actors of one machine may need it
         if not (target / CHECKSUMS).is_file():
             partial = target.with_name(f"{TEMP_PREFIX}{target.name}")
-            _finish(partial, target, from_bucket(storage, partial, part))
+            finish(partial, target, from_bucket(storage, partial, part))
     return str(target)
 
 
@@ -245,22 +255,3 @@ def _refuse(partial: Path, profile: str | None) -> None:
     if faults:
         shutil.rmtree(partial, ignore_errors=True)
         raise ModelError(f"this is not the requested model, or it is incomplete: {'; '.join(faults)}")
-
-
-def _finish(partial: Path, target: Path, pins: Pins) -> None:
-    shutil.rmtree(partial / ".cache", ignore_errors=True)  # of the hub's client
-    (partial / CHECKSUMS).write_text(pins.text(), encoding="utf-8")
-    partial.rename(target)
-
-
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Hold the lock of one model's folder. Raises StorageError when the models folder cannot be written."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (target.parent / f".lock-{target.name}").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-    except OSError as error:
-        why = error.strerror or type(error).__name__
-        raise StorageError(f"{target.parent}: {why}; set DLADIFF_MODELS to a folder with enough free space") from error

@@ -16,8 +16,11 @@ from dladiff.diffusion.vae_architecture import read_vae
 from dladiff.diffusion.vae_catalogue import locate_vae, resolution_fault, vae_profile_fault
 from dladiff.errors import ModelError, NotFoundError
 from dladiff.faces import packs
+from dladiff.faces.weights import fetched_weights, find, missing_weights
 from dladiff.layers.pushed import pushed_vaes
+from dladiff.settings.adapters import PREFIX, reading_of
 from dladiff.settings.schema import MethodConfig
+from pipeline.models.encoders import encoder_pins, read_encoder_pins, stored_weights, within
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
 
@@ -28,23 +31,28 @@ SKIPPED = frozenset({".md", ".txt", ".png", ".jpg"})  # not part of a model's fi
 NOT_IMAGES = frozenset({".md", ".txt"})  # the same for a folder of class images
 
 
-def missing(method: MethodConfig) -> list[str]:
+def missing(method: MethodConfig, encoders_from: str | None = None) -> list[str]:
     """Return a line for each model or file that the settings need and this machine lacks; loads no weights.
 
-    Raises StorageError when a model's bucket is out of reach.
+    All that adapters lack is one line. What `encoders_from` (a folder or bucket) holds is copied by the run. Raises
+    StorageError when a bucket is out of reach.
     """
     by_fault: dict[str, list[str]] = {}
-    for setting, fault in _faults(method):  # `faces` sets encoders and detector: one line
+    for setting, fault in _faults(method, encoders_from):  # `faces` sets encoders and detector: one line
         by_fault.setdefault(fault, []).append(setting)
     return [f"{', '.join(dict.fromkeys(settings))}: {fault}" for fault, settings in by_fault.items()]
 
 
-def _faults(method: MethodConfig) -> Iterator[tuple[str, str]]:
+def _faults(method: MethodConfig, encoders_from: str | None) -> Iterator[tuple[str, str]]:
     if method.trains_surrogate:
         yield from _model_faults(method)
     yield from _vae_faults(method)
     for setting in ("encoders", "held_out"):
+        if fault := missing_weights(getattr(method, setting), stored_weights(encoders_from)):
+            yield setting, fault
         for name in getattr(method, setting):
+            if name.startswith(PREFIX):
+                continue
             if fault := _shipped_fault(name) if name.startswith(SHIPPED) else _found_fault(name):
                 yield setting, fault
     if method.detector != "centerface" and (fault := _found_fault(method.detector)):
@@ -103,6 +111,9 @@ def _shipped_fault(name: str) -> str | None:
 
 def _found_fault(name: str) -> str | None:
     try:
+        if (uri := name.removeprefix(packs.CLIP)).startswith("s3://"):
+            encoder_pins(open_storage(uri))
+            return None
         path = packs.located(name)
     except ModelError as error:
         return str(error)
@@ -111,7 +122,7 @@ def _found_fault(name: str) -> str | None:
     return None
 
 
-def by_content(config: MethodConfig) -> dict[str, Any]:
+def by_content(config: MethodConfig, encoders_from: str | None = None) -> dict[str, Any]:
     """Return the method's settings with each local file or folder of weights replaced by its fingerprint.
 
     Weights in the package are included. Weights that only the workers have keep their name. Of a model that no layer
@@ -127,7 +138,7 @@ def by_content(config: MethodConfig) -> dict[str, Any]:
     out["detector"] = faces(out["detector"])
     out["finetuning"] = out["finetuning"] | {"class_images": fingerprint(out["finetuning"]["class_images"], NOT_IMAGES)}
     for name in ("encoders", "held_out"):
-        out[name] = [faces(item) for item in out[name]]
+        out[name] = [faces(item, encoders_from) for item in out[name]]
     return out
 
 
@@ -172,10 +183,37 @@ def stored_pins(storage: Storage) -> Pins:
         ) from error
 
 
-def faces(name: str) -> str:
-    """Return the fingerprint of an encoder or detector: a file, folder, pack name or `clip:` folder."""
+def faces(name: str, encoders_from: str | None = None) -> str:
+    """Return the fingerprint of an encoder or detector: a file, folder, pack name, `clip:` folder or reading.
+
+    Of encoders in a bucket, the stored checksums count.
+    """
+    if name.startswith(PREFIX):
+        return _of_reading(name, encoders_from)
+    if (uri := name.removeprefix(packs.CLIP)).startswith("s3://"):
+        return f"sha256:{encoder_pins(open_storage(uri)).digest()}"
     path = packs.find(name)
     return fingerprint(name if path is None else str(path))
+
+
+def _of_reading(name: str, encoders_from: str | None) -> str:
+    """Return the fingerprint of a reading: how it reads, and its weights' content, or their name if they are not here.
+
+    Checksums stored with the weights count as their content.
+    """
+    reading, parts = reading_of(name), []
+    for weights in filter(None, (reading.weights, reading.mask)):
+        path = find(weights)
+        pins = (
+            read_encoder_pins(fetched_weights(weights))
+            if path and path.is_relative_to(fetched_weights(weights))
+            else None
+        )
+        if path is None and stored_weights(encoders_from)(weights):
+            pins = encoder_pins(open_storage(within(str(encoders_from), weights)))
+        content = f"sha256:{pins.digest()}" if pins else fingerprint(str(path)) if path else weights
+        parts.append(content)
+    return f"{reading} {' '.join(parts)}"
 
 
 def fingerprint(name: str, skipped: frozenset[str] = SKIPPED) -> str:

@@ -10,7 +10,8 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from dladiff.core.ssimulacra2 import Region
-from dladiff.faces.detect import ARCFACE_TEMPLATE, CROP
+from dladiff.faces.cuts import FaceCut
+from dladiff.faces.detect import ARCFACE_TEMPLATE
 from dladiff.layers import joint
 from dladiff.layers.budget import Budget
 from dladiff.layers.stop_rule import JITTER_SHARE
@@ -64,7 +65,7 @@ class Changed(joint._Run):
         if noisy.any():
             matrices[noisy] = jitter(matrices[noisy], *noise, face.generator)
         augmentation = draw_augmentation(config.eot, face.generator, self.codec)
-        crops = augmentation(view, self._points(point, draws, face.generator), matrices, CROP)
+        crops = augmentation(view, self._points(point, draws, face.generator), matrices, FaceCut())
         rows = torch.from_numpy(noisy)
         if loss.warp and noisy.any():
             crops = torch.where(rows[:, None, None, None], elastic(crops, loss.warp, face.generator), crops)

@@ -100,7 +100,7 @@ class WithInner(nn.Module):
 
     def __init__(self, encoder: IdentityEncoder, path: Path) -> None:
         super().__init__()
-        self.encoder, self.crop = encoder, encoder.crop
+        self.encoder, self.cut = encoder, encoder.cut
         model = load_model(path)
         convolutions = [i for i, node in enumerate(model.graph.node) if node.op_type == "Conv"]
         last = convolutions[len(convolutions) // 2]

@@ -13,8 +13,9 @@ import pytest
 
 from dladiff.diffusion.bundle import damage, read_pins
 from dladiff.errors import ModelError, NotFoundError, StorageError
-from pipeline.models.fetch import mirror, on_this_machine
-from pipeline.models.fingerprint import fingerprint_model
+from dladiff.settings.schema import method_config
+from pipeline.models.fetch import fetch, mirror, on_this_machine
+from pipeline.models.fingerprint import faces, fingerprint_model, missing
 from pipeline.sources import index_file, shards
 from pipeline.sources.addresses import read_allowed
 from pipeline.sources.find import find_identities
@@ -129,6 +130,37 @@ def test_a_model_goes_to_a_bucket_and_comes_to_a_worker(
         s3.get_file("nothing", missing)
     with pytest.raises(StorageError, match="check the disk"):
         s3.get_file("there", tmp_path / "no folder" / "file")
+
+
+def test_encoders_go_to_a_bucket_and_come_to_a_worker(
+    s3: S3Storage, tmp_path: Path, assets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DLADIFF_MODELS", "DLADIFF_FACES", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    pack = assets / "insightface_pack" / "mini_y1"
+    uri = f"{s3.uri}/encoders/buffalo_l"
+    config = method_config("tiny", None, {"encoders": [uri]})
+    assert "holds no encoder" in missing(config)[0]
+    pins = mirror(f"encoder:{pack}", uri)
+    assert missing(config) == [] and faces(uri) == f"sha256:{pins.digest()}"
+    settings = {"profile": "tiny", "preset": None, "overrides": {"encoders": [uri]}}
+    (local,) = on_this_machine(settings, S3Storage)["overrides"]["encoders"]
+    assert Path(local).name == "buffalo_l" and {f.name for f in pack.glob("*.onnx")} <= {
+        f.name for f in Path(local).iterdir()
+    }
+    assert on_this_machine(settings, S3Storage)["overrides"]["encoders"] == [local]  # copied once
+
+    against = {"profile": "tiny", "preset": None, "overrides": {"encoders": ["adapter:faceid"]}}
+    faceid = method_config("tiny", None, against["overrides"])
+    assert "adapter faceid needs" in missing(faceid)[0] and missing(faceid, f"{s3.uri}/encoders") == []
+    content = faces("adapter:faceid.id", f"{s3.uri}/encoders")
+    on_this_machine(against | {"encoders_from": f"{s3.uri}/encoders"}, S3Storage)
+    assert missing(faceid) == [] and faces("adapter:faceid.id") == content
+
+    name = next(path for path in pins.sha256 if path.startswith("rec"))
+    s3.put(f"encoders/buffalo_l/{name}", b"damaged")
+    with pytest.raises(ModelError, match="mirror it again"):
+        fetch("encoder:antelopev2", uri)
 
 
 def test_originals_are_read_below_the_prefix_and_in_no_other_bucket(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dladiff.core.arrays import Pixels
 from dladiff.core.visibility import ssimulacra2
 from dladiff.errors import ConfigError
+from dladiff.faces.cuts import FaceCut
 from dladiff.faces.detect import ARCFACE_TEMPLATE, CROP, Face, alignment_matrix
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers import geometry
@@ -181,8 +182,8 @@ def test_crops_of_the_field_are_crops_of_the_displaced_photo() -> None:
     found = networks(person)
     portrait = Portrait.of(picture, person, found)
     after = Portrait.of(displaced(picture, person, one).pixels, person, found)
-    seen, stored = portrait.crops(one, portrait.bases, 112), after.crops(Field.zero(3.0), after.bases, 112)
-    change = stored - portrait.crops(Field.zero(3.0), portrait.bases, 112)
+    seen, stored = portrait.crops(one, portrait.bases, FaceCut()), after.crops(Field.zero(3.0), after.bases, FaceCut())
+    change = stored - portrait.crops(Field.zero(3.0), portrait.bases, FaceCut())
     assert float((seen - stored).abs().mean()) < 0.15 * float(change.abs().mean())
 
 

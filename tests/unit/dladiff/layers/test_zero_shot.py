@@ -8,6 +8,7 @@ import torch
 
 from dladiff.core.pixels import to_float
 from dladiff.core.randomness import stream
+from dladiff.faces.cuts import FaceCut
 from dladiff.faces.detect import alignment_matrix
 from dladiff.layers.stop_rule import FaceReader
 from dladiff.layers.zero_shot import (
@@ -40,13 +41,13 @@ def test_an_augmentation_without_a_transform_gives_the_plain_crops() -> None:
     box = Box(40, 30, 190, 200)
     view = FaceView(x, bases, box, grid := ImageGrid(box, half_crop_pixel(bases[0])))
     delta = (torch.rand(1, 3, *grid.shape, generator=torch.Generator().manual_seed(0)) - 0.5) * 0.1
-    plain = view.plain(delta, bases, 112)
-    pasted = view.transformed(delta, lambda images: images, bases, 112)
+    plain = view.plain(delta, bases, FaceCut())
+    pasted = view.transformed(delta, lambda images: images, bases, FaceCut())
     assert float((plain - pasted).abs().mean()) < 2e-3
-    assert torch.equal(view.plain(torch.zeros_like(delta), bases, 112), view.align(view.window, bases, 112))
+    assert torch.equal(view.plain(torch.zeros_like(delta), bases, FaceCut()), view.align(view.window, bases, FaceCut()))
     mirrored = {
         torch.allclose(
-            draw_augmentation(True, torch.Generator().manual_seed(s))(view, delta, bases, 112), plain, atol=0.1
+            draw_augmentation(True, torch.Generator().manual_seed(s))(view, delta, bases, FaceCut()), plain, atol=0.1
         )
         for s in range(6)
     }
@@ -79,7 +80,7 @@ def test_each_setting_lowers_the_cosine_and_is_reproducible(changes: dict[str, A
 class Brightness(torch.nn.Module):
     """An encoder of one number: its embedding turns with the mean of the crop's middle."""
 
-    crop = 112
+    cut = FaceCut()
 
     def __init__(self, turn: float) -> None:
         super().__init__()
@@ -109,7 +110,7 @@ def test_a_face_at_the_limits_of_the_pixel_range_is_perturbed_as_far_as_it_can_b
     box, eta = Box(5, 5, 155, 155), 11 / 255
     view = FaceView(x, base, box, ImageGrid(box, half_crop_pixel(base[0])))
     turned = Brightness(-0.3 if face == "black" else 0.3)  # away from the target is darker, for black brighter
-    target, encoder = turned(view.align(view.window, base, 112)), Brightness(0)
+    target, encoder = turned(view.align(view.window, base, FaceCut())), Brightness(0)
     config = ZeroShotConfig(max_steps=40, step_size=2e-3, draws=1, threshold=-1, margin=0, space=space,
                             linear_noise=0, shift_noise=0)  # fmt: skip
     encoders: list[Any] = [encoder]
@@ -119,6 +120,6 @@ def test_a_face_at_the_limits_of_the_pixel_range_is_perturbed_as_far_as_it_can_b
     moved = float((after - x).abs()[..., 74:86, 74:86].mean())
     assert moved > 0.8 * (eta / 2 if face == "contrast" else eta)  # half of the board's pixels cannot get darker
     done = FaceView(after, base, box, ImageGrid(box, half_crop_pixel(base[0])))
-    cosine = float((encoder(done.align(done.window, base, 112)) * target).sum())
+    cosine = float((encoder(done.align(done.window, base, FaceCut())) * target).sum())
     assert history[0][0] > 0.9 and cosine < 0.5
     assert cosine == pytest.approx(history[-1][0], abs=0.06)

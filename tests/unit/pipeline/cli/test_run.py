@@ -229,3 +229,25 @@ def test_one_note_where_photos_are_their_own_clean_set(photos: Path, tmp_path: P
         (tmp_path / "sets" / "ann").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (64, 64)).save(tmp_path / "sets" / "ann" / name)
     assert call("plan", "--input", str(tmp_path / "sets"), "--output", str(tmp_path / "out"))[2] == ""
+
+
+def test_missing_weights_of_adapters_are_one_error_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DLADIFF_FACES", "DLADIFF_MODELS", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    photo = tmp_path / "photos" / "ann" / "1.png"
+    photo.parent.mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(photo)
+    places = ("--input", str(tmp_path / "photos"), "--output", str(tmp_path / "out"))
+    result = CliRunner().invoke(main, ["protect", *places, "--against", "infiniteyou,pulid", "--against", "faceid"])
+    assert result.exit_code == 2
+    (line,) = [line for line in result.output.splitlines() if "adapters infiniteyou, pulid, faceid need" in line]
+    for part in ("ir_se50.safetensors", "EVA02_CLIP", "buffalo_l/", "licence", "huggingface.co"):
+        assert part in line
+    assert not (tmp_path / "out" / "photos").exists()
+    planned = CliRunner().invoke(main, ["plan", *places, "--against", "faceid"])
+    assert planned.exit_code == 0 and "adapter faceid needs" in planned.output
+    wrong = CliRunner().invoke(main, ["plan", *places, "--against", "facid"])
+    assert wrong.exit_code == 2 and "did you mean faceid" in wrong.output

@@ -1,0 +1,1 @@
+"""Identity adapters, one record a file: `dladiff.settings.adapters` reads them."""
