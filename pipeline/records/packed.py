@@ -70,7 +70,8 @@ def unpack(storage: Storage, record: Values) -> dict[str, Any]:
         number = row.get("of")
         if type(number) is not int or not 0 <= number < len(shared):
             raise DamagedError("a row names no settings")
-        whole = shared[number] | more | {name: value for name, value in row.items() if name not in ("of", "alike")}
+        own = {name: value for name, value in row.items() if name not in ("of", "alike")}
+        whole: dict[str, Any] = {**shared[number], **more, **own}
         if base and whole.get("output_key") and "output_uri" not in row:
             whole["output_uri"] = f"{base}/{whole['output_key']}"
         return whole

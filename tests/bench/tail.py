@@ -22,7 +22,7 @@ def vggface2(rng: random.Random) -> list[int]:
     """Return photos by identity: a normal distribution cut at the published limits, 362 on average."""
     found: list[int] = []
     while len(found) < 9131:
-        size = round(rng.gauss(355, 115))
+        size = round(rng.gauss(361, 115))
         if 80 <= size <= 843:
             found.append(size)
     return found
