@@ -1,67 +1,28 @@
 """The end of identities and of a run, without Ray: the tasks run in this process, in the order that Ray gets them."""
 
 import io
-import json
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from dladiff.errors import StorageError
-from pipeline.config import RunConfig
 from pipeline.records import loading, manifest
 from pipeline.records.index import read_index
 from pipeline.run import driver, finalise
-from pipeline.run.actor import ProtectIdentity
-from pipeline.run.driver import Summary, protect
 from pipeline.run.todo import Todo
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
-from pipeline.storage.open import open_storage
-from tests.support.kept import kept_decoders
+from tests.support.in_process import Scene, in_process
 from tests.support.photo_bytes import flat_photo
-
-
-def here(config: RunConfig, todo: Todo, target: Storage, run_id: str, *_: Any) -> Generator[dict[str, Any]]:
-    worker = ProtectIdentity(config.to_dict(), run_id, config.config_digest())
-    rows = list(todo.rows())
-    with kept_decoders():
-        for number in todo.order():
-            yield json.loads(worker(rows[number])["result"])
-
-
-class Scene:
-    def __init__(self, folder: Path) -> None:
-        self.source, self.output = (open_storage(str(folder / name), create=True) for name in ("in", "out"))
-        self.config = RunConfig(
-            input=self.source.uri,
-            output=self.output.uri,
-            protector="tests.support.fakes:AddNoise",
-            max_photos_per_task=2,
-        )
-
-    def run(self) -> Summary:
-        return protect(self.config, console=Console(quiet=True))
-
-    def manifest(self, name: str = "photos") -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = pq.read_table(io.BytesIO(self.output.get(f"manifest/{name}.parquet"))).to_pylist()
-        return found
-
-    def equal_to_a_rebuilt_one(self) -> bool:
-        before = [self.output.get(key) for key in manifest.FILES]
-        manifest.write_manifest(self.output, force=True)
-        return before == [self.output.get(key) for key in manifest.FILES]
 
 
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
-    monkeypatch.setattr(driver, "results", here)
-    made = Scene(tmp_path)
-    for number, place in enumerate(("ann/1", "ann/2", "ann/3", "ann/4", "ann/5", "bob/1", "cleo/1", "cleo/2")):
-        made.source.put(f"{place}.png", flat_photo(20 * number))
+    monkeypatch.setattr(driver, "results", in_process)
+    made = Scene(str(tmp_path))
+    made.fill()
     return made
 
 
