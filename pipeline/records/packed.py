@@ -98,9 +98,18 @@ def _put(storage: Storage, settings: Values) -> str:
     digest = hashlib.sha256(data).hexdigest()[:DIGITS]
     known = _known.setdefault(storage, {})
     if digest not in known:
-        storage.put_if_absent(f"{FOLDER}{digest}.json", data)
+        key = f"{FOLDER}{digest}.json"
+        if not storage.put_if_absent(key, data) and not _holds(storage, key, data):
+            storage.put(key, data)  # what was there was changed or damaged
         known[digest] = dict(settings)
     return digest
+
+
+def _holds(storage: Storage, key: str, data: bytes) -> bool:
+    try:
+        return storage.get(key, MAX_SETTINGS) == data
+    except (NotFoundError, TooLargeError):
+        return False
 
 
 def _get(storage: Storage, digest: object) -> dict[str, Any]:

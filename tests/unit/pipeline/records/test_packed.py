@@ -87,6 +87,9 @@ def test_settings_that_are_missing_or_changed_make_their_records_damaged(
         storage.delete(entry.key) if damage is None else storage.put(entry.key, damage)
     with pytest.raises(DamagedError, match=r"its settings, .*, are missing or were changed; delete it and run again"):
         load_record(open_storage(storage.uri), place(written[0]))
+    again = open_storage(storage.uri)  # as another process, which does not know what is stored
+    records.commit(again, written[0])
+    assert load_record(open_storage(storage.uri), place(written[0])) == written[0]
 
 
 @pytest.mark.parametrize(
