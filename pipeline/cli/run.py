@@ -157,14 +157,14 @@ def protect(  # noqa: PLR0913 - the options of a command
     console = Console(stderr=as_json, quiet=quiet, emoji=False)
     with served(metrics, price) as driver:
         summary = run(settings, retry=retry, console=console, metrics=driver, verbose=verbose)
-    if summary.results:
-        console.print(closing_table(summary.results))
+    if summary.ended.tasks:
+        console.print(closing_table(summary.ended.shown, summary.ended.tasks))
     names = ("planned", "photos", "done", "failed", "quarantined", "skipped", "lost_photos", "mixed_identities")
     facts = {name: getattr(summary, name) for name in names} | summary.left_out
     if price is not None:
         facts["cost"] = round(driver.cost() or 0.0, 2)
     if as_json:
-        click.echo(json.dumps(facts | {"results": summary.results}))
+        click.echo(json.dumps(facts | {"results": summary.ended.shown, "tasks": summary.ended.tasks}))
     elif not quiet:
         click.echo(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()))
         for line in summary.advice(settings.output):

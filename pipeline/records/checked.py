@@ -138,6 +138,15 @@ def photo_fault(row: object, identity: str | None = None) -> str:
     return ""
 
 
+def shared_fault(values: object) -> str:
+    """Return what is wrong with columns that the rows of several photos share, "" for nothing."""
+    if not isinstance(values, dict):
+        return "they are no JSON object"
+    if not _fit(values, PHOTO):
+        return f"{_misfit(values, PHOTO)} is of another type"
+    return _parts_fault(values)
+
+
 def _parts_fault(row: StoredRow) -> str:
     """Return what is wrong with the similarities, faces and settings of a photo's row, "" for nothing."""
     if any(s.get("encoder") is None or s.get("optimised") is None for s in row.get("similarity") or []):

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from dladiff.errors import DamagedError, NotFoundError, TooLargeError
 from pipeline.records.checked import record_fault
+from pipeline.records.packed import unpack
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import shown
 
@@ -35,11 +36,15 @@ def load(storage: Storage, key: str, limit: int = MAX_BYTES) -> Record:
 
 
 def load_record(storage: Storage, key: str) -> Record:
-    """Read and check one record. Raises DamagedError when it does not fit its storage key, StorageError."""
+    """Read and check one record; its rows are complete. Raises DamagedError when it cannot be used, StorageError."""
     record = load(storage, key)
-    if fault := record_fault(key, record):
-        raise DamagedError(f"{storage.uri_of(key)} is no record: {fault}; delete it and run again")
-    return record
+    fault = record_fault(key, record)
+    try:
+        if not fault:
+            return unpack(storage, record)
+    except DamagedError as error:
+        fault = str(error)
+    raise DamagedError(f"{storage.uri_of(key)} is no record: {fault}; delete it and run again")
 
 
 def load_many(

@@ -1,18 +1,22 @@
-"""The Parquet manifests, built from the records alone, and the sweep of orphaned photos."""
+"""The Parquet manifests, built from the records that changed, and the sweep of orphaned photos."""
 
+import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.process.temporary import temporary_folder
-from pipeline.records.commit import INDEX, Index, Record, Recorded, load_many, read_index
+from pipeline.records.gathered import BATCH, Gathered, Run, merge, of_records, runs, stored_batches
+from pipeline.records.index import INDEX, MANIFESTS, Index, Recorded, read_index
+from pipeline.records.loading import Record, load_many
 from pipeline.records.output_format import is_output_name
-from pipeline.records.schema import IDENTITIES, PHOTOS, RECORDS, table
+from pipeline.records.schema import IDENTITIES, NO_PARQUET, PHOTOS, RECORDS, table
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import escape
 
@@ -61,29 +65,132 @@ class ParquetFile:
             self._rows = []
 
 
-def write_manifest(storage: Storage, index: Index | None = None, *, force: bool = False) -> tuple[int, int]:
-    """Write photos.parquet, identities.parquet and the index from the records; return counts of photos and identities.
+def write_manifest(
+    storage: Storage, index: Index | None = None, gathered: Gathered | None = None, *, force: bool = False
+) -> tuple[int, int]:
+    """Write photos.parquet, identities.parquet and the index; return the counts of photos and identities.
 
-    Does nothing when the index is fresh and both files exist. With `force` every record is read and all files are
-    written. The index is written last. Raises StorageError.
+    Rows of identities whose records did not change come from the stored manifests, the others from `gathered` or from
+    their records. Does nothing when the index is fresh and both files are there. With `force` every record is read.
+    The index is written last, with the tags of the files: other files than those are not used. Raises StorageError.
     """
-    index = index or read_index(storage, cached=not force)
-    if index.fresh and not force and all(storage.tag(key) is not None for key in FILES):
-        standing = index.standing()
-        return sum(row.photos for row in standing.values()), len({name for name, _ in standing})
     with temporary_folder() as folder:
-        photos, identities = (ParquetFile(folder, schema) for schema in FILES.values())
-        for rows, row in merged(storage, index):
-            for photo in rows:
-                photos.add(photo)
-            identities.add(row)
-        known = ParquetFile(folder, RECORDS)
-        for entry in index.rows():
-            known.add(asdict(entry))
-        for key, file in zip(FILES, (photos, identities), strict=True):
-            file.put(storage, key)
-        known.put(storage, INDEX)
-    return photos.count, identities.count
+        gathered = gathered or Gathered(folder)
+        index = index or read_index(storage, cached=not force, add=gathered.add)
+        tags = {key: storage.tag(key) for key in FILES}
+        there = all(tag is not None and index.manifests.get(key, tag) == tag for key, tag in tags.items())
+        if index.fresh and there and not force:
+            standing = index.standing()
+            return sum(row.photos for row in standing.values()), len({name for name, _ in standing})
+        reuse = there and not force and index.manifests.keys() == FILES.keys()
+        built = Built(storage, index, gathered, folder)
+        try:
+            counts = built.write(reuse=reuse)
+        except NO_PARQUET:
+            if not reuse:
+                raise
+            counts = built.write(reuse=False)  # the stored manifests are damaged or of another version
+        for key in FILES:
+            storage.put_file(key, built.file(key))
+        manifests = json.dumps({key: storage.tag(key) for key in FILES}).encode()
+        rows = index.rows()
+        whole = pa.table({name: [getattr(row, name) for row in rows] for name in RECORDS.names}, RECORDS)
+        pq.write_table(whole.replace_schema_metadata({MANIFESTS: manifests}), folder / "records.parquet")
+        storage.put_file(INDEX, folder / "records.parquet")
+        return counts
+
+
+class Built:
+    """The manifests, as files in a folder."""
+
+    def __init__(self, storage: Storage, index: Index, gathered: Gathered, folder: Path) -> None:
+        self._storage, self._index, self._gathered, self._folder = storage, index, gathered, folder
+
+    def file(self, key: str) -> Path:
+        """Return the file of a manifest."""
+        return self._folder / key.rpartition("/")[2]
+
+    def write(self, *, reuse: bool) -> tuple[int, int]:
+        """Write both; return the counts of their rows. Raises NO_PARQUET where a stored one cannot be reused."""
+        changed = self._changed(reuse)
+        self._gather(changed)
+        of: dict[str, list[Recorded]] = {}
+        for row in self._index.standing().values():
+            of.setdefault(row.identity, []).append(row)
+        for rows in of.values():
+            rows.sort(key=lambda row: row.finished_at or "", reverse=True)
+        counts: dict[str, tuple[int, int]] = {}
+
+        def chosen(name: str, found: list[Run]) -> list[pa.RecordBatch]:
+            rows = of_records(found, of.get(name, []))
+            failed = pc.sum(pc.equal(rows["status"], "failed")).as_py() or 0
+            counts[name] = (rows.num_rows, failed)
+            return list(rows.to_batches())
+
+        def people() -> Iterator[pa.RecordBatch]:
+            names = (name for name in sorted(changed) if name in of)
+            while some := list(islice(names, GROUP)):
+                rows = [_about([self._gathered.records[r.place] for r in of[n]], counts.get(n, (0, 0))) for n in some]
+                yield from table(rows, IDENTITIES).to_batches()
+
+        def keep(name: str) -> bool:
+            return name in of and name not in changed
+
+        photos = merge(self._old(PHOTOS_KEY, reuse), self._gathered.runs(), keep, chosen)
+        written = _write(self.file(PHOTOS_KEY), PHOTOS, photos)
+        known = merge(self._old(IDENTITIES_KEY, reuse), [runs(people())], keep, _as_they_are)
+        return written, _write(self.file(IDENTITIES_KEY), IDENTITIES, known)
+
+    def _changed(self, reuse: bool) -> set[str]:
+        """Return the identities whose rows in the stored manifests are not those of their records."""
+        index = self._index
+        places = {row.place: (row.tag, row.identity) for row in index.rows()}
+        if not reuse:
+            return {name for _, name in places.values()}
+        gone = {name for place, (_, name) in index.stored.items() if place not in places}
+        return gone | {pair[1] for place, pair in places.items() if index.stored.get(place) != pair}
+
+    def _gather(self, changed: set[str]) -> None:
+        """Read the standing records of these identities; unreadable ones leave the index: the next run reads them."""
+        rows = {row.place: row for row in self._index.standing().values() if row.identity in changed}
+        unread = {place: row for place, row in rows.items() if not self._gathered.has(row)}
+        for place, record in load_many(self._storage, list(unread)):
+            self._gathered.add(unread.pop(place), record)
+        for row in unread.values():
+            self._index.drop(row)
+
+    def _old(self, key: str, reuse: bool) -> Iterator[Run]:
+        """Return the rows of a stored manifest by identity, none if it is not reused."""
+        if not reuse:
+            return iter(())
+        path = self._folder / f"old-{key.rpartition('/')[2]}"
+        self._storage.get_file(key, path)
+        return runs(stored_batches(path, FILES[key]))
+
+
+def _as_they_are(name: str, found: list[Run]) -> Iterator[pa.RecordBatch]:
+    for _, _, batch, start, stop in found:
+        yield batch.slice(start, stop - start)
+
+
+def _write(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> int:
+    """Write rows in groups of BATCH, so that equal rows make equal files; return their number."""
+    count, waiting = 0, pa.Table.from_batches([], schema)
+    with pq.ParquetWriter(path, schema) as writer:
+        held: list[pa.RecordBatch] = []
+        for batch in batches:
+            held.append(batch)
+            count += batch.num_rows
+            if count % BATCH < batch.num_rows:  # a group is full
+                waiting = pa.Table.from_batches([*waiting.to_batches(), *held], schema)
+                held = []
+                while waiting.num_rows >= BATCH:
+                    writer.write_table(waiting.slice(0, BATCH).combine_chunks())
+                    waiting = waiting.slice(BATCH)
+        rest = pa.Table.from_batches([*waiting.to_batches(), *held], schema)
+        if rest.num_rows:
+            writer.write_table(rest.combine_chunks())
+    return count
 
 
 def write_rows(storage: Storage, key: str, rows: Iterable[Mapping[str, Any]], schema: Any) -> None:
@@ -95,13 +202,20 @@ def write_rows(storage: Storage, key: str, rows: Iterable[Mapping[str, Any]], sc
         file.put(storage, key)
 
 
-def sweep(storage: Storage, identity: str, current: list[Recorded], stale: list[Recorded]) -> list[str]:
+def sweep(
+    storage: Storage,
+    identity: str,
+    current: list[Recorded],
+    stale: list[Recorded],
+    read: Mapping[str, Record] | None = None,
+) -> list[str]:
     """Remove an identity's `stale` records and orphaned photos; return the storage keys removed.
 
     Stale records are those of an earlier split. Orphaned photos are named by no `current` commit record: an attempt
-    died before its commit. Call this only when no actor works on the identity.
+    died before its commit. Call this only when no actor works on the identity. `read`: records that the caller has.
     """
-    records = dict(load_many(storage, (row.place for row in current)))
+    places = [row.place for row in current]
+    records = dict(load_many(storage, places)) if read is None else {key: read[key] for key in places if key in read}
     if len(records) < len(current):
         return []  # a damaged record may name any photo: the next run repeats its task and sweeps
     removed = [row.place for row in stale]
@@ -129,7 +243,7 @@ def merged(storage: Storage, index: Index) -> Iterator[tuple[list[Record], Recor
             yield _identity(parts)
     for row in by_key.values():
         if row.place not in read:
-            (index.done if row.place.startswith("done/") else index.failed).pop(row.task)
+            index.drop(row)
 
 
 def _identity(parts: list[tuple[Recorded, Record]]) -> tuple[list[Record], Record]:
@@ -140,29 +254,39 @@ def _identity(parts: list[tuple[Recorded, Record]]) -> tuple[list[Record], Recor
             own = photo | {"identity": record["identity"]}
             photos.setdefault(photo["source_uri"], own)  # a part of an earlier split may name the same photo
     rows = [photos[uri] for uri in sorted(photos)]
-    about = [record.get("identity_row") or {} for _, record in parts]
-    newest = newest_first[0][0]
+    failed = sum(row["status"] == "failed" for row in rows)
+    return rows, _about([(row, record.get("identity_row") or {}) for row, record in newest_first], (len(rows), failed))
+
+
+def _about(newest_first: Sequence[tuple[Recorded, Mapping[str, Any]]], counts: tuple[int, int]) -> Record:
+    """Return an identity's row from those of its records. `counts`: its photos, and how many of them failed."""
+    newest, latest = newest_first[0]
     name = {"identity": newest.identity}
-    if len(parts) == 1 and newest.parts == 1:
-        return rows, {"status": newest.status} | about[0] | name | {"parts": 1}
-    statuses = {row.status for row, _ in parts}
+    if len(newest_first) == 1 and newest.parts == 1:
+        return {"status": newest.status} | dict(latest) | name | {"parts": 1}
+    statuses = {row.status for row, _ in newest_first}
     status = next((s for s in ("quarantined", "failed") if s in statuses), "done")
-    if status == "done" and len([r for r, _ in parts if r.parts == newest.parts]) < newest.parts:
+    if status == "done" and len([r for r, _ in newest_first if r.parts == newest.parts]) < newest.parts:
         status = "partial"
+    in_order = sorted(newest_first, key=lambda pair: pair[0].part)
     seconds: dict[str, float] = {}
-    for row in about:
+    for _, row in in_order:
         for step, value in (row.get("seconds") or {}).items():
             seconds[step] = round(seconds.get(step, 0.0) + value, 3)
-    times = [row["started_at"] for row in about if row.get("started_at")]
-    return rows, (newest_first[0][1].get("identity_row") or {}) | name | {
-        "status": status,
-        "reason": "; ".join(dict.fromkeys(row.reason for row, _ in parts if row.reason)),
-        "parts": newest.parts,
-        "photos": len(rows),
-        "failed_photos": sum(row["status"] == "failed" for row in rows),
-        "attempts": max(row.attempts for row, _ in parts),
-        "seconds": seconds,
-        "peak_memory_bytes": max((row.get("peak_memory_bytes") or 0 for row in about), default=0),
-        "started_at": min(times, default=None),
-        "finished_at": newest.finished_at,
-    }
+    times = [row["started_at"] for _, row in newest_first if row.get("started_at")]
+    return (
+        dict(latest)
+        | name
+        | {
+            "status": status,
+            "reason": "; ".join(dict.fromkeys(row.reason for row, _ in in_order if row.reason)),
+            "parts": newest.parts,
+            "photos": counts[0],
+            "failed_photos": counts[1],
+            "attempts": max(row.attempts for row, _ in newest_first),
+            "seconds": seconds,
+            "peak_memory_bytes": max(row.get("peak_memory_bytes") or 0 for _, row in newest_first),
+            "started_at": min(times, default=None),
+            "finished_at": newest.finished_at,
+        }
+    )

@@ -64,9 +64,9 @@ class ProtectIdentity:
     def __call__(self, row: Payload) -> Payload:
         """Do one task; `row["work"]` is JSON: identity, part, parts, key, replaces, photos and clean (key, uri each).
 
-        Returns {"result": JSON}: identity, status (done, failed, quarantined, skipped, late, fatal, storage), reason,
-        photos, failed_photos, seconds, rows; `mixed` if the photos show different people. `fatal` and `storage` mean
-        that no task can be done: the run must stop.
+        Returns {"result": JSON}: identity, part, status (done, failed, quarantined, skipped, late, fatal, storage),
+        reason, photos, failed_photos, seconds, rows; `mixed` if the photos show different people. `fatal` and `storage`
+        mean that no task can be done: the run must stop.
         """
         work = json.loads(row["work"])
         started = time.monotonic()
@@ -83,7 +83,8 @@ class ProtectIdentity:
             else:  # the stored plan itself
                 result = {"status": OUT_OF_REACH, "reason": _line(error)}
         photos = len(work.get("photos", ()))
-        common = {"identity": work.get("identity", ""), "photos": photos, "failed_photos": photos}
+        common = {"identity": work.get("identity", ""), "part": work.get("part", 0)}
+        common |= {"photos": photos, "failed_photos": photos}
         seconds = round(time.monotonic() - started, 3)
         self.metrics.finished(result := common | {"reason": "", "seconds": seconds, "rows": []} | result)
         return {"result": json.dumps(result)}

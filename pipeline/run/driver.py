@@ -4,11 +4,9 @@ import logging
 import shlex
 import uuid
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from rich.console import Console
 
@@ -17,19 +15,18 @@ from pipeline.config import RunConfig
 from pipeline.process.private import private_files
 from pipeline.process.temporary import temporary_folder
 from pipeline.records import commit as records
-from pipeline.records import manifest
 from pipeline.records.allowance import within
-from pipeline.records.commit import Recorded
 from pipeline.records.latest import note_workers_out
 from pipeline.records.lease import Lease
 from pipeline.run.actor import LATE
-from pipeline.run.engine import TODO_FILES, results
+from pipeline.run.engine import results
 from pipeline.run.estimate import estimate
+from pipeline.run.finalise import Finaliser
 from pipeline.run.fitness import Fault
 from pipeline.run.live import Actors
 from pipeline.run.plan import Plan, Retry, make_plan, write_plan
 from pipeline.run.progress import Progress
-from pipeline.sources.decode import is_lasting
+from pipeline.run.totals import Totals
 from pipeline.storage.base import Storage
 from pipeline.storage.keys import shown
 from pipeline.storage.open import open_storage
@@ -43,7 +40,7 @@ WORST = ("quarantined", "failed", LATE, "done", "skipped")
 
 @dataclass
 class Summary:
-    """Counts of identities: planned == done + failed + quarantined + skipped.
+    """Counts of identities: planned == done + failed + quarantined + skipped. Nothing is kept for each photo.
 
     `left` counts skipped identities that were not started before the deadline. `lost_photos` counts failed photos of
     done or skipped identities. `mixed_identities` counts done identities whose photos show different people.
@@ -61,9 +58,10 @@ class Summary:
     mixed_identities: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     """Files of the input that are no photos, hidden files, and what was not read, by name."""
-    reasons: tuple[str, ...] = ()
-    """Reasons of failures of earlier runs that are not tried again."""
-    results: list[dict[str, Any]] = field(default_factory=list)
+    may_recover: bool = False
+    """Whether a failure of earlier runs that is not tried again may end otherwise with the same files."""
+    ended: Totals = field(default_factory=Totals)
+    """Of the tasks that this run ended."""
     max_failed: str | None = None
     """The setting of this name."""
 
@@ -80,26 +78,17 @@ class Summary:
         """
         if self.max_failed is None:
             return 1 if self.failed or self.quarantined or self.left or self.lost_photos or self.unread else 0
-        failed, tried = self.failed_photos + self.unread, self.tried_photos + self.unread
+        failed, tried = self.failed_photos + self.unread, self.ended.photos + self.unread
         return 0 if not self.left and within(self.max_failed, failed, tried) else 1
 
     @property
-    def tried_photos(self) -> int:
-        """Number of photos of the tasks that this run ended."""
-        return sum(result["photos"] for result in self.results if result["status"] != LATE)
-
-    @property
     def failed_photos(self) -> int:
-        """Number of them that failed, alone or with their task."""
-        return sum(result["failed_photos"] for result in self.results if result["status"] != LATE)
+        """Number of photos of this run that failed, alone or with their task."""
+        return self.ended.failed_photos
 
     def _may_recover(self) -> bool:
         """Return whether any failure may end otherwise with the same files."""
-        reasons = list(self.reasons)
-        for result in self.results:
-            rows = [row["reason"] for row in result.get("rows", ()) if row["status"] == "failed"]
-            reasons += rows or ([result["reason"]] if result["status"] in ("failed", "quarantined") else [])
-        return not reasons or not all(map(is_lasting, reasons))
+        return self.may_recover or self.ended.lasting < self.ended.failures
 
     def advice(self, output: str) -> list[str]:
         """Return what to do next, one command a line."""
@@ -149,7 +138,8 @@ def protect(
             if _changed(target, plan):  # another run worked before we got the lease
                 plan = make_plan(config, retry=retry, folder=folder)
             watch = _Watch(console or Console(stderr=True, emoji=False), metrics or DriverMetrics(), deadline, verbose)
-            return _run(config, plan, target, lease, watch)
+            with Finaliser(target, plan, lease, folder) as finaliser:
+                return _run(config, plan, target, finaliser, watch)
 
 
 @dataclass(frozen=True)
@@ -162,10 +152,9 @@ class _Watch:
     verbose: bool
 
 
-def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, watch: _Watch) -> Summary:
+def _run(config: RunConfig, plan: Plan, target: Storage, finaliser: Finaliser, watch: _Watch) -> Summary:
     summary, run_id = _summary(plan, config), uuid.uuid4().hex
     write_plan(target, plan, run_id)
-    ended: dict[str, list[str]] = {}
     longest = min(config.max_photos_per_task, plan.todo_photos) * estimate(config, plan, None).seconds_per_photo
     watch.metrics.begin(plan.identities, plan.todo, config.gpus_per_actor, expected_task_s=longest)
     if plan.todo:
@@ -183,54 +172,27 @@ def _run(config: RunConfig, plan: Plan, target: Storage, lease: Lease, watch: _W
         view = Progress(watch.console, plan.todo, watch.metrics.cost, Actors(target), verbose=watch.verbose)
         with view as progress, closing(stream):  # on an error Ray ends before the message is printed
             for result in stream:
-                lease.check()
-                summary.results.append(result)
-                ended.setdefault(result["identity"], []).append(result["status"])
+                finaliser.ended(result)
+                summary.ended.add(result)
                 if result["status"] != LATE:  # late tasks stay in `left`
                     watch.metrics.advance(result)
                 progress.advance(result)
-    if len(summary.results) != plan.todo:
-        raise StorageError(f"{plan.todo - len(summary.results)} tasks gave no result; run again, finished work is kept")
-    for name, statuses in ended.items():
+    if summary.ended.tasks != plan.todo:
+        raise StorageError(f"{plan.todo - summary.ended.tasks} tasks gave no result; run again, finished work is kept")
+    for name, statuses in finaliser.statuses.items():
         found = {*statuses, plan.kept.get(name, "skipped")}
         status = next(s for s in WORST if s in found)
         summary.left += status == LATE
         counted = "skipped" if status == LATE else status
         setattr(summary, counted, getattr(summary, counted) + 1)
-    summary.lost_photos += sum(r["failed_photos"] for r in summary.results if r["status"] == "done")
-    summary.mixed_identities = len({r["identity"] for r in summary.results if r.get("mixed")})
-    lease.check()
-    _finalise(target, plan, ended)
+    summary.lost_photos += summary.ended.lost_photos
+    summary.mixed_identities = len(summary.ended.mixed)
+    finaliser.finish()
     return summary
 
 
-def _finalise(target: Storage, plan: Plan, ended: dict[str, list[str]]) -> None:
-    """Sweep leftovers of dead attempts and runs, for the identities of this run, and build the manifest."""
-    for entry in list(target.list(TODO_FILES)):
-        target.delete(entry.key)
-    index = records.read_index(target)
-    rows: dict[str, list[Recorded]] = {name: [] for name in ended}
-    for row in index.rows():
-        if row.identity in rows:
-            rows[row.identity].append(row)
-    stale: dict[str, list[Recorded]] = {}
-    for name, statuses in ended.items():
-        whole = set(statuses) == {"done"} and name not in plan.kept
-        stale[name] = [row for row in rows[name] if whole and row.task not in plan.tasks[name]]
-
-    def sweep(name: str) -> None:
-        current = [row for row in rows[name] if row.place.startswith("done/") and row not in stale[name]]
-        manifest.sweep(target, name, current, stale[name])
-
-    with ThreadPoolExecutor(records.READERS) as pool:
-        list(pool.map(sweep, ended))
-    for row in (row for rows_ in stale.values() for row in rows_):
-        (index.done if row.place.startswith("done/") else index.failed).pop(row.task)
-    manifest.write_manifest(target, index)
-
-
 def _changed(target: Storage, plan: Plan) -> bool:
-    now = records.read_index(target)
+    now = records.read_index(target, plan.index)
     return [(r.place, r.tag) for r in now.rows()] != [(r.place, r.tag) for r in plan.index.rows()]
 
 
@@ -245,6 +207,6 @@ def _summary(plan: Plan, config: RunConfig) -> Summary:
         skipped=counts["skipped"],
         lost_photos=plan.lost_photos,
         left_out=plan.left_out.counts(),
-        reasons=tuple(plan.reasons),
+        may_recover=plan.may_recover,
         max_failed=config.max_failed,
     )

@@ -10,24 +10,24 @@ from typing import Any
 
 from dladiff.errors import ConfigError, DladiffError, ModelError, StorageError
 from pipeline.config import RunConfig
-from pipeline.records.manifest import ParquetFile
 from pipeline.run.actor import FATAL, OUT_OF_REACH, ProtectIdentity
 from pipeline.run.estimate import assumed_seconds
 from pipeline.run.fitness import Board, Fault, Watch
 from pipeline.run.reporting import UNFIT, ReportingActor
 from pipeline.run.session import NO_TOKEN, started
+from pipeline.run.todo import Todo
 from pipeline.storage.base import Storage
 
 TODO_FILES = "plan/todo-"  # files of one run, deleted at its end
 NO_PROGRESS_S = 1800.0  # least seconds without a result after which a run fails
 DRAIN_S = 60.0  # seconds in which all tasks are returned where no worker can work
 SHOWN = 5  # faulty workers that a message names
-IN_MEMORY = 10_000  # tasks; above it the actors read their work from storage, and the driver holds row numbers
+IN_MEMORY = 50_000  # photos, some 10 MB; above it the actors read their work from storage: the driver has row numbers
 
 
 def results(
     config: RunConfig,
-    todo: ParquetFile,
+    todo: Todo,
     target: Storage,
     run_id: str,
     deadline: float | None = None,
@@ -161,14 +161,16 @@ def reported(ray: Any, stage: Any) -> Generator[dict[str, Any]]:
         raise StorageError(f"the Ray cluster failed: {str(error).strip().splitlines()[-1]}") from error
 
 
-def _rows(ray: Any, todo: ParquetFile, target: Storage, run_id: str) -> Any:
-    """Return a dataset with one block a task, so that results stream and no actor reserves a second task.
+def _rows(ray: Any, todo: Todo, target: Storage, run_id: str) -> Any:
+    """Return a dataset with one block a task, longest first: results stream, and no actor reserves a second task.
 
     The driver makes the rows. Ray tasks (read_parquet, repartition) would deadlock: actors hold every CPU and wait for
     them.
     """
-    if todo.count <= IN_MEMORY:
-        rows = list(todo.rows())
+    order = todo.order()
+    if todo.photos <= IN_MEMORY:
+        works = list(todo.rows())
+        rows = [works[i] for i in order]
     else:
         key = f"{TODO_FILES}{run_id}.parquet"
         todo.put(target, key)
@@ -178,7 +180,7 @@ def _rows(ray: Any, todo: ParquetFile, target: Storage, run_id: str) -> Any:
                 "size": todo.path.stat().st_size,
                 "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
             }
-        rows = [{"work": json.dumps(plan | {"row": i})} for i in range(todo.count)]
+        rows = [{"work": json.dumps(plan | {"row": i})} for i in order]
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 

@@ -1,9 +1,8 @@
 """List failures, and let the next run try them again."""
 
-import json
 from typing import Any
 
-from pipeline.records.commit import clear_failure, clear_starts, load_many, read_index
+from pipeline.records.commit import clear_failure, clear_starts, load_many, read_index, stored
 from pipeline.records.lease import Lease
 from pipeline.run.plan import Retry
 from pipeline.storage.base import Storage
@@ -40,5 +39,5 @@ def forget(storage: Storage, which: Retry) -> int:
         partly = {task: row for task, row in index.done.items() if any(map(which.takes, row.photo_reasons))}
         for row in partly.values():
             for _, record in load_many(storage, [row.place]):
-                storage.put_if_match(row.place, json.dumps(record | {"key": ""}, indent=1).encode(), row.tag)
+                storage.put_if_match(row.place, stored(storage, record | {"key": ""}), row.tag)
         return len(failed | partly.keys())

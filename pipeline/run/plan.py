@@ -8,17 +8,24 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dladiff.errors import ConfigError, ModelError
 from dladiff.layers.pushed import vaes_not_here
 from pipeline.config import RunConfig
+from pipeline.process.temporary import temporary_folder
 from pipeline.records.commit import Index, Recorded, Task, key_of, now, read_index
 from pipeline.records.latest import LATEST as LATEST
-from pipeline.records.manifest import ParquetFile, write_rows
-from pipeline.records.schema import PLAN, TODO
+from pipeline.records.manifest import GROUP, ParquetFile
+from pipeline.records.schema import PLAN
 from pipeline.run.listed import listed
+from pipeline.run.prefixes import Prefixes
+from pipeline.run.todo import Todo
+from pipeline.sources.decode import is_lasting
 from pipeline.sources.find import Identity, Photo, find_identities
 from pipeline.sources.given_faces import with_faces
 from pipeline.sources.index_file import index_identities, is_index
@@ -49,25 +56,6 @@ class Retry:
         return not self.reasons or any(part.casefold() in reason.casefold() for part in self.reasons)
 
 
-class Prefixes:
-    """The longest common prefix of an index file's photos in each bucket."""
-
-    def __init__(self) -> None:
-        self._folders: dict[str, list[str]] = {}
-
-    def add(self, uri: str) -> None:
-        """Add the address of a photo; local paths are ignored."""
-        if uri.startswith("s3://"):
-            bucket, *folders = uri.removeprefix("s3://").split("/")[:-1]
-            known = self._folders.setdefault(bucket, folders)
-            same = (one == other for one, other in zip(known, folders, strict=False))
-            self._folders[bucket] = known[: len([*takewhile(bool, same)])]
-
-    def addresses(self) -> tuple[str, ...]:
-        """Return the prefixes as addresses for `open_storage`."""
-        return tuple("/".join(("s3:/", bucket, *folders)) for bucket, folders in self._folders.items())
-
-
 @dataclass
 class Plan:
     """Counts of identities, photos and tasks; the tasks themselves are in two files if a folder was given."""
@@ -89,8 +77,8 @@ class Plan:
     """Identities without a clean set of their own: the photos to protect are it."""
     lost_photos: int = 0
     """Photos that failed in tasks that are done."""
-    reasons: set[str] = field(default_factory=set)
-    """Reasons of earlier failures that are not retried."""
+    may_recover: bool = False
+    """Whether an earlier failure that is not retried may end otherwise with the same files."""
     left_out: LeftOut = field(default_factory=LeftOut)
     """Files of the input that are no photos, and what of it was not read."""
     plan_hash: str = ""
@@ -99,7 +87,7 @@ class Plan:
     buckets: Prefixes = field(default_factory=Prefixes)
     """Prefixes of an index file's photos outside of its folder."""
     plan_file: ParquetFile | None = None
-    todo_file: ParquetFile | None = None
+    todo_file: Todo | None = None
 
     def note(self, config: RunConfig) -> str:
         """Return what is to be known of the clean sets and of known VAEs, "" where there is nothing."""
@@ -130,7 +118,7 @@ def make_plan(config: RunConfig, *, retry: Retry | None = None, folder: Path | N
     target = open_existing(config.output)
     plan = Plan(read_index(target) if target else Index())
     if folder is not None:
-        plan.plan_file, plan.todo_file = ParquetFile(folder, PLAN), ParquetFile(folder, TODO)
+        plan.plan_file, plan.todo_file = ParquetFile(folder, PLAN), Todo(folder)
     plan.inputs = inputs_of(config)
     roots = tuple(f"{root.rstrip('/')}/" for root in plan.inputs)
     digest, content = config.config_digest(), hashlib.sha256()
@@ -160,8 +148,14 @@ def write_plan(target: Storage, plan: Plan, run_id: str) -> None:
     """Store the plan as plan/plan-<hash>.parquet, and its summary as plan/latest.json, which `status` reads."""
     assert plan.plan_file is not None
     key = f"plan/plan-{plan.plan_hash[:16]}.parquet"
-    hashed = {"plan_hash": plan.plan_hash}  # known only after the last row
-    write_rows(target, key, (row | hashed for row in plan.plan_file.rows()), PLAN)
+    place = PLAN.get_field_index("plan_hash")  # known only after the last row
+    with temporary_folder() as folder:
+        file = folder / "plan.parquet"
+        with pq.ParquetFile(plan.plan_file.path) as rows, pq.ParquetWriter(file, PLAN) as writer:
+            for batch in rows.iter_batches(GROUP):
+                hashes = pa.array([plan.plan_hash] * batch.num_rows, pa.string())
+                writer.write_batch(batch.set_column(place, PLAN.field(place), hashes))
+        target.put_file(key, file)
     latest = {"plan": key, "run_id": run_id, "started_at": now(), "tasks": plan.plan_file.count}
     latest |= {"unread": plan.left_out.unread}
     latest |= {"identities": plan.identities, "photos": plan.photos, "todo": plan.todo, "inputs": plan.inputs}
@@ -244,7 +238,7 @@ def _add(plan: Plan, identity: Identity, config: RunConfig, method: tuple[str, i
             work = {"identity": name, "part": task[1], "parts": count, "key": key, "replaces": replaces}
             work |= {"photos": listed(chunk), "clean": listed(clean), "own_clean": not identity.clean}
             if plan.todo_file is not None:
-                plan.todo_file.add({"work": json.dumps(work)})
+                plan.todo_file.task(work, chunk)
     if todo:
         plan.todo += todo
         plan.pending[name] = todo
@@ -263,7 +257,7 @@ def _is_new(plan: Plan, task: Task, key: str, photos: int, retry: Retry | None) 
         if retry and retry.takes(failed.reason):
             plan.retried.append(task)
             return True, done.tag if done else None
-        plan.reasons.add(failed.reason)
+        plan.may_recover |= not is_lasting(failed.reason)
         plan.kept[task[0]] = "quarantined" if "quarantined" in (failed.status, plan.kept.get(task[0])) else "failed"
         return False, None
     if done is None:
@@ -275,7 +269,7 @@ def _is_new(plan: Plan, task: Task, key: str, photos: int, retry: Retry | None) 
     if done.failed_photos and retry and any(retry.takes(reason) for reason in done.photo_reasons):
         return True, done.tag
     plan.lost_photos += done.failed_photos
-    plan.reasons.update(done.photo_reasons)
+    plan.may_recover |= not all(map(is_lasting, done.photo_reasons))
     return False, None
 
 

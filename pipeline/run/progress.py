@@ -88,14 +88,17 @@ class Progress:
             self.console.print(line, soft_wrap=True, highlight=False)
 
 
-def closing_table(results: list[dict[str, Any]]) -> Table:
+def closing_table(results: list[dict[str, Any]], tasks: int = 0) -> Table:
     """Return the final table: identity, photos, status, quality, mean cosine before and after by kind of encoder.
 
+    Where `tasks` is more than the results given, the caption says that they are some of them.
     Quality is mean PSNR (dB), and lowest and median SSIMULACRA2 of the photos and of their faces.
     """
     names = ("identity", "photos", "status", "PSNR", "quality,\nin faces")
     about = "quality: SSIMULACRA2, lowest / median of the photos; 90 is not seen side by side\n"
     about += "similarity: cosine to the original, before -> after"
+    if tasks > len(results):
+        about += f"\n{len(results)} of {tasks} tasks, failures first kept; dladiff report shows all"
     table = Table(*names, "optimised encoders", "held-out encoders", caption=about)
     for result in sorted(results, key=lambda r: r["identity"]):
         rows = result["rows"]

@@ -13,6 +13,8 @@ from rich.console import Console
 from pipeline.evaluate.plan import make_plan
 from pipeline.records import commit as records
 from pipeline.records import loading, manifest
+from pipeline.records.index import RECORD
+from pipeline.records.loading import load_record
 from pipeline.records.schema import LATER, PHOTOS, RECORDS
 from pipeline.report.explain import _rows
 from pipeline.report.write import write_report
@@ -37,17 +39,19 @@ def read(output: Storage, key: str) -> pa.Table:
 
 
 def of_an_earlier_version(output: Storage) -> Storage:
-    """Take the new columns out of all records and tables, and give the index the tags of the changed records."""
-    for entry in [e for e in output.list("done/") if e.key.endswith(".json")]:
-        record = json.loads(output.get(entry.key))
+    """Store records as earlier versions did, with complete rows, and take the new columns out of them and of tables."""
+    for entry in [e for e in output.list("done/") if RECORD.fullmatch(e.key)]:
+        record = load_record(output, entry.key)
         for photo in record["photos"]:
             for name in NEW:
                 del photo[name]
-        output.put(entry.key, json.dumps(record).encode())
+        output.put(entry.key, json.dumps(record, indent=1).encode())
+    for entry in list(output.list("settings/")):
+        output.delete(entry.key)
     manifest.write_manifest(output, force=True)
     for key in (manifest.PHOTOS_KEY, records.INDEX):
         table = read(output, key)
-        table = table.drop_columns([name for name in NEW if name in table.column_names])
+        table = table.drop_columns([name for name in NEW if name in table.column_names]).replace_schema_metadata()
         file = io.BytesIO()
         pq.write_table(table, file)
         output.put(key, file.getvalue())

@@ -56,7 +56,7 @@ def test_a_photo_that_is_gone_is_skipped_and_one_that_is_damaged_fails(config: R
     assert (result["status"], result["failed_photos"]) == ("done", 1)
     assert [row["status"] for row in result["rows"]] == ["skipped", "failed", "protected"]
     assert "gone since it was planned" in result["rows"][0]["reason"]
-    record = records.load(output, "done/ann.json")
+    record = records.load_record(output, "done/ann.json")
     assert [p["status"] for p in record["photos"]] == ["skipped", "failed", "protected"]
     for layer, ran in (("finetuning_layer", False), ("zero_shot_layer", False), ("joint_layers", True)):
         assert [p[layer] is None for p in record["photos"]] == [True, True, not ran]  # null where it did not run
@@ -74,7 +74,7 @@ class Strangers(AddNoise):
 def test_photos_of_different_people_are_noted_in_each_row(config: RunConfig, output: Storage) -> None:
     result = call(config.replaced(protector=f"{__name__}:Strangers"))
     assert (result["status"], result["mixed"]) == ("done", True)
-    for row in records.load(output, "done/ann.json")["photos"]:
+    for row in records.load_record(output, "done/ann.json")["photos"]:
         assert row["status"] == "protected"
         assert "photos of this identity show different people (median similarity 0.00 of 4 faces)" in row["reason"]
         assert row["reason"].endswith("use --layout flat")
@@ -116,10 +116,10 @@ def test_layer_two_did_not_run_where_there_is_no_face(
     bare: dict[str, Any] = {"faces": [], "status": "layer1_only", "similarity": []}
     monkeypatch.setattr(AddNoise, "_one", staticmethod(lambda photo, clean: replace(one(photo, clean), **bare)))
     assert call(config)["status"] == "done"
-    settings = [json.loads(row["joint_layers"]) for row in records.load(output, "done/ann.json")["photos"]]
+    settings = [json.loads(row["joint_layers"]) for row in records.load_record(output, "done/ann.json")["photos"]]
     assert all("zero_shot" not in found and found["visibility"] == 75 for found in settings)
     assert call(config.replaced(method={"visibility": 0}), "bob")["status"] == "done"
-    rows = records.load(output, "done/bob.json")["photos"]
+    rows = records.load_record(output, "done/bob.json")["photos"]
     assert {(row["finetuning_layer"] is None, row["zero_shot_layer"] is None) for row in rows} == {(False, True)}
 
 
@@ -163,7 +163,7 @@ def test_a_photo_whose_address_the_index_may_not_name_fails_alone(config: RunCon
             "the index names it by an address that is refused: its scheme is unknown; use a path, file:// or s3://",
         ),
     }
-    record = records.load(output, "done/ann.json")
+    record = records.load_record(output, "done/ann.json")
     assert [photo["source_uri"] for photo in record["photos"] if photo.get("source_sha256")] == [
         f"{Path(config.input).parent}/ann/0.png"
     ]

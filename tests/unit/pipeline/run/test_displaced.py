@@ -35,7 +35,7 @@ def test_rows_say_what_was_displaced_and_verify_passes(tmp_path: Path) -> None:
     found = verify(target, [source.uri])
     assert (found.photos, found.compared, found.faults) == (2, 2, [])
 
-    rows = {Path(row["source_uri"]).stem: row for row in records.load(target, "done/ann.json")["photos"]}
+    rows = {Path(row["source_uri"]).stem: row for row in records.load_record(target, "done/ann.json")["photos"]}
     moved, plain = rows["face"], rows["plain"]
     assert plain["geometry"] is None and "geometry" not in plain["reason"]
     assert moved["geometry"]["largest"] == 2.0

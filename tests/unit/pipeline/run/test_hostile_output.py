@@ -92,7 +92,7 @@ def commands(folder: Path) -> dict[str, str]:
 
 def test_any_value_in_any_place_of_a_record_costs_that_record_alone(tmp_path: Path) -> None:
     output = protected_output(tmp_path, {"ann": ["1.png"], "bob": ["1.png"]})
-    record = records.load(output, "done/bob.json")
+    record = records.load_record(output, "done/bob.json")
     output.put("failed/cid.json", json.dumps(record | {"identity": "cid"}).encode())
     count = 0
     for path in positions(record):
@@ -135,7 +135,7 @@ def test_a_record_larger_than_any_is_not_read(output: Storage, monkeypatch: pyte
     monkeypatch.setattr(loading, "MAX_BYTES", 10)
     monkeypatch.setattr(loading.load, "__defaults__", (10,))
     with pytest.raises(DamagedError, match="has more than 10 bytes; delete it"):
-        records.load(output, "done/ann.json")
+        records.load_record(output, "done/ann.json")
     index = records.read_index(output, cached=False)
     assert set(index.damaged) == {"done/ann.json", "done/bob.json"} and not index.done
 

@@ -94,7 +94,7 @@ def test_photos_beyond_the_budget_are_protected_group_by_group(
     assert (result["status"], result["failed_photos"]) == ("done", 0)
     assert seen == [list("012"), list("345"), list("6")]
     assert {entry.key: output.get(entry.key) for entry in output.list("photos/")} == kept
-    record = records.load(output, "done/ann.json")
+    record = records.load_record(output, "done/ann.json")
     assert record["photos"][0]["seconds"]["zero_shot_layer"] == pytest.approx(0.3)  # the fake says 0.1 of each group
     assert {row["reason"] for row in record["photos"]} == {
         "worked on in 3 groups of photos that each fit max_task_bytes"
@@ -155,7 +155,7 @@ def test_a_colour_profile_of_two_megabytes_costs_no_photo(config: RunConfig, out
         open_storage(config.input).put(f"ann/{i}.png", data)
     result = call(config)
     assert (result["status"], result["failed_photos"], len(list(output.list("photos/")))) == ("done", 0, 3)
-    notes = [row["reason"] for row in records.load(output, "done/ann.json")["photos"]]
+    notes = [row["reason"] for row in records.load_record(output, "done/ann.json")["photos"]]
     assert notes == ["its colour profile has more than 1000000 bytes and was left out", "", ""]
 
 
@@ -166,7 +166,7 @@ def test_what_is_no_photo_leaves_no_hash(config: RunConfig, output: Storage) -> 
     open_storage(config.input).put("ann/1.png", secret)
     open_storage(config.input).put("ann/2.png", broken)
     assert call(config)["failed_photos"] == 2
-    rows = records.load(output, "done/ann.json")["photos"]
+    rows = records.load_record(output, "done/ann.json")["photos"]
     assert [bool(row.get("source_sha256")) for row in rows] == [True, False, False]
     stored = b"".join(output.get(entry.key) for entry in output.list() if not entry.key.startswith("photos/"))
     for data in (secret, broken):

@@ -34,13 +34,13 @@ def output(tmp_path: Path) -> Storage:
 
 
 def first_photo(output: Storage) -> dict[str, Any]:
-    row: dict[str, Any] = records.load(output, RECORD)["photos"][0]
+    row: dict[str, Any] = records.load_record(output, RECORD)["photos"][0]
     return row
 
 
 def recorded(output: Storage, **changes: Any) -> None:
     """Change what the commit record says of its first photo."""
-    record = records.load(output, RECORD)
+    record = records.load_record(output, RECORD)
     record["photos"][0] |= changes
     output.put(RECORD, json.dumps(record).encode())
 

@@ -18,7 +18,8 @@ from pipeline.records import commit as records
 from pipeline.records.manifest import write_manifest
 from pipeline.report.explain import explain
 from pipeline.report.write import write_report
-from pipeline.run.plan import Prefixes, make_plan, write_plan
+from pipeline.run.plan import make_plan, write_plan
+from pipeline.run.prefixes import Prefixes
 from pipeline.run.status import status
 from pipeline.run.verify import verify
 from pipeline.sources.originals import OutsideError, named, originals
@@ -64,7 +65,7 @@ def touched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def forge(output: Storage, **changes: Any) -> None:
     """Let the record and the manifests say something else of the first photo."""
-    record = records.load(output, "done/ann.json")
+    record = records.load_record(output, "done/ann.json")
     record["photos"][0] |= changes
     output.put("done/ann.json", json.dumps(record).encode())
     write_manifest(output, force=True)
@@ -148,7 +149,7 @@ def test_a_photo_of_another_person_or_a_record_is_no_photo_of_hers(tmp_path: Pat
     sha = hashlib.sha256(output.get(bobs)).hexdigest()
     for key in (bobs, "lock.json", "photos/ann/../bob/1.png", "photos/ann/x/1.png", "../in/0/1.png", "photos/ann/"):
         output.put("lock.json", b"{}")
-        record = records.load(output, "done/ann.json")
+        record = records.load_record(output, "done/ann.json")
         record["photos"][0] |= {"output_key": key, "output_sha256": sha}
         output.put("done/ann.json", json.dumps(record).encode())
         (fault,) = [fault for fault in verify(output).faults if "done/ann.json" in fault]
@@ -225,7 +226,7 @@ def test_a_record_counts_as_done_only_if_it_accounts_for_every_photo(tmp_path: P
     plan = make_plan(config, folder=tmp_path)
     assert plan.todo_file is not None
     (work,) = [json.loads(row["work"]) for row in plan.todo_file.rows()]
-    record = records.load(output, "done/ann.json") | {"identity": work["identity"], "key": work["key"]}
+    record = records.load_record(output, "done/ann.json") | {"identity": work["identity"], "key": work["key"]}
     rows = [row | {"identity": work["identity"]} for row in record["photos"]]
     for row in rows:
         row["output_key"] = row["output_key"].replace("photos/ann/", f"photos/{work['identity']}/")
