@@ -1,6 +1,7 @@
 """Jobs on a running Ray cluster, through its Jobs API: submit, follow, status, logs, stop."""
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Callable
@@ -174,15 +175,16 @@ def _check_version(client: Any, name: str) -> None:
     """Wait for the first line of the job, which compares versions. Raises ConfigError if they differ."""
     until = time.monotonic() + CHECKED_S
     while time.monotonic() < until:
-        ended = (
-            _status(client, name, is_new=True).exit_code is not None
-        )  # asked for before the log, which is then whole
-        for line in answered(lambda: client.get_job_logs(name)).splitlines():
+        ended, lines = False, list[str]()
+        with contextlib.suppress(StorageError):  # of an agent that is busy with the start
+            ended = _status(client, name, is_new=True).exit_code is not None  # before the log, which is then whole
+            lines = answered(lambda: client.get_job_logs(name)).splitlines()
+        for line in lines:
             if line.startswith(REFUSED):
                 raise ConfigError([line.removeprefix("error: ")])
             if line.startswith(STARTED):
                 return
-        if ended:  # before the check: its environment could not be set up
+        if ended and lines:  # before the check: its environment could not be set up
             return
         time.sleep(min(POLL_S, CHECK_POLL_S))
 

@@ -54,7 +54,7 @@ def main() -> None:
     settings = f"input: {folder / 'in'}\noutput: {output}\nfaces: [mine]\n"
     (folder / "run.yaml").write_text(settings)
     packs = pack(folder)
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "poor": {"num_gpus": 1, "env_vars": {"AWS_SECRET_ACCESS_KEY": "wrong", "DLADIFF_FACES": str(folder)}},
         "old": {"env_vars": {"PYTHONPATH": version_of(folder, "0.0.1"), "DLADIFF_FACES": packs}},
         "good": {"env_vars": {"DLADIFF_FACES": packs}},
