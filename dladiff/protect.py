@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -165,8 +165,7 @@ def _compared_layer(
     views, names = _clean_views(works, clean, models, config)
     x, streams = _views(works, seed)
     shared_generator = stream(seed, "compared", *names)
-    surrogate = models.whole
-    assert isinstance(surrogate, Surrogate), "compared methods attack U-Nets; the settings are checked at loading"
+    surrogate = cast(Surrogate, models.whole)  # loading refuses compared methods on transformers
     deltas = compared_layer(surrogate, views, x, config, streams, shared_generator)
     for work, own in zip(works, torch.split(deltas, [len(work.views) for work in works]), strict=True):
         work.perturbation = Squares(work.crops, config.finetuning.eta)
