@@ -5,9 +5,7 @@ The cosine of two results is the mean cosine of their tokens, of each output by 
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -110,7 +108,9 @@ def load_reading(name: str) -> IdentityEncoder:
     reading, short = reading_of(name), name.removeprefix(PREFIX)
     source = located(reading.weights)
     if reading.kind == "pack":
-        return load_encoder(encoder_from_pack(source), short)
+        encoder = load_encoder(encoder_from_pack(source), short)
+        encoder.licence = WEIGHTS[reading.weights].licence
+        return encoder
     parsing, network = None, _network(source, reading)
     if reading.mask:
         file = located(reading.mask)
@@ -149,8 +149,3 @@ def _of_side(network: nn.Module, own: int, side: int, source: Path) -> nn.Module
     if own != side:
         raise ModelError(f"{source} takes pictures of {own} px, the adapter's network of {side} px; fetch that one")
     return network
-
-
-def described(reading: Reading) -> dict[str, Any]:
-    """Return a reading as plain values, for digests."""
-    return asdict(reading)

@@ -41,7 +41,7 @@ def named(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_reading_of_every_adapter_is_lowered(named: None) -> None:
     """Both layers' loop with a whole photo, two alignments and several sizes beside each other."""
-    joint = {"steps": 6, "encoders_per_step": 0, "draws": 1}
+    joint = {"steps": 3, "encoders_per_step": 0, "draws": 1}
     out = Protector(settings(*ALL, joint=joint, visibility=40.0), seed=0, threads=1).protect_identity(
         "a", [PhotoIn(key="a", pixels=photo())], []
     )
