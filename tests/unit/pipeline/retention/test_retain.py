@@ -119,7 +119,8 @@ def test_who_left_goes_with_every_trace_and_no_other(storage: Storage, photos: P
     assert [(one.identity, one.photos) for one in due] == [("bob", 2), ("cy/x", 2)]
     left = keys(storage)
     manifests = {"manifest/photos.parquet", "manifest/identities.parquet", "manifest/records.parquet"}
-    assert left == ann | manifests | {"plan/plan-new.parquet", "plan/latest.json"}
+    settings = {key for key in left if key.startswith("settings/")}
+    assert settings and left == ann | manifests | settings | {"plan/plan-new.parquet", "plan/latest.json"}
     assert everything(photos) == originals
     for key in left:
         assert not [name for name in (b"bob", b"cy/x", b"cy%2Fx") if name in storage.get(key)], key
