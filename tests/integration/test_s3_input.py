@@ -150,7 +150,7 @@ def test_encoders_go_to_a_bucket_and_come_to_a_worker(
     }
     assert on_this_machine(settings, S3Storage)["overrides"]["encoders"] == [local]  # copied once
 
-    against = {"profile": "tiny", "preset": None, "overrides": {"encoders": ["adapter:faceid"]}}
+    against: dict[str, Any] = {"profile": "tiny", "preset": None, "overrides": {"encoders": ["adapter:faceid"]}}
     faceid = method_config("tiny", None, against["overrides"])
     assert "adapter faceid needs" in missing(faceid)[0] and missing(faceid, f"{s3.uri}/encoders") == []
     content = faces("adapter:faceid.id", f"{s3.uri}/encoders")
