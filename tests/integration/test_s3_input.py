@@ -150,9 +150,8 @@ def test_encoders_go_to_a_bucket_and_come_to_a_worker(
     }
     assert on_this_machine(settings, S3Storage)["overrides"]["encoders"] == [local]  # copied once
 
-    overrides = {"encoders": ["adapter:faceid"]}
-    against = {"profile": "tiny", "preset": None, "overrides": overrides}
-    faceid = method_config("tiny", None, overrides)
+    against: dict[str, Any] = {"profile": "tiny", "preset": None, "overrides": {"encoders": ["adapter:faceid"]}}
+    faceid = method_config("tiny", None, against["overrides"])
     assert "adapter faceid needs" in missing(faceid)[0] and missing(faceid, f"{s3.uri}/encoders") == []
     content = faces("adapter:faceid.id", f"{s3.uri}/encoders")
     on_this_machine(against | {"encoders_from": f"{s3.uri}/encoders"}, S3Storage)
