@@ -149,7 +149,7 @@ def test_a_photo_of_another_person_or_a_record_is_no_photo_of_hers(tmp_path: Pat
     sha = hashlib.sha256(output.get(bobs)).hexdigest()
     for key in (bobs, "lock.json", "photos/ann/../bob/1.png", "photos/ann/x/1.png", "../in/0/1.png", "photos/ann/"):
         output.put("lock.json", b"{}")
-        record = records.load_record(output, "done/ann.json")
+        record = records.load(output, "done/ann.json")
         record["photos"][0] |= {"output_key": key, "output_sha256": sha}
         output.put("done/ann.json", json.dumps(record).encode())
         (fault,) = [fault for fault in verify(output).faults if "done/ann.json" in fault]
