@@ -18,9 +18,9 @@ from dladiff.settings.schedules import SCHEDULES, Protection
 from dladiff.settings.validate import Items, Settings
 
 WHERE_ENCODERS_COME_FROM = (
-    "give --against faceid,instantid, --faces buffalo_l, or method.encoders; the packs are in the releases of "
-    "github.com/deepinsight/insightface (model zoo; non-commercial use): unpack them in ~/.insightface/models, or in "
-    "the folder that DLADIFF_FACES names; method.layers: finetuning needs no encoder"
+    "give --against faceid,instantid, --faces buffalo_l --faces antelopev2, or method.encoders; the packs are in the "
+    "releases of github.com/deepinsight/insightface (model zoo; non-commercial use): unpack them in "
+    "~/.insightface/models, or in the folder that DLADIFF_FACES names; method.layers: finetuning needs no encoder"
 )
 
 

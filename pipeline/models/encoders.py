@@ -80,6 +80,7 @@ def listed_encoders() -> list[dict[str, Any]]:
             "file": known.file,
             "licence": known.licence,
             "place": known.place,
+            "gated": [],
             "folder": str(path) if (path := find(name)) else None,
         }
         for name, known in WEIGHTS.items()

@@ -14,6 +14,7 @@ from PIL import Image
 from dladiff import service
 from dladiff.core.exchange import PhotoIn
 from dladiff.diffusion.bundle import CHECKSUMS, make_pins
+from dladiff.diffusion.catalogue import locate
 from dladiff.diffusion.surrogate import EMBEDDED, Surrogate
 from dladiff.diffusion.vae_catalogue import resolution_fault
 from dladiff.errors import ConfigError, ModelError
@@ -155,19 +156,22 @@ def test_source_and_revision_of_the_model_reach_the_manifest(protector: Protecto
 
 
 def test_a_gpu_memory_is_refused_if_no_setting_makes_the_model_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    def two_text_encoders(model: str, device: torch.device) -> Surrogate:
-        made = Surrogate(model, device)
-        made.encoders *= 2
+    def no_card_fits(model: str, device: torch.device) -> Surrogate:
+        made = Surrogate(locate(model), device)
+        made.card_fault = "its weights take 41 GB"
         return made
 
-    monkeypatch.setattr(service, "Surrogate", two_text_encoders)
-    with pytest.raises(ConfigError, match="gpu_memory: SDXL"):
+    monkeypatch.setattr(service, "load_base_model", no_card_fits)
+    with pytest.raises(ConfigError, match="gpu_memory: its weights take 41 GB; leave this setting out"):
         Protector({"profile": "tiny", "overrides": {"visibility": 0, "gpu_memory": "24GB"}}, 0, 1)
 
 
 def test_a_full_size_profile_without_encoders_is_refused(tmp_path: Path) -> None:
     folder = str(write_layout(tmp_path / "sd15", "sd15"))
-    with pytest.raises(ConfigError, match="sd15 has no identity encoders of its own; give --faces buffalo_l"):
+    with pytest.raises(
+        ConfigError,
+        match="sd15 has no identity encoders of its own; give --against faceid,instantid, --faces buffalo_l",
+    ):
         Protector({"profile": "sd15", "overrides": {"model": folder}}, 0, 1)
     with pytest.raises(ConfigError, match="suit only the embedded model"):
         Protector({"profile": "tiny", "overrides": {"model": folder}}, 0, 1)

@@ -192,7 +192,7 @@ def test_pickles_are_never_loaded(folder: Path) -> None:
     [
         (BRACKETS, "cannot be read as JSON"),
         (b"[]", "is no configuration"),
-        (b'{"model_type": "bert\\n\\u001b"}', "is no CLIP vision tower"),
+        (b'{"model_type": "bert\\n\\u001b"}', "is not a CLIP vision tower"),
         (b'{"model_type": "clip", "vision_config": {"num_hidden_layers": 1000000}}', "at most 128"),
         (b'{"model_type": "clip_vision_model", "image_size": 1e9}', "at most 100000"),
         (b'{"model_type": "clip_vision_model", "hidden_size": "many"}', "cannot be loaded"),

@@ -17,9 +17,11 @@ from dladiff.diffusion.bundle import CHECKSUMS, read_pins
 from dladiff.diffusion.catalogue import EMBEDDED, MODELS, KnownModel, fetched_folder, locate
 from dladiff.diffusion.vae_catalogue import VAES
 from dladiff.errors import ConfigError, ModelError, StorageError
+from dladiff.faces.weights import WEIGHTS
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
 from pipeline.models import fetch as models
+from pipeline.models.encoders import listed_encoders
 from pipeline.models.fetch import check, fetch, listed, mirror, on_this_machine
 from pipeline.models.vaes import listed_vaes
 from pipeline.storage.base import Storage
@@ -226,9 +228,9 @@ def test_list_and_fetch_commands(origin: Path, tmp_path: Path) -> None:
     assert runner.invoke(main, ["models", "mirror", "sd21", str(tmp_path / "there")]).exit_code == 0
     rows = json.loads(runner.invoke(main, ["models", "list", "--json"]).output)
     assert {row["profile"]: bool(row["folder"]) for row in rows} == {
-        name: name in ("sd21", "vae:sd") for name in (*MODELS, *VAES)
+        name: name in ("sd21", "vae:sd") for name in (*MODELS, *VAES, *(f"encoder:{name}" for name in WEIGHTS))
     }
-    assert rows == listed() + listed_vaes()
+    assert rows == listed() + listed_vaes() + listed_encoders()
     assert runner.invoke(main, ["models", "fetch", "sd15", "--from", str(tmp_path / "no")]).exit_code == 3
 
 

@@ -17,6 +17,7 @@ from pipeline.records import commit as records
 from pipeline.records.lease import Lease
 from pipeline.records.manifest import write_manifest
 from pipeline.records.output_format import encode_png
+from pipeline.records.packed import unpack
 from pipeline.run import failures
 from pipeline.run.plan import Retry
 from pipeline.run.verify import verify
@@ -40,7 +41,7 @@ def first_photo(output: Storage) -> dict[str, Any]:
 
 def recorded(output: Storage, **changes: Any) -> None:
     """Change what the commit record says of its first photo."""
-    record = records.load_record(output, RECORD)
+    record = unpack(output, records.load(output, RECORD))
     record["photos"][0] |= changes
     output.put(RECORD, json.dumps(record).encode())
 
