@@ -164,9 +164,8 @@ def _compared_layer(
     """Set the perturbations of a compared method in place of layer 1's."""
     views, names = _clean_views(works, clean, models, config)
     x, streams = _views(works, seed)
-    shared_generator = stream(seed, "compared", *names)
-    surrogate = cast(Surrogate, models.whole)  # loading refuses compared methods on transformers
-    deltas = compared_layer(surrogate, views, x, config, streams, shared_generator)
+    whole = cast(Surrogate, models.whole)  # loading refuses compared methods on transformers
+    deltas = compared_layer(whole, views, x, config, streams, stream(seed, "compared", *names))
     for work, own in zip(works, torch.split(deltas, [len(work.views) for work in works]), strict=True):
         work.perturbation = Squares(work.crops, config.finetuning.eta)
         work.perturbation.delta = own.mean(1, keepdim=True).expand_as(own) if work.codec.grey else own

@@ -87,18 +87,15 @@ class RunConfig(Settings):
     limit: int | None = Field(default=None, ge=1)
     """Maximum number of identities to plan, in the order of their names; None: all."""
     shard: Annotated[str, unless(shard_fault)] | None = None
-    """Part of the identities to plan, as `3/8`: runs side by side, such as tasks of a job array, protect a part each,
-    into an output of its own. A hash of the identity's name decides; None: all."""
+    """Part of the identities to plan, by a hash of their names, as `3/8`; each into an output of its own. None: all."""
     method: dict[str, Any] = Field(default_factory=dict)
     """Settings of the method that differ from the profile: fields of dladiff.settings.schema.MethodConfig."""
     faces: Items[str] = ()
     """InsightFace pack folders: the encoders to protect against; the first pack's detector is used."""
     against: Items[Annotated[str, unless(adapter_fault)]] = ()
-    """Identity adapters to protect against (`faceid`, `pulid`, ...), besides what `faces` or `method.encoders` names.
-    `docs/encoders.md` ("Adapters by name") lists them and what each reads."""
+    """Identity adapters to protect against, besides `faces` or `method.encoders` (docs/encoders.md, "Adapters")."""
     encoders_from: Address | None = None
-    """Folder or s3://bucket/prefix with the adapters' weights, as `models mirror encoder:NAME URI/NAME` writes them. A
-    worker copies those that it lacks."""
+    """Folder or s3://bucket/prefix of adapters' weights that a worker lacks; `models mirror` writes them."""
     max_pixels: int = Field(default=50_000_000, ge=4096, le=2**31 - 1)
     """Maximum number of pixels (width times height) of a photo."""
     max_photo_bytes: int = Field(default=200_000_000, ge=1024, le=MAX_OBJECT)
@@ -193,8 +190,7 @@ class RunConfig(Settings):
     def config_digest(self) -> str:
         """Return the digest of the settings that affect the output's bytes; weights enter by content."""
         method = by_content(self.method_config(), self.encoders_from)
-        parts = {"method": method, "seed": self.seed, "max_pixels": self.max_pixels}
-        return digest(parts)
+        return digest({"method": method, "seed": self.seed, "max_pixels": self.max_pixels})
 
     def missing_weights(self) -> list[str]:
         """Return one line for each missing need of a run: encoders that no setting names, models not on this machine.

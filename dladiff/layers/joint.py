@@ -297,5 +297,4 @@ def _adam(gradient: Tensor, moments: tuple[Tensor, Tensor], step: int) -> Tensor
 
 
 def _resized(image: Tensor, shape: tuple[int, int]) -> Tensor:
-    same = image.shape[-2:] == shape
-    return image if same else functional.interpolate(image, shape, mode="bilinear", antialias=True)
+    return image if image.shape[-2:] == shape else functional.interpolate(image, shape, mode="bilinear", antialias=True)
