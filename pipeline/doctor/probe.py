@@ -100,7 +100,9 @@ def _asked(ray: Any, node: Mapping[str, Any], request: dict[str, Any]) -> dict[s
         return facts | looked
     except ray.exceptions.GetTimeoutError:
         return facts | {"error": f"no answer within {request['limit_s']:.0f} s"}
-    except Exception as error:  # of Ray: the node is lost, its environment cannot be set up
+    except ray.exceptions.RayActorError as error:  # Ray stops waiting for a silent node by itself
+        return facts | {"error": f"no answer, Ray gave the node up: {_line(error)}"}
+    except Exception as error:  # of Ray: its environment cannot be set up
         return facts | {"error": _line(error)}
 
 

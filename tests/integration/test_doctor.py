@@ -32,23 +32,26 @@ def test_each_node_of_a_cluster_has_a_row_and_its_faults(s3_uri: str, tmp_path: 
     assert found["table"]["code"] == 1, lines
     heading = next(i for i, line in enumerate(lines) if line.startswith("node "))
     rows = [line.split() for line in lines[heading + 1 : heading + 6]]
-    states = sorted((row[2], *row[5:9]) for row in rows)
+    states = {(row[2], *row[5:9]) for row in rows}
     here = version("dladiff")
-    assert states == [
+    assert states == {
         ("-", "-", "-", "-", "-"),  # stopped
         (here, "-", "ok", "ok", "-"),  # the head: no actor fits, so no weights
         (here, "FAIL", "ok", "FAIL", "FAIL"),
         (here, "ok", "ok", "ok", "-"),
         ("0.0.1", "-", "-", "-", "-"),
-    ], lines
+    }, lines
     faults = "\n".join(line for line in lines if line.startswith("FAIL"))
     assert f"version: dladiff 0.0.1 in {sys.executable}; install dladiff {here}" in faults
-    assert "answer: no answer within 90 s" in faults
+    assert "answer: no answer within 90 s" in faults or "answer: no answer, Ray gave the node up" in faults
     assert "models: " in faults and "no InsightFace pack mine" in faults
     assert "storage: " in faults and "gpu: torch finds 0 of the 1 GPUs that Ray counts here" in faults
     assert len(faults.splitlines()) == 5
     plain = json.loads(found["json"]["lines"][-1])
-    assert sorted(node["ok"] for node in plain["nodes"]) == [False, False, False, True, True]
+    assert sorted(node["ok"] for node in plain["nodes"]) in (
+        [False, False, False, True, True],
+        [False, False, True, True],  # Ray has given the stopped node up
+    )
     assert all(abs(node["clock_s"]) < 60 for node in plain["nodes"] if node["clock_s"] is not None)
 
 

@@ -39,7 +39,7 @@ def test_tasks_of_an_array_protect_the_collection_together(tmp_path: Path) -> No
         array = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_COUNT": "2"}
         ended = call(tmp_path, "run.yaml", str(tmp_path / "out"), **array)
         assert ended.returncode == 0, ended.stderr
-        records = (tmp_path / "out" / f"{task}-of-2" / "done").iterdir()
+        records = (tmp_path / "out" / f"{task}-of-2").glob("done/*.json")  # a part may hold nobody
         done += [json.loads(record.read_text())["identity"] for record in records]
     assert sorted(done) == sorted(people)
 
