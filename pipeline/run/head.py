@@ -21,6 +21,16 @@ SIGNAL = signal.SIGUSR1
 LOST = "the head of the Ray cluster is gone: finished work is kept; start the cluster again, and run the same command"
 
 
+def answers(address: str) -> bool:
+    """Return whether a process accepts connections at HOST:PORT; False too where the address is not of this form."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 class HeadWatch:
     """Connects to the head's port in a thread; when it is lost, raises StorageError in the main thread.
 
@@ -29,8 +39,7 @@ class HeadWatch:
 
     def __init__(self, address: str) -> None:
         """`address`: HOST:PORT of the head's GCS."""
-        host, _, port = address.rpartition(":")
-        self.place = (host.strip("[]"), int(port))
+        self.address = address
         self.lost = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -45,7 +54,7 @@ class HeadWatch:
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """End it; where the head is gone, raise StorageError, and let the thread end a process that stays."""
         if isinstance(error, Exception) and not self.lost:
-            self.lost = not self._answers()  # Ray noticed it first
+            self.lost = not answers(self.address)  # Ray noticed it first
         if self.lost:
             signal.signal(SIGNAL, signal.SIG_IGN)
             raise StorageError(LOST) from error
@@ -57,19 +66,12 @@ class HeadWatch:
     def _raise(_number: int, _frame: FrameType | None) -> None:
         raise StorageError(LOST)
 
-    def _answers(self) -> bool:
-        try:
-            socket.create_connection(self.place, timeout=CONNECT_S).close()
-        except OSError:
-            return False
-        return True
-
     def _follow(self) -> None:
         seen = time.monotonic()
         while time.monotonic() - seen < LOST_S:
             if self._stop.wait(LOOK_S):
                 return
-            if self._answers():
+            if answers(self.address):
                 seen = time.monotonic()
         self.lost = True
         signal.pthread_kill(threading.main_thread().ident or 0, SIGNAL)

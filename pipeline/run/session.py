@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from dladiff.errors import StorageError
 from pipeline.process.interrupts import install, interrupted
-from pipeline.run.head import HeadWatch
+from pipeline.run.head import HeadWatch, answers
 from pipeline.run.local_ray import check_authenticated, local_ray, own_process_groups
 
 REINSTALL_S = 0.005  # seconds between two settings of the handlers: how long a second SIGTERM could kill this process
@@ -45,7 +45,7 @@ def started() -> Iterator[Any]:
         except ray.exceptions.AuthenticationError as error:
             raise StorageError(f"the Ray cluster refuses this client: {NO_TOKEN}") from error
         except Exception as error:  # Ray raises a bare Exception where a busy machine does not start it in time
-            raise StorageError(f"Ray does not start: {(str(error).strip() or repr(error)).splitlines()[0]}") from error
+            raise StorageError(_refusal(error, joined)) from error
         head = _head(ray) if joined else None
         try:
             if not joined:
@@ -63,6 +63,17 @@ def started() -> Iterator[Any]:
                 atexit.register(os._exit, 3)
             else:
                 _shut_down(ray)
+
+
+def _refusal(error: Exception, joined: bool) -> str:
+    """Return the line for a Ray that does not start. Ray calls a wrong token a failed connection."""
+    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    if not joined:
+        return f"Ray does not start: {reason}"
+    address = os.environ["RAY_ADDRESS"]
+    if answers(urlsplit(address).netloc if "://" in address else address):
+        return f"the Ray cluster at {address} answers, but does not take this client: {NO_TOKEN} ({reason})"
+    return f"no Ray cluster answers at RAY_ADDRESS={address}: start its head, or correct the address ({reason})"
 
 
 def _head(ray: Any) -> HeadWatch | None:
