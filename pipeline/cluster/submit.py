@@ -227,9 +227,9 @@ def _ended(client: Any, name: str, is_new: bool) -> Submitted:
             answered = time.monotonic()
             if found.exit_code is not None:
                 return found
-        except StorageError:
+        except StorageError as error:
             if time.monotonic() - answered > PATIENCE_S:
-                raise
+                raise _silent(client, error) from error
         time.sleep(POLL_S)
 
 
@@ -262,7 +262,7 @@ def _follow(client: Any, name: str, echo: Echo) -> None:
             answered = time.monotonic()
         except (ClientError, OSError, RuntimeError, StorageError) as error:
             if time.monotonic() - answered > PATIENCE_S:
-                raise _out_of_reach(client.get_address(), error) from error
+                raise _silent(client, error) from error
         time.sleep(POLL_S)
 
 
@@ -281,6 +281,13 @@ def answered(call: Callable[[], Any]) -> Any:
 def _out_of_reach(address: str, error: Exception) -> StorageError:
     hint = "give the dashboard's address, for example http://head:8265"
     return StorageError(f"no Ray cluster answers at {shown(address)} ({_line(error)}); {hint}")
+
+
+def _silent(client: Any, error: Exception) -> StorageError:
+    """Return the error for a head that answered before."""
+    hint = "what the job finished is kept; submit it again when a cluster is there"
+    place = shown(client.get_address())
+    return StorageError(f"the Ray cluster at {place} no longer answers ({_line(error)}): {hint}")
 
 
 def _line(error: Exception) -> str:

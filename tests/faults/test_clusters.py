@@ -3,14 +3,21 @@
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+import yaml
 
-from tests.faults.harness import Ended, Scene, check_storage, check_sums, note, until
+from dladiff.errors import StorageError
+from pipeline.cluster import submit
+from pipeline.cluster.job_file import load_job
+from tests.faults.harness import PATIENT_S, Ended, Scene, check_storage, check_sums, note, until
 from tests.faults.proxy import FaultyProxy
+from tests.integration import heads as served_head
 from tests.integration.patience import patient
 from tests.integration.tokens import ray_token
 
@@ -104,6 +111,34 @@ def test_head_lost_and_a_new_cluster(scene: Scene, head: Head) -> None:
     assert again.facts["skipped"] >= len(before)
     assert check_storage(scene.output) == {"protected": 8}
     note("head lost, run again on a new cluster", "one line within a minute, exit 3; then the rest is done, exit 0")
+
+
+def test_head_lost_while_a_job_is_followed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "PATIENCE_S", 10)
+    scene.fill(*PEOPLE, photos=1)
+    run = {"input": scene.source, "output": scene.target, "protector": "tests.support.fakes:Slow", "max_actors": 1}
+    (scene.folder / "job.yaml").write_text(yaml.safe_dump({"name": "followed", "run": run}))
+    job = load_job(scene.folder / "job.yaml")
+    with ThreadPoolExecutor(1) as pool, _served(scene.folder) as served:
+        followed = pool.submit(submit.submit, job, served.dashboard, follow=True)
+        until(lambda: len(scene.done()) >= 2, "two identities")
+        os.killpg(served.group, signal.SIGKILL)
+        with pytest.raises(StorageError, match=r"no longer answers \(.*what the job finished is kept; submit it again"):
+            followed.result(timeout=PATIENT_S)
+    before = scene.done()
+    with _served(scene.folder) as served:  # refused while the lease of the lost driver may still be held
+        until(lambda: submit.submit(job, served.dashboard, wait=True).exit_code == 0, "the rest on a new cluster")
+    assert len(before) >= 2
+    assert check_storage(scene.output) == {"protected": 8}
+    note("head lost while `submit --follow` prints", "one line, exit 3; on a new cluster the rest is done")
+
+
+@contextmanager
+def _served(folder: Path) -> Iterator[served_head.Head]:
+    """A head with a dashboard, which takes jobs."""
+    with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as sockets, ray_token():
+        with served_head.started_head(sockets, folder / "head.log", {"DLADIFF_FAKE_SECONDS": "3"}) as found:
+            yield found
 
 
 def test_lease_that_cannot_be_renewed(bucket: tuple[Scene, FaultyProxy]) -> None:

@@ -31,6 +31,8 @@ class Head:
     dashboard: str
     gcs: str
     token: str
+    group: int
+    """Process group of the head and all that it started."""
 
 
 @contextlib.contextmanager
@@ -79,7 +81,7 @@ def _begun(folder: str, log: Path, environment: Mapping[str, str]) -> tuple["sub
             command, env=inherited, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     dashboard, gcs = (f"127.0.0.1:{ports[name]}" for name in ("dashboard-port", "port"))
-    head = Head(f"http://{dashboard}", gcs, os.environ["RAY_AUTH_TOKEN"])
+    head = Head(f"http://{dashboard}", gcs, os.environ["RAY_AUTH_TOKEN"], process.pid)
     return process, head, ports["dashboard-agent-listen-port"]
 
 
