@@ -1,7 +1,8 @@
 """What the batch costs beside the method, on a real S3 server: `python -m tests.bench.machinery`.
 
 First a few identities whose work is a sleep of ten seconds, on one actor: the share of time that is not the sleep.
-Then many identities without work: how many a second, and the driver's memory.
+Then many identities without work: how many a second, and the driver's memory. With `--latency` the storage is that many
+milliseconds away, for each request.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from pipeline.run import driver as run
 from pipeline.run import engine
 from pipeline.run.plan import make_plan
 from pipeline.storage.open import open_storage
+from tests.faults.proxy import FaultyProxy
 from tests.integration.conftest import s3_server
 
 
@@ -110,11 +112,15 @@ def main() -> None:
     parser.add_argument("--sleepers", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--idle", type=int, default=10_000)
+    parser.add_argument("--latency", type=float, default=0.0, help="milliseconds that the storage is away")
     options = parser.parse_args()
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bucket = stack.enter_context(s3_server(folder))
+        if options.latency:
+            far = stack.enter_context(FaultyProxy(os.environ["AWS_ENDPOINT_URL"], options.latency / 1000))
+            os.environ["AWS_ENDPOINT_URL"] = far.endpoint
         if options.sleepers:
             print(json.dumps(sleeping(f"{bucket}/sleep", options.sleepers, options.seconds), indent=1), flush=True)
         if options.idle:

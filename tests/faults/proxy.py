@@ -3,6 +3,7 @@
 import http.client
 import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, Self
 from urllib.parse import urlsplit
@@ -14,10 +15,15 @@ HOP = {"connection", "transfer-encoding", "keep-alive"}
 
 
 class FaultyProxy:
-    """Forwards to `endpoint` while `mode` is "pass"; counts in `faults` the requests it failed."""
+    """Forwards to `endpoint` while `mode` is "pass"; counts in `faults` the requests it failed.
 
-    def __init__(self, endpoint: str) -> None:
+    Each request waits for `delay_s` seconds first, as if the storage were that far away.
+    """
+
+    def __init__(self, endpoint: str, delay_s: float = 0.0) -> None:
         self.mode: Mode = "pass"
+        self.delay_s = delay_s
+        self.requests = 0
         self.faults = 0
         self._there = urlsplit(endpoint).netloc
         outer = self
@@ -48,6 +54,8 @@ class FaultyProxy:
 
     def _handle(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        self.requests += 1
+        time.sleep(self.delay_s)
         if self.mode == "busy":
             self._answer(request, 503, SLOW_DOWN)
         elif self.mode == "no_lease" and request.command == "PUT" and request.path.endswith("/lock.json"):
