@@ -11,7 +11,7 @@ from typing import Any
 from dladiff.errors import ConfigError, DladiffError, ModelError, StorageError
 from pipeline.config import RunConfig
 from pipeline.run.actor import FATAL, OUT_OF_REACH, ProtectIdentity
-from pipeline.run.estimate import assumed_seconds
+from pipeline.run.estimate import assumed_rate
 from pipeline.run.fitness import Board, Fault, Watch
 from pipeline.run.reporting import UNFIT, ReportingActor
 from pipeline.run.session import NO_TOKEN, started
@@ -131,8 +131,8 @@ def _stage(
 
 
 def no_progress_s(config: RunConfig) -> float:
-    """Return the seconds without any result after which a run fails: three times a full task at the assumed rate."""
-    return max(NO_PROGRESS_S, 3 * config.max_photos_per_task * assumed_seconds(config))
+    """Return the seconds without any result after which a run fails: two full tasks at the slowest rate assumed."""
+    return max(NO_PROGRESS_S, 2 * config.max_photos_per_task * assumed_rate(config).high)
 
 
 def reported(ray: Any, stage: Any) -> Generator[dict[str, Any]]:

@@ -83,7 +83,7 @@ def test_no_node_has_what_an_actor_asks_for(scene: Scene, head: Head) -> None:
     joined(scene, head)
     scene.settings |= {"gpus_per_actor": 4, "max_photos_per_task": 1}
     scene.constants = {"pipeline.run.fitness:SAID_EVERY_S": 3, "pipeline.run.engine:NO_PROGRESS_S": 20}
-    scene.constants |= {"pipeline.run.estimate:SECONDS_PER_PHOTO": {"tiny": 1.0, "sd21": 1.0}}
+    scene.constants |= {"pipeline.run.estimate:GPU_LEAST_S": 0.1}
     ended = scene.run()
     assert (ended.code, "no task ended for" in error_of(ended)) == (3, True), ended.errors
     waiting = [line for line in ended.errors.splitlines() if "waiting for a worker" in line]

@@ -14,7 +14,7 @@ from pipeline.config import RunConfig
 from pipeline.records import commit as records
 from pipeline.records import manifest
 from pipeline.run.actor import ProtectIdentity
-from pipeline.run.estimate import SECONDS_PER_PHOTO
+from pipeline.run.estimate import assumed_rate
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
 from tests.support.photo_bytes import rgb, saved
@@ -46,7 +46,8 @@ def test_every_alert_is_explained_as_its_rule_says() -> None:
 def test_capacity_figures_follow_from_their_inputs(column: int) -> None:
     given = {row[0].split(" (input")[0]: float(row[column].replace(",", "")) for row in table("| CelebA-HQ")}
     photos, tasks, seconds = (given[name] for name in ("photos", "tasks", "seconds a photo"))
-    assert seconds == SECONDS_PER_PHOTO["sd21"]
+    rate = assumed_rate(RunConfig(input="in", output="out", profile="sd21", gpus_per_actor=1))
+    assert seconds == pytest.approx(rate.seconds, abs=0.05)
     hours = photos * seconds / 3600
     expected = {
         "actor-hours": hours,

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -15,7 +16,7 @@ from pipeline.config import RunConfig
 from pipeline.records import commit as records
 from pipeline.records.lease import LOCK
 from pipeline.records.manifest import write_manifest
-from pipeline.run.estimate import estimate, paper_work, work_of
+from pipeline.run.estimate import assumed_rate, estimate, measured_rate, paper_work, work_of
 from pipeline.run.plan import Plan, Retry, make_plan, write_plan
 from pipeline.run.status import status, watch
 from pipeline.storage.base import Storage
@@ -136,16 +137,50 @@ def test_photos_that_failed_alone_are_taken_up_by_reason(config: RunConfig, outp
 def test_cost_comes_from_measured_rates_or_a_stated_default(config: RunConfig, output: Storage, tmp_path: Path) -> None:
     plan, tasks = work(config, tmp_path)
     assumed = estimate(config, plan, None)
-    assert (assumed.measured_photos, assumed.cost) == (0, None)
+    assert (assumed.measured_photos, assumed.cost, assumed.rate) == (0, None, "counted")
+    assert assumed.low < assumed.seconds_per_photo < assumed.high
     assert assumed.actor_hours == pytest.approx(8 * assumed.seconds_per_photo / 3600, abs=1e-4)
     commit(output, tasks[0], seconds=5400)
     plan, _ = work(config, tmp_path)
     measured = estimate(config, plan, 2.0)
-    assert (measured.seconds_per_photo, measured.measured_photos) == (1800, 3)
+    assert (measured.seconds_per_photo, measured.measured_photos, measured.rate) == (1800, 3, "measured")
     assert (measured.actor_hours, measured.gpu_hours, measured.cost) == (2.5, 0.0, 5.0)
     shared = estimate(config.replaced(gpus_per_actor=0.5), plan, 2.0)
     assert shared.measured_photos == 0  # a rate of the CPU says nothing of a GPU
     assert shared.gpu_hours == pytest.approx(5 * shared.seconds_per_photo / 3600 / 2, abs=1e-4)
+
+
+def test_the_interval_of_a_measured_rate_is_that_of_a_ratio_of_sums() -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 30, 40)
+    seconds = counts * 7.0 + rng.normal(0, 200, 40)
+    pairs = list(zip(seconds.tolist(), counts.tolist(), strict=True))
+    found = measured_rate(pairs)
+    assert found.seconds == pytest.approx(seconds.sum() / counts.sum())
+    draws = rng.integers(0, 40, (4000, 40))
+    rates = seconds[draws].sum(1) / counts[draws].sum(1)
+    assert (found.high - found.low) / 2 / 1.96 == pytest.approx(float(rates.std()), rel=0.1)
+    alike = measured_rate([(10.0, 1)] * 40)  # photos to come may differ from these
+    assert (alike.low, alike.high) == (pytest.approx(10 / 1.2), pytest.approx(12))
+    assert measured_rate([(10.0, 1)]).high == 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "rate"),
+    [
+        ({}, (20, 10, 40, "counted")),
+        ({"gpus_per_actor": 1}, (3, 3, 15, "counted")),
+        ({"gpus_per_actor": 1, "profile": "sd21"}, (11.333, 3, 56.667, "counted")),
+        ({"profile": "sd21", "gpus_per_actor": 0}, (300, 100, 900, "assumed")),
+        ({"profile": "sd35", "gpus_per_actor": 1}, (300, 100, 900, "assumed")),
+        ({"method": {"protection": "aspl"}}, (45, 15, 135, "assumed")),
+    ],
+)
+def test_a_rate_follows_from_counted_work_or_is_a_guess(
+    changes: dict[str, Any], rate: tuple[float, float, float, str]
+) -> None:
+    found = assumed_rate(RunConfig(**{"input": "in", "output": "out"} | changes))
+    assert (round(found.seconds, 3), round(found.low, 3), round(found.high, 3), found.source) == rate
 
 
 @pytest.mark.parametrize(
