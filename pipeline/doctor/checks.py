@@ -21,7 +21,7 @@ from dladiff.layers.pushed import pushed_vaes, vaes_not_here
 from dladiff.settings.schema import encoder_fault
 from pipeline.config import RunConfig
 from pipeline.models.fingerprint import missing
-from pipeline.models.memory import TINY_GIB, gpu_gib, host_gib
+from pipeline.models.memory import TINY_GIB, gpu_gib, host_gib, smaller
 from pipeline.process.temporary import temporary_folder
 from pipeline.sources.index_file import is_index
 from pipeline.storage.base import TEMP_PREFIX, Storage
@@ -113,8 +113,7 @@ def _gpu(config: RunConfig | None) -> Check:
         return Check("gpu", True, f"{'; '.join(card[0] for card in cards)}; nvidia-smi does not report its memory")
     text = "; ".join(f"{name}, {int(total) / 1024:.0f} GiB, {used} MiB in use" for name, total, used, _ in cards)
     wanted = gpu_gib(config.method_config()) if needed and config else 0.0
-    whole = config is not None and config.method_config().trains_surrogate
-    how = "set method.gpu_memory (16GB, 12GB)" if whole else "lower method.finetuning.batch_photos"
+    how = smaller(config.method_config()) if config else ""
     if small := [name for name, total, *_ in cards if int(total) / 1024 < wanted]:
         return Check("gpu", False, f"{text}; {small[0]} has less than {wanted:g} GiB: {how}")
     if "+cpu" in _version("torch"):

@@ -36,6 +36,17 @@ def gpu_gib(config: MethodConfig) -> float:
     return BESIDE_GIB + _views(config) * VIEW_GIB / 2
 
 
+def smaller(config: MethodConfig) -> str:
+    """Return how these settings can need less memory of a card."""
+    if not config.trains_surrogate:
+        return (
+            "lower method.finetuning.batch_photos" if config.finetuning.batch_photos > 1 else "lower method.resolution"
+        )
+    if config.profile in TRANSFORMERS:
+        return "take a larger card, or leave the surrogate out (method.layer_1: latent)"
+    return "set method.gpu_memory (16GB, 12GB)"
+
+
 def _views(config: MethodConfig) -> float:
     """Return the views of a step of the latent push in units of 512 px; VAEs take their turns."""
     return config.finetuning.batch_photos * (config.resolution / 512) ** 2 if config.pushes_latents else 0.0

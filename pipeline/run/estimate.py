@@ -33,8 +33,10 @@ class Work:
 WORK = {
     "tiny": {"default": Work(tflop=0.56, cpu_seconds=20), "paper": Work(tflop=2.36, cpu_seconds=84)},
     "sd21": {"default": Work(tflop=680), "paper": Work(tflop=2516)},
+    **{name: {"default": Work(tflop=680)} for name in ("sd15", "sd35", "flux1", "flux1-schnell", "flux2-klein")},
+    "sdxl": {"default": Work(tflop=3092)},
 }
-"""Work of the default and of `preset: paper`, by profile."""
+"""Work of the default and of `preset: paper`, by profile: one encoder architecture, at 512 px and, of SDXL, 1,024."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +73,12 @@ def work_of(config: MethodConfig) -> Work | None:
         return Work(tflop=round(work.tflop * share, 2), cpu_seconds=seconds)
     paper = method_config(config.profile, "paper", {})
     alike = (config.visibility, config.finetuning, config.zero_shot) == (0, paper.finetuning, paper.zero_shot)
-    return known["paper"] if alike else None
+    return known.get("paper") if alike else None
 
 
 def paper_work(profile: str) -> Work | None:
     """Return the work of a photo with `preset: paper`; None: it was not counted for this profile."""
-    return WORK[profile]["paper"] if profile in WORK else None
+    return WORK.get(profile, {}).get("paper")
 
 
 def estimate(config: RunConfig, plan: Plan, price: float | None) -> Estimate:

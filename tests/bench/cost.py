@@ -57,17 +57,21 @@ def counted(preset: str) -> float:
     return float(counter.get_total_flops())
 
 
-def latent_push() -> float:
-    """Count the FLOPs of the latent push of one square photo with one face on Stable Diffusion 2.1's VAE."""
-    config = method_config("sd21", "balanced", {})
-    views = len(attacker_views(SIDE, SIDE, [(128.0, 128.0, 384.0, 384.0)], config.max_squares))
+def latent_push(profile: str = "sd21") -> float:
+    """Count the FLOPs of the latent push of one square photo with one face.
+
+    The VAEs of Stable Diffusion, SDXL, SD 3.5, FLUX.1 and FLUX.2 have encoders of one architecture.
+    """
+    config = method_config(profile, "balanced", {})
+    side = config.resolution
+    views = len(attacker_views(side, side, [(side / 4, side / 4, side * 3 / 4, side * 3 / 4)], config.max_squares))
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode())
         stack.enter_context(mock.patch.object(nn.Module, "_apply", replaced))
         surrogate = weightless()
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         counter = stack.enter_context(FlopCounterMode(display=False))
-        view = torch.zeros(1, 3, SIDE, SIDE, requires_grad=True)
+        view = torch.zeros(1, 3, side, side, requires_grad=True)
         with surrogate.autocast():
             mean = surrogate.encode(view).mean
         torch.autograd.grad(mean.square().sum(), view)
@@ -106,6 +110,8 @@ def main() -> None:
         table = Table("layer 1", "TFLOP", "ratio", title=f"Stable Diffusion 2.1, one photo of {SIDE} px")
         latents, paper = latent_push(), algorithm_1()
         table.add_row("latent push, the default", f"{latents / 1e12:.0f}", "1.0")
+        large = latent_push("sdxl")
+        table.add_row("latent push of the profile sdxl, 1,024 px", f"{large / 1e12:.0f}", f"{large / latents:.1f}")
         table.add_row("Algorithm 1, paper", f"{paper / 1e12:.0f}", f"{paper / latents:.1f}")
         console.print(table)
 

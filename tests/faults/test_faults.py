@@ -193,6 +193,7 @@ def _node_removed(scene: Scene, kind: type) -> None:
         ended = scene.end(process)
     finally:
         cluster.shutdown()
+    assert ended.facts, ended.errors
     check_sums(ended.facts)
     assert (ended.code, ended.facts["done"]) == (0, 4)
     assert check_storage(scene.output) == {"protected": 8}

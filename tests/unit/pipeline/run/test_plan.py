@@ -172,7 +172,7 @@ def test_the_interval_of_a_measured_rate_is_that_of_a_ratio_of_sums() -> None:
         ({"gpus_per_actor": 1}, (3, 3, 15, "counted")),
         ({"gpus_per_actor": 1, "profile": "sd21"}, (11.333, 3, 56.667, "counted")),
         ({"profile": "sd21", "gpus_per_actor": 0}, (300, 100, 900, "assumed")),
-        ({"profile": "sd35", "gpus_per_actor": 1}, (300, 100, 900, "assumed")),
+        ({"profile": "qwen-image", "gpus_per_actor": 1}, (300, 100, 900, "assumed")),
         ({"method": {"protection": "aspl"}}, (45, 15, 135, "assumed")),
     ],
 )
@@ -193,7 +193,10 @@ def test_a_rate_follows_from_counted_work_or_is_a_guess(
         ("tiny", {"layers": "zero_shot"}, None, None),
         ("tiny", {"protection": "aspl"}, None, None),
         ("sd21", {"encoders": ["x.onnx"]}, 680, None),
-        ("sdxl", {"encoders": ["x.onnx"]}, None, None),
+        ("sdxl", {"encoders": ["x.onnx"]}, 3092, None),
+        ("sd35", {"encoders": ["x.onnx"]}, 680, None),
+        ("qwen-image", {"encoders": ["x.onnx"]}, None, None),
+        ("sd35", {"encoders": ["x.onnx"], "layer_1": "adft"}, None, None),
     ],
 )
 def test_work_is_known_of_the_default_alone(
