@@ -6,21 +6,18 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from dladiff.errors import ConfigError, ModelError, StorageError
 from pipeline.config import RunConfig
 from pipeline.records.lease import Lease
 from pipeline.records.manifest import write_manifest
-from pipeline.run import driver, engine
+from pipeline.run import engine
 from pipeline.run.driver import Summary, protect
 from pipeline.run.plan import Retry, make_plan
 from pipeline.run.verify import verify
@@ -222,27 +219,6 @@ def test_no_task_is_begun_after_the_deadline(tmp_path: Path) -> None:
     assert (late.planned, late.skipped, late.left, late.done, late.exit_code) == (3, 3, 3, 0, 1)
     assert adds_up(late)
     assert protect(config).done == 3
-
-
-@pytest.mark.usefixtures("cluster")
-def test_no_worker_is_held_while_a_run_is_planned_and_its_manifests_are_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    joined = {}
-
-    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def inner(*arguments: Any, **options: Any) -> Any:
-            joined[name] = ray.is_initialized()
-            return call(*arguments, **options)
-
-        return inner
-
-    monkeypatch.setattr(driver, "make_plan", noted("plan", driver.make_plan))
-    monkeypatch.setattr(driver.Finaliser, "ended", noted("result", driver.Finaliser.ended))
-    monkeypatch.setattr(driver.Finaliser, "finish", noted("end", driver.Finaliser.finish))
-    fill(open_storage(str(tmp_path / "in"), create=True))
-    assert protect(configured(str(tmp_path / "in"), str(tmp_path / "out"))).done == 3
-    assert joined == {"plan": False, "result": True, "end": False}
 
 
 @pytest.mark.usefixtures("cluster")
