@@ -43,7 +43,7 @@ def smaller(config: MethodConfig) -> str:
             "lower method.finetuning.batch_photos" if config.finetuning.batch_photos > 1 else "lower method.resolution"
         )
     if config.profile in TRANSFORMERS:
-        return "take a larger card, or leave the surrogate out (method.layer_1: latent)"
+        return "take a larger card, or leave the surrogate out (method.layer_1: latent, with a visibility)"
     return "set method.gpu_memory (16GB, 12GB)"
 
 

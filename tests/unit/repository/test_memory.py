@@ -6,7 +6,7 @@ import torch
 from dladiff.settings.merge import merge
 from dladiff.settings.presets import GPU_MEMORY
 from dladiff.settings.schema import FinetuningConfig, method_config
-from pipeline.models.memory import gpu_gib, host_gib
+from pipeline.models.memory import gpu_gib, host_gib, smaller
 from tests.bench.memory import ELSEWHERE, Counter, peaks, shortened
 from tests.bench.transformer_memory import transformer_peaks
 from tests.support.full_size_transformers import WEIGHTS
@@ -65,3 +65,18 @@ def test_full_size_layer_1_stays_within_the_card(memory: str) -> None:
     settings: dict[str, Any] = {}
     merge(settings, GPU_MEMORY[memory]["finetuning"])
     assert max(peaks(shortened(FinetuningConfig(**settings)), 4)) < int(memory.removesuffix("GB")) - FREE
+
+
+@pytest.mark.parametrize(
+    ("profile", "changes", "advice"),
+    [
+        ("sd21", {"visibility": 0.0}, "method.gpu_memory"),
+        ("sd21", {}, "batch_photos"),
+        ("sdxl", {}, "method.resolution"),
+        ("flux1", {"visibility": 0.0}, "layer_1: latent"),
+    ],
+)
+def test_advice_for_a_small_card_names_a_setting_that_helps(
+    profile: str, changes: dict[str, float], advice: str
+) -> None:
+    assert advice in smaller(method_config(profile, None, changes))
