@@ -17,7 +17,7 @@ from dladiff.core.randomness import stream
 from dladiff.diffusion.base_model import BaseModel
 from dladiff.diffusion.surrogate import Surrogate
 from dladiff.diffusion.vae import WeightedVae
-from dladiff.faces.detect import Detector
+from dladiff.faces.detect import Detector, Face
 from dladiff.faces.encoder import IdentityEncoder
 from dladiff.layers import finetuning as finetuning_layer
 from dladiff.layers import geometry, joint
@@ -184,8 +184,6 @@ def _second_layer(work: Work, models: Models, config: MethodConfig, seed: int) -
         layer1 = within_budget(work, layer1, config.visibility)
     after_layer1 = (x + layer1).clamp(0, 1)
     passes = models.detector.passes_near(work.photo.pixels, work.faces)
-    all_encoders = [*models.encoders, *models.held_out]
-    readers = [FaceReader(x, face, near, all_encoders) for face, near in zip(work.faces, passes, strict=True)]
     current, optimised = after_layer1, []
     if config.layers != "finetuning":
         bound = whole_levels(config.zero_shot.eta)
@@ -213,7 +211,7 @@ def _second_layer(work: Work, models: Models, config: MethodConfig, seed: int) -
             current = (after_layer1 + layer2).clamp(0, 1)
             optimised.append((rule, box, steps))
     reasons = still_above(optimised, current, config.zero_shot)
-    return _stored(work, to_uint8(current), to_uint8(after_layer1), readers, models, config, reasons)
+    return _stored(work, to_uint8(current), to_uint8(after_layer1), passes, models, config, reasons)
 
 
 def _displace(works: list[Work], clean: Sequence[Pixels], models: Models, config: MethodConfig, seed: int) -> None:
@@ -274,23 +272,21 @@ def _joint_layers(work: Work, models: Models, config: MethodConfig, seed: int) -
                 f"face {i + 1}: similarity {worst:.2f}, above {config.zero_shot.threshold}: visibility "
                 f"{config.visibility:g} allows no more"
             )
-    readers = [
-        FaceReader(x, face, near, [*models.encoders, *models.held_out])
-        for face, near in zip(work.faces, passes, strict=True)
-    ]
-    return _stored(work, work.perturbed(delta), work.photo.pixels, readers, models, config, reasons)
+    return _stored(work, work.perturbed(delta), work.photo.pixels, passes, models, config, reasons)
 
 
 def _stored(
     work: Work,
     encoded: Pixels,
     before: Pixels,
-    readers: Sequence[FaceReader],
+    passes: Sequence[Sequence[Sequence[Face]]],
     models: Models,
     config: MethodConfig,
     reasons: list[str],
 ) -> PhotoOut:
     """Return the measured photo. `before`: the photo that the manifest's similarities before layer 2 are of."""
+    x, encoders = work.original(), [*models.encoders, *models.held_out]
+    readers = [FaceReader(x, face, near, encoders) for face, near in zip(work.faces, passes, strict=True)]
     skipped = len(work.faces) - config.max_squares
     if config.layers != "zero_shot" and config.region == "face" and skipped > 0:
         reasons.append(f"{skipped} of {len(work.faces)} faces got no layer 1: max_squares is {config.max_squares}")
