@@ -21,12 +21,17 @@ SIGNAL = signal.SIGUSR1
 LOST = "the head of the Ray cluster is gone: finished work is kept; start the cluster again, and run the same command"
 
 
-def answers(address: str) -> bool:
-    """Return whether a process accepts connections at HOST:PORT; False too where the address is not of this form."""
+def place_of(address: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT. Raises ValueError."""
     host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def answers(place: tuple[str, int]) -> bool:
+    """Return whether a process accepts connections there."""
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
-    except (OSError, ValueError):
+        socket.create_connection(place, timeout=CONNECT_S).close()
+    except OSError:
         return False
     return True
 
@@ -39,7 +44,7 @@ class HeadWatch:
 
     def __init__(self, address: str) -> None:
         """`address`: HOST:PORT of the head's GCS."""
-        self.address = address
+        self.place = place_of(address)
         self.lost = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -54,7 +59,7 @@ class HeadWatch:
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """End it; where the head is gone, raise StorageError, and let the thread end a process that stays."""
         if isinstance(error, Exception) and not self.lost:
-            self.lost = not answers(self.address)  # Ray noticed it first
+            self.lost = not answers(self.place)  # Ray noticed it first
         if self.lost:
             signal.signal(SIGNAL, signal.SIG_IGN)
             raise StorageError(LOST) from error
@@ -71,7 +76,7 @@ class HeadWatch:
         while time.monotonic() - seen < LOST_S:
             if self._stop.wait(LOOK_S):
                 return
-            if answers(self.address):
+            if answers(self.place):
                 seen = time.monotonic()
         self.lost = True
         signal.pthread_kill(threading.main_thread().ident or 0, SIGNAL)

@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 from dladiff.errors import StorageError
 from pipeline.process.interrupts import install, interrupted
-from pipeline.run.head import HeadWatch, answers
+from pipeline.run.head import HeadWatch, answers, place_of
 from pipeline.run.local_ray import check_authenticated, local_ray, own_process_groups
+from pipeline.storage.keys import shown
 
 REINSTALL_S = 0.005  # seconds between two settings of the handlers: how long a second SIGTERM could kill this process
 NO_TOKEN = "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token, and RAY_AUTH_MODE=token"
@@ -31,7 +32,11 @@ def started() -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ code writes to the terminal
-    joined = bool(os.environ.get("RAY_ADDRESS"))
+    joined = bool(address := os.environ.get("RAY_ADDRESS", ""))
+    if joined and (place := _place(address)) and not answers(place):  # Ray would try for two minutes, without a line
+        raise StorageError(
+            f"no Ray cluster answers at RAY_ADDRESS={shown(address)}: start its head, or correct the address"
+        )
     with contextlib.redirect_stdout(sys.stderr), _handlers_kept(), _options(joined) as options:
         import ray
         import ray.data
@@ -65,15 +70,20 @@ def started() -> Iterator[Any]:
                 _shut_down(ray)
 
 
+def _place(address: str) -> tuple[str, int] | None:
+    """Return host and port of a cluster's address; None for a name such as "auto"."""
+    with contextlib.suppress(ValueError):
+        return place_of(urlsplit(address).netloc if "://" in address else address)
+    return None
+
+
 def _refusal(error: Exception, joined: bool) -> str:
     """Return the line for a Ray that does not start. Ray calls a wrong token a failed connection."""
     reason = (str(error).strip() or repr(error)).splitlines()[0]
-    if not joined:
-        return f"Ray does not start: {reason}"
-    address = os.environ["RAY_ADDRESS"]
-    if answers(urlsplit(address).netloc if "://" in address else address):
-        return f"the Ray cluster at {address} answers, but does not take this client: {NO_TOKEN} ({reason})"
-    return f"no Ray cluster answers at RAY_ADDRESS={address}: start its head, or correct the address ({reason})"
+    address = os.environ.get("RAY_ADDRESS", "")
+    if joined and _place(address):
+        return f"the Ray cluster at {shown(address)} answers, but does not take this client: {NO_TOKEN} ({reason})"
+    return f"Ray does not start: {reason}"
 
 
 def _head(ray: Any) -> HeadWatch | None:
