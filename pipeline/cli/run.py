@@ -91,6 +91,7 @@ def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None
     for note in notes:
         click.echo(f"note: {shown(note)}", err=True)
     expected = estimate(settings, found, price)
+    rate = expected.rate
     own, paper = work_of(settings.method_config()), paper_work(settings.profile)
     settled = found.settled()
     facts: dict[str, Any] = {
@@ -103,10 +104,10 @@ def _plan_only(settings: "RunConfig", retry: "Retry | None", price: float | None
         "failed_before": settled["failed"] + settled["quarantined"],
         "lost_photos": found.lost_photos,
         **found.left_out.counts(),
-        "seconds_per_photo": expected.seconds_per_photo,
-        "seconds_per_photo_low": expected.low,
-        "seconds_per_photo_high": expected.high,
-        "rate": expected.rate + (f" on {expected.measured_photos} photos" if expected.measured_photos else ""),
+        "seconds_per_photo": round(rate.seconds, 3),
+        "seconds_per_photo_low": round(rate.low, 3),
+        "seconds_per_photo_high": round(rate.high, 3),
+        "rate": rate.source + (f" on {expected.measured_photos} photos" if expected.measured_photos else ""),
         "tflop_per_photo": own and own.tflop,
         "tflop_per_photo_paper": paper and paper.tflop,
         "actor_hours": expected.actor_hours,

@@ -155,7 +155,7 @@ class _Watch:
 def _run(config: RunConfig, plan: Plan, target: Storage, finaliser: Finaliser, watch: _Watch) -> Summary:
     summary, run_id = _summary(plan, config), uuid.uuid4().hex
     write_plan(target, plan, run_id)
-    longest = min(config.max_photos_per_task, plan.todo_photos) * estimate(config, plan, None).high
+    longest = min(config.max_photos_per_task, plan.todo_photos) * estimate(config, plan, None).rate.high
     watch.metrics.begin(plan.identities, plan.todo, config.gpus_per_actor, expected_task_s=longest)
     if plan.todo:
         for identity, part in plan.retried:

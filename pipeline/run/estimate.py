@@ -8,16 +8,15 @@ from dladiff.settings.schema import MethodConfig, method_config
 from pipeline.config import RunConfig
 from pipeline.run.plan import Plan
 
-SECONDS_PER_PHOTO = {"tiny": 45.0}
-OTHER_SECONDS_PER_PHOTO = 300.0
-"""Guesses for settings that WORK does not count, by profile: compared methods, other encoders, models, schedules."""
+GUESSES, OTHER_GUESS = {"tiny": 45.0}, 300.0
+"""Seconds of a photo with settings that WORK does not count, by profile: compared methods, other encoders or steps."""
 GPU_TFLOPS, GPU_LEAST_S = 60.0, 3.0
 """Assumed of a GPU: 10^12 operations a second, and least seconds a photo (detection, encoding and files). An A100 has
 312 in bf16 by its data sheet, of which a fifth is 60; an L4 121, an H100 989. No full-size model was measured yet."""
 CPU_SPREAD, GPU_SPREAD, GUESS_SPREAD = 2.0, 5.0, 3.0
 """Factors by which the true seconds may differ either way: another CPU; another card or share of its peak; a guess."""
-FEW = 5  # records below which their spread says too little
-LEAST_SPREAD = 1.2  # of a measured rate: the next photos may have other sizes
+MEASURED_SPREAD, FEW, FEW_SPREAD = 1.2, 5, 2.0
+"""The least such factor of a measured rate, since photos to come may have other sizes; of fewer than FEW records."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +38,29 @@ WORK = {
 """Work of the default and of `preset: paper`, by profile: one encoder architecture, at 512 px and, of SDXL, 1,024."""
 
 
+@dataclass(frozen=True)
+class Rate:
+    """Seconds of a photo, and the least and most that they may be."""
+
+    seconds: float
+    low: float
+    high: float
+    source: str
+    """Where they come from: measured, counted or assumed."""
+
+    @classmethod
+    def within(cls, seconds: float, factor: float, source: str) -> "Rate":
+        """Return a rate that may be wrong by a factor either way."""
+        return cls(seconds, seconds / factor, seconds * factor, source)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Estimated time and cost of the new photos; `measured_photos` is 0 for an assumed rate."""
+    """Estimated time and cost of the new photos."""
 
-    seconds_per_photo: float
-    low: float
-    """Seconds of a photo if all goes well; `high` if not. Of a measured rate a 95 % interval, else a stated spread."""
-    high: float
-    rate: str
-    """Where the seconds come from: measured, counted or assumed."""
+    rate: Rate
     measured_photos: int
+    """Photos of this output that the rate was measured on; 0: it was not measured."""
     actor_hours: float
     gpu_hours: float
     cost: float | None
@@ -95,10 +106,7 @@ def estimate(config: RunConfig, plan: Plan, price: float | None) -> Estimate:
     hours = plan.todo_photos * rate.seconds / 3600
     billed = hours * config.gpus_per_actor if gpu else hours
     return Estimate(
-        seconds_per_photo=round(rate.seconds, 3),
-        low=round(rate.low, 3),
-        high=round(rate.high, 3),
-        rate=rate.source,
+        rate=rate,
         measured_photos=measured,
         actor_hours=round(hours, 4),
         gpu_hours=round(hours * config.gpus_per_actor, 4),
@@ -106,37 +114,24 @@ def estimate(config: RunConfig, plan: Plan, price: float | None) -> Estimate:
     )
 
 
-@dataclass(frozen=True)
-class Rate:
-    """Seconds of a photo, the least and most that they may be, and where they come from."""
-
-    seconds: float
-    low: float
-    high: float
-    source: str
-
-
 def measured_rate(pairs: Sequence[tuple[float, int]]) -> Rate:
     """Return the rate of seconds and photos by record; its interval is that of a ratio of sums (normal, 95 %)."""
     photos = sum(count for _, count in pairs)
     rate = sum(seconds for seconds, _ in pairs) / photos
-    half = 0.0
-    if len(pairs) >= FEW:
-        squares = sum((seconds - rate * count) ** 2 for seconds, count in pairs)
-        half = 1.96 * math.sqrt(squares * len(pairs) / (len(pairs) - 1)) / photos
-    least = LEAST_SPREAD if len(pairs) >= FEW else CPU_SPREAD
-    return Rate(rate, max(min(rate - half, rate / least), 0.0), max(rate + half, rate * least), "measured")
+    if len(pairs) < FEW:
+        return Rate.within(rate, FEW_SPREAD, "measured")
+    squares = sum((seconds - rate * count) ** 2 for seconds, count in pairs)
+    half = 1.96 * math.sqrt(squares * len(pairs) / (len(pairs) - 1)) / photos
+    least = Rate.within(rate, MEASURED_SPREAD, "measured")
+    return Rate(rate, max(min(rate - half, least.low), 0.0), max(rate + half, least.high), "measured")
 
 
 def assumed_rate(config: RunConfig) -> Rate:
     """Return the seconds of a photo before any was measured."""
     work = work_of(config.method_config())
-    on_cpu = config.gpus_per_actor == 0
-    if work is None or (on_cpu and work.cpu_seconds is None):
-        guess = SECONDS_PER_PHOTO.get(config.profile, OTHER_SECONDS_PER_PHOTO)
-        return Rate(guess, guess / GUESS_SPREAD, guess * GUESS_SPREAD, "assumed")
-    if on_cpu and work.cpu_seconds is not None:
-        return Rate(work.cpu_seconds, work.cpu_seconds / CPU_SPREAD, work.cpu_seconds * CPU_SPREAD, "counted")
-    seconds = work.tflop / GPU_TFLOPS
-    low, high = (max(value, GPU_LEAST_S) for value in (seconds / GPU_SPREAD, seconds * GPU_SPREAD))
-    return Rate(max(seconds, GPU_LEAST_S), low, max(high, GPU_LEAST_S * GPU_SPREAD), "counted")
+    if work is not None and config.gpus_per_actor > 0:
+        low, seconds, high = (work.tflop / GPU_TFLOPS * factor for factor in (1 / GPU_SPREAD, 1, GPU_SPREAD))
+        return Rate(max(seconds, GPU_LEAST_S), max(low, GPU_LEAST_S), max(high, GPU_LEAST_S * GPU_SPREAD), "counted")
+    if work is not None and work.cpu_seconds is not None:
+        return Rate.within(work.cpu_seconds, CPU_SPREAD, "counted")
+    return Rate.within(GUESSES.get(config.profile, OTHER_GUESS), GUESS_SPREAD, "assumed")

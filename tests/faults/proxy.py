@@ -23,7 +23,6 @@ class FaultyProxy:
     def __init__(self, endpoint: str, delay_s: float = 0.0) -> None:
         self.mode: Mode = "pass"
         self.delay_s = delay_s
-        self.requests = 0
         self.faults = 0
         self._there = urlsplit(endpoint).netloc
         outer = self
@@ -54,7 +53,6 @@ class FaultyProxy:
 
     def _handle(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
-        self.requests += 1
         time.sleep(self.delay_s)
         if self.mode == "busy":
             self._answer(request, 503, SLOW_DOWN)

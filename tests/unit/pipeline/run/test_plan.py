@@ -137,17 +137,17 @@ def test_photos_that_failed_alone_are_taken_up_by_reason(config: RunConfig, outp
 def test_cost_comes_from_measured_rates_or_a_stated_default(config: RunConfig, output: Storage, tmp_path: Path) -> None:
     plan, tasks = work(config, tmp_path)
     assumed = estimate(config, plan, None)
-    assert (assumed.measured_photos, assumed.cost, assumed.rate) == (0, None, "counted")
-    assert assumed.low < assumed.seconds_per_photo < assumed.high
-    assert assumed.actor_hours == pytest.approx(8 * assumed.seconds_per_photo / 3600, abs=1e-4)
+    assert (assumed.measured_photos, assumed.cost, assumed.rate.source) == (0, None, "counted")
+    assert assumed.rate.low < assumed.rate.seconds < assumed.rate.high
+    assert assumed.actor_hours == pytest.approx(8 * assumed.rate.seconds / 3600, abs=1e-4)
     commit(output, tasks[0], seconds=5400)
     plan, _ = work(config, tmp_path)
     measured = estimate(config, plan, 2.0)
-    assert (measured.seconds_per_photo, measured.measured_photos, measured.rate) == (1800, 3, "measured")
+    assert (measured.rate.seconds, measured.measured_photos, measured.rate.source) == (1800, 3, "measured")
     assert (measured.actor_hours, measured.gpu_hours, measured.cost) == (2.5, 0.0, 5.0)
     shared = estimate(config.replaced(gpus_per_actor=0.5), plan, 2.0)
     assert shared.measured_photos == 0  # a rate of the CPU says nothing of a GPU
-    assert shared.gpu_hours == pytest.approx(5 * shared.seconds_per_photo / 3600 / 2, abs=1e-4)
+    assert shared.gpu_hours == pytest.approx(5 * shared.rate.seconds / 3600 / 2, abs=1e-4)
 
 
 def test_the_interval_of_a_measured_rate_is_that_of_a_ratio_of_sums() -> None:
