@@ -181,6 +181,8 @@ def _check_version(client: Any, name: str) -> None:
             lines = answered(lambda: client.get_job_logs(name)).splitlines()
         for line in lines:
             if line.startswith(REFUSED):
+                if not ended:  # it ends at once; until Ray says so, the next submission would find it running
+                    _ended(client, name, is_new=True)
                 raise ConfigError([line.removeprefix("error: ")])
             if line.startswith(STARTED):
                 return

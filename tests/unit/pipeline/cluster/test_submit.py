@@ -3,6 +3,7 @@
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -10,9 +11,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from dladiff.errors import ConfigError
 from pipeline.cli.main import main
+from pipeline.cluster import submit
 from pipeline.cluster.job_file import load_job
-from pipeline.cluster.submit import METRICS_PORTS, _start
+from pipeline.cluster.same_version import REFUSED
+from pipeline.cluster.submit import METRICS_PORTS, _check_version, _start
 from pipeline.telemetry.driver import served
 
 
@@ -38,6 +42,29 @@ def test_a_wrong_or_missing_token_is_one_line(status: int) -> None:
     assert found.exit_code == 3
     assert found.output.splitlines()[-1].startswith("error: the Ray cluster refuses this client: set RAY_AUTH_TOKEN")
     assert checked.exit_code == 1 and "FAIL  ray: the Ray cluster refuses this client" in checked.output
+
+
+class SlowHead:
+    """Knows what a job printed some answers before it knows that the job ended, as Ray's head does."""
+
+    def __init__(self) -> None:
+        self.statuses = iter(["RUNNING", "RUNNING", "RUNNING", "FAILED"])
+        self.status = ""
+
+    def get_job_info(self, _: str) -> Any:
+        self.status = next(self.statuses, self.status)
+        return SimpleNamespace(status=SimpleNamespace(value=self.status), driver_exit_code=2)
+
+    def get_job_logs(self, _: str) -> str:
+        return f"{REFUSED}dladiff 1\n"
+
+
+def test_a_refused_job_has_ended_when_its_submission_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "POLL_S", 0.01)
+    head = SlowHead()
+    with pytest.raises(ConfigError, match="this cluster has dladiff 1"):
+        _check_version(head, "dladiff-faces-1")
+    assert head.status == "FAILED"
 
 
 class Head:
