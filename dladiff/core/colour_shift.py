@@ -1,7 +1,7 @@
 """How far areas of a picture change their colour: differentiable, in CIE76 units.
 
 SSIMULACRA2 compares no colour of areas larger than about 16 pixels, so an optimiser hides its perturbation there: as
-blotches of other skin colours, which anybody sees.
+blotches of other skin colours, which anybody sees. On skin it also hides thin lines of another colour.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from dladiff.core.pixels import Images
 
-CELLS = (8, 16, 32)
+CELLS = (4, 8, 16, 32)
 """Sides of the areas whose mean colours are compared, pixels."""
 MATRIX = ((0.4339526, 0.3762199, 0.1898430), (0.2126729, 0.7151522, 0.0721750), (0.0177566, 0.1094680, 0.8729553))
 """Linear sRGB to CIE XYZ over the white point D65 (IEC 61966-2-1)."""

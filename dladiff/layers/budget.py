@@ -9,7 +9,7 @@ from torch.nn import functional
 from dladiff.core.colour_shift import ColourShift
 from dladiff.core.pixels import Images
 from dladiff.core.ssimulacra2 import Region, Ssimulacra2
-from dladiff.core.visibility import SIX_SCALES
+from dladiff.core.visibility import FACE_SIDE
 
 LONGEST = 720
 """Longer side of the compared pictures in the loop, pixels; larger ones are halved, or divided further."""
@@ -40,13 +40,16 @@ class Budget:
     ) -> None:
         """`original`: `1 3 h w`; `regions`: parts of it to score beside the whole, pixels.
 
-        `whole`: it is a whole photo. A small one is scored twice, because `core.visibility` continues a face by its
-        mirror image and a whole photo not: fewer scales count there, and each score alone leaves the other too low.
+        `whole`: it is a whole photo. A small one is scored twice, because `core.visibility` enlarges a face and a whole
+        photo not: fewer scales count there, and each score alone leaves the other too low.
         """
-        self.factor, self.faces = max(1, -(-max(original.shape[-2:]) // LONGEST)), bool(regions)
+        longest = max(original.shape[-2:])
+        self.factor = max(1, -(-longest // LONGEST))
+        shortest = min((min(x1 - x0, y1 - y0) for x0, y0, x1, y1 in regions), default=FACE_SIDE)
+        self.enlarged = max(1.0, min(FACE_SIDE / max(1, shortest), LONGEST / longest))
         small, plain = self._small(original), self._reduced(original)
         self.twice = whole and plain.shape != small.shape
-        height, width = (-(-side // self.factor) for side in original.shape[-2:])
+        height, width = small.shape[-2:]
         scaled = [(0, 0, width, height), *(self._scaled(region, height, width) for region in regions)]
         self.compared = []
         for x, y in OFFSETS:
@@ -88,18 +91,12 @@ class Budget:
         return functional.avg_pool2d(picture, self.factor, ceil_mode=True) if self.factor > 1 else picture
 
     def _small(self, picture: Tensor) -> Tensor:
-        small = self._reduced(picture)
-        return mirrored(mirrored(small, -1), -2) if self.faces else small
+        """Return a picture at the size of the comparison: smaller, or enlarged as `core.visibility` enlarges a face."""
+        if self.enlarged == 1:
+            return self._reduced(picture)
+        size = [round(side * self.enlarged) for side in picture.shape[-2:]]
+        return functional.interpolate(picture, size, mode="bicubic", antialias=True).clamp(0, 1)
 
     def _scaled(self, region: Region, height: int, width: int) -> Region:
-        x0, y0, x1, y1 = (v // self.factor for v in region)
+        x0, y0, x1, y1 = (int(v * self.enlarged) // self.factor for v in region)
         return x0, y0, max(x0 + 1, min(width, x1)), max(y0 + 1, min(height, y1))
-
-
-def mirrored(picture: Tensor, axis: int) -> Tensor:
-    """Return a picture with a face, continued by its mirror image as `core.visibility` does where it is small."""
-    start = picture
-    while picture.shape[axis] < SIX_SCALES:
-        start = start.flip(axis)
-        picture = torch.cat([picture, start], axis)
-    return picture.narrow(axis, 0, SIX_SCALES) if picture.shape[axis] > start.shape[axis] else picture

@@ -10,14 +10,14 @@ from torch import Tensor
 from dladiff.core.field import MAX_CELLS
 from dladiff.core.pixels import Images
 from dladiff.core.views import View
-from dladiff.core.visibility import SIX_SCALES, Rectangle, around_face
+from dladiff.core.visibility import FACE_SIDE, Rectangle, around_face
 from dladiff.faces.detect import Face, alignment_matrix
 from dladiff.layers.zero_shot import Box, half_crop_pixel
 from dladiff.settings.schema import MethodConfig
 
-SMALL = 2 * SIX_SCALES
-"""Longer side up to which a photo narrower than SIX_SCALES is one part, px. Its score counts fewer scales than a
-face's, so the optimisation needs both. In a longer one the whole photo's score hardly sees one face."""
+SMALL = 2 * FACE_SIDE
+"""Longer side up to which a photo narrower than FACE_SIDE is one part, px. Its score is at another size than that of
+its face, so the optimisation needs both. In a longer one the whole photo's score hardly sees one face."""
 
 FADE = 0.12
 """Share of the perturbed side in which the perturbation fades out towards an edge inside the photo."""
@@ -73,7 +73,7 @@ def _around(size: tuple[int, int], face: Face, views: Sequence[View], index: int
         inner = Box(max(0, view.x), max(0, view.y), right, bottom)
     low = (min(a, b) for a, b in zip(square[:2], (inner.x0, inner.y0), strict=True))
     high = (max(a, b) for a, b in zip(square[2:], (inner.x1, inner.y1), strict=True))
-    small = min(height, width) < SIX_SCALES and max(height, width) <= SMALL
+    small = min(height, width) < FACE_SIDE and max(height, width) <= SMALL
     box = Box(0, 0, width, height) if small else Box(*low, *high)
     return Part(box, inner, half_crop_pixel(alignment_matrix(face.landmarks)), views, index, [square])
 

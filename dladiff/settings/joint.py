@@ -38,7 +38,7 @@ class JointConfig(Settings):
     log_variance: float = Field(default=0.0, ge=0, le=1000)
     """Weight of the shift of the posterior's log variance beside the shift of its mean; 0: the mean alone."""
     colour: float = Field(default=1.5, ge=0, le=100)
-    """Largest shift of areas' colours (4-norm of CIE76 differences of means over 8, 16 and 32 cells), which
+    """Largest shift of areas' colours (4-norm of CIE76 differences of means over 4 to 32 cells), which
     SSIMULACRA2 hardly counts."""
 
     def contradictions(self) -> Iterator[str]:

@@ -107,7 +107,7 @@ PHOTOS = pa.schema(
             "ssimulacra2_face",
             pa.float64(),
             "the same of the square around a face (1.25 times the longer side of its box; scaled down likewise, "
-            "below 256 px continued by its mirror image), the lowest of the faces; null without a face",
+            "below 256 px enlarged to them), the lowest of the faces; null without a face",
             later=True,
         ),
         _column("similarity", pa.list_(SIMILARITY), "cosine to the original photo, by encoder"),

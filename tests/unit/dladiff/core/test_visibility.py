@@ -104,8 +104,8 @@ def test_a_face_s_score_is_of_its_square_and_the_lowest_counts() -> None:
     b = a.copy()
     b[538:, 538:] = noisy(a, 4)[538:, 538:]
     corner, clean = (550.0, 550.0, 600.0, 600.0), (10.0, 10.0, 40.0, 40.0)
-    pad = [(0, 194), (0, 194), (0, 0)]  # the mirror image of 62 px, up to 256
-    expected = of_package(*(np.pad(p[538:, 538:], pad, mode="symmetric") for p in (a, b)))
+    squares = (Image.fromarray(np.ascontiguousarray(p[538:, 538:])) for p in (a, b))
+    expected = of_package(*(np.asarray(square.resize((256, 256), Image.Resampling.BICUBIC)) for square in squares))
     assert ssimulacra2_of_faces(a, b, [corner]) == pytest.approx(expected, abs=1e-6)
     assert ssimulacra2_of_faces(a, b, [clean]) == 100
     assert ssimulacra2_of_faces(a, b, [clean, corner]) == pytest.approx(expected, abs=1e-6)
@@ -115,7 +115,7 @@ def test_a_face_s_score_is_of_its_square_and_the_lowest_counts() -> None:
 
 def test_a_large_face_is_compared_at_the_size_of_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(visibility, "SCREEN", 108)
-    monkeypatch.setattr(visibility, "SIX_SCALES", 100)
+    monkeypatch.setattr(visibility, "FACE_SIDE", 100)
     a = photo(330, 325)
     b = noisy(a, 8)
     square = cut(a, around_face((10.0, 10.0, 250.0, 250.0), 330, 325)), cut(b, (0, 0, 300, 300))

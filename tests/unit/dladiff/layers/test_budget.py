@@ -7,7 +7,7 @@ import torch
 from dladiff.core import visibility
 from dladiff.core.pixels import to_float, to_uint8
 from dladiff.core.transforms import blur
-from dladiff.layers.budget import COLOUR_WEIGHTS, SCORE_WEIGHTS, Budget, mirrored
+from dladiff.layers.budget import COLOUR_WEIGHTS, SCORE_WEIGHTS, Budget
 from tests.golden.make_tiny import photo
 
 
@@ -59,7 +59,7 @@ def test_a_small_face_and_a_large_photo_fit() -> None:
 
 
 def test_a_small_whole_photo_is_scored_as_the_stored_file_is() -> None:
-    """Fine noise counts most in the fewer scales of the whole photo, coarse noise in those of the continued face."""
+    """Fine noise counts most in the fewer scales of the whole photo, coarse noise in those of the enlarged face."""
     pixels = np.ascontiguousarray(photo()[60:180, 60:180])
     x = to_float(pixels)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
@@ -69,13 +69,24 @@ def test_a_small_whole_photo_is_scored_as_the_stored_file_is() -> None:
         alone, twice = (Budget(x, [(0, 0, 120, 120)], target=75, colour=1.5, whole=whole) for whole in (False, True))
         for budget in (alone, twice):
             budget.gradient(changed, 0)
-        assert (stored[1] < stored[0]) == of_face and abs(stored[0] - stored[1]) > 10
+        assert (stored[1] < stored[0]) == of_face and abs(stored[0] - stored[1]) > 5
         assert twice.score == pytest.approx(min(stored), abs=0.5)
-        assert of_face or alone.score > min(stored) + 10
+        assert of_face or alone.score > min(stored) + 5
 
 
-@pytest.mark.parametrize("size", [(100, 70), (256, 300), (90, 400)])
-def test_small_pictures_with_a_face_are_continued_as_the_measure_continues_them(size: tuple[int, int]) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    found = mirrored(mirrored(to_float(pixels), -1), -2)
-    assert np.array_equal(to_uint8(found), visibility.shown(pixels, face=True))
+@pytest.mark.parametrize("size", [(120, 120), (150, 130), (96, 200)])
+def test_a_small_face_is_enlarged_as_the_measure_enlarges_it(size: tuple[int, int]) -> None:
+    pixels = np.ascontiguousarray(photo()[20 : 20 + size[0], 20 : 20 + size[1]])
+    budget = Budget(to_float(pixels), [(0, 0, size[1], size[0])], target=75, colour=1.5)
+    found, expected = to_uint8(budget._small(to_float(pixels))), visibility.shown(pixels, face=True)
+    assert found.shape == expected.shape and min(found.shape[:2]) == visibility.FACE_SIDE
+    off = np.abs(found.astype(int) - expected)  # Pillow rounds between its two passes
+    assert off.max() <= 4 and off.mean() < 0.3
+
+
+def test_a_face_within_a_part_is_enlarged_to_the_size_of_the_measure() -> None:
+    """The part may be larger than the square that is scored."""
+    x = to_float(np.ascontiguousarray(photo()[30:230, 30:230]))
+    budget = Budget(x, [(40, 60, 140, 160)], target=75, colour=1.5)
+    assert budget._small(x).shape[-2:] == (512, 512)
+    assert budget._scaled((40, 60, 140, 160), 512, 512) == (102, 153, 358, 409)
