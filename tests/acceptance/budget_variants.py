@@ -1,8 +1,10 @@
 """Variants of the loop that keeps a perturbation within a visibility budget, compared on real portraits.
 
 Each variant protects the same photos at the same budget with the tiny profile. The table has what is seen in the
-stored file: SSIMULACRA2 of the photo, of the face, and of the photo without its first rows and columns; Butteraugli,
-which nothing optimises; the shift of areas' colours; the cosine of the optimised encoder and of one that took no part.
+stored file: SSIMULACRA2 of the photo, of the face, and of the photo without its first rows and columns; Butteraugli
+and FLIP of the face, which nothing optimises; the shift of areas' colours; the cosines of optimised encoders and of one
+that took no part. A face below 256 px is enlarged to it for Butteraugli and FLIP as well. FLIP (Andersson 2020, mean
+error times 100) is there where the package flip-evaluator is installed.
 
     python -m tests.acceptance.budget_variants PHOTO... [--visibility 75] [--variant NAME]... [--save DIR]
 """
@@ -10,6 +12,7 @@ which nothing optimises; the shift of areas' colours; the cosine of the optimise
 import argparse
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from dladiff.core import visibility
+from dladiff.core import colour_shift, visibility
 from dladiff.core.arrays import Pixels
 from dladiff.core.colour_shift import ColourShift
 from dladiff.core.exchange import PhotoIn
@@ -33,6 +36,8 @@ SEED = 0
 ROWS, COLUMNS = 3, 5
 """Cut away before the photo is scored again."""
 LUMA = (0.299, 0.587, 0.114)
+MODULES = (budget, colour_shift, joint, visibility)
+"""Where the constants of variants are."""
 
 
 def contrast(picture: Tensor) -> Tensor:
@@ -71,6 +76,9 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[..., Tensor] 
     "default": ({}, {}, None),
     "one position of the metric": ({"OFFSETS": budget.OFFSETS[:1]}, {}, None),
     "no bound on colours": ({}, settings(colour=100.0), None),
+    "colours of areas from 8 cells": ({"CELLS": (8, 16, 32)}, {}, None),
+    "colours of areas from 4 cells, two thirds": ({}, settings(colour=1.0), None),
+    "small faces at their own size": ({"FACE_SIDE": 1}, {}, None),
     "one position, no bound on colours": ({"OFFSETS": budget.OFFSETS[:1]}, settings(colour=100.0), None),
     "one position, no blur of the steps": ({"OFFSETS": budget.OFFSETS[:1]}, settings(smoothing=0.0), None),
     "no blur of the steps": ({}, settings(smoothing=0.0), None),
@@ -89,7 +97,7 @@ def measure(pixels: Pixels, variant: str, wanted: float) -> tuple[dict[str, floa
     constants, overrides, moved = VARIANTS[variant]
     kept = [
         (module, name, getattr(module, name))
-        for module in (budget, joint)
+        for module in MODULES
         for name in constants
         if hasattr(module, name)
     ]
@@ -108,12 +116,27 @@ def measure(pixels: Pixels, variant: str, wanted: float) -> tuple[dict[str, floa
         for module, name, value in kept:
             setattr(module, name, value)
     shifted = visibility.ssimulacra2(pixels[ROWS:, COLUMNS:], out.pixels[ROWS:, COLUMNS:])
-    cosines = {row["optimised"]: row["after"] for row in out.similarity}
-    seen = visibility.butteraugli(pixels, out.pixels)
+    optimised = [float(row["after"]) for row in out.similarity if row["optimised"]]
+    held_out = [float(row["after"]) for row in out.similarity if not row["optimised"]]
+    square = visibility.around_face(tuple(out.faces[0]["box"]), *pixels.shape[:2])
+    faces = [visibility.shown(visibility.cut(values, square), face=True) for values in (pixels, out.pixels)]
+    seen = visibility.butteraugli(*faces)
     colours = float(ColourShift(to_float(pixels))(to_float(out.pixels)))
-    row = {"SSIMULACRA2": out.ssimulacra2, "face": out.ssimulacra2_face, "shifted": shifted}
-    row |= {"Butteraugli": float("nan") if seen is None else seen, "colours": colours, "PSNR": out.psnr}
-    return row | {"optimised": cosines[True], "held out": cosines[False], "seconds": spent}, out.pixels
+    face = visibility.ssimulacra2_of_faces(pixels, out.pixels, [tuple(out.faces[0]["box"])])
+    row = {"SSIMULACRA2": out.ssimulacra2, "face": face, "shifted": shifted}
+    row |= {"Butteraugli": float("nan") if seen is None else seen, "FLIP": flip(*faces)}
+    row |= {"colours": colours, "PSNR": out.psnr, "optimised": float(np.mean(optimised))}
+    return row | {"held out": float(np.mean(held_out)), "seconds": spent}, out.pixels
+
+
+def flip(a: Pixels, b: Pixels) -> float:
+    """Return FLIP's mean error of two pictures, times 100; nan without the package flip-evaluator."""
+    try:
+        flip_evaluator = import_module("flip_evaluator")
+    except ModuleNotFoundError:
+        return float("nan")
+    pictures = (values.astype(np.float32) / 255 for values in (a, b))
+    return 100 * float(flip_evaluator.evaluate(*pictures, "LDR", applyMagma=False)[1])
 
 
 def main() -> None:
