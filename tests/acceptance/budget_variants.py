@@ -95,12 +95,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[..., Tensor] 
 def measure(pixels: Pixels, variant: str, wanted: float) -> tuple[dict[str, float], Pixels]:
     """Protect one photo with one variant; return its figures and its pixels."""
     constants, overrides, moved = VARIANTS[variant]
-    kept = [
-        (module, name, getattr(module, name))
-        for module in MODULES
-        for name in constants
-        if hasattr(module, name)
-    ]
+    kept = [(module, name, getattr(module, name)) for module in MODULES for name in constants if hasattr(module, name)]
     plain = joint._Run.moved
     for module, name, _ in kept:
         setattr(module, name, constants[name])
