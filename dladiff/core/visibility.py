@@ -130,7 +130,7 @@ def shown(pixels: Pixels, face: bool = False) -> Pixels:
     if scale != 1:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         kernel = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
-        pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, kernel))
+        pixels = np.array(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, kernel))
     missing = [(0, max(0, SMALLEST - side)) for side in pixels.shape[:2]]
     return np.ascontiguousarray(np.pad(pixels, [*missing, (0, 0)], mode="edge") if np.any(missing) else pixels)
 

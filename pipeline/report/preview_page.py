@@ -19,7 +19,7 @@ from pipeline.sources.decode import Decoded
 MARK = '<meta name="dladiff-page" content="preview">'
 """The line of the page by which a later preview recognises it and may replace it."""
 SIDE = 1600  # px, longest side of a picture: four lossless pictures of 1600 px take some 20 MB
-AROUND = 2.0  # side of the detail, in units of the face's longer side: as the face's SSIMULACRA2
+AROUND = 2.0  # side of the detail, in units of the face's longer side: the face with its surroundings
 MIN_SIDE = 256  # px, shortest side of the detail: a small face is shown with its surroundings
 CHOSEN = "balanced"  # the strength that the page shows first
 MEANING = {

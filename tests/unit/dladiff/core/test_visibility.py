@@ -85,6 +85,11 @@ def test_below_8_px_edges_are_repeated(size: tuple[int, int]) -> None:
     assert ssimulacra2(a, a.copy()) == 100
 
 
+def test_a_picture_that_was_scaled_can_be_written_to() -> None:
+    """As torch demands of the memory that it shares."""
+    assert visibility.shown(photo(40, 40), face=True).flags.writeable
+
+
 def test_a_long_strip_scaled_below_8_px_can_be_compared() -> None:
     a = photo(2, 5000)
     assert ssimulacra2(a, 255 - a) < 99
