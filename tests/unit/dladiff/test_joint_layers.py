@@ -56,8 +56,8 @@ def test_the_stored_photo_and_its_face_keep_the_budget(
     protector: Protector, at: Callable[[float], PhotoOut], wanted: float
 ) -> None:
     config, out = protector.config, at(wanted)
-    assert min(out.ssimulacra2, out.ssimulacra2_face) >= wanted
-    assert visibility.ssimulacra2(photo(), out.pixels) == out.ssimulacra2 < wanted + 12  # used, not only kept
+    assert wanted <= min(out.ssimulacra2, out.ssimulacra2_face) < wanted + 3  # used, not only kept
+    assert visibility.ssimulacra2(photo(), out.pixels) == out.ssimulacra2
     assert out.status == "protected" and out.linf <= config.joint.eta + 1e-9 and out.retained > 0.7
     optimised = next(s for s in out.similarity if s["optimised"])
     assert optimised["before"] > 0.99 and optimised["after"] < (0.6 if wanted == 60 else 0.95)
@@ -214,7 +214,7 @@ def test_recomputing_activations_changes_no_byte(protector: Protector) -> None:
 @pytest.mark.parametrize("layers", ["both", "finetuning"])
 def test_algorithm_1_under_the_budget_alone_and_as_the_start_of_the_latent_push(layers: Any) -> None:
     """What layer 1 does, by its choice: each keeps the budget, and they differ."""
-    short = {"layers": layers, "finetuning": {"iter_ft": 2, "iter_opt": 2}, "joint": {"steps": 6}}
+    short = {"layers": layers, "finetuning": {"iter_ft": 2, "iter_opt": 2}, "joint": {"steps": 12}}
     photos, found = [PhotoIn(key="a", pixels=photo())], {}
     for layer_1 in ("latent", "adft", "both"):
         made = Protector({"profile": "tiny", "overrides": short | {"layer_1": layer_1}}, 0, 1)
