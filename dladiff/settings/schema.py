@@ -184,8 +184,9 @@ class MethodConfig(Settings):
     `auto`: `latent` with `visibility`, else `adft`."""
     visibility: float = Field(default=75.0, ge=0, le=100)
     """Lowest SSIMULACRA2 of the stored photo, of the whole and around each face (enlarged to 256 px where it is
-    smaller): 90 is not distinguishable side by side, 70 high quality, 50 medium. Both layers then share one perturbation (`joint`). 0: no such budget, but
-    Algorithms 1 and 2: sign steps inside the bounds of `finetuning` and `zero_shot`."""
+    smaller): 90 is not distinguishable side by side, 70 high quality, 50 medium. Both layers then share one
+    perturbation (`joint`). 0: no such budget, but Algorithms 1 and 2: sign steps inside the bounds of `finetuning` and
+    `zero_shot`."""
     protection: Protection = "dladiff"
     """Method of layer 1: this package's, or a compared one (dladiff/baselines), which uses its own schedule and has no
     layer 2. `finetuning.eta` overrides its bound; with `visibility`, 0 for these, its perturbation is scaled down to
